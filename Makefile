@@ -1,0 +1,50 @@
+# Everything starts here: `make demo` shows it, `make test` proves it. Each makes its own environment first.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+# torch goes first and alone: from an index that serves a CPU build, nothing later replaces it by a CUDA one.
+TORCH  := $(shell grep -i '^torch==' constraints.txt)
+
+.PHONY: env demo test test-all check format bench gpu lock clean
+
+env: $(VENV)/.ready
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "palimpsest needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: env
+	$(BIN)/palimpsest demo --out demo --overwrite
+
+test: env
+	$(BIN)/python -m pytest -m 'not slow and not gpu' -n 2
+
+test-all: env
+	$(BIN)/python -m pytest -m 'not gpu' -n 2
+
+check: env
+	$(BIN)/ruff format --check src tests bench
+	$(BIN)/ruff check src tests bench
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/guards
+
+format: env
+	$(BIN)/ruff format src tests bench
+	$(BIN)/ruff check --fix src tests bench
+
+bench: env
+	$(BIN)/python bench/forgetting_before_learning.py
+	$(BIN)/python bench/single_edits.py
+
+gpu: env
+	$(BIN)/python -m pytest -m gpu
+
+lock: env
+	{ echo '# Versions that `make env` installs and the tests run with. Regenerate with `make lock`.'; \
+	  $(BIN)/pip list --format=freeze | grep -viE '^(pip|setuptools|palimpsest-lm)==' | sed 's/+cpu//' | sort -f; } > constraints.tmp
+	mv constraints.tmp constraints.txt
+
+clean:
+	rm -rf $(VENV) demo runs build dist .pytest_cache .mypy_cache .ruff_cache

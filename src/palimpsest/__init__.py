@@ -1,0 +1,1 @@
+"""Palimpsest: update what a language model knows, as small, reversible, verified patches."""

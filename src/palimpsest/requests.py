@@ -1,0 +1,217 @@
+"""What should become true (`EditRequest`) and what tests it (`Probe`)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, get_args
+
+from palimpsest.errors import DataError, unknown_name
+
+ProbeKind = Literal[
+    "reliability",
+    "generality",
+    "locality.neighborhood",
+    "locality.namesake",
+    "locality.other_relation",
+    "locality.distracting",
+    "locality.out_of_scope",
+    "portability.one_hop",
+    "portability.subject_alias",
+    "portability.inverse",
+]
+PROBE_KINDS: tuple[str, ...] = get_args(ProbeKind)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One question that tests an edit.
+
+    Arguments:
+        kind: which of the metrics it belongs to; one of `PROBE_KINDS`.
+        prompt: the text the model continues.
+        expected: the right continuation. Locality probes may leave it out: they compare with the base model.
+        fact: identity of the fact it asks about, such as `"France|capital"`; when that fact is itself edited in
+            the same run, the probe is left out of locality.
+
+    Raises `DataError` for a blank prompt, `ConfigError` for an unknown kind.
+    """
+
+    kind: ProbeKind
+    prompt: str
+    expected: str | None = None
+    fact: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in PROBE_KINDS:
+            raise unknown_name("kind of probe", str(self.kind), PROBE_KINDS)
+        _require_text(self.prompt, "prompt", where=f"a {self.kind} probe")
+        if self.expected is not None:
+            object.__setattr__(self, "expected", self.expected.strip())
+        if not self.is_locality and not self.expected:
+            raise DataError(
+                "A probe has no expected answer.",
+                expected=f"`expected` for a {self.kind} probe (only locality compares with the base model)",
+                found=repr(self.expected),
+                where=f"the probe {self.prompt!r}",
+            )
+
+    @property
+    def is_locality(self) -> bool:
+        return self.kind.startswith("locality")
+
+
+@dataclass(frozen=True)
+class EditRequest:
+    """One fact that should become true, with the probes that test it.
+
+    Arguments:
+        prompt: the full text before the answer, such as `"The capital of France is"`.
+        target_new: the answer it should get. Surrounding spaces are not part of it.
+        subject: what the fact is about; must occur in the prompt. Methods that locate an edit need it.
+        target_old: the answer it gets today. Methods that forget first need it.
+        probes: questions that test the edit. The reliability probe is made from the prompt and need not be given.
+        fact: identity of the fact, in the form that probes use.
+        id: a name for records; made from the content when left out.
+
+    Raises `DataError` that names the field, what was expected and what was found.
+    """
+
+    prompt: str
+    target_new: str
+    subject: str | None = None
+    target_old: str | None = None
+    probes: tuple[Probe, ...] = ()
+    fact: str | None = None
+    id: str = ""
+
+    def __post_init__(self) -> None:
+        where = f"the edit {self.id or self.prompt!r}"
+        _require_text(self.prompt, "prompt", where=where)
+        _require_text(self.target_new, "target_new", where=where)
+        object.__setattr__(self, "prompt", self.prompt.rstrip())
+        object.__setattr__(self, "target_new", self.target_new.strip())
+        object.__setattr__(self, "probes", tuple(self.probes))
+        if self.target_old is not None:
+            _require_text(self.target_old, "target_old", where=where)
+            object.__setattr__(self, "target_old", self.target_old.strip())
+            if self.target_old == self.target_new:
+                raise DataError(
+                    "The new answer equals the old one, so there is nothing to edit.",
+                    expected="`target_new` to differ from `target_old`",
+                    found=f"both are {self.target_new!r}",
+                    where=where,
+                    remedy="drop the record, or correct one of the two",
+                )
+        if self.subject is not None:
+            _require_text(self.subject, "subject", where=where)
+            object.__setattr__(self, "subject", self.subject.strip())
+            self.subject_span()
+        if not self.id:
+            content = json.dumps([self.prompt, self.target_new, self.subject, self.target_old])
+            object.__setattr__(self, "id", hashlib.sha256(content.encode()).hexdigest()[:12])
+
+    def subject_span(self) -> tuple[int, int]:
+        """Character offsets `(start, end)` of the subject's last occurrence in the prompt.
+
+        Raises `DataError` when there is no subject or it is not in the prompt.
+        """
+        if self.subject is None:
+            raise DataError(
+                "An edit has no subject.",
+                expected="`subject`: the words in the prompt that the fact is about",
+                found="none",
+                where=f"the edit {self.prompt!r}",
+                remedy="add a `subject` field",
+            )
+        start = self.prompt.rfind(self.subject)
+        if start < 0:
+            raise DataError(
+                "The subject does not occur in the prompt.",
+                expected=f"{self.subject!r} somewhere in the prompt, spelled alike",
+                found=f"prompt {self.prompt!r}",
+                where="field `subject`",
+                remedy="correct the subject or the prompt, or leave `subject` out to have it found",
+            )
+        return start, start + len(self.subject)
+
+    def all_probes(self) -> tuple[Probe, ...]:
+        """The reliability probe, made from the edit itself, followed by the others."""
+        own = Probe("reliability", self.prompt, self.target_new, self.fact)
+        return (own, *(probe for probe in self.probes if probe.kind != "reliability"))
+
+    def reversed_to_old(self) -> EditRequest:
+        """The request that teaches the old answer: what F-Learning's forgetting step learns in order to subtract.
+
+        Raises `DataError` when there is no old answer.
+        """
+        if self.target_old is None:
+            raise DataError(
+                "An edit has no old answer.",
+                expected="`target_old`: what the model says today, so that it can be forgotten",
+                found="none",
+                where=f"the edit {self.prompt!r}",
+                remedy="add `target_old` to the record, or take a method that does not forget first",
+            )
+        return replace(self, target_new=self.target_old, target_old=None, probes=(), id=f"{self.id}-old")
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary that `from_dict` reads back."""
+        record = asdict(self)
+        record["probes"] = [{k: v for k, v in asdict(p).items() if v is not None} for p in self.probes]
+        return {key: value for key, value in record.items() if value not in (None, [])}
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> EditRequest:
+        """Reads what `to_dict` wrote. Raises `DataError` for a record that is not one."""
+        try:
+            probes = tuple(Probe(**probe) for probe in record.get("probes", ()))
+            return cls(**{**record, "probes": probes})
+        except TypeError as error:
+            raise DataError("A record is not an edit.", found=str(error), where=f"record {dict(record)!r}") from error
+
+
+def check_requests(requests: Sequence[EditRequest], *, needs_subject: bool, needs_old_answer: bool) -> None:
+    """Checks a batch before anything is computed.
+
+    Raises `DataError` for two edits that contradict each other (one prompt, two answers), and for a missing
+    subject or old answer where they are needed.
+    """
+    answers: dict[str, EditRequest] = {}
+    for request in requests:
+        if needs_subject:
+            request.subject_span()
+        if needs_old_answer:
+            request.reversed_to_old()
+        earlier = answers.setdefault(normalise(request.prompt), request)
+        if earlier.target_new != request.target_new:
+            raise DataError(
+                "Two edits of one batch contradict each other.",
+                expected="one answer for one prompt",
+                found=f"{earlier.target_new!r} (edit {earlier.id}) and {request.target_new!r} (edit {request.id})",
+                where=f"prompt {request.prompt!r}",
+                remedy="remove one of them, or edit them one after another with the sequential protocol",
+            )
+
+
+def without_duplicates(requests: Iterable[EditRequest]) -> list[EditRequest]:
+    """The requests without exact repetitions of (prompt, target_new), first ones kept."""
+    seen = {(normalise(r.prompt), r.target_new): r for r in reversed(list(requests))}
+    return list(reversed(seen.values()))
+
+
+def normalise(text: str) -> str:
+    """Case and white space folded: for comparing answers and prompts, never for showing them."""
+    return " ".join(text.split()).casefold()
+
+
+def _require_text(value: object, name: str, *, where: str) -> None:
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(
+            f"The field `{name}` is {'blank' if isinstance(value, str) else 'not text'}.",
+            expected="text with at least one visible character",
+            found=repr(value),
+            where=where,
+        )

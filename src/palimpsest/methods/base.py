@@ -1,0 +1,222 @@
+"""What a method is: a name, options, and `edit`, which leaves the model as it found it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, TypeVar, final
+
+import torch
+
+from palimpsest.config import Config
+from palimpsest.errors import ConfigError
+from palimpsest.methods.presets import Preset, find_preset
+from palimpsest.models.editable import EditableModel
+from palimpsest.patches.base import Manifest, Patch
+from palimpsest.patches.weights import WeightPatch
+from palimpsest.provenance import peak_memory_bytes
+from palimpsest.requests import EditRequest, check_requests, without_duplicates
+from palimpsest.stopwatch import Progress, Stopwatch, silent
+
+
+class MethodConfig(Config):
+    """Options every method has."""
+
+    seed: int = 0
+    """Seed of everything random in an edit."""
+
+
+ConfigT = TypeVar("ConfigT", bound=MethodConfig)
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a method can do and what it asks for.
+
+    Arguments:
+        needs_subject: every request must have a subject.
+        needs_old_answer: every request must have `target_old`.
+        is_batched: one call can take several requests.
+        gives_weight_patch: its patches can be added, scaled and used by F-Learning.
+    """
+
+    needs_subject: bool = False
+    needs_old_answer: bool = False
+    is_batched: bool = True
+    gives_weight_patch: bool = True
+
+
+class MethodState:
+    """What a sequential method carries from one call to the next. Passed in, returned, never a global."""
+
+
+@dataclass
+class Diagnostics:
+    """How an edit went.
+
+    Arguments:
+        seconds: by stage; `total` is all of them.
+        peak_memory_bytes: peak of the process (or of the CUDA device) at the end.
+        losses: request id to its loss after each pass.
+        facts: other numbers worth keeping: norms, steps, counts.
+        notes: sentences a user should read.
+    """
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    peak_memory_bytes: int = 0
+    losses: dict[str, list[float]] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class EditOutcome:
+    """What `edit` returns.
+
+    Arguments:
+        patch: what would have to change; the model itself has not been changed.
+        state: to be passed to the next call of a sequential method; `None` for those that carry nothing.
+        diagnostics: how it went.
+    """
+
+    patch: Patch
+    state: MethodState | None
+    diagnostics: Diagnostics
+
+
+@dataclass
+class Run:
+    """What a method's mathematics gets to work with, beside the model and the requests."""
+
+    state: MethodState | None
+    clock: Stopwatch
+    diagnostics: Diagnostics
+    progress: Progress
+
+
+class Method(ABC, Generic[ConfigT]):
+    """A way to edit. Leaves are final: they implement `compute` and nothing overrides it again.
+
+    Arguments:
+        name: the name it is registered under.
+        options: options that differ from the defaults.
+        preset: name of a preset, `"auto"` for the one that fits the model, or `"none"`.
+        variant: options that the registered name itself fixes.
+    """
+
+    Config: ClassVar[type[MethodConfig]] = MethodConfig
+    capabilities: ClassVar[Capabilities] = Capabilities()
+
+    def __init__(
+        self,
+        name: str,
+        options: Mapping[str, Any] | None = None,
+        *,
+        preset: str = "auto",
+        variant: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.name = name
+        self.options = dict(options or {})
+        self.preset = preset
+        self.variant = dict(variant or {})
+        # A misspelt option must not wait for a model to be loaded.
+        self.Config.parse({**self.variant, **self.options}, owner=f"method {name!r}")
+
+    def resolve(self, model: EditableModel) -> tuple[ConfigT, Preset | None]:
+        """The complete configuration for a model: defaults, then variant, preset and options, later ones winning."""
+        preset = find_preset(self.name, self.preset, model)
+        chosen = {**self.variant, **(preset.options if preset else {}), **self.options}
+        config: Any = self.Config.parse(chosen, owner=f"method {self.name!r}")
+        return config, preset
+
+    @final
+    def edit(
+        self,
+        model: EditableModel,
+        requests: Sequence[EditRequest],
+        state: MethodState | None = None,
+        *,
+        progress: Progress = silent,
+    ) -> EditOutcome:
+        """Computes a patch that makes the requests true. The model is bit-identical before and after.
+
+        Raises `DataError` for contradictory requests or a missing subject or old answer, `ConfigError` for what the
+        method cannot do; both before anything is computed.
+        """
+        config, preset = self.resolve(model)
+        self.check(requests)
+        unique = without_duplicates(requests)
+        run = Run(state, Stopwatch(), Diagnostics(), progress)
+        if len(unique) < len(requests):
+            run.diagnostics.notes.append(f"{len(requests) - len(unique)} repeated request(s) were merged.")
+        stacked_on = model.weights.labels
+        with run.clock.stage("other"), seeded(config.seed, model.device):
+            patch = self.compute(model, unique, config, run) if unique else _nothing()
+        _finish(run)
+        patch.manifest = Manifest(
+            kind=patch.manifest.kind,
+            label=self.name,
+            method=self.name,
+            preset=preset.name if preset else None,
+            config=config.model_dump(),
+            seed=config.seed,
+            model=model.name,
+            base=model.fingerprint(patch.touched()) if isinstance(patch, WeightPatch) else model.fingerprint(),
+            stacked_on=stacked_on,
+            edits=[request.to_dict() for request in requests],
+            diagnostics={
+                "seconds": run.diagnostics.seconds,
+                "peak_memory_bytes": run.diagnostics.peak_memory_bytes,
+                "facts": run.diagnostics.facts,
+                "notes": run.diagnostics.notes,
+            },
+        )
+        return EditOutcome(patch, run.state, run.diagnostics)
+
+    @abstractmethod
+    def compute(self, model: EditableModel, requests: Sequence[EditRequest], config: ConfigT, run: Run) -> Patch:
+        """The method's mathematics: from checked, distinct, non-empty requests to a patch.
+
+        Must leave the model as it found it, also when it raises.
+        """
+
+    def check(self, requests: Sequence[EditRequest]) -> None:
+        """Raises when the requests are not what the method needs; costs nothing."""
+        check_requests(
+            requests,
+            needs_subject=self.capabilities.needs_subject,
+            needs_old_answer=self.capabilities.needs_old_answer,
+        )
+        if len(requests) > 1 and not self.capabilities.is_batched:
+            raise ConfigError(
+                f"The method {self.name!r} edits one fact at a time.",
+                expected="one request a call",
+                found=f"{len(requests)} requests",
+                remedy="use the single or sequential protocol",
+            )
+
+
+class seeded:  # noqa: N801 - reads as a verb where it is used
+    """Inside the block torch's generators start from a seed; afterwards they are what they were."""
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self._fork = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+        self._seed = seed
+
+    def __enter__(self) -> None:
+        self._fork.__enter__()
+        torch.manual_seed(self._seed)
+
+    def __exit__(self, *failure: Any) -> None:
+        self._fork.__exit__(*failure)
+
+
+def _nothing() -> WeightPatch:
+    return WeightPatch({}, Manifest(label="nothing"))
+
+
+def _finish(run: Run) -> None:
+    seconds = {name: spent for name, spent in run.clock.seconds.items() if name != "other" or spent > 1e-4}
+    run.diagnostics.seconds = {**seconds, "total": sum(run.clock.seconds.values())}
+    run.diagnostics.peak_memory_bytes = peak_memory_bytes()

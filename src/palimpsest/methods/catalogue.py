@@ -1,0 +1,71 @@
+"""All methods by name. Variants of one method are rows that fix some of its options."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from palimpsest.registry import Registry, Row
+
+if TYPE_CHECKING:
+    from palimpsest.methods.base import Method
+
+_FINE_TUNING = "palimpsest.methods.fine_tuning:FineTuning"
+_LORA = "palimpsest.methods.lora:Lora"
+_F_LEARNING = "palimpsest.methods.f_learning:FLearning"
+
+METHODS = Registry(
+    "method",
+    "palimpsest.methods",
+    {
+        "ft": Row(_FINE_TUNING, "fine-tuning of all weights on the new answers", source="arXiv:2311.08011, 2305.13172"),
+        "ft-l": Row(
+            _FINE_TUNING,
+            "fine-tuning of one MLP down-projection inside an L-infinity ball",
+            options={"parameters": "mlp.down", "layers": [0], "constraint": "linf"},
+            source="arXiv:2012.00363, 2202.05262",
+        ),
+        "locft": Row(
+            _FINE_TUNING,
+            "mini-batch fine-tuning of one MLP down-projection, end of sequence appended",
+            options={"parameters": "mlp.down", "layers": [-1], "append_eos": True},
+            source="arXiv:2509.22072",
+        ),
+        "lora": Row(_LORA, "low-rank adapters on query and value projections", source="arXiv:2106.09685"),
+        "f-learning-ft": Row(
+            _F_LEARNING,
+            "forget by full fine-tuning, then learn by full fine-tuning",
+            options={"forget": "ft", "learn": "ft"},
+            source="arXiv:2311.08011",
+        ),
+        "f-learning-lora": Row(
+            _F_LEARNING,
+            "forget by LoRA, then learn by LoRA",
+            options={"forget": "lora", "learn": "lora"},
+            source="arXiv:2311.08011",
+        ),
+        "f-learning-lora-ft": Row(
+            _F_LEARNING,
+            "forget by LoRA, then learn by full fine-tuning",
+            options={"forget": "lora", "learn": "ft"},
+            source="arXiv:2311.08011",
+        ),
+        "f-learning": Row(
+            _F_LEARNING, "forget by one weight method, then learn by another", source="arXiv:2311.08011"
+        ),
+    },
+)
+
+
+def method(name: str, *, preset: str = "auto", **options: Any) -> Method[Any]:
+    """A method by name, with options that differ from its preset.
+
+    Arguments:
+        name: see `palimpsest list methods`.
+        preset: name of a preset, `"auto"` for the one that fits the model it will be used on, or `"none"`.
+        options: see the method's page.
+
+    Raises `ConfigError`, with near matches, for an unknown name or option.
+    """
+    row = METHODS[name]
+    made: Method[Any] = row.load()(name, options, preset=preset, variant=row.options)
+    return made

@@ -1,0 +1,66 @@
+"""Presets: options for a method on a model, each number with its source. One TOML file a method and model."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+from palimpsest.errors import unknown_name
+
+if TYPE_CHECKING:
+    from palimpsest.models.editable import EditableModel
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One file of options.
+
+    Arguments:
+        name: the file's name without its ending.
+        match: config fields a model must have for the preset to be taken by itself; empty for any model.
+        options: option name to value.
+        source: where the numbers come from.
+    """
+
+    name: str
+    match: Mapping[str, Any]
+    options: Mapping[str, Any]
+    source: str
+
+
+def presets(method: str) -> dict[str, Preset]:
+    """All presets of a method by name."""
+    folder = resources.files(__package__) / method
+    if not folder.is_dir():
+        return {}
+    found = {}
+    for file in sorted(folder.iterdir(), key=lambda path: path.name):
+        if file.name.endswith(".toml"):
+            record = tomllib.loads(file.read_text(encoding="utf-8"))
+            name = file.name.removesuffix(".toml")
+            found[name] = Preset(name, record.get("match", {}), record.get("options", {}), record["source"])
+    return found
+
+
+def find_preset(method: str, name: str, model: EditableModel) -> Preset | None:
+    """The preset of that name; for `"auto"` the one whose `match` fits the model, if any; for `"none"` nothing.
+
+    Raises `ConfigError` for a name that is not there.
+    """
+    if name == "none":
+        return None
+    known = presets(method)
+    if name == "auto":
+        config = model.module.config
+        fitting = (
+            preset
+            for preset in known.values()
+            if preset.match and all(getattr(config, key, None) == value for key, value in preset.match.items())
+        )
+        return next(fitting, None)
+    if name not in known:
+        raise unknown_name(f"preset of method {method!r}", name, [*known, "auto", "none"])
+    return known[name]

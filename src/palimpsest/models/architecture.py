@@ -1,0 +1,187 @@
+"""From a model to its verified sites: the row is looked up by model type, then proved by one forward pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from palimpsest.errors import ModelError, unknown_name
+from palimpsest.models.families import FAMILIES, SITE_NAMES, Architecture, Part
+from palimpsest.models.hooks import first_tensor
+from palimpsest.models.linear import LINEAR_TYPES, features, is_linear
+
+WEIGHT_SITES = tuple(name for name in SITE_NAMES if "." in name)
+
+
+@dataclass(frozen=True)
+class Sites:
+    """An architecture bound to one model: every path has been found, and seen to carry what the row says.
+
+    Arguments:
+        architecture: the row.
+        model: the module the paths start at.
+        num_layers: number of blocks.
+        d_model: width of the residual stream.
+    """
+
+    architecture: Architecture
+    model: nn.Module
+    num_layers: int
+    d_model: int
+
+    def module(self, site: str, layer: int | None = None) -> nn.Module:
+        """The module of a site. `embed`, `final_norm` and `unembed` take no layer.
+
+        Raises `ConfigError` for an unknown site, `ModelError` for a layer out of range.
+        """
+        row = self.architecture
+        if site in ("embed", "final_norm", "unembed"):
+            return self.model.get_submodule(getattr(row, site))
+        part = self.part(site)
+        if layer is None or not 0 <= layer < self.num_layers:
+            raise ModelError(
+                "A layer is out of range.",
+                expected=f"0 to {self.num_layers - 1}",
+                found=str(layer),
+                where=f"site {site!r} of a model with {self.num_layers} layers",
+            )
+        return self.model.get_submodule(_join(row.blocks, str(layer), part.path))
+
+    def part(self, site: str) -> Part:
+        """Where a site lies inside a block. Raises `ConfigError` for an unknown one."""
+        if site not in self.architecture.sites:
+            raise unknown_name("site", site, self.architecture.sites, where=f"family {self.architecture.name!r}")
+        return self.architecture.sites[site]
+
+    def parameter_name(self, site: str, layer: int, *, kind: str = "weight") -> str:
+        """The full name of a site's weight (or bias) in `named_parameters()`."""
+        self.module(site, layer)
+        return _join(self.architecture.blocks, str(layer), self.part(site).path, kind)
+
+
+def architectures() -> tuple[Architecture, ...]:
+    """The built-in rows, then those that entry points of the group `palimpsest.architectures` add."""
+    added = tuple(point.load() for point in entry_points(group="palimpsest.architectures"))
+    return FAMILIES + added
+
+
+def resolve(model: nn.Module, architecture: Architecture | None = None) -> Sites:
+    """Finds the row for a model and verifies every site with one forward pass over three tokens.
+
+    Raises `ModelError` that names the sites looked for, and how to add a row.
+    """
+    config: Any = model.config
+    row = architecture or _row_for(str(config.model_type))
+    blocks = _submodule(model, row.blocks, row, "blocks")
+    if not isinstance(blocks, nn.ModuleList) or len(blocks) == 0:
+        raise _mismatch(row, "blocks", f"{row.blocks!r} is a {type(blocks).__name__}, not a list of blocks")
+    embed = _submodule(model, row.embed, row, "embed")
+    for site in ("final_norm", "unembed"):
+        _submodule(model, getattr(row, site), row, site)
+    sites = Sites(row, model, len(blocks), int(_weight(embed).shape[1]))
+    for site in row.sites:
+        for layer in range(sites.num_layers):
+            module = _submodule(model, _join(row.blocks, str(layer), row.sites[site].path), row, site)
+            if site in WEIGHT_SITES and not is_linear(module):
+                raise _mismatch(
+                    row,
+                    f"{site} of layer {layer}",
+                    f"a {type(module).__name__}, not one of {', '.join(kind.__name__ for kind in LINEAR_TYPES)}",
+                )
+    _verify(sites)
+    return sites
+
+
+def _row_for(model_type: str) -> Architecture:
+    rows = architectures()
+    for row in rows:
+        if model_type in row.model_types:
+            return row
+    known = sorted(kind for row in rows for kind in row.model_types)
+    raise ModelError(
+        f"There is no site table for models of type {model_type!r}.",
+        expected=f"a model type among {', '.join(known)}",
+        found=repr(model_type),
+        where=f"sites looked for: blocks, embed, final_norm, unembed, {', '.join(SITE_NAMES)}",
+        remedy="describe the family in a palimpsest.Architecture and pass it to palimpsest.load(..., architecture=row), "
+        "or register it in the entry-point group 'palimpsest.architectures'",
+    )
+
+
+def _verify(sites: Sites) -> None:
+    """Runs three tokens and checks the width of what every site of every layer reads and writes."""
+    seen: dict[tuple[str, int], tuple[int, int]] = {}
+    handles = []
+    for site in sites.architecture.sites:
+        for layer in range(sites.num_layers):
+
+            def record(
+                _module: nn.Module, args: Any, kwargs: Any, output: Any, *, key: tuple[str, int] = (site, layer)
+            ) -> None:
+                entry = args[0] if args else kwargs.get("hidden_states")
+                seen[key] = (int(entry.shape[-1]), int(first_tensor(output).shape[-1]))
+
+            handles.append(sites.module(site, layer).register_forward_hook(record, with_kwargs=True))
+    device = _weight(sites.module("embed")).device
+    try:
+        with torch.no_grad():
+            sites.model(input_ids=torch.arange(3, device=device)[None])
+    finally:
+        for handle in handles:
+            handle.remove()
+    for (site, layer), expected in _expected_widths(sites).items():
+        if seen.get((site, layer)) != expected:
+            raise _mismatch(
+                sites.architecture,
+                f"{site} of layer {layer}",
+                f"(input, output) widths {seen.get((site, layer), 'never reached')}, not {expected}",
+            )
+
+
+def _expected_widths(sites: Sites) -> dict[tuple[str, int], tuple[int, int]]:
+    expected = {}
+    for site in sites.architecture.sites:
+        for layer in range(sites.num_layers):
+            if site in WEIGHT_SITES:
+                out_features, in_features = features(sites.module(site, layer))
+                # What writes into the residual stream must have its width; what reads from it likewise.
+                writes, reads = site in ("mlp.down", "attn.out"), site not in ("mlp.down", "attn.out")
+                expected[site, layer] = (
+                    sites.d_model if reads else in_features,
+                    sites.d_model if writes else out_features,
+                )
+            else:
+                expected[site, layer] = (sites.d_model, sites.d_model)
+    return expected
+
+
+def _submodule(model: nn.Module, path: str, row: Architecture, site: str) -> nn.Module:
+    try:
+        return model.get_submodule(path)
+    except AttributeError as error:
+        raise _mismatch(row, site, f"no module {path!r} ({error})") from error
+
+
+def _weight(module: nn.Module) -> Tensor:
+    weight = module.weight
+    if not isinstance(weight, Tensor):
+        raise ModelError("A module has no weight.", found=type(module).__name__)
+    return weight
+
+
+def _join(*parts: str) -> str:
+    return ".".join(part for part in parts if part)
+
+
+def _mismatch(row: Architecture, site: str, found: str) -> ModelError:
+    return ModelError(
+        "The model does not have the layout that the site table says.",
+        expected=f"family {row.name!r} as described in its row",
+        found=found,
+        where=f"site {site}",
+        remedy="pass a corrected palimpsest.Architecture to palimpsest.load(..., architecture=row)",
+    )

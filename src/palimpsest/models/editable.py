@@ -1,0 +1,265 @@
+"""A model that can be asked, looked into and patched: the one forward path that everything else uses."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, overload
+
+import torch
+from torch import Tensor, nn
+
+from palimpsest.errors import DataError, ModelError
+from palimpsest.models import tokens
+from palimpsest.models.architecture import Sites, resolve
+from palimpsest.models.families import Architecture
+from palimpsest.models.generation import continuations
+from palimpsest.models.hooks import Change, Point, captured, intervened
+from palimpsest.models.tokens import Batch, Encoded, PaddingSide
+from palimpsest.models.weights import WeightStack
+
+if TYPE_CHECKING:
+    from palimpsest.patches.base import Patch
+
+DEFAULT_ROWS = 64
+
+
+@dataclass(frozen=True)
+class TargetScore:
+    """How a model takes one target after one prompt.
+
+    Arguments:
+        log_probs: natural log-probability of each target token, given the prompt and the tokens before it.
+        matches: whether each target token is the most probable one in its place.
+    """
+
+    log_probs: tuple[float, ...]
+    matches: tuple[bool, ...]
+
+    @property
+    def log_prob(self) -> float:
+        """Log-probability of the whole target."""
+        return sum(self.log_probs)
+
+    @property
+    def mean_log_prob(self) -> float:
+        """Log-probability per token, as CounterFact compares answers of different length."""
+        return self.log_prob / len(self.log_probs)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of target tokens that are the most probable ones: the papers' teacher-forced accuracy."""
+        return sum(self.matches) / len(self.matches)
+
+
+class EditableModel:
+    """A transformers model and its tokenizer, with verified sites.
+
+    Arguments:
+        model: a decoder with a language-model head.
+        tokenizer: its tokenizer; neither it nor the model's config is ever changed.
+        name: what to call it in records.
+        architecture: a row for a family outside the site table.
+
+    Raises `ModelError` when the layout is unknown or not what the table says.
+    """
+
+    def __init__(
+        self, model: nn.Module, tokenizer: Any, *, name: str, architecture: Architecture | None = None
+    ) -> None:
+        self.module: Any = model.eval()
+        self.tokenizer = tokenizer
+        self.name = name
+        self._check_vocabulary()
+        self.sites: Sites = resolve(self.module, architecture)
+        self.weights = WeightStack(self.module)
+        accepted = inspect.signature(self.module.forward).parameters
+        self.takes_positions = "position_ids" in accepted
+        self.last_logits_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+        self._head_is_separable = self._verify_head()
+
+    @property
+    def num_layers(self) -> int:
+        return self.sites.num_layers
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go: the device of the token embedding."""
+        weight = self.sites.module("embed").weight
+        if not isinstance(weight, Tensor):
+            raise TypeError("the embedding has no weight tensor")
+        return weight.device
+
+    # Text to ids
+
+    def encode(self, prompt: str, target: str | None = None) -> Encoded:
+        """Ids of a prompt, and of a target after it. Raises `DataError` when they do not fit the context."""
+        encoded = tokens.encode(self.tokenizer, prompt, target)
+        limit = self.context_length
+        if limit is not None and len(encoded) > limit:
+            raise DataError(
+                "A prompt is longer than the model's context.",
+                expected=f"at most {limit} tokens, the target included",
+                found=f"{len(encoded)} tokens",
+                where=f"prompt {prompt[:60]!r}",
+            )
+        return encoded
+
+    def batch(self, rows: Sequence[Sequence[int]], *, side: PaddingSide = "right") -> Batch:
+        """Rows of ids, padded, on the model's device."""
+        return tokens.pad(rows, pad_id=tokens.pad_id(self.tokenizer), side=side, device=self.device)
+
+    @property
+    def context_length(self) -> int | None:
+        limit = getattr(self.module.config, "max_position_embeddings", None)
+        return None if limit is None else int(limit)
+
+    # The forward path
+
+    def forward(self, batch: Batch, **kwargs: Any) -> Any:
+        """The model's own output for a padded batch: mask in, positions counted from each row's first real token."""
+        return self.module(**self._inputs(batch), **kwargs)
+
+    def logits_at(self, batch: Batch, rows: Tensor, columns: Tensor) -> Tensor:
+        """Logits at chosen places only, (places, vocabulary); the head is not computed anywhere else.
+
+        Arguments:
+            batch: the padded rows.
+            rows: (places,), row of each place.
+            columns: (places,), its column.
+        """
+        if self._head_is_separable:
+            hidden = self.module.base_model(**self._inputs(batch)).last_hidden_state
+            logits: Tensor = self.module.get_output_embeddings()(hidden[rows, columns])
+        else:
+            logits = self.forward(batch).logits[rows, columns]
+        return logits
+
+    def score(
+        self,
+        prompts: Sequence[str],
+        targets: Sequence[str],
+        *,
+        forward_batch_size: int = DEFAULT_ROWS,
+        side: PaddingSide = "right",
+    ) -> list[TargetScore]:
+        """Teacher-forced scores of each target after its prompt, batched by length, without gradients."""
+        encoded = [self.encode(prompt, target) for prompt, target in zip(prompts, targets, strict=True)]
+        scores: list[TargetScore | None] = [None] * len(encoded)
+        for chunk in tokens.by_length([len(row) for row in encoded], forward_batch_size):
+            for index, score in zip(chunk, self._score_chunk([encoded[i] for i in chunk], side), strict=True):
+                scores[index] = score
+        return [score for score in scores if score is not None]
+
+    def answer_places(self, encoded: Sequence[Encoded], batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Where the target tokens of each row are predicted: (rows, columns, target ids), each (places,)."""
+        rows, columns, labels = [], [], []
+        for index, row in enumerate(encoded):
+            first = int(batch.starts[index]) + len(row.prompt_ids) - 1
+            for offset, label in enumerate(row.target_ids):
+                rows.append(index)
+                columns.append(first + offset)
+                labels.append(label)
+        device = self.device
+        return (torch.tensor(rows, device=device), torch.tensor(columns, device=device), torch.tensor(labels, device=device))
+
+    @overload
+    def generate(self, prompts: str, **options: Any) -> str: ...
+    @overload
+    def generate(self, prompts: Sequence[str], **options: Any) -> list[str]: ...
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        max_new_tokens: int = 24,
+        forward_batch_size: int = DEFAULT_ROWS,
+    ) -> str | list[str]:
+        """Greedy continuations, up to the first sentence end, newline or end-of-sequence.
+
+        Returns the continuation with the sentence end if there was one, without surrounding spaces: one string for
+        one prompt, else a list in the order of the prompts.
+        """
+        single = isinstance(prompts, str)
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        encoded = [self.encode(text) for text in texts]
+        found = [""] * len(texts)
+        with torch.no_grad():
+            for chunk in tokens.by_length([len(row) for row in encoded], forward_batch_size):
+                batch = self.batch([encoded[i].ids for i in chunk], side="left")
+                produced = continuations(self, batch, max_new_tokens=max_new_tokens)
+                for index, text in zip(chunk, produced, strict=True):
+                    found[index] = text
+        return found[0] if single else found
+
+    # Looking inside
+
+    def capture(self, prompts: Sequence[str], points: list[Point], *, side: PaddingSide = "right") -> tuple[Batch, dict[Point, Tensor]]:
+        """The tensors, (rows, tokens, width), that flow through the points for a batch of prompts."""
+        batch = self.batch([self.encode(prompt).ids for prompt in prompts], side=side)
+        with torch.no_grad(), captured(self.sites, points) as found:
+            self.forward(batch)
+        return batch, found
+
+    @contextmanager
+    def intervene(self, changes: Mapping[Point, Change]) -> Iterator[None]:
+        """Inside the block, what flows through the points is what the functions return."""
+        with intervened(self.sites, changes):
+            yield
+
+    # Patches
+
+    @contextmanager
+    def patched(self, patch: Patch) -> Iterator[EditableModel]:
+        """Inside the block the model is the patched one; afterwards it is the former one, bit for bit."""
+        applied = patch.apply(self)
+        try:
+            yield self
+        finally:
+            applied.remove()
+
+    def fingerprint(self, touched: Sequence[str] = ()) -> dict[str, Any]:
+        """What identifies the base model, whatever patches are on it. See `models.fingerprint`."""
+        return self.weights.fingerprint(self.module.config, touched)
+
+    def _inputs(self, batch: Batch) -> dict[str, Tensor]:
+        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        if self.takes_positions:
+            inputs["position_ids"] = batch.position_ids
+        return inputs
+
+    @torch.no_grad()
+    def _score_chunk(self, encoded: Sequence[Encoded], side: PaddingSide) -> list[TargetScore]:
+        batch = self.batch([row.ids for row in encoded], side=side)
+        rows, columns, labels = self.answer_places(encoded, batch)
+        logits = self.logits_at(batch, rows, columns).float()
+        picked = logits.gather(-1, labels[:, None])[:, 0] - logits.logsumexp(-1)
+        matches = logits.argmax(-1) == labels
+        lengths = [len(row.target_ids) for row in encoded]
+        return [
+            TargetScore(tuple(values.tolist()), tuple(hits.tolist()))
+            for values, hits in zip(picked.split(lengths), matches.split(lengths), strict=True)
+        ]
+
+    @torch.no_grad()
+    def _verify_head(self) -> bool:
+        """Whether head(base model) gives the model's logits; some families scale or cap them in between."""
+        batch = self.batch([list(range(3))])
+        try:
+            hidden = self.module.base_model(**self._inputs(batch)).last_hidden_state
+            separate = self.module.get_output_embeddings()(hidden)
+        except (AttributeError, TypeError):
+            return False
+        return torch.equal(separate, self.forward(batch).logits)
+
+    def _check_vocabulary(self) -> None:
+        rows, size = int(self.module.get_input_embeddings().weight.shape[0]), len(self.tokenizer)
+        if size > rows:
+            raise ModelError(
+                "The tokenizer does not belong to the model.",
+                expected=f"at most {rows} tokens, one embedding row each",
+                found=f"a tokenizer of {size} tokens",
+                where=f"model {self.name!r}",
+                remedy="load the tokenizer from the model's own folder",
+            )

@@ -1,0 +1,91 @@
+"""Which weights these are: a fingerprint that tells two models apart and says where they differ."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SAMPLE = 65_536
+# Fields of a model's config that change what it computes without changing any tensor's shape or content.
+_CONFIG_FIELDS = (
+    "model_type",
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "rotary_dim",
+    "rope_theta",
+    "activation_function",
+    "hidden_act",
+    "layer_norm_epsilon",
+    "rms_norm_eps",
+    "tie_word_embeddings",
+)
+
+
+def tensor_digest(tensor: Tensor, *, whole: bool) -> str:
+    """A hash of shape and values, in hexadecimal.
+
+    Values are rounded to bfloat16 first, so that one checkpoint loaded as float32 and as bfloat16 has one digest.
+
+    Arguments:
+        whole: hash every value; otherwise an evenly spaced sample of at most `SAMPLE` of them.
+    """
+    flat = tensor.detach().reshape(-1)
+    if not whole and flat.numel() > SAMPLE:
+        flat = flat[:: -(-flat.numel() // SAMPLE)]
+    values = flat.to(torch.bfloat16).contiguous().cpu().view(torch.int16).numpy().tobytes()
+    return hashlib.sha256(str(tuple(tensor.shape)).encode() + values).hexdigest()[:16]
+
+
+def config_fields(config: Any) -> dict[str, Any]:
+    """The fields of a model's config that belong to its identity."""
+    present = {name: getattr(config, name, None) for name in _CONFIG_FIELDS}
+    return {name: value for name, value in present.items() if isinstance(value, (str, int, float, bool))}
+
+
+def fingerprint(config: Any, tensors: Mapping[str, Tensor], touched: Iterable[str]) -> dict[str, Any]:
+    """What a patch records of its base model.
+
+    Arguments:
+        config: the model's config.
+        tensors: every parameter by name, as the base model has it.
+        touched: names of the parameters that the patch changes; these are hashed whole.
+
+    Returns a dictionary with `config`, `weights` (one digest over samples of all tensors) and `touched` (name to
+    shape and digest).
+    """
+    samples = [f"{name}:{tensor_digest(tensor, whole=False)}" for name, tensor in sorted(tensors.items())]
+    return {
+        "config": config_fields(config),
+        "weights": hashlib.sha256("\n".join(samples).encode()).hexdigest()[:16],
+        "touched": {
+            name: {"shape": list(tensors[name].shape), "digest": tensor_digest(tensors[name], whole=True)}
+            for name in sorted(touched)
+        },
+    }
+
+
+def differences(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """Sentences that name what two fingerprints disagree on; empty when they are one model."""
+    lines = []
+    for name in sorted(set(recorded["config"]) | set(found["config"])):
+        ours, theirs = recorded["config"].get(name), found["config"].get(name)
+        if ours != theirs:
+            lines.append(f"config.{name} is {theirs!r}, the patch was made for {ours!r}")
+    for name, entry in recorded["touched"].items():
+        other = found["touched"].get(name)
+        if other is None:
+            lines.append(f"tensor {name} is missing")
+        elif other["shape"] != entry["shape"]:
+            lines.append(f"tensor {name} has shape {other['shape']}, the patch was made for {entry['shape']}")
+        elif other["digest"] != entry["digest"]:
+            lines.append(f"tensor {name} has other values")
+    if not lines and recorded["weights"] != found["weights"]:
+        lines.append("weights that the patch does not touch have other values")
+    return lines

@@ -1,0 +1,80 @@
+"""Greedy generation with cached keys and values, and the rule that says where an answer ends."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import torch
+
+from palimpsest.requests import normalise
+
+if TYPE_CHECKING:
+    from palimpsest.models.editable import EditableModel
+    from palimpsest.models.tokens import Batch
+
+# A full stop ends an answer unless it belongs to an initial ("J. R. R."), a common title, or a number ("3.5").
+_STOP = r"\n|(?<!\b[A-Z])(?<!\bSt)(?<!\bMt)(?<!\bDr)(?<!\bMr)(?<!\bMrs)(?<!\bJr)\."
+_END = re.compile(rf"(?:{_STOP})(?:(?<!\d\.)|(?=\D|$))")
+# While a text still grows, a stop behind a digit has to wait for the next character.
+_GROWING_END = re.compile(rf"(?:{_STOP})(?:(?<!\d\.)|(?=\D))")
+
+
+def cut_at_end(text: str) -> str:
+    """The text before its first sentence end or newline, without surrounding spaces."""
+    body = text.strip()
+    end = _END.search(body)
+    return (body[: end.start()] if end else body).strip()
+
+
+def is_exact_match(generated: str, expected: str) -> bool:
+    """Whether a continuation is the expected answer, up to the stop.
+
+    The answer must stand at the beginning and be followed by a sentence end, a newline or nothing. Case and runs of
+    white space do not matter; a full stop inside the expected answer does no harm.
+    """
+    text, answer = normalise(generated.strip().split("\n")[0]), normalise(expected)
+    return text == answer or (text.startswith(answer) and text[len(answer) :].lstrip().startswith("."))
+
+
+def continuations(model: EditableModel, batch: Batch, *, max_new_tokens: int) -> list[str]:
+    """Greedy continuations of a left-padded batch, stopped at the end of the answer.
+
+    Returns one string a row: up to and including the full stop, without surrounding spaces.
+    """
+    eos = _end_ids(model)
+    produced: list[list[int]] = [[] for _ in range(len(batch.input_ids))]
+    texts = [""] * len(produced)
+    alive = list(range(len(produced)))
+    mask, positions = batch.attention_mask, batch.position_ids
+    inputs: dict[str, object] = {"input_ids": batch.input_ids}
+    for _ in range(max_new_tokens):
+        if model.takes_positions:
+            inputs["position_ids"] = positions
+        output = model.module(**inputs, attention_mask=mask, use_cache=True, **model.last_logits_only)
+        chosen = output.logits[:, -1].argmax(-1)
+        ids = chosen.tolist()
+        for row in list(alive):
+            if ids[row] in eos:
+                alive.remove(row)
+                continue
+            produced[row].append(ids[row])
+            texts[row] = model.tokenizer.decode(produced[row], skip_special_tokens=True)
+            end = _GROWING_END.search(texts[row].lstrip())
+            if end:
+                texts[row] = texts[row].lstrip()[: end.end()]
+                alive.remove(row)
+        if not alive:
+            break
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        positions = positions[:, -1:] + 1
+        inputs = {"input_ids": chosen[:, None], "past_key_values": output.past_key_values}
+    return [text.strip() for text in texts]
+
+
+def _end_ids(model: EditableModel) -> set[int]:
+    """Ids that end a sequence, by the model's generation config and its tokenizer."""
+    declared = getattr(getattr(model.module, "generation_config", None), "eos_token_id", None)
+    ids = set(declared if isinstance(declared, (list, tuple)) else [declared])
+    ids.add(model.tokenizer.eos_token_id)
+    return {int(one) for one in ids if one is not None}

@@ -1,0 +1,165 @@
+"""From text to ids: targets appended as ids, subjects found by character offsets, padding on either side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from palimpsest.errors import DataError, ModelError
+from palimpsest.requests import EditRequest
+
+PaddingSide = Literal["left", "right"]
+
+# Scripts that put no space between words: a target in one of them follows its prompt directly.
+_UNSPACED = ((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x9FFF), (0xF900, 0xFAFF))
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One row: a prompt and, after it, a target (empty for a prompt alone). Both are token ids."""
+
+    prompt_ids: tuple[int, ...]
+    target_ids: tuple[int, ...] = ()
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        return self.prompt_ids + self.target_ids
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids) + len(self.target_ids)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows padded to one length.
+
+    Arguments:
+        input_ids: (rows, tokens).
+        attention_mask: (rows, tokens), 1 on real tokens.
+        starts: (rows,), column of each row's first real token.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    starts: Tensor
+
+    @property
+    def position_ids(self) -> Tensor:
+        """(rows, tokens): every row counts from 0 at its first real token, whatever the padding."""
+        return (self.attention_mask.cumsum(-1) - 1).clamp(min=0)
+
+    @property
+    def last_columns(self) -> Tensor:
+        """(rows,), column of each row's last real token."""
+        return self.starts + self.attention_mask.sum(-1) - 1
+
+
+def separator(prompt: str, target: str) -> str:
+    """What stands between a prompt and its target: one space, or nothing where the script or the prompt needs none."""
+    if prompt.endswith(("\n", "\t", "(", "[", "“", "‘", "「")) or not target:
+        return ""
+    code = ord(target[0])
+    return "" if any(low <= code <= high for low, high in _UNSPACED) else " "
+
+
+def encode(tokenizer: Any, prompt: str, target: str | None = None) -> Encoded:
+    """Token ids of a prompt and of the target that follows it.
+
+    The prompt's ids are exactly those of the prompt alone (as at generation time), special tokens that the
+    tokenizer puts in front included. The target's ids are what the tokenizer makes of it in this place: with its
+    leading space, and without a beginning-of-sequence token of its own.
+
+    Raises `DataError` when prompt or target has no tokens.
+    """
+    prompt_ids = _prompt_ids(tokenizer, prompt)
+    if not prompt_ids:
+        raise DataError("A prompt has no tokens.", found=repr(prompt), expected="at least one token")
+    if target is None:
+        return Encoded(prompt_ids)
+    text = separator(prompt, target) + target
+    joint = _prompt_ids(tokenizer, prompt + text)
+    if joint[: len(prompt_ids)] == prompt_ids:
+        target_ids = joint[len(prompt_ids) :]
+    else:
+        # The boundary merges: generation starts from the prompt's own ids, so the target is tokenised by itself.
+        target_ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    if not target_ids:
+        raise DataError("A target has no tokens.", found=repr(target), expected="at least one token")
+    return Encoded(prompt_ids, target_ids)
+
+
+def subject_last_token(tokenizer: Any, request: EditRequest) -> int:
+    """Index, in the prompt's ids, of the token that holds the last character of the subject.
+
+    Raises `DataError` when the request has no subject, or none of its characters became a token.
+    """
+    _, end = request.subject_span()
+    for index, (first, last) in reversed(list(enumerate(_offsets(tokenizer, request.prompt)))):
+        if first < end <= last:
+            return index
+    raise DataError(
+        "No token carries the subject.",
+        expected="a token that holds the subject's last character",
+        found=f"subject {request.subject!r}",
+        where=f"prompt {request.prompt!r}",
+    )
+
+
+def subject_first_token(tokenizer: Any, request: EditRequest) -> int:
+    """Index, in the prompt's ids, of the token that holds the first character of the subject."""
+    start, _ = request.subject_span()
+    last_token = subject_last_token(tokenizer, request)
+    offsets = _offsets(tokenizer, request.prompt)
+    return next((i for i, (_, last) in enumerate(offsets) if last > start), last_token)
+
+
+def pad(rows: Sequence[Sequence[int]], *, pad_id: int, side: PaddingSide, device: torch.device | str = "cpu") -> Batch:
+    """Rows of ids as one batch, padded on the given side."""
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    starts = torch.zeros(len(rows), dtype=torch.long)
+    for index, row in enumerate(rows):
+        start = width - len(row) if side == "left" else 0
+        ids[index, start : start + len(row)] = torch.tensor(row, dtype=torch.long)
+        mask[index, start : start + len(row)] = 1
+        starts[index] = start
+    return Batch(ids.to(device), mask.to(device), starts.to(device))
+
+
+def by_length(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Indices in groups of at most `size`, longest rows together, so that little padding is computed."""
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
+def pad_id(tokenizer: Any) -> int:
+    """An id to pad with: the tokenizer's own, else end-of-sequence, else 0. Padding is always masked."""
+    for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if candidate is not None:
+            return int(candidate)
+    return 0
+
+
+def _prompt_ids(tokenizer: Any, text: str) -> tuple[int, ...]:
+    ids = tuple(tokenizer(text)["input_ids"])
+    # Some tokenizers close every text with end-of-sequence; a prompt that goes on must not be closed.
+    if ids and ids[-1] == tokenizer.eos_token_id and not text.endswith(str(tokenizer.eos_token)):
+        ids = ids[:-1]
+    return ids
+
+
+def _offsets(tokenizer: Any, text: str) -> list[tuple[int, int]]:
+    if not tokenizer.is_fast:
+        raise ModelError(
+            "The tokenizer cannot say which characters a token covers.",
+            expected="a fast tokenizer (tokenizer.json)",
+            found=type(tokenizer).__name__,
+            remedy="load it with use_fast=True, or save it once as a fast tokenizer",
+        )
+    return [(int(a), int(b)) for a, b in tokenizer(text, return_offsets_mapping=True)["offset_mapping"]]

@@ -1,0 +1,143 @@
+"""A model's weights under a stack of changes. The base tensors are never written to.
+
+A change makes new tensors and lets the parameters point to them; taking it off lets them point back. So removal is
+exact by construction, and an interrupt between two parameters is undone by pointing back as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from palimpsest.errors import PatchError
+from palimpsest.models.fingerprint import fingerprint
+
+Compute = Callable[[Tensor], Tensor]
+
+
+@dataclass(eq=False)
+class Layer:
+    """One change on the stack: how each touched parameter's new value follows from the one below it."""
+
+    label: str
+    compute: Mapping[str, Compute]
+    below: dict[str, Tensor]
+
+
+class WeightStack:
+    """The parameters of a model, each storage once, and the changes on them.
+
+    Parameters that share a storage (tied weights) have one canonical name, the first in `named_parameters()`.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._parameters: dict[str, nn.Parameter] = {}
+        self._canonical: dict[str, str] = {}
+        by_storage: dict[tuple[int, int, tuple[int, ...]], str] = {}
+        for name, parameter in module.named_parameters(remove_duplicate=False):
+            place = (parameter.data_ptr(), parameter.storage_offset(), tuple(parameter.shape))
+            # Meta and empty tensors have no address; they are told apart by identity.
+            key = place if parameter.data_ptr() else (id(parameter), 0, tuple(parameter.shape))
+            first = by_storage.setdefault(key, name)
+            self._canonical[name] = first
+            self._parameters.setdefault(first, parameter)
+        self._aliases: dict[str, list[nn.Parameter]] = {name: [] for name in self._parameters}
+        seen: set[int] = set()
+        for name, parameter in module.named_parameters(remove_duplicate=False):
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                self._aliases[self._canonical[name]].append(parameter)
+        self._layers: list[Layer] = []
+
+    def names(self) -> list[str]:
+        """Canonical names, in the model's order."""
+        return list(self._parameters)
+
+    def canonical(self, name: str) -> str:
+        """The name under which a parameter's storage is known. Raises `PatchError` for an unknown one."""
+        if name not in self._canonical:
+            raise PatchError(
+                "The model has no such tensor.",
+                expected=f"one of its {len(self._canonical)} parameters",
+                found=repr(name),
+            )
+        return self._canonical[name]
+
+    def current(self, name: str) -> Tensor:
+        """A parameter's present value, with every change on the stack."""
+        return self._parameters[self.canonical(name)].data
+
+    def base(self, name: str) -> Tensor:
+        """A parameter's value without any change."""
+        name = self.canonical(name)
+        return next((layer.below[name] for layer in self._layers if name in layer.below), self.current(name))
+
+    @property
+    def labels(self) -> list[str]:
+        """What is on the stack, lowest first."""
+        return [layer.label for layer in self._layers]
+
+    def push(self, label: str, compute: Mapping[str, Compute]) -> Layer:
+        """Puts a change on the stack, whole or not at all.
+
+        Arguments:
+            label: what to call it.
+            compute: canonical name to a function from the value below to the new value (same shape, dtype, device).
+        """
+        layer = Layer(label, dict(compute), {})
+        self._put(layer)
+        return layer
+
+    def remove(self, layer: Layer) -> None:
+        """Takes a change off, wherever it lies; what lay above it is put back on what remains."""
+        if layer not in self._layers:
+            raise PatchError("The patch is not on the model.", found=repr(layer.label), expected=f"one of {self.labels}")
+        above = self._layers[self._layers.index(layer) + 1 :]
+        for upper in reversed(above):
+            self._take_off(upper)
+        self._take_off(layer)
+        for upper in above:
+            self._put(upper)
+
+    def fingerprint(self, config: Any, touched: Sequence[str]) -> dict[str, Any]:
+        """The base model's fingerprint; see `models.fingerprint.fingerprint`."""
+        return fingerprint(config, {name: self.base(name) for name in self._parameters}, map(self.canonical, touched))
+
+    def point(self, name: str, tensor: Tensor) -> None:
+        """Lets a parameter and its aliases point to another tensor of the same shape."""
+        for parameter in self._aliases[self.canonical(name)]:
+            parameter.data = tensor
+
+    def _put(self, layer: Layer) -> None:
+        with torch.no_grad():
+            fresh = {name: function(self.current(name)) for name, function in layer.compute.items()}
+        below = {name: self.current(name) for name in fresh}
+        try:
+            for name, tensor in fresh.items():
+                self.point(name, tensor)
+            layer.below = below
+            self._layers.append(layer)
+        except BaseException:
+            for name, tensor in below.items():
+                self.point(name, tensor)
+            if layer in self._layers:
+                self._layers.remove(layer)
+            raise
+
+    def _take_off(self, layer: Layer) -> None:
+        # Pointing back is idempotent, so an interrupt here is followed by doing it again.
+        try:
+            self._point_back(layer)
+        except BaseException:
+            self._point_back(layer)
+            raise
+
+    def _point_back(self, layer: Layer) -> None:
+        for name, tensor in layer.below.items():
+            self.point(name, tensor)
+        if layer in self._layers:
+            self._layers.remove(layer)

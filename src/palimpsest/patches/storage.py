@@ -1,0 +1,120 @@
+"""Patches on disk: a folder of one safetensors file and one JSON manifest. Nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from palimpsest.errors import OutputError, PatchError
+from palimpsest.patches.base import FORMAT_VERSION, Manifest
+from palimpsest.patches.weights import Delta, Dense, LowRank, WeightPatch
+from palimpsest.provenance import file_digest, new_folder
+
+TENSORS = "patch.safetensors"
+MANIFEST = "manifest.json"
+
+
+def save_patch(patch: WeightPatch, path: Path) -> None:
+    """Writes a patch as a new folder that appears complete or not at all.
+
+    Raises `OutputError` when the folder exists or the disk refuses.
+    """
+    with new_folder(path) as draft:
+        tensors = {name: part.detach().cpu().contiguous() for name, part in patch.tensors().items()}
+        _write_tensors(tensors, draft / TENSORS)
+        layout = {name: type(delta).__name__ for name, delta in patch.deltas.items()}
+        manifest = patch.manifest.model_copy(
+            update={"tensors_sha256": file_digest(draft / TENSORS), "tensor_layout": layout}
+        )
+        text = json.dumps(manifest.model_dump(), indent=2, ensure_ascii=False, default=str)
+        (draft / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def load_patch(path: str | Path) -> WeightPatch:
+    """Reads a patch and checks it against its manifest.
+
+    Raises `PatchError` for a folder that is none, and for files that are truncated, altered or of a later format.
+    """
+    folder = Path(path).expanduser()
+    manifest = read_manifest(folder)
+    file = folder / TENSORS
+    if not file.is_file():
+        raise _broken(folder, f"no {TENSORS}")
+    if file_digest(file) != manifest.tensors_sha256:
+        raise PatchError(
+            "The patch's tensors are not the ones that were saved.",
+            expected=f"SHA-256 {manifest.tensors_sha256}",
+            found=f"SHA-256 {file_digest(file)}: truncated or altered",
+            where=str(file),
+            remedy="copy the patch again from where it was made, or make the edit again",
+        )
+    try:
+        deltas = {name: _read_delta(file, name, kind) for name, kind in manifest.tensor_layout.items()}
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise _broken(folder, f"{TENSORS} cannot be read: {error}") from error
+    return WeightPatch(deltas, manifest)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Reads and checks a patch's manifest alone. Raises `PatchError` as `load_patch` does."""
+    file = folder / MANIFEST
+    if not file.is_file():
+        raise _broken(folder, "nothing of that name" if not folder.exists() else f"no {MANIFEST}")
+    try:
+        record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(record, dict) and record.get("format_version", 0) > FORMAT_VERSION:
+            raise PatchError(
+                "The patch was written by a later version.",
+                expected=f"format {FORMAT_VERSION} or earlier",
+                found=f"format {record['format_version']}",
+                where=str(file),
+                remedy="update palimpsest",
+            )
+        return Manifest.model_validate(record)
+    except (ValueError, TypeError, ValidationError) as error:
+        first_line = str(error).split("\n")[0]
+        raise _broken(folder, f"{MANIFEST} is not a manifest: {first_line}") from error
+
+
+def _read_delta(file: Path, name: str, kind: str) -> Delta:
+    with safe_open(file, framework="pt") as stored:
+        if kind == "Dense":
+            return Dense(stored.get_tensor(f"{name}/dense"))
+        if kind == "LowRank":
+            return LowRank(stored.get_tensor(f"{name}/left"), stored.get_tensor(f"{name}/right"))
+    raise ValueError(f"unknown layout {kind!r} of {name}")
+
+
+def _write_tensors(tensors: dict[str, Any], file: Path) -> None:
+    try:
+        save_file(tensors, file)
+        # A full disk may only show when the data is forced out; the folder must not appear before that.
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except SafetensorError as error:
+        raise OutputError(
+            "Writing failed; nothing was left behind.",
+            expected="room and permission to write",
+            found=str(error),
+            where=str(file.parent),
+            remedy="free some space or choose another place, then run it again",
+        ) from error
+
+
+def _broken(folder: Path, found: str) -> PatchError:
+    return PatchError(
+        "This is not a readable patch.",
+        expected=f"a folder with {MANIFEST} and {TENSORS}",
+        found=found,
+        where=str(folder),
+        remedy="point to a folder that `palimpsest edit --out` wrote",
+    )

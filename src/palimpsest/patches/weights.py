@@ -1,0 +1,252 @@
+"""Changes of weights: dense or low-rank deltas that can be scaled, negated, added and stacked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from palimpsest.errors import PatchError
+from palimpsest.models.fingerprint import differences
+from palimpsest.patches.base import Manifest, Patch
+
+if TYPE_CHECKING:
+    from palimpsest.models.editable import EditableModel
+    from palimpsest.models.weights import Layer, WeightStack
+
+
+@dataclass(frozen=True, eq=False)
+class Dense:
+    """A change of the parameter's own shape, in the way the parameter is stored."""
+
+    delta: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.delta.shape)
+
+    def dense(self) -> Tensor:
+        """The change itself."""
+        return self.delta
+
+    def scaled(self, factor: float) -> Dense:
+        """`factor` times the change."""
+        return Dense(self.delta * factor)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its numbers by their name in a file."""
+        return {"dense": self.delta}
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """A change `left @ right`; left (rows, r), right (r, columns), product in the way the parameter is stored."""
+
+    left: Tensor
+    right: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.left.shape[0], self.right.shape[1])
+
+    @property
+    def rank(self) -> int:
+        return int(self.left.shape[1])
+
+    def dense(self) -> Tensor:
+        """The product, (rows, columns), in float32."""
+        return self.left.float() @ self.right.float()
+
+    def scaled(self, factor: float) -> LowRank:
+        """`factor` times the change; only the left factor is scaled."""
+        return LowRank(self.left * factor, self.right)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its numbers by their name in a file."""
+        return {"left": self.left, "right": self.right}
+
+
+Delta = Dense | LowRank
+
+
+def add(first: Delta, second: Delta) -> Delta:
+    """The sum; it stays factored while the factors are smaller than the product."""
+    if first.shape != second.shape:
+        raise PatchError("Two changes of one tensor differ in shape.", found=f"{first.shape} and {second.shape}")
+    if isinstance(first, LowRank) and isinstance(second, LowRank):
+        rows, columns = first.shape
+        if (first.rank + second.rank) * (rows + columns) < rows * columns:
+            return LowRank(torch.cat([first.left, second.left], dim=1), torch.cat([first.right, second.right], dim=0))
+    return Dense(first.dense() + second.dense())
+
+
+class WeightPatch(Patch):
+    """A change of weights, one delta a parameter.
+
+    Arguments:
+        deltas: canonical parameter name to its delta, in storage order.
+        manifest: where it came from.
+
+    `-p`, `2.0 * p`, `p + q` and `p - q` give new patches. A patch scaled by zero is empty, so that `0 * p + q`
+    equals `q` bit for bit.
+    """
+
+    def __init__(self, deltas: Mapping[str, Delta], manifest: Manifest) -> None:
+        for name, delta in deltas.items():
+            for part in delta.tensors().values():
+                if not torch.isfinite(part).all():
+                    raise PatchError(
+                        "A patch holds numbers that are not finite.",
+                        expected="finite numbers",
+                        found="NaN or infinity",
+                        where=f"tensor {name}",
+                        remedy="lower the learning rate or the number of steps, or compute in float32",
+                    )
+        self.deltas = dict(deltas)
+        self.manifest = manifest
+
+    # Putting on and taking off
+
+    def apply(self, model: EditableModel) -> AppliedWeights:
+        """Puts the deltas on the model's weights; see `Patch.apply`."""
+        self._check_base(model)
+        stack = model.weights
+        compute: dict[str, Callable[[Tensor], Tensor]] = {}
+        for name, delta in self.deltas.items():
+            canonical = stack.canonical(name)
+            if canonical in compute:
+                raise PatchError(
+                    "A patch changes one tied weight under two names.",
+                    expected="each storage once",
+                    found=f"{name!r}, tied to {canonical!r}",
+                )
+            if tuple(stack.current(canonical).shape) != delta.shape:
+                raise PatchError(
+                    "A patch does not fit the model.",
+                    expected=f"shape {tuple(stack.current(canonical).shape)}",
+                    found=f"shape {delta.shape}",
+                    where=f"tensor {name}",
+                )
+            compute[canonical] = _adder(delta)
+        return AppliedWeights(stack, stack.push(self.manifest.label, compute))
+
+    def differences_from(self, model: EditableModel) -> list[str]:
+        """What the model disagrees on with the one the patch was made for; empty when it fits."""
+        if self.manifest.base is None:
+            return []
+        recorded = self.manifest.base["touched"]
+        missing = [f"tensor {name} is missing" for name in recorded if name not in model.weights.names()]
+        present = [name for name in recorded if name in model.weights.names()]
+        found = model.fingerprint(present)
+        lines = differences(self.manifest.base, found)
+        return [line for line in lines if line in missing or "is missing" not in line] or missing
+
+    def _check_base(self, model: EditableModel) -> None:
+        lines = self.differences_from(model)
+        if lines:
+            shown = lines[:6] + ([f"and {len(lines) - 6} more"] if len(lines) > 6 else [])
+            raise PatchError(
+                "The patch was made for another model.",
+                expected=f"the model it was made for ({self.manifest.model})",
+                found="; ".join(shown),
+                where=f"model {model.name!r}",
+                remedy="load the model the patch was made for, or make the edit again on this one",
+            )
+
+    # Arithmetic
+
+    def __neg__(self) -> WeightPatch:
+        return self * -1.0
+
+    def __mul__(self, factor: float) -> WeightPatch:
+        if not isinstance(factor, (int, float)):
+            return NotImplemented
+        deltas = {name: delta.scaled(float(factor)) for name, delta in self.deltas.items()} if factor else {}
+        return WeightPatch(deltas, self.manifest.model_copy(update={"label": f"{factor:g} * ({self.manifest.label})"}))
+
+    __rmul__ = __mul__
+
+    def __add__(self, other: WeightPatch) -> WeightPatch:
+        if not isinstance(other, WeightPatch):
+            return NotImplemented
+        deltas = dict(self.deltas)
+        for name, delta in other.deltas.items():
+            deltas[name] = add(deltas[name], delta) if name in deltas else delta
+        return WeightPatch(deltas, _joined(self.manifest, other.manifest))
+
+    def __sub__(self, other: WeightPatch) -> WeightPatch:
+        return self + (-other)
+
+    # Facts about it
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(part.numel() for part in self.tensors().values())
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(part.numel() * part.element_size() for part in self.tensors().values())
+
+    def touched(self) -> list[str]:
+        return sorted(self.deltas)
+
+    def is_empty(self) -> bool:
+        return not self.deltas
+
+    def norm(self) -> float:
+        """Frobenius norm of all deltas together."""
+        return float(sum(float(delta.dense().double().square().sum()) for delta in self.deltas.values()) ** 0.5)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {f"{name}/{key}": part for name, delta in self.deltas.items() for key, part in delta.tensors().items()}
+
+    def save(self, path: str | Path) -> None:
+        from palimpsest.patches.storage import save_patch
+
+        save_patch(self, Path(path))
+
+
+@dataclass(frozen=True, eq=False)
+class AppliedWeights:
+    """A weight patch on a model."""
+
+    stack: WeightStack
+    layer: Layer
+
+    def remove(self) -> None:
+        """Takes the patch off; see `Applied.remove`."""
+        self.stack.remove(self.layer)
+
+
+def _adder(delta: Delta) -> Callable[[Tensor], Tensor]:
+    def plus(below: Tensor) -> Tensor:
+        # Added in float32 and rounded once, so that a delta below bfloat16's resolution is not lost twice.
+        return (below.float() + delta.dense().to(below.device).float()).to(below.dtype)
+
+    return plus
+
+
+def _joined(first: Manifest, second: Manifest) -> Manifest:
+    """The manifest of a sum. Raises `PatchError` when the two were made for different models."""
+    base = first.base or second.base
+    if first.base is not None and second.base is not None:
+        lines = [line for line in differences(first.base, second.base) if "is missing" not in line]
+        if lines:
+            raise PatchError(
+                "Two patches for different models cannot be added.",
+                expected="two patches for one model",
+                found="; ".join(lines[:4]),
+            )
+        base = {**first.base, "touched": {**second.base["touched"], **first.base["touched"]}}
+    edits = {str(edit.get("id")): edit for edit in (*first.edits, *second.edits)}
+    return Manifest(
+        label=f"{first.label} + {second.label}",
+        model=first.model or second.model,
+        base=base,
+        stacked_on=[label for label in first.stacked_on if label in second.stacked_on],
+        edits=list(edits.values()),
+    )

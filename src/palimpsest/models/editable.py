@@ -32,10 +32,12 @@ class TargetScore:
 
     Arguments:
         log_probs: natural log-probability of each target token, given the prompt and the tokens before it.
-        matches: whether each target token is the most probable one in its place.
+        predicted: the most probable token id in each place.
+        matches: whether that is the target's token.
     """
 
     log_probs: tuple[float, ...]
+    predicted: tuple[int, ...]
     matches: tuple[bool, ...]
 
     @property
@@ -235,12 +237,10 @@ class EditableModel:
         rows, columns, labels = self.answer_places(encoded, batch)
         logits = self.logits_at(batch, rows, columns).float()
         picked = logits.gather(-1, labels[:, None])[:, 0] - logits.logsumexp(-1)
-        matches = logits.argmax(-1) == labels
+        predicted = logits.argmax(-1)
         lengths = [len(row.target_ids) for row in encoded]
-        return [
-            TargetScore(tuple(values.tolist()), tuple(hits.tolist()))
-            for values, hits in zip(picked.split(lengths), matches.split(lengths), strict=True)
-        ]
+        parts = zip(picked.split(lengths), predicted.split(lengths), (predicted == labels).split(lengths), strict=True)
+        return [TargetScore(tuple(p.tolist()), tuple(i.tolist()), tuple(hit.tolist())) for p, i, hit in parts]
 
     @torch.no_grad()
     def _verify_head(self) -> bool:

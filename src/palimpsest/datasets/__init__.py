@@ -1,0 +1,1 @@
+"""Data sets: files and names to EditRequests."""

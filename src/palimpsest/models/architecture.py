@@ -129,7 +129,8 @@ def _verify(sites: Sites) -> None:
     device = _weight(sites.module("embed")).device
     try:
         with torch.no_grad():
-            sites.model(input_ids=torch.arange(3, device=device)[None])
+            ids = torch.arange(3, device=device)[None]
+            sites.model(input_ids=ids, attention_mask=torch.ones_like(ids))
     finally:
         for handle in handles:
             handle.remove()

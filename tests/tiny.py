@@ -57,7 +57,12 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def tiny_module(family: str, *, seed: int = 0, layers: int = 3) -> Any:
     """A random transformers model: width 32, 4 heads, 400 tokens. GPT-2's head is tied, the others' are not."""
     vocabulary = len(tokenizer())
-    common: dict[str, Any] = {"vocab_size": vocabulary, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    common: dict[str, Any] = {
+        "vocab_size": vocabulary,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "pad_token_id": 0,
+    }
     llama_like = {
         **common,
         "hidden_size": 32,

@@ -17,7 +17,11 @@ METHODS = Registry(
     "method",
     "palimpsest.methods",
     {
-        "ft": Row(_FINE_TUNING, "fine-tuning of all weights on the new answers", source="arXiv:2311.08011, 2305.13172"),
+        "ft": Row(
+            _FINE_TUNING,
+            "fine-tuning of all weights on the new answers",
+            source="arXiv:2311.08011, 2305.13172",
+        ),
         "ft-l": Row(
             _FINE_TUNING,
             "fine-tuning of one MLP down-projection inside an L-infinity ball",
@@ -49,9 +53,7 @@ METHODS = Registry(
             options={"forget": "lora", "learn": "ft"},
             source="arXiv:2311.08011",
         ),
-        "f-learning": Row(
-            _F_LEARNING, "forget by one weight method, then learn by another", source="arXiv:2311.08011"
-        ),
+        "f-learning": Row(_F_LEARNING, "forget by one weight method, then learn by another", source="arXiv:2311.08011"),
     },
 )
 

@@ -120,7 +120,12 @@ def _verify(sites: Sites) -> None:
         for layer in range(sites.num_layers):
 
             def record(
-                _module: nn.Module, args: Any, kwargs: Any, output: Any, *, key: tuple[str, int] = (site, layer)
+                _module: nn.Module,
+                args: Any,
+                kwargs: Any,
+                output: Any,
+                *,
+                key: tuple[str, int] = (site, layer),
             ) -> None:
                 entry = args[0] if args else kwargs.get("hidden_states")
                 seen[key] = (int(entry.shape[-1]), int(first_tensor(output).shape[-1]))

@@ -39,7 +39,7 @@ class WeightStack:
         self._canonical: dict[str, str] = {}
         by_storage: dict[tuple[int, int, tuple[int, ...]], str] = {}
         for name, parameter in module.named_parameters(remove_duplicate=False):
-            place = (parameter.data_ptr(), parameter.storage_offset(), tuple(parameter.shape))
+            place = (parameter.data_ptr(), int(parameter.storage_offset()), tuple(parameter.shape))
             # Meta and empty tensors have no address; they are told apart by identity.
             key = place if parameter.data_ptr() else (id(parameter), 0, tuple(parameter.shape))
             first = by_storage.setdefault(key, name)
@@ -95,7 +95,9 @@ class WeightStack:
     def remove(self, layer: Layer) -> None:
         """Takes a change off, wherever it lies; what lay above it is put back on what remains."""
         if layer not in self._layers:
-            raise PatchError("The patch is not on the model.", found=repr(layer.label), expected=f"one of {self.labels}")
+            raise PatchError(
+                "The patch is not on the model.", found=repr(layer.label), expected=f"one of {self.labels}"
+            )
         above = self._layers[self._layers.index(layer) + 1 :]
         for upper in reversed(above):
             self._take_off(upper)

@@ -32,7 +32,14 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "palimpsest.datasets": ("Dataset", "dataset"),
-    "palimpsest.errors": ("ConfigError", "DataError", "ModelError", "OutputError", "PalimpsestError", "PatchError"),
+    "palimpsest.errors": (
+        "ConfigError",
+        "DataError",
+        "ModelError",
+        "OutputError",
+        "PalimpsestError",
+        "PatchError",
+    ),
     "palimpsest.evaluation": ("Batch", "RunRecord", "Sequential", "Single", "evaluate"),
     "palimpsest.methods.base": ("EditOutcome", "Method", "MethodState"),
     "palimpsest.methods.catalogue": ("method",),

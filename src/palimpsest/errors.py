@@ -37,7 +37,12 @@ class PalimpsestError(Exception):
 
     def details(self) -> list[tuple[str, str]]:
         """The (label, text) pairs that are present, in reading order."""
-        pairs = [("expected", self.expected), ("found", self.found), ("where", self.where), ("to do", self.remedy)]
+        pairs = [
+            ("expected", self.expected),
+            ("found", self.found),
+            ("where", self.where),
+            ("to do", self.remedy),
+        ]
         return [(label, text) for label, text in pairs if text]
 
     def __str__(self) -> str:

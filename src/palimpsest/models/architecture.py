@@ -107,8 +107,8 @@ def _row_for(model_type: str) -> Architecture:
         expected=f"a model type among {', '.join(known)}",
         found=repr(model_type),
         where=f"sites looked for: blocks, embed, final_norm, unembed, {', '.join(SITE_NAMES)}",
-        remedy="describe the family in a palimpsest.Architecture and pass it to palimpsest.load(..., architecture=row), "
-        "or register it in the entry-point group 'palimpsest.architectures'",
+        remedy="describe the family in a palimpsest.Architecture and pass it to palimpsest.load(..., architecture=row),"
+        " or register it in the entry-point group 'palimpsest.architectures'",
     )
 
 
@@ -120,7 +120,12 @@ def _verify(sites: Sites) -> None:
         for layer in range(sites.num_layers):
 
             def record(
-                _module: nn.Module, args: Any, kwargs: Any, output: Any, *, key: tuple[str, int] = (site, layer)
+                _module: nn.Module,
+                args: Any,
+                kwargs: Any,
+                output: Any,
+                *,
+                key: tuple[str, int] = (site, layer),
             ) -> None:
                 entry = args[0] if args else kwargs.get("hidden_states")
                 seen[key] = (int(entry.shape[-1]), int(first_tensor(output).shape[-1]))
@@ -129,7 +134,8 @@ def _verify(sites: Sites) -> None:
     device = _weight(sites.module("embed")).device
     try:
         with torch.no_grad():
-            sites.model(input_ids=torch.arange(3, device=device)[None])
+            ids = torch.arange(3, device=device)[None]
+            sites.model(input_ids=ids, attention_mask=torch.ones_like(ids))
     finally:
         for handle in handles:
             handle.remove()

@@ -165,12 +165,20 @@ class EditableModel:
                 columns.append(first + offset)
                 labels.append(label)
         device = self.device
-        return (torch.tensor(rows, device=device), torch.tensor(columns, device=device), torch.tensor(labels, device=device))
+        return (
+            torch.tensor(rows, device=device),
+            torch.tensor(columns, device=device),
+            torch.tensor(labels, device=device),
+        )
 
     @overload
-    def generate(self, prompts: str, **options: Any) -> str: ...
+    def generate(  # type: ignore[overload-overlap]  # a str is a Sequence[str] to the type checker
+        self, prompts: str, *, max_new_tokens: int = ..., forward_batch_size: int = ...
+    ) -> str: ...
     @overload
-    def generate(self, prompts: Sequence[str], **options: Any) -> list[str]: ...
+    def generate(
+        self, prompts: Sequence[str], *, max_new_tokens: int = ..., forward_batch_size: int = ...
+    ) -> list[str]: ...
     def generate(
         self,
         prompts: str | Sequence[str],
@@ -197,7 +205,9 @@ class EditableModel:
 
     # Looking inside
 
-    def capture(self, prompts: Sequence[str], points: list[Point], *, side: PaddingSide = "right") -> tuple[Batch, dict[Point, Tensor]]:
+    def capture(
+        self, prompts: Sequence[str], points: list[Point], *, side: PaddingSide = "right"
+    ) -> tuple[Batch, dict[Point, Tensor]]:
         """The tensors, (rows, tokens, width), that flow through the points for a batch of prompts."""
         batch = self.batch([self.encode(prompt).ids for prompt in prompts], side=side)
         with torch.no_grad(), captured(self.sites, points) as found:
@@ -238,9 +248,13 @@ class EditableModel:
         logits = self.logits_at(batch, rows, columns).float()
         picked = logits.gather(-1, labels[:, None])[:, 0] - logits.logsumexp(-1)
         predicted = logits.argmax(-1)
-        lengths = [len(row.target_ids) for row in encoded]
-        parts = zip(picked.split(lengths), predicted.split(lengths), (predicted == labels).split(lengths), strict=True)
-        return [TargetScore(tuple(p.tolist()), tuple(i.tolist()), tuple(hit.tolist())) for p, i, hit in parts]
+        values, ids, hits = picked.tolist(), predicted.tolist(), (predicted == labels).tolist()
+        scores, start = [], 0
+        for row in encoded:
+            end = start + len(row.target_ids)
+            scores.append(TargetScore(tuple(values[start:end]), tuple(ids[start:end]), tuple(hits[start:end])))
+            start = end
+        return scores
 
     @torch.no_grad()
     def _verify_head(self) -> bool:

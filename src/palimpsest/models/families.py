@@ -51,7 +51,18 @@ class Architecture:
     sites: Mapping[str, Part]
 
 
-SITE_NAMES = ("mlp.up", "mlp.gate", "mlp.down", "attn.q", "attn.k", "attn.v", "attn.out", "mlp", "attn", "resid")
+SITE_NAMES = (
+    "mlp.up",
+    "mlp.gate",
+    "mlp.down",
+    "attn.q",
+    "attn.k",
+    "attn.v",
+    "attn.out",
+    "mlp",
+    "attn",
+    "resid",
+)
 
 GPT2 = Architecture(
     name="gpt2",

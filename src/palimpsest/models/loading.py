@@ -102,7 +102,9 @@ def _locate(name: str) -> str:
         raise ModelError(
             "The model folder has no safetensors weights.",
             expected="model.safetensors (or its shards)",
-            found=", ".join(pickles) + " (pickles, which can run code and are never opened)" if pickles else "no weights",
+            found=", ".join(pickles) + " (pickles, which can run code and are never opened)"
+            if pickles
+            else "no weights",
             where=str(folder),
             remedy="convert them in an environment you trust: "
             "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)",

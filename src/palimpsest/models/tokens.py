@@ -15,7 +15,14 @@ from palimpsest.requests import EditRequest
 PaddingSide = Literal["left", "right"]
 
 # Scripts that put no space between words: a target in one of them follows its prompt directly.
-_UNSPACED = ((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x9FFF), (0xF900, 0xFAFF))
+_UNSPACED = (
+    (0x0E00, 0x0EFF),
+    (0x1000, 0x109F),
+    (0x1780, 0x17FF),
+    (0x3040, 0x30FF),
+    (0x3400, 0x9FFF),
+    (0xF900, 0xFAFF),
+)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from palimpsest.errors import PatchError
-from palimpsest.models.fingerprint import fingerprint
+from palimpsest.models.fingerprint import fingerprint, tensor_digest
 
 Compute = Callable[[Tensor], Tensor]
 
@@ -39,7 +39,7 @@ class WeightStack:
         self._canonical: dict[str, str] = {}
         by_storage: dict[tuple[int, int, tuple[int, ...]], str] = {}
         for name, parameter in module.named_parameters(remove_duplicate=False):
-            place = (parameter.data_ptr(), parameter.storage_offset(), tuple(parameter.shape))
+            place = (parameter.data_ptr(), int(parameter.storage_offset()), tuple(parameter.shape))
             # Meta and empty tensors have no address; they are told apart by identity.
             key = place if parameter.data_ptr() else (id(parameter), 0, tuple(parameter.shape))
             first = by_storage.setdefault(key, name)
@@ -52,6 +52,7 @@ class WeightStack:
                 seen.add(id(parameter))
                 self._aliases[self._canonical[name]].append(parameter)
         self._layers: list[Layer] = []
+        self._digests: dict[tuple[str, bool, int, int], str] = {}
 
     def names(self) -> list[str]:
         """Canonical names, in the model's order."""
@@ -70,6 +71,10 @@ class WeightStack:
     def current(self, name: str) -> Tensor:
         """A parameter's present value, with every change on the stack."""
         return self._parameters[self.canonical(name)].data
+
+    def parameters(self, name: str) -> list[nn.Parameter]:
+        """The parameter objects that share a storage: one, or several where weights are tied."""
+        return self._aliases[self.canonical(name)]
 
     def base(self, name: str) -> Tensor:
         """A parameter's value without any change."""
@@ -95,7 +100,9 @@ class WeightStack:
     def remove(self, layer: Layer) -> None:
         """Takes a change off, wherever it lies; what lay above it is put back on what remains."""
         if layer not in self._layers:
-            raise PatchError("The patch is not on the model.", found=repr(layer.label), expected=f"one of {self.labels}")
+            raise PatchError(
+                "The patch is not on the model.", found=repr(layer.label), expected=f"one of {self.labels}"
+            )
         above = self._layers[self._layers.index(layer) + 1 :]
         for upper in reversed(above):
             self._take_off(upper)
@@ -105,7 +112,16 @@ class WeightStack:
 
     def fingerprint(self, config: Any, touched: Sequence[str]) -> dict[str, Any]:
         """The base model's fingerprint; see `models.fingerprint.fingerprint`."""
-        return fingerprint(config, {name: self.base(name) for name in self._parameters}, map(self.canonical, touched))
+        shapes = {name: list(parameter.shape) for name, parameter in self._parameters.items()}
+        return fingerprint(config, shapes, self._base_digest, map(self.canonical, touched))
+
+    def _base_digest(self, name: str, whole: bool) -> str:
+        base = self.base(name)
+        # Torch counts every in-place write to a tensor, so address and count say whether a digest still holds.
+        key = (name, whole, base.data_ptr(), base._version)
+        if key not in self._digests:
+            self._digests[key] = tensor_digest(base, whole=whole)
+        return self._digests[key]
 
     def point(self, name: str, tensor: Tensor) -> None:
         """Lets a parameter and its aliases point to another tensor of the same shape."""

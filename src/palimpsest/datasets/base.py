@@ -11,7 +11,7 @@ from typing import Any
 from palimpsest.datasets.subjects import find_subject
 from palimpsest.errors import DataError, PalimpsestError
 from palimpsest.provenance import digest
-from palimpsest.requests import EditRequest, Probe, normalise
+from palimpsest.requests import EditRequest, Probe
 
 SHOWN = 5
 
@@ -66,8 +66,8 @@ class Dataset:
     def sample(self, num_edits: int, seed: int = 0) -> Dataset:
         """Some of the edits, drawn without replacement.
 
-        A smaller sample of one seed is the beginning of a larger one, so that runs of 10 and of 100 edits share
-        their first ten. Raises `DataError` when there are not that many.
+        A smaller sample of one seed is the beginning of a larger one, so that runs of 10 and of 100 edits
+        share their first ten. Raises `DataError` when there are not that many.
         """
         if not 1 <= num_edits <= len(self.requests):
             raise DataError(
@@ -121,9 +121,7 @@ def assemble(
         except PalimpsestError as error:
             if is_strict:
                 raise located(error, record.where) from error
-            skipped.append(
-                Skipped(record.where, "; ".join([error.problem, *(t for _, t in error.details())]))
-            )
+            skipped.append(Skipped(record.where, "; ".join([error.problem, *(t for _, t in error.details())])))
             continue
         if reason:
             skipped.append(Skipped(record.where, reason))
@@ -179,12 +177,8 @@ def text_list(fields: Mapping[str, Any], name: str) -> list[str]:
     return [one for one in values if one.strip()]
 
 
-def with_given_probes(fields: Mapping[str, Any], derived: Iterable[Probe]) -> tuple[Probe, ...]:
-    """The probes of a record's own `probes` list, then those derived from its other fields that it does not repeat.
-
-    A prompt is repeated when the same family of metric (reliability, generality, locality, portability) has it;
-    the given one says more, because it can name its fact.
-    """
+def given_probes(fields: Mapping[str, Any]) -> tuple[Probe, ...]:
+    """The probes of a record's own `probes` list. Raises `DataError` for one that cannot be read."""
     given = []
     entries = fields.get("probes") or []
     for entry in entries if isinstance(entries, list) else [entries]:
@@ -193,12 +187,11 @@ def with_given_probes(fields: Mapping[str, Any], derived: Iterable[Probe]) -> tu
         except TypeError as error:
             raise DataError(
                 "A probe cannot be read.",
-                expected="a list of objects with `kind`, `prompt` and, where there is one, `expected` and `fact`",
+                expected="a list of objects with `kind`, `prompt` and perhaps `expected` and `fact`",
                 found=f"{str(entry)[:80]} ({error})",
                 where="field `probes`",
             ) from error
-    seen = {_family(probe) for probe in given}
-    return (*given, *(probe for probe in derived if _family(probe) not in seen))
+    return tuple(given)
 
 
 def located(error: PalimpsestError, where: str) -> DataError:
@@ -211,10 +204,6 @@ def located(error: PalimpsestError, where: str) -> DataError:
         where=f"{where}, {field}" if field else where,
         remedy=error.remedy or "correct the record or remove it",
     )
-
-
-def _family(probe: Probe) -> tuple[str, str]:
-    return probe.kind.split(".")[0], normalise(probe.prompt)
 
 
 def _with_subject(request: EditRequest, where: str, found: list[str], missing: list[str]) -> EditRequest:
@@ -248,9 +237,7 @@ def _subject_notes(found: list[str], missing: list[str]) -> list[str]:
     if found:
         notes.append(f"The subject was not given and was found in the prompt of {_listed(found)}.")
     if missing:
-        notes.append(
-            f"No subject is given or could be found for {_listed(missing)}; methods that locate need one."
-        )
+        notes.append(f"No subject is given or could be found for {_listed(missing)}; methods that locate need one.")
     return notes
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from palimpsest.datasets import counterfact, tabular, zsre
 from palimpsest.datasets.base import Dataset, Parse, Record, assemble
@@ -13,6 +13,8 @@ from palimpsest.registry import Registry, Row
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from palimpsest.world.knowledge import Knowledge
 
 NEUTRAL_SENTENCES = 64
 
@@ -51,11 +53,11 @@ def dataset(name: str, path: str | Path | None = None, *, split: str = "test") -
     Arguments:
         name: see `palimpsest list datasets`.
         path: the file, for those that are read from one.
-        split: `"test"` or another split that the data set has. Of a file whose records name no split `test`, the
-            split `test` is the whole file.
+        split: `"test"` or another split that the data set has. Of a file whose records name no split `test`,
+            the split `test` is the whole file.
 
-    Raises `ConfigError`, with near matches, for an unknown name; `DataError` for a path that is missing or not
-    wanted, and for a file that cannot be used.
+    Raises `ConfigError`, with near matches, for an unknown name; `DataError` for a path that is missing or
+    not wanted, and for a file that cannot be used.
     """
     load: Callable[[str, Path | None, str], Dataset] = DATASETS[name].load()
     return load(name, None if path is None else Path(path).expanduser(), split)
@@ -64,8 +66,8 @@ def dataset(name: str, path: str | Path | None = None, *, split: str = "test") -
 def load_edits(path: str | Path) -> Dataset:
     """A user's file of edits: JSONL, JSON or CSV, or a ZsRE or CounterFact file as published.
 
-    The format is recognised by the fields of the first record. A record of the user's own that cannot be used is an
-    error; records of a published data set are skipped and counted.
+    The format is recognised by the fields of the first record. A record of the user's own that cannot be used
+    is an error; records of a published data set are skipped and counted.
 
     Raises `DataError` that says what was expected, what was found, where, and what to do.
     """
@@ -101,7 +103,7 @@ def load_world_counterfact(name: str, path: Path | None, split: str) -> Dataset:
 
     _refuse_path(name, path)
     knowledge = world.build()
-    return _world(name, world.counterfact(knowledge, split=split), counterfact.request)
+    return _world(name, knowledge, world.counterfact(knowledge, split=split), counterfact.request)
 
 
 def load_world_zsre(name: str, path: Path | None, split: str) -> Dataset:
@@ -110,14 +112,14 @@ def load_world_zsre(name: str, path: Path | None, split: str) -> Dataset:
 
     _refuse_path(name, path)
     knowledge = world.build()
-    return _world(name, world.zsre(knowledge, split=split), zsre.request)
+    return _world(name, knowledge, world.zsre(knowledge, split=split), zsre.request)
 
 
-def _world(name: str, entries: list[dict[str, object]], parse: Parse) -> Dataset:
+def _world(name: str, knowledge: Knowledge, entries: list[dict[str, Any]], parse: Parse) -> Dataset:
     from palimpsest import world
 
     records = [Record(f"{name}[{index}]", entry) for index, entry in enumerate(entries)]
-    text = world.neutral_text(world.build(), NEUTRAL_SENTENCES, 0)
+    text = world.neutral_text(knowledge, NEUTRAL_SENTENCES, 0)
     return assemble(name, records, parse, is_strict=True, neutral_text=text)
 
 
@@ -139,8 +141,7 @@ def _of_split(records: list[Record], split: str, file: Path) -> list[Record]:
         return records
     raise DataError(
         "The file has no such split.",
-        expected=f"one of {', '.join(sorted({'test', *splits}))}"
-        + ("" if splits else " (its records name no split)"),
+        expected=f"one of {', '.join(sorted({'test', *splits}))}" + ("" if splits else " (its records name no split)"),
         found=repr(split),
         where=str(file),
     )
@@ -152,7 +153,7 @@ def _required(name: str, path: Path | None) -> Path:
             f"The data set {name!r} is read from a file.",
             expected="a path",
             found="none",
-            remedy=f"dataset({name!r}, 'path/to/file'); data sets without a file are world-counterfact and world-zsre",
+            remedy=f"dataset({name!r}, 'path/to/file'); world-counterfact and world-zsre need none",
         )
     return path
 

@@ -1,11 +1,14 @@
-"""CounterFact: ROME's nested layout and the flat one that EasyEdit and F-Learning use."""
+"""CounterFact: ROME's nested layout and the flat one that EasyEdit and F-Learning use.
+
+A record with a list `probes` says itself what tests it; nothing is then derived from its other fields.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from palimpsest.datasets.base import optional_text, text_field, text_list, with_given_probes
+from palimpsest.datasets.base import given_probes, optional_text, text_field, text_list
 from palimpsest.errors import DataError
 from palimpsest.requests import EditRequest, Probe
 
@@ -35,22 +38,20 @@ def _nested(fields: Mapping[str, Any]) -> EditRequest:
     subject = text_field(rewrite, "subject")
     new, old = _answer(rewrite, "target_new"), _answer(rewrite, "target_true")
     probes = [Probe("generality", prompt, new) for prompt in text_list(fields, "paraphrase_prompts")]
-    probes += [
-        Probe("locality.neighborhood", prompt, old) for prompt in text_list(fields, "neighborhood_prompts")
-    ]
+    probes += [Probe("locality.neighborhood", prompt, old) for prompt in text_list(fields, "neighborhood_prompts")]
     return EditRequest(
         text_field(rewrite, "prompt").replace("{}", subject),
         new,
         subject=subject,
         target_old=old,
-        probes=with_given_probes(fields, probes),
+        probes=given_probes(fields) or tuple(probes),
         fact=_fact(fields, rewrite.get("relation_id"), subject),
         id=_identity(fields),
     )
 
 
 def _flat(fields: Mapping[str, Any]) -> EditRequest:
-    """EasyEdit's layout. Rephrase prompts that a file flags as generation prompts are not paraphrases: left out."""
+    """EasyEdit's layout. Rephrase prompts flagged as generation prompts are not paraphrases: left out."""
     new = text_field(fields, "target_new")
     subject = optional_text(fields, "subject")
     probes = []
@@ -58,16 +59,14 @@ def _flat(fields: Mapping[str, Any]) -> EditRequest:
         probes += [Probe("generality", prompt, new) for prompt in text_list(fields, "rephrase_prompt")]
     prompts, answers = text_list(fields, "locality_prompt"), text_list(fields, "locality_ground_truth")
     for index, prompt in enumerate(prompts):
-        probes.append(
-            Probe("locality.neighborhood", prompt, answers[index] if index < len(answers) else None)
-        )
+        probes.append(Probe("locality.neighborhood", prompt, answers[index] if index < len(answers) else None))
     old = text_list(fields, "ground_truth")
     return EditRequest(
         text_field(fields, "prompt"),
         new,
         subject=subject,
         target_old=old[0] if old else None,
-        probes=with_given_probes(fields, probes),
+        probes=given_probes(fields) or tuple(probes),
         fact=_fact(fields, fields.get("relation_id", fields.get("x_relation_id")), subject),
         id=_identity(fields),
     )

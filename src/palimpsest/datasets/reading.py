@@ -29,9 +29,7 @@ def read_text(path: Path) -> str:
         ) from error  # fmt: skip
     except OSError as error:
         found = "a folder" if path.is_dir() else (error.strerror or str(error))
-        raise DataError(
-            "The file cannot be read.", expected="a readable file", found=found, where=str(path)
-        ) from error
+        raise DataError("The file cannot be read.", expected="a readable file", found=found, where=str(path)) from error
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise _not_utf8(path, "UTF-16 (byte-order mark at byte 0)")
     try:
@@ -40,9 +38,7 @@ def read_text(path: Path) -> str:
         # The decoder counts from behind the mark that it has dropped.
         offset = error.start + (3 if content.startswith(b"\xef\xbb\xbf") else 0)
         line = content.count(b"\n", 0, offset) + 1
-        raise _not_utf8(
-            path, f"byte 0x{content[offset]:02x} at byte offset {offset} (line {line})"
-        ) from error
+        raise _not_utf8(path, f"byte 0x{content[offset]:02x} at byte offset {offset} (line {line})") from error
     if not text.strip():
         raise DataError(
             "The file is empty.", expected="at least one edit", found=f"{len(content)} bytes", where=str(path)
@@ -100,7 +96,7 @@ def _json(text: str, path: Path) -> list[Record]:
         position = _next(text, position + 1)
         while text[position : position + 1] not in ("]", ""):
             line, counted = line + text.count("\n", counted, position), position
-            where = f"{path}:{line}"
+            where = f"{path}:{line} (record {len(records) + 1})"
             value, position = decoder.raw_decode(text, position)
             records.append(Record(where, _fields(value, where)))
             position = _next(text, position)
@@ -139,9 +135,7 @@ def _csv(text: str, path: Path) -> list[Record]:
                 )
             else:
                 cells = zip(header, row, strict=False)
-                records.append(
-                    Record(where, {name: cell for name, cell in cells if cell.strip() or name in _REQUIRED})
-                )
+                records.append(Record(where, {name: cell for name, cell in cells if cell.strip() or name in _REQUIRED}))
     except csv.Error as error:
         raise DataError(
             "The CSV is broken.", expected="cells separated by commas", found=str(error), where=f"{path}:{line}",
@@ -205,8 +199,7 @@ def _broken_json(path: Path, line: int, column: int, message: str, text: str) ->
         expected="one JSON object a line" if path.suffix.lower() == ".jsonl" else "a JSON list of objects",
         found=f"{message}: {text.strip()[:60]!r}",
         where=f"{path}:{line}, column {column}",
-        remedy="correct the line"
-        + (" (a list over several lines belongs in a .json file)" if _is_list(text) else ""),
+        remedy="correct the line" + (" (a list over several lines belongs in a .json file)" if _is_list(text) else ""),
     )
 
 
@@ -222,7 +215,7 @@ def _not_utf8(path: Path, found: str) -> DataError:
 
 
 def known_splits(records: Iterable[Record]) -> dict[str, list[Record]]:
-    """The records by the split they name in a field `split` or `x_split`; those that name none are left out."""
+    """The records by the split they name (field `split` or `x_split`); those that name none are left out."""
     splits: dict[str, list[Record]] = {}
     for record in records:
         name = record.fields.get("split", record.fields.get("x_split"))

@@ -6,26 +6,29 @@ import re
 
 # Capitalised at the start of a sentence without naming anything.
 _OPENERS = frozenset(
-    "a an the this that these those what which who whom whose when where why how in on at of for from by to with as "
-    "is are was were do does did has have had can could will would should may might it he she they we i you his her "
-    "their its our my your if and or but not no name tell say complete fill question answer q after before during "
-    "since until there here according".split()
+    re.findall(
+        r"\w+",
+        """a an the this that these those what which who whom whose when where why how in on at of for from by
+        to with as is are was were do does did has have had can could will would should may might it he she
+        they we i you his her their its our my your if and or but not no name tell say complete fill question
+        answer q after before during since until there here according""",
+    )
 )
 # Lower-case words that stand inside names: "Edwin of Northumbria", "Ludwig van Beethoven".
 _INNER = frozenset(
-    "of de del della di da do dos das du des la le van von der den ter ten bin ibn al el y the".split()
+    re.findall(r"\w+", "of de del della di da do dos das du des la le van von der den ter ten bin ibn al el y the")
 )
 _WORD = re.compile(r"[^\W_]+(?:[.'’&/\-][^\W_]+)*\.?|\S")
-_QUOTED = re.compile(
-    r"“([^”]+)”|\"([^\"]+)\"|«([^»]+)»|「([^」]+)」|(?<!\w)'([^']+)'(?!\w)|(?<!\w)‘([^’]+)’(?!\w)"
-)
+_QUOTED = re.compile(r"“([^”]+)”|\"([^\"]+)\"|«([^»]+)»|「([^」]+)」|(?<!\w)'([^']+)'(?!\w)|(?<!\w)‘([^’]+)’(?!\w)")
 
 
 def find_subject(prompt: str) -> str | None:
-    """The most likely subject: the longest run of capitalised words and numbers, else quoted text, else `None`.
+    """The most likely subject: the longest run of capitalised words and numbers, else quoted text, else
+    `None`.
 
-    The opening word of a sentence does not count when it is a function or question word, and a run of letters is
-    preferred to a number, a later one to a bare opening word. The result occurs in the prompt as it is spelled.
+    The opening word of a sentence does not count when it is a function or question word, and a run of letters
+    is preferred to a number, a later one to a bare opening word. The result occurs in the prompt as it is
+    spelled.
     """
     runs = _runs(prompt)
     if runs:
@@ -53,9 +56,7 @@ def _runs(prompt: str) -> list[tuple[int, int]]:
         if start is not None and (not inside or last < match.end()):
             runs.append((start, end))
             start = None
-        is_opening = word in {".", "!", "?", ":", "\n", '"', "“", "'"} or (
-            word.endswith(".") and len(word) > 3
-        )
+        is_opening = word in {".", "!", "?", ":", "\n", '"', "“", "'"} or (word.endswith(".") and len(word) > 3)
     if start is not None:
         runs.append((start, end))
     return runs

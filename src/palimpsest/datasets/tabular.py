@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from palimpsest.datasets.base import Record, optional_text, text_field, text_list, with_given_probes
+from palimpsest.datasets.base import Record, given_probes, optional_text, text_field, text_list
 from palimpsest.errors import DataError, near_matches
 from palimpsest.requests import EditRequest, Probe
 
@@ -18,8 +18,8 @@ _NUMBERED = re.compile(r"(rephrase|locality)(_\d+)?")
 def request(fields: Mapping[str, Any]) -> EditRequest:
     """One record.
 
-    `rephrase`, `rephrase_1`, ... are other wordings that must get the new answer. `locality`, `locality_1`, ... are
-    prompts whose answer must stay what it is; they count as neighbours. `probes` is a list as in
+    `rephrase`, `rephrase_1`, ... are other wordings that must get the new answer. `locality`, `locality_1`,
+    ... are prompts whose answer must stay what it is; they count as neighbours. `probes` is a list as in
     `EditRequest.to_dict`. Raises `DataError` naming the field.
     """
     prompt, new = text_field(fields, "prompt"), text_field(fields, "target_new")
@@ -30,7 +30,7 @@ def request(fields: Mapping[str, Any]) -> EditRequest:
         new,
         subject=optional_text(fields, "subject"),
         target_old=optional_text(fields, "target_old"),
-        probes=with_given_probes(fields, probes),
+        probes=(*probes, *given_probes(fields)),
         fact=optional_text(fields, "fact"),
         id=_identity(fields),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from palimpsest.datasets.base import optional_text, text_field, text_list, with_given_probes
+from palimpsest.datasets.base import given_probes, optional_text, text_field, text_list
 from palimpsest.errors import DataError
 from palimpsest.requests import EditRequest, Probe, normalise
 
@@ -14,10 +14,12 @@ _NQ = "nq question: "
 
 
 def request(fields: Mapping[str, Any]) -> EditRequest:
-    """One record: `src` (prompt), `alt` (new answer), `subject`, `rephrase`, `answers`, `pred`, `loc`, `loc_ans`.
+    """One record: `src` (prompt), `alt` (new answer), `subject`, `rephrase`, `answers`, `pred`, `loc`,
+    `loc_ans`.
 
-    The old answer is the first of `answers`, or `pred` where that is missing or is itself the new answer (in some
-    records the published edit corrects the model). `loc` is a question out of scope. Raises `DataError` naming the field.
+    The old answer is the first of `answers`, or `pred` where that is missing or is itself the new answer (in
+    some records the published edit corrects the model). `loc` is a question out of scope. Raises `DataError`
+    naming the field.
     """
     prompt, new = text_field(fields, "src"), text_field(fields, "alt")
     probes = [Probe("generality", text, new) for text in text_list(fields, "rephrase")]
@@ -32,7 +34,7 @@ def request(fields: Mapping[str, Any]) -> EditRequest:
         new,
         subject=optional_text(fields, "subject"),
         target_old=_old_answer(fields, new),
-        probes=with_given_probes(fields, probes),
+        probes=given_probes(fields) or tuple(probes),
         fact=optional_text(fields, "fact"),
         id="" if identity is None else str(identity),
     )

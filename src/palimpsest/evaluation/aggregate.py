@@ -1,8 +1,9 @@
 """From many probes to one number with its uncertainty.
 
-A mean is over probes. Probes of one edit are not independent (an edit that misses misses them all), so intervals
-are clustered by edit: the clustered variance over the variance of independent probes is the design effect, the
-number of probes over it is the effective number, and Wilson's interval for that many is what is reported.
+A mean is over probes. Probes of one edit are not independent (an edit that misses misses them all), so
+intervals are clustered by edit: the clustered variance over the variance of independent probes is the design
+effect, the number of probes over it is the effective number, and Wilson's interval for that many is what is
+reported.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ def estimate(values: Sequence[float], clusters: Sequence[str]) -> Estimate:
         values: at least one.
         clusters: which edit each value belongs to.
 
-    When all values are equal their correlation cannot be seen; each edit then counts as one observation, as it
-    does when there is only one edit. Shares between 0 and 1 vary less than zeros and ones, so theirs is wider than
-    need be.
+    When all values are equal their correlation cannot be seen; each edit then counts as one observation, as
+    it does when there is only one edit. Shares between 0 and 1 vary less than zeros and ones, so theirs is
+    wider than need be.
     """
     n = len(values)
     mean = math.fsum(values) / n

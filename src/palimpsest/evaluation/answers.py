@@ -19,8 +19,8 @@ Pair = tuple[str, str]
 class BaseAnswers:
     """Generations and target scores of one unedited model, kept in memory.
 
-    One object can be handed to several `evaluate` calls on the same model; each prompt, and each target after a
-    prompt, is then computed once. Raises `ConfigError` when it is used with another model.
+    One object can be handed to several `evaluate` calls on the same model; each prompt, and each target after
+    a prompt, is then computed once. Raises `ConfigError` when it is used with another model.
     """
 
     def __init__(self) -> None:

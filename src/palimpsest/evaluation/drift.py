@@ -24,10 +24,10 @@ def neutral_sentences(texts: Sequence[str]) -> list[str]:
 
 
 def perplexity(model: EditableModel, texts: Sequence[str], *, forward_batch_size: int = 64) -> float | None:
-    """exp of the mean negative log-likelihood over all predicted tokens of all texts.
+    """The exponential of the mean negative log-likelihood over all predicted tokens of all texts.
 
-    A text's first token is given, not predicted. Texts longer than the context are cut. Logits are computed only
-    where a token is predicted.
+    A text's first token is given, not predicted. Texts longer than the context are cut. Logits are computed
+    only where a token is predicted.
 
     Returns `None` when there is nothing to predict, or the model's numbers are not finite.
     """

@@ -1,8 +1,9 @@
 """What of a run is finished, in memory and, where a folder is given, on disk at every moment.
 
 A folder holds `run.json` (the specification, written first), `base.json` (the base model's answers) and
-`records.jsonl`: the probe lines of one unit of work are appended in one write, closed by the unit's own line with
-`"done": true`, and forced to the disk. What follows the last such line was never finished and is dropped.
+`records.jsonl`: the probe lines of one unit of work are appended in one write, closed by the unit's own line
+with `"done": true`, and forced to the disk. What follows the last such line was never finished and is
+dropped.
 """
 
 from __future__ import annotations
@@ -64,8 +65,8 @@ class Journal:
     def start(cls, folder: Path | None, specification: Specification, *, resume: bool) -> Journal:
         """A new journal, or the one of an interrupted run.
 
-        Raises `OutputError` when the folder exists and `resume` is false, when it is not a run's, or is that of a run
-        with another specification.
+        Raises `OutputError` when the folder exists and `resume` is false, when it is not a run's, or is that
+        of a run with another specification.
         """
         journal = cls(folder)
         if folder is None:

@@ -31,8 +31,8 @@ class EditedFacts:
         """Why a probe of a request says nothing about locality in this run; `None` when it does.
 
         It does not when its fact is one that another request edits, when its prompt is an edited prompt or
-        rephrasing, or when, without naming its fact, it is a neighbour or namesake and mentions another edited
-        subject.
+        rephrasing, or when, without naming its fact, it is a neighbour or namesake and mentions another
+        edited subject.
         """
         if not probe.is_locality:
             return None

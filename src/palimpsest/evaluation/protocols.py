@@ -100,9 +100,7 @@ class Batch(Protocol):
     def unfinished(self, requests: Sequence[EditRequest], journal: Journal) -> list[EditRequest]:
         """See `Protocol.unfinished`."""
         groups = enumerate(_groups(requests, self.batch_size))
-        return [
-            request for index, group in groups if f"batch-{index}" not in journal.units for request in group
-        ]
+        return [request for index, group in groups if f"batch-{index}" not in journal.units for request in group]
 
     def run(self, work: Work) -> None:
         """See `Protocol.run`."""
@@ -118,17 +116,17 @@ class Batch(Protocol):
 class Sequential(Protocol):
     """One edit after another on the same model, each on top of all before.
 
-    Right after each edit its own reliability and generality are tested (`immediate`); at each checkpoint, and at the
-    end, everything about all edits so far (`final`: retention).
+    Right after each edit its own reliability and generality are tested (`immediate`); at each checkpoint, and
+    at the end, everything about all edits so far (`final`: retention).
 
-    With a folder, the running patch is saved at checkpoints and at least every ten edits, and a resumed run goes on
-    from the last one: edits after it are computed again. A method that carries state, and patches that are not
-    weight patches, cannot be saved midway: then a resumed run makes the edits again from the first one, but tests
-    nothing twice.
+    With a folder, the running patch is saved at checkpoints and at least every ten edits, and a resumed run
+    goes on from the last one: edits after it are computed again. A method that carries state, and patches
+    that are not weight patches, cannot be saved midway: then a resumed run makes the edits again from the
+    first one, but tests nothing twice.
 
     Arguments:
-        checkpoints: numbers of edits; those beyond the end are not reached. With a `batch_size`, a checkpoint is
-            the end of the batch that reaches it.
+        checkpoints: numbers of edits; those beyond the end are not reached. With a `batch_size`, a checkpoint
+            is the end of the batch that reaches it.
         batch_size: edits a call.
     """
 
@@ -153,9 +151,7 @@ class Sequential(Protocol):
             return
         segments = [unit for name, unit in journal.units.items() if name.startswith("edits-")]
         recorded = max((unit.num_edits for unit in segments), default=0)
-        stored = max(
-            (unit for unit in segments if unit.is_stored), key=lambda unit: unit.num_edits, default=None
-        )
+        stored = max((unit for unit in segments if unit.is_stored), key=lambda unit: unit.num_edits, default=None)
         done = stored.num_edits if stored else 0
         with RunningPatch(work.model, work.editor.name) as running:
             if stored:
@@ -280,9 +276,7 @@ def _attempt(
     return _Attempt(outcome, None, perf_counter() - start)
 
 
-def _edit_and_undo(
-    work: Work, name: str, requests: Sequence[EditRequest], edited: EditedFacts | None = None
-) -> None:
+def _edit_and_undo(work: Work, name: str, requests: Sequence[EditRequest], edited: EditedFacts | None = None) -> None:
     """One unit of the single and batch protocols."""
     clock = Stopwatch()
     attempt = _attempt(work, requests, None, clock, work.progress if len(requests) > 1 else silent)

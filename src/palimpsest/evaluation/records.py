@@ -215,9 +215,7 @@ def _grid(head: str, scores: Scores) -> list[str]:
     rows = [[head, *scores]]
     rows += [[metric, *(_cell(by_metric.get(metric)) for by_metric in scores.values())] for metric in metrics]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def _cell(one: Estimate | None) -> str:
@@ -233,7 +231,5 @@ def _plain(scores: Scores) -> dict[str, Any]:
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
     if isinstance(value, dict) and value:
-        return {
-            key: one for part, inner in value.items() for key, one in _flat(inner, f"{name}.{part}").items()
-        }
+        return {key: one for part, inner in value.items() for key, one in _flat(inner, f"{name}.{part}").items()}
     return {name.lstrip("."): value}

@@ -47,7 +47,8 @@ def evaluate(
     """Edits facts and measures what became of them and of everything else.
 
     Arguments:
-        model: the model; it is afterwards what it was before. Patches that are on it already belong to the base.
+        model: the model; it is afterwards what it was before. Patches that are on it already belong to the
+            base.
         editor: a method, or anything else with `name`, `resolve` and `edit`.
         dataset: the edits with their probes.
         protocol: `Single()` (the default), `Batch(...)` or `Sequential(...)`.
@@ -65,17 +66,16 @@ def evaluate(
     An edit that fails with one of this package's errors is recorded and the run goes on; when all fail, the
     record's status is `failed`. Other exceptions propagate, with the status on disk.
 
-    Raises `DataError` for more edits than there are, `ConfigError` for an unknown scoring or base answers of another
-    model, `OutputError` for a folder that exists (without `resume`) or is another run's; all before any computing.
+    Raises `DataError` for more edits than there are, `ConfigError` for an unknown scoring or base answers of
+    another model, `OutputError` for a folder that exists (without `resume`) or is another run's; all before
+    any computing.
     """
     chosen = protocol or Single()
     edits = _sample(dataset, num_edits, seed)
     _check_scorings(scorings)
     for option, number in (("forward_batch_size", forward_batch_size), ("max_new_tokens", max_new_tokens)):
         if number < 1:
-            raise ConfigError(
-                f"The option {option!r} is too small.", expected="1 or more", found=repr(number)
-            )
+            raise ConfigError(f"The option {option!r} is too small.", expected="1 or more", found=repr(number))
     sentences = drift.neutral_sentences(edits.neutral_text if neutral_text is None else neutral_text)
     answers = base or BaseAnswers()
     answers.belong_to(model, max_new_tokens)
@@ -237,9 +237,7 @@ def _perplexity(units: Sequence[Unit], sentences: int) -> tuple[dict[str, float 
             after = sum(finite) / len(finite)
         else:
             # A mean over those that survived would hide the collapse.
-            notes.append(
-                f"Perplexity is not finite after {len(tested) - len(finite)} of {len(tested)} patch(es)."
-            )
+            notes.append(f"Perplexity is not finite after {len(tested) - len(finite)} of {len(tested)} patch(es).")
     return {"before": before, "after": after, "n": sentences}, notes
 
 

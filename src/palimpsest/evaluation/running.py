@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 class RunningPatch:
     """All edits so far, applied to a model; taken off when the block ends, however it ends.
 
-    Weight patches are added up: the sum is taken off, grows, and is put on again, so that memory does not grow with
-    the number of edits. Patches of other kinds lie on top of each other.
+    Weight patches are added up: the sum is taken off, grows, and is put on again, so that memory does not
+    grow with the number of edits. Patches of other kinds lie on top of each other.
     """
 
     def __init__(self, model: EditableModel, name: str) -> None:

@@ -1,7 +1,7 @@
 """The three scorings: pure functions from what a model said, before and after, to a number.
 
-`generate` is what a user sees, `teacher_forced` what most papers report, `log_prob` what CounterFact defines. None
-of them knows which method made the edit.
+`generate` is what a user sees, `teacher_forced` what most papers report, `log_prob` what CounterFact defines.
+None of them knows which method made the edit.
 """
 
 from __future__ import annotations
@@ -53,12 +53,13 @@ class Value:
     is_failed: bool = False
 
 
-def needed_targets(
-    request: EditRequest, probe: Probe, scorings: Sequence[str], before: str | None
-) -> list[str]:
+def needed_targets(request: EditRequest, probe: Probe, scorings: Sequence[str], before: str | None) -> list[str]:
     """The texts that must be scored after a probe's prompt, without repetitions.
 
     Arguments:
+        request: the edit.
+        probe: what tests it.
+        scorings: the chosen ones.
         before: the base model's own generation, for locality without an expected answer.
     """
     texts: list[str | None] = []
@@ -76,9 +77,7 @@ def needed_targets(
 
 def needs_base_generation(probe: Probe, scorings: Sequence[str]) -> bool:
     """Whether the base model's own answer decides a probe's value."""
-    return "generate" in scorings or (
-        "teacher_forced" in scorings and probe.is_locality and not probe.expected
-    )
+    return "generate" in scorings or ("teacher_forced" in scorings and probe.is_locality and not probe.expected)
 
 
 def locality_text(probe: Probe, before: str | None) -> str | None:
@@ -91,9 +90,13 @@ def score(scoring: str, request: EditRequest, probe: Probe, before: Observation,
 
     Arguments:
         scoring: one of `SCORINGS`.
+        request: the edit.
+        probe: what tests it.
         before: what the base model said.
         after: what the edited model says.
     """
+    if before.is_broken():
+        return Value(None, "the base model gives numbers that are not finite", is_failed=True)
     if after.is_broken():
         return Value(None, "the edited model gives numbers that are not finite", is_failed=True)
     if scoring == "generate":
@@ -106,8 +109,8 @@ def score(scoring: str, request: EditRequest, probe: Probe, before: Observation,
 def old_answer(scoring: str, request: EditRequest, probe: Probe, after: Observation) -> float | None:
     """Whether the edited model still gives the old answer, 0 or 1, for probes about the edit itself.
 
-    `None` for other probes, without an old answer, and under `log_prob`, whose comparison says the same as its
-    reliability.
+    `None` for other probes, without an old answer, and under `log_prob`, whose comparison says the same as
+    its reliability.
     """
     if not _is_about_edit(probe) or request.target_old is None or after.is_broken():
         return None

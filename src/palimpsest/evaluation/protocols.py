@@ -267,13 +267,18 @@ def _attempt(
 ) -> _Attempt:
     """Makes an edit. What goes wrong with it is recorded; a mistake in a program is not caught."""
     start = perf_counter()
-    with clock.stage("other"):
-        try:
-            outcome = work.editor.edit(work.model, requests, state, progress=progress)
-        except PalimpsestError as error:
-            return _Attempt(None, f"{type(error).__name__}: {error}", perf_counter() - start)
-        clock.add({name: spent for name, spent in outcome.diagnostics.seconds.items() if name != "total"})
-    return _Attempt(outcome, None, perf_counter() - start)
+    try:
+        outcome = work.editor.edit(work.model, requests, state, progress=progress)
+    except PalimpsestError as error:
+        spent = perf_counter() - start
+        clock.add({"other": spent})
+        return _Attempt(None, f"{type(error).__name__}: {error}", spent)
+    spent = perf_counter() - start
+    stages = {name: seconds for name, seconds in outcome.diagnostics.seconds.items() if name != "total"}
+    # What the editor did outside its own stages took time as well.
+    clock.add(stages)
+    clock.add({"other": max(0.0, spent - sum(stages.values()))})
+    return _Attempt(outcome, None, spent)
 
 
 def _edit_and_undo(work: Work, name: str, requests: Sequence[EditRequest], edited: EditedFacts | None = None) -> None:

@@ -146,7 +146,7 @@ class RunRecord(BaseModel):
     seconds_per_edit: float | None = None
     """Time spent editing, not testing, by number of edits."""
     peak_memory_bytes: int = 0
-    patch_bytes: float | None = None
+    patch_bytes: int | None = None
     """Size of the final patch; the mean over patches where each edit or batch has its own."""
     counts: dict[str, int] = Field(default_factory=dict)
     """Values (one a probe and scoring) of the final phase: scored, unscored, failed, left_out."""

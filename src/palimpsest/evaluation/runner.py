@@ -196,7 +196,7 @@ def _record(
         seconds=seconds,
         seconds_per_edit=sum(unit.edit_seconds for unit in made) / tried if tried else None,
         peak_memory_bytes=max((unit.peak_memory_bytes for unit in units), default=0),
-        patch_bytes=sum(sizes) / len(sizes) if sizes else None,
+        patch_bytes=round(sum(sizes) / len(sizes)) if sizes else None,
         counts=aggregate.counts(final, scorings),
         unscored=aggregate.reasons(final, scorings),
         failed_edits=failures,

@@ -107,8 +107,8 @@ def _row_for(model_type: str) -> Architecture:
         expected=f"a model type among {', '.join(known)}",
         found=repr(model_type),
         where=f"sites looked for: blocks, embed, final_norm, unembed, {', '.join(SITE_NAMES)}",
-        remedy="describe the family in a palimpsest.Architecture and pass it to palimpsest.load(..., architecture=row), "
-        "or register it in the entry-point group 'palimpsest.architectures'",
+        remedy="describe the family in a palimpsest.Architecture and pass it to palimpsest.load(..., architecture=row),"
+        " or register it in the entry-point group 'palimpsest.architectures'",
     )
 
 

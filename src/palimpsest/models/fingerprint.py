@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -49,25 +49,29 @@ def config_fields(config: Any) -> dict[str, Any]:
     return {name: value for name, value in present.items() if isinstance(value, (str, int, float, bool))}
 
 
-def fingerprint(config: Any, tensors: Mapping[str, Tensor], touched: Iterable[str]) -> dict[str, Any]:
+Digest = Callable[[str, bool], str]
+"""From a parameter's name and `whole` to the digest of its base value."""
+
+
+def fingerprint(
+    config: Any, shapes: Mapping[str, list[int]], digest: Digest, touched: Iterable[str]
+) -> dict[str, Any]:
     """What a patch records of its base model.
 
     Arguments:
         config: the model's config.
-        tensors: every parameter by name, as the base model has it.
+        shapes: the shape of every parameter, by name.
+        digest: gives a parameter's digest as the base model has it; see `tensor_digest`.
         touched: names of the parameters that the patch changes; these are hashed whole.
 
     Returns a dictionary with `config`, `weights` (one digest over samples of all tensors) and `touched` (name to
     shape and digest).
     """
-    samples = [f"{name}:{tensor_digest(tensor, whole=False)}" for name, tensor in sorted(tensors.items())]
+    samples = [f"{name}:{digest(name, False)}" for name in sorted(shapes)]
     return {
         "config": config_fields(config),
         "weights": hashlib.sha256("\n".join(samples).encode()).hexdigest()[:16],
-        "touched": {
-            name: {"shape": list(tensors[name].shape), "digest": tensor_digest(tensors[name], whole=True)}
-            for name in sorted(touched)
-        },
+        "touched": {name: {"shape": shapes[name], "digest": digest(name, True)} for name in sorted(touched)},
     }
 
 

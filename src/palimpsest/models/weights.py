@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from palimpsest.errors import PatchError
-from palimpsest.models.fingerprint import fingerprint
+from palimpsest.models.fingerprint import fingerprint, tensor_digest
 
 Compute = Callable[[Tensor], Tensor]
 
@@ -52,6 +52,7 @@ class WeightStack:
                 seen.add(id(parameter))
                 self._aliases[self._canonical[name]].append(parameter)
         self._layers: list[Layer] = []
+        self._digests: dict[tuple[str, bool, int, int], str] = {}
 
     def names(self) -> list[str]:
         """Canonical names, in the model's order."""
@@ -70,6 +71,10 @@ class WeightStack:
     def current(self, name: str) -> Tensor:
         """A parameter's present value, with every change on the stack."""
         return self._parameters[self.canonical(name)].data
+
+    def parameters(self, name: str) -> list[nn.Parameter]:
+        """The parameter objects that share a storage: one, or several where weights are tied."""
+        return self._aliases[self.canonical(name)]
 
     def base(self, name: str) -> Tensor:
         """A parameter's value without any change."""
@@ -107,7 +112,16 @@ class WeightStack:
 
     def fingerprint(self, config: Any, touched: Sequence[str]) -> dict[str, Any]:
         """The base model's fingerprint; see `models.fingerprint.fingerprint`."""
-        return fingerprint(config, {name: self.base(name) for name in self._parameters}, map(self.canonical, touched))
+        shapes = {name: list(parameter.shape) for name, parameter in self._parameters.items()}
+        return fingerprint(config, shapes, self._base_digest, map(self.canonical, touched))
+
+    def _base_digest(self, name: str, whole: bool) -> str:
+        base = self.base(name)
+        # Torch counts every in-place write to a tensor, so address and count say whether a digest still holds.
+        key = (name, whole, base.data_ptr(), base._version)
+        if key not in self._digests:
+            self._digests[key] = tensor_digest(base, whole=whole)
+        return self._digests[key]
 
     def point(self, name: str, tensor: Tensor) -> None:
         """Lets a parameter and its aliases point to another tensor of the same shape."""

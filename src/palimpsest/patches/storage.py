@@ -18,6 +18,7 @@ from palimpsest.provenance import file_digest, new_folder
 
 TENSORS = "patch.safetensors"
 MANIFEST = "manifest.json"
+PARTS = "parts"
 
 
 def save_patch(patch: WeightPatch, path: Path) -> None:
@@ -26,14 +27,7 @@ def save_patch(patch: WeightPatch, path: Path) -> None:
     Raises `OutputError` when the folder exists or the disk refuses.
     """
     with new_folder(path) as draft:
-        tensors = {name: part.detach().cpu().contiguous() for name, part in patch.tensors().items()}
-        _write_tensors(tensors, draft / TENSORS)
-        layout = {name: type(delta).__name__ for name, delta in patch.deltas.items()}
-        manifest = patch.manifest.model_copy(
-            update={"tensors_sha256": file_digest(draft / TENSORS), "tensor_layout": layout}
-        )
-        text = json.dumps(manifest.model_dump(), indent=2, ensure_ascii=False, default=str)
-        (draft / MANIFEST).write_text(text + "\n", encoding="utf-8")
+        _write_patch(patch, draft)
 
 
 def load_patch(path: str | Path) -> WeightPatch:
@@ -58,7 +52,8 @@ def load_patch(path: str | Path) -> WeightPatch:
         deltas = {name: _read_delta(file, name, kind) for name, kind in manifest.tensor_layout.items()}
     except (SafetensorError, KeyError, ValueError) as error:
         raise _broken(folder, f"{TENSORS} cannot be read: {error}") from error
-    return WeightPatch(deltas, manifest)
+    kept = sorted(part for part in (folder / PARTS).glob("*") if part.is_dir())
+    return WeightPatch(deltas, manifest, parts={part.name: load_patch(part) for part in kept})
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -80,6 +75,20 @@ def read_manifest(folder: Path) -> Manifest:
     except (ValueError, TypeError, ValidationError) as error:
         first_line = str(error).split("\n")[0]
         raise _broken(folder, f"{MANIFEST} is not a manifest: {first_line}") from error
+
+
+def _write_patch(patch: WeightPatch, draft: Path) -> None:
+    tensors = {name: part.detach().cpu().contiguous() for name, part in patch.tensors().items()}
+    _write_tensors(tensors, draft / TENSORS)
+    layout = {name: type(delta).__name__ for name, delta in patch.deltas.items()}
+    manifest = patch.manifest.model_copy(
+        update={"tensors_sha256": file_digest(draft / TENSORS), "tensor_layout": layout}
+    )
+    text = json.dumps(manifest.model_dump(), indent=2, ensure_ascii=False, default=str)
+    (draft / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    for name, part in patch.parts.items():
+        (draft / PARTS / name).mkdir(parents=True)
+        _write_patch(part, draft / PARTS / name)
 
 
 def _read_delta(file: Path, name: str, kind: str) -> Delta:

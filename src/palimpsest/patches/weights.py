@@ -90,12 +90,16 @@ class WeightPatch(Patch):
     Arguments:
         deltas: canonical parameter name to its delta, in storage order.
         manifest: where it came from.
+        parts: patches that this one was put together from and that are worth keeping apart, by name. They are saved
+            with it and dropped by arithmetic.
 
     `-p`, `2.0 * p`, `p + q` and `p - q` give new patches. A patch scaled by zero is empty, so that `0 * p + q`
     equals `q` bit for bit.
     """
 
-    def __init__(self, deltas: Mapping[str, Delta], manifest: Manifest) -> None:
+    def __init__(
+        self, deltas: Mapping[str, Delta], manifest: Manifest, *, parts: Mapping[str, WeightPatch] | None = None
+    ) -> None:
         for name, delta in deltas.items():
             for part in delta.tensors().values():
                 if not torch.isfinite(part).all():
@@ -108,6 +112,7 @@ class WeightPatch(Patch):
                     )
         self.deltas = dict(deltas)
         self.manifest = manifest
+        self.parts = dict(parts or {})
 
     # Putting on and taking off
 

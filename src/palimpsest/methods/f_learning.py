@@ -1,0 +1,126 @@
+"""F-Learning: forget the old facts, then learn the new ones (Ni et al., arXiv:2311.08011).
+
+    delta_old = learner_1(theta; old facts) - theta                              (eq. 2, 3)
+    theta'    = theta - rate * delta_old                                         (eq. 4)
+    theta*    = learner_2(theta'; new facts)                                     (eq. 5)
+    patch     = -rate * delta_old + (theta* - theta')
+
+The two learners are any methods that give weight patches; the paper's three variants are rows of the catalogue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, final
+
+from pydantic import Field
+
+from palimpsest.errors import ConfigError
+from palimpsest.methods.base import Capabilities, Method, MethodConfig, Run
+from palimpsest.methods.catalogue import method
+from palimpsest.models.editable import EditableModel
+from palimpsest.models.generation import is_exact_match
+from palimpsest.patches.base import Manifest
+from palimpsest.patches.storage import load_patch
+from palimpsest.patches.weights import WeightPatch
+from palimpsest.requests import EditRequest
+
+
+class FLearningConfig(MethodConfig):
+    """Options of the `f-learning` methods."""
+
+    forget: str = "ft"
+    """The method whose change towards the old answers is subtracted."""
+    learn: str = "ft"
+    """The method that then learns the new answers."""
+    rate: float = Field(default=0.3, ge=0)
+    """How much of the change towards the old answers is subtracted: the paper's lambda."""
+    forget_options: dict[str, Any] = {}
+    learn_options: dict[str, Any] = {}
+    only_mastered: bool = True
+    """Whether old facts that the model does not know are left unforgotten. The paper forgets all of them."""
+    forget_patch: str | None = None
+    """Folder of an earlier F-Learning patch, or of its `forget` part: taken instead of computing it again."""
+
+
+@final
+class FLearning(Method[FLearningConfig]):
+    """Forgetting before learning; see the module's docstring."""
+
+    Config: ClassVar[type[MethodConfig]] = FLearningConfig
+    capabilities: ClassVar[Capabilities] = Capabilities(needs_old_answer=True)
+
+    def compute(
+        self, model: EditableModel, requests: Sequence[EditRequest], config: FLearningConfig, run: Run
+    ) -> WeightPatch:
+        # One seed for both learners: a rate of zero must be plain learning, bit for bit.
+        learner = method(config.learn, **{"seed": config.seed, **config.learn_options})
+        forget = self._forget_patch(model, requests, config, run)
+        unlearn = -config.rate * forget
+        with model.patched(unlearn), run.clock.stage("learn"):
+            outcome = learner.edit(model, requests, progress=run.progress)
+        learned = _weight_patch(outcome.patch, config.learn)
+        run.diagnostics.losses = outcome.diagnostics.losses
+        run.diagnostics.facts |= {
+            "rate": config.rate,
+            "forget_norm": forget.norm(),
+            "learn_norm": learned.norm(),
+            "learn": outcome.diagnostics.facts,
+        }
+        patch = unlearn + learned
+        return WeightPatch(patch.deltas, Manifest(label=self.name), parts={"forget": forget})
+
+    def _forget_patch(
+        self, model: EditableModel, requests: Sequence[EditRequest], config: FLearningConfig, run: Run
+    ) -> WeightPatch:
+        """The change towards the old answers, unscaled: computed, or read from where it was kept."""
+        if config.forget_patch is not None:
+            return read_forget_patch(config.forget_patch)
+        old = [request.reversed_to_old() for request in requests]
+        if config.only_mastered:
+            with run.clock.stage("mastery"):
+                old = _mastered(model, old, run)
+        if not old or config.rate == 0:
+            return WeightPatch({}, Manifest(label=config.forget))
+        learner = method(config.forget, **{"seed": config.seed, **config.forget_options})
+        with run.clock.stage("forget"):
+            outcome = learner.edit(model, old, progress=run.progress)
+        run.diagnostics.facts["forget"] = outcome.diagnostics.facts
+        return _weight_patch(outcome.patch, config.forget)
+
+
+def read_forget_patch(folder: str) -> WeightPatch:
+    """Reads a forget patch: a folder of its own, or the part of that name in an F-Learning patch."""
+    part = Path(folder).expanduser() / "parts" / "forget"
+    return load_patch(part if part.is_dir() else folder)
+
+
+def _mastered(model: EditableModel, old: list[EditRequest], run: Run) -> list[EditRequest]:
+    """The requests whose old answer the model gives by itself; the others are listed in the notes.
+
+    Forgetting what was never learned damages other knowledge (section 4.1 of the paper).
+    """
+    answers = model.generate([request.prompt for request in old])
+    known = [r for r, answer in zip(old, answers, strict=True) if is_exact_match(answer, r.target_new)]
+    unknown = [r for r in old if r not in known]
+    run.diagnostics.facts["mastered"] = len(known)
+    if unknown:
+        run.diagnostics.facts["not_mastered"] = [request.id.removesuffix("-old") for request in unknown]
+        shown = "; ".join(f"{r.prompt} {r.target_new}" for r in unknown[:3])
+        run.diagnostics.notes.append(
+            f"{len(unknown)} of {len(old)} old facts are not known to the model and were left unforgotten: "
+            f"{shown}{' ...' if len(unknown) > 3 else ''}"
+        )
+    return known
+
+
+def _weight_patch(patch: object, name: str) -> WeightPatch:
+    if not isinstance(patch, WeightPatch):
+        raise ConfigError(
+            "F-Learning needs methods that change weights.",
+            expected="methods whose patches can be subtracted and added",
+            found=f"{name!r}, which gives a {type(patch).__name__}",
+            where="options forget and learn",
+        )
+    return patch

@@ -1,0 +1,69 @@
+"""Fine-tuning: all weights (`ft`), one constrained matrix (`ft-l`), one matrix in mini-batches (`locft`).
+
+    min over theta  of  mean over facts of  -1/m sum_t log p_theta(y_t | x, y_<t)
+    subject to, for `ft-l`,  |theta - theta_0| <= radius in every entry          (Zhu et al., arXiv:2012.00363)
+
+The patch is the change of every trained tensor. Answers are trained token by token after the prompt (the survey's
+FT-M objective), not all at the prompt's last token as ROME's baseline does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal, final
+
+from pydantic import Field, model_validator
+
+from palimpsest.methods.base import Capabilities, Method, MethodConfig, Run
+from palimpsest.models.editable import EditableModel
+from palimpsest.optimise.copies import TrainingCopies
+from palimpsest.optimise.finetune import FinetuneOptions, finetune
+from palimpsest.optimise.selection import layer_numbers
+from palimpsest.patches.base import Manifest
+from palimpsest.patches.weights import WeightPatch
+from palimpsest.requests import EditRequest
+
+
+class FineTuningConfig(FinetuneOptions, MethodConfig):
+    """Options of `ft`, `ft-l` and `locft`."""
+
+    parameters: str = "all"
+    """`all`, or a site such as `mlp.down` whose weights alone are trained."""
+    layers: list[int] | Literal["all", "auto"] = "all"
+    """Layers of that site; negative numbers count from the last. `auto` is one layer at 0.69 of the depth."""
+    constraint: Literal["none", "linf", "l2"] = "none"
+    radius: float = Field(default=0.0, ge=0)
+    """Radius of the constraint: largest change of an entry (linf) or Frobenius norm of the change (l2)."""
+
+    @model_validator(mode="after")
+    def _layers_need_a_site(self) -> FineTuningConfig:
+        if self.parameters == "all" and self.layers != "all":
+            raise ValueError("layers can only be chosen together with a site, such as parameters = 'mlp.down'")
+        return self
+
+
+@final
+class FineTuning(Method[FineTuningConfig]):
+    """Gradient descent on the new answers; see the module's docstring."""
+
+    Config: ClassVar[type[MethodConfig]] = FineTuningConfig
+    capabilities: ClassVar[Capabilities] = Capabilities()
+
+    def compute(
+        self, model: EditableModel, requests: Sequence[EditRequest], config: FineTuningConfig, run: Run
+    ) -> WeightPatch:
+        if config.parameters == "all":
+            names = model.weights.names()
+        else:
+            layers = layer_numbers(config.layers, model.num_layers)
+            names = [model.sites.parameter_name(config.parameters, layer) for layer in layers]
+            run.diagnostics.facts["layers"] = layers
+        with (
+            run.clock.stage("training"),
+            TrainingCopies(model, names, constraint=config.constraint, radius=config.radius) as copies,
+        ):
+            result = finetune(model, requests, copies, config, seed=config.seed, progress=run.progress)
+            patch = WeightPatch(copies.deltas(), Manifest(label=self.name))
+        run.diagnostics.losses = result.losses
+        run.diagnostics.facts |= {"steps": result.steps, "final_loss": result.final_loss, "norm": patch.norm()}
+        return patch

@@ -1,0 +1,57 @@
+"""LoRA as an editor: low-rank adapters trained on the new answers (Hu et al., arXiv:2106.09685).
+
+    W' = W + alpha / r * B A,    A (r, in) random, B (out, r) zero at the start
+
+The patch keeps the factors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal, final
+
+from pydantic import Field
+
+from palimpsest.methods.base import Capabilities, Method, MethodConfig, Run
+from palimpsest.models.editable import EditableModel
+from palimpsest.optimise.adapters import LoraAdapters
+from palimpsest.optimise.finetune import FinetuneOptions, finetune
+from palimpsest.optimise.selection import layer_numbers
+from palimpsest.patches.base import Manifest
+from palimpsest.patches.weights import WeightPatch
+from palimpsest.requests import EditRequest
+
+
+class LoraConfig(FinetuneOptions, MethodConfig):
+    """Options of `lora`."""
+
+    learning_rate: float = Field(default=1e-3, ge=0)
+    rank: int = Field(default=8, ge=1)
+    alpha: float = Field(default=16.0, gt=0)
+    sites: list[str] = ["attn.q", "attn.v"]
+    """Which projections get an adapter. Where a family fuses them, the fused projection gets one as a whole."""
+    layers: list[int] | Literal["all", "auto"] = "all"
+
+
+@final
+class Lora(Method[LoraConfig]):
+    """Low-rank fine-tuning; see the module's docstring."""
+
+    Config: ClassVar[type[MethodConfig]] = LoraConfig
+    capabilities: ClassVar[Capabilities] = Capabilities()
+
+    def compute(
+        self, model: EditableModel, requests: Sequence[EditRequest], config: LoraConfig, run: Run
+    ) -> WeightPatch:
+        layers = layer_numbers(config.layers, model.num_layers)
+        names = {model.sites.parameter_name(site, layer): None for site in config.sites for layer in layers}
+        modules = [name.removesuffix(".weight") for name in names]
+        with (
+            run.clock.stage("training"),
+            LoraAdapters(model, modules, rank=config.rank, alpha=config.alpha) as adapters,
+        ):
+            result = finetune(model, requests, adapters, config, seed=config.seed, progress=run.progress)
+            patch = WeightPatch(adapters.deltas(), Manifest(label=self.name))
+        run.diagnostics.losses = result.losses
+        run.diagnostics.facts |= {"steps": result.steps, "final_loss": result.final_loss, "norm": patch.norm()}
+        return patch

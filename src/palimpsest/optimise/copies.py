@@ -1,0 +1,104 @@
+"""Copies of weights to train on: the model computes with them, the originals are never written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from palimpsest.models.editable import EditableModel
+from palimpsest.patches.weights import Dense
+
+Constraint = Literal["none", "linf", "l2"]
+
+
+class TrainingCopies:
+    """Inside the block the named parameters are float32-mastered copies with gradients, all others are frozen.
+
+    On leaving, by whatever way, the parameters point to their former tensors again and `requires_grad` is as it was.
+
+    Arguments:
+        names: canonical names of the parameters to train.
+        constraint: `linf` keeps every entry within `radius` of its start, `l2` each tensor's change within a ball
+            of that Frobenius norm; applied after every step (arXiv:2012.00363).
+    """
+
+    def __init__(
+        self, model: EditableModel, names: Sequence[str], *, constraint: Constraint = "none", radius: float = 0.0
+    ) -> None:
+        self._stack = model.weights
+        self._all = list(model.module.parameters())
+        self._names = list(names)
+        self._constraint = constraint
+        self._radius = radius
+        self._start: dict[str, Tensor] = {}
+        self._masters: dict[str, nn.Parameter] = {}
+        self._flags: list[bool] = []
+
+    def __enter__(self) -> TrainingCopies:
+        self._flags = [parameter.requires_grad for parameter in self._all]
+        for parameter in self._all:
+            parameter.requires_grad_(False)
+        for name in self._names:
+            start = self._stack.current(name)
+            self._start[name] = start
+            self._stack.point(name, start.clone())
+            for parameter in self._stack.parameters(name):
+                parameter.requires_grad_(True)
+            own = self._stack.parameters(name)[0]
+            # Steps of half-precision weights are smaller than their spacing, so they are summed up in float32.
+            self._masters[name] = own if start.dtype == torch.float32 else nn.Parameter(start.float())
+        return self
+
+    def masters(self) -> list[nn.Parameter]:
+        return list(self._masters.values())
+
+    def before_step(self) -> None:
+        """Hands each storage's gradient, summed over its aliases, to its master."""
+        for name, master in self._masters.items():
+            gradients = [p.grad for p in self._stack.parameters(name) if p.grad is not None]
+            if gradients and (len(gradients) > 1 or self._start[name].dtype != torch.float32):
+                master.grad = torch.stack([gradient.float() for gradient in gradients]).sum(0)
+                for parameter in self._stack.parameters(name):
+                    if parameter is not master:
+                        parameter.grad = None
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Applies the constraint and shows the model the new values."""
+        for name, master in self._masters.items():
+            if self._constraint != "none":
+                start = self._start[name].float()
+                master.copy_(start + project(master - start, self._constraint, self._radius))
+            current = self._stack.current(name)
+            if current.dtype != torch.float32:
+                current.copy_(master)
+
+    @torch.no_grad()
+    def deltas(self) -> dict[str, Dense]:
+        """How far each parameter has moved from where it started, in float32; those that have not are left out."""
+        moved = {name: master.detach() - self._start[name].float() for name, master in self._masters.items()}
+        return {name: Dense(delta) for name, delta in moved.items() if delta.any()}
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for name, start in self._start.items():
+            self._stack.point(name, start)
+            for parameter in self._stack.parameters(name):
+                parameter.grad = None
+        for parameter, flag in zip(self._all, self._flags, strict=True):
+            parameter.requires_grad_(flag)
+
+
+def project(delta: Tensor, constraint: Constraint, radius: float) -> Tensor:
+    """The nearest change inside the ball of the constraint."""
+    if constraint == "linf":
+        return delta.clamp(-radius, radius)
+    if constraint == "l2":
+        norm = float(delta.norm())
+        return delta * (radius / norm) if norm > radius else delta
+    return delta

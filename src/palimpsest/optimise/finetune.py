@@ -1,0 +1,208 @@
+"""The one fine-tuning loop: which facts, which tokens, which loss, when to stop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from palimpsest.config import Config
+from palimpsest.errors import ConfigError
+from palimpsest.models.editable import EditableModel
+from palimpsest.models.tokens import Encoded, by_length
+from palimpsest.requests import EditRequest
+from palimpsest.stopwatch import Progress, silent
+
+
+class FinetuneOptions(Config):
+    """How to fine-tune, whatever is being trained."""
+
+    learning_rate: float = Field(default=1e-4, ge=0)
+    epochs: int = Field(default=25, ge=0)
+    """Passes over the facts, at most."""
+    facts_per_step: int = Field(default=0, ge=0)
+    """Facts in one optimiser step; 0 for all of them."""
+    forward_batch_size: int = Field(default=64, ge=1)
+    """Facts in one forward pass; smaller needs less memory and gives the same step (gradients accumulate)."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    weight_decay: float = Field(default=0.0, ge=0)
+    loss_on: Literal["answer", "all"] = "answer"
+    """`answer`: the prompt is masked. `all`: every token but the first counts."""
+    reduction: Literal["fact", "token"] = "fact"
+    """`fact`: mean over a fact's tokens, then over facts. `token`: mean over all tokens, so long answers weigh more."""
+    append_eos: bool = False
+    """Whether the answer is followed by the end-of-sequence token."""
+    stop_loss: float = Field(default=0.0, ge=0)
+    """A fact whose loss is below this takes no part in a step; training ends when that holds for all. 0: never."""
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """How training went.
+
+    Arguments:
+        losses: request id to its loss (nats per token) in each pass, before that pass's step.
+        steps: optimiser steps taken.
+    """
+
+    losses: dict[str, list[float]]
+    steps: int
+
+    @property
+    def final_loss(self) -> float:
+        """Mean over facts of the last loss seen."""
+        last = [curve[-1] for curve in self.losses.values() if curve]
+        return sum(last) / len(last) if last else math.nan
+
+
+class Trainable(Protocol):
+    """Something with parameters to train: copies of weights, or an adapter."""
+
+    def masters(self) -> list[nn.Parameter]:
+        """What the optimiser updates."""
+
+    def before_step(self) -> None:
+        """Called with gradients in place."""
+
+    def after_step(self) -> None:
+        """Called after the optimiser's update: the place for constraints."""
+
+
+def finetune(
+    model: EditableModel,
+    requests: Sequence[EditRequest],
+    trainable: Trainable,
+    options: FinetuneOptions,
+    *,
+    seed: int,
+    progress: Progress = silent,
+) -> FinetuneResult:
+    """Trains `trainable` until the model answers each prompt with its new target.
+
+    The model is used in evaluation mode (no dropout). Logits are computed at the trained tokens only.
+
+    Arguments:
+        requests: prompts and targets.
+        seed: seed of the order of facts; the order matters only when a step does not hold all of them.
+
+    Raises `ConfigError` when the loss is not finite any more.
+    """
+    encoded = [_with_end(model, request, options) for request in requests]
+    optimizer = _optimizer(trainable.masters(), options)
+    order = torch.Generator().manual_seed(seed)
+    losses: dict[str, list[float]] = {request.id: [] for request in requests}
+    steps = 0
+    for epoch in range(options.epochs):
+        progress("training", epoch, options.epochs)
+        active = 0
+        for facts in _steps([len(row) for row in encoded], options, order):
+            optimizer.zero_grad(set_to_none=True)
+            seen = _accumulate(model, [encoded[i] for i in facts], options)
+            for index, loss in zip(facts, seen, strict=True):
+                losses[requests[index].id].append(loss)
+            _require_finite(seen, epoch, options)
+            moving = sum(loss >= options.stop_loss for loss in seen)
+            if moving:
+                trainable.before_step()
+                optimizer.step()
+                trainable.after_step()
+                steps += 1
+            active += moving
+        if not active:
+            break
+    progress("training", options.epochs, options.epochs)
+    return FinetuneResult(losses, steps)
+
+
+def answer_losses(
+    model: EditableModel, encoded: Sequence[Encoded], *, loss_on: Literal["answer", "all"]
+) -> tuple[Tensor, Tensor]:
+    """Negative log-likelihoods of the trained tokens, in nats.
+
+    Returns (facts, ) sums over each fact's tokens, and (facts, ) counts of these tokens. Differentiable.
+    """
+    if loss_on == "all":
+        # The first token has nothing before it that could predict it.
+        encoded = [Encoded(row.ids[:1], row.ids[1:]) for row in encoded]
+    batch = model.batch([row.ids for row in encoded])
+    rows, columns, labels = model.answer_places(encoded, batch)
+    logits = model.logits_at(batch, rows, columns).float()
+    token_losses = nn.functional.cross_entropy(logits, labels, reduction="none")
+    sums = token_losses.new_zeros(len(encoded)).index_add(0, rows, token_losses)
+    counts = torch.tensor([len(row.target_ids) for row in encoded], device=sums.device)
+    return sums, counts
+
+
+def _accumulate(model: EditableModel, encoded: Sequence[Encoded], options: FinetuneOptions) -> list[float]:
+    """One step's gradients, in forward batches that fit the memory; returns each fact's loss per token."""
+    means = [0.0] * len(encoded)
+    total_tokens = sum(len(row.target_ids) for row in encoded)
+    for chunk in by_length([len(row) for row in encoded], options.forward_batch_size):
+        sums, counts = answer_losses(model, [encoded[i] for i in chunk], loss_on=options.loss_on)
+        per_fact = sums / counts
+        takes_part = per_fact.detach() >= options.stop_loss
+        if options.reduction == "fact":
+            loss = (per_fact * takes_part).sum() / len(encoded)
+        else:
+            loss = (sums * takes_part).sum() / total_tokens
+        if takes_part.any():
+            loss.backward()  # type: ignore[no-untyped-call]
+        for index, value in zip(chunk, per_fact.detach().tolist(), strict=True):
+            means[index] = value
+    return means
+
+
+def _steps(lengths: Sequence[int], options: FinetuneOptions, order: torch.Generator) -> Iterator[list[int]]:
+    """One pass over the facts: shuffled, and cut so that a step holds facts of similar length."""
+    count, size = len(lengths), options.facts_per_step
+    if size == 0 or size >= count:
+        yield list(range(count))
+        return
+    shuffled = torch.randperm(count, generator=order).tolist()
+    # Sorting within windows of a few steps saves padding and leaves the order random at large.
+    window = 8 * size
+    groups = []
+    for start in range(0, count, window):
+        near = sorted(shuffled[start : start + window], key=lambda index: lengths[index])
+        groups += [near[first : first + size] for first in range(0, len(near), size)]
+    for position in torch.randperm(len(groups), generator=order).tolist():
+        yield groups[position]
+
+
+def _with_end(model: EditableModel, request: EditRequest, options: FinetuneOptions) -> Encoded:
+    encoded = model.encode(request.prompt, request.target_new)
+    if not options.append_eos:
+        return encoded
+    end = model.tokenizer.eos_token_id
+    if end is None:
+        raise ConfigError(
+            "The tokenizer has no end-of-sequence token to append.",
+            expected="a tokenizer with eos_token",
+            found="none",
+            where="option append_eos",
+            remedy="set append_eos = false",
+        )
+    return replace(encoded, target_ids=(*encoded.target_ids, int(end)))
+
+
+def _optimizer(masters: list[nn.Parameter], options: FinetuneOptions) -> torch.optim.Optimizer:
+    if options.optimizer == "sgd":
+        return torch.optim.SGD(masters, lr=options.learning_rate, weight_decay=options.weight_decay)
+    fused: dict[str, Any] = {"fused": True} if masters and masters[0].is_floating_point() else {}
+    return torch.optim.AdamW(masters, lr=options.learning_rate, weight_decay=options.weight_decay, **fused)
+
+
+def _require_finite(losses: Sequence[float], epoch: int, options: FinetuneOptions) -> None:
+    if not all(map(math.isfinite, losses)):
+        raise ConfigError(
+            "Training diverged; the model is as it was before.",
+            expected="a finite loss",
+            found="NaN or infinity",
+            where=f"pass {epoch + 1} of {options.epochs}",
+            remedy=f"lower learning_rate (it is {options.learning_rate:g}), or load the model with dtype float32",
+        )

@@ -1,0 +1,36 @@
+"""From a user's choice of layers to layer numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from palimpsest.errors import ConfigError
+
+# LocFT-BF (arXiv:2509.22072) edits layer 22 of 32 on Llama 3; the same depth is taken where nobody has measured.
+AUTO_DEPTH = 0.69
+
+
+def layer_numbers(layers: Sequence[int] | str, count: int) -> list[int]:
+    """Sorted layer numbers from 0.
+
+    Arguments:
+        layers: numbers (negative ones count from the last), `"all"`, or `"auto"`.
+        count: how many layers the model has.
+
+    Raises `ConfigError` for a number out of range, a repetition or an empty list.
+    """
+    if layers == "all":
+        return list(range(count))
+    if layers == "auto":
+        return [min(count - 1, int(AUTO_DEPTH * count))]
+    if isinstance(layers, str):
+        raise ConfigError("Unknown choice of layers.", expected="numbers, 'all' or 'auto'", found=repr(layers))
+    numbers = [layer + count if layer < 0 else layer for layer in layers]
+    if not numbers or len(set(numbers)) < len(numbers) or not all(0 <= layer < count for layer in numbers):
+        raise ConfigError(
+            "The layers cannot be used.",
+            expected=f"different numbers from 0 to {count - 1} (or -{count} to -1)",
+            found=str(list(layers)),
+            where="option layers",
+        )
+    return sorted(numbers)

@@ -108,25 +108,19 @@ def patched(model: EditableModel, patches: Sequence[WeightPatch]) -> Iterator[Ed
 
 
 def read_edits(file: Path) -> tuple[list[EditRequest], list[str]]:
-    """The edits of a file and what should be said about them. Anything skipped is an error here.
+    """The edits of a file, and what should be said about them.
 
-    Raises `DataError` for a file that cannot be read, has no edits, or holds a record that is not one.
+    Raises `DataError` for a file that cannot be read or has no edits, and for a record that is not one; only records
+    of a published data set are passed over, and then a note says which and why.
     """
     from palimpsest.datasets import load_edits
 
     data = load_edits(file)
+    notes = list(data.notes)
     if data.skipped:
         first = data.skipped[0]
-        raise DataError(
-            f"{len(data.skipped)} record(s) of the file cannot be used.",
-            expected="records that are all edits",
-            found=f"{first.reason}",
-            where=f"{file}, {first.where}",
-            remedy="correct or remove them; nothing was edited",
-        )
-    if not data.requests:
-        raise DataError("The file holds no edits.", expected="at least one record", found="none", where=str(file))
-    return list(data.requests), list(data.notes)
+        notes.append(f"{len(data.skipped)} record(s) were passed over; the first, {first.where}: {first.reason}")
+    return list(data.requests), notes
 
 
 def inline_edit(

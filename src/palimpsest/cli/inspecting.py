@@ -2,47 +2,35 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from palimpsest.cli import inputs, terminal
-from palimpsest.errors import PalimpsestError
+from palimpsest.errors import PalimpsestError, unknown_name
 
 if TYPE_CHECKING:
     from palimpsest.models.editable import EditableModel
 
 
-class Topic(StrEnum):
-    """What can be listed."""
-
-    methods = "methods"
-    models = "models"
-    datasets = "datasets"
-    metrics = "metrics"
-    presets = "presets"
+TOPICS = ("methods", "models", "datasets", "metrics", "presets")
 
 
 def list_(
-    topic: Annotated[Topic, typer.Argument(help="What to list.", show_default=False)],
+    topic: Annotated[str, typer.Argument(metavar="TOPIC", help=f"One of {', '.join(TOPICS)}.", show_default=False)],
     as_json: inputs.JsonOption = False,
 ) -> None:
     """List methods, models, data sets, metrics or presets by name."""
-    makers = {
-        Topic.methods: _methods,
-        Topic.models: _models,
-        Topic.datasets: _datasets,
-        Topic.metrics: _metrics,
-        Topic.presets: _presets,
-    }
-    rows = makers[topic]()
+    if topic not in TOPICS:
+        raise unknown_name("topic", topic, TOPICS)
+    makers = (_methods, _models, _datasets, _metrics, _presets)
+    rows = makers[TOPICS.index(topic)]()
     if as_json:
         terminal.emit_json(rows)
     elif rows:
         terminal.print_table(tuple(rows[0]), [[_cell(value) for value in row.values()] for row in rows])
     else:
-        terminal.say(f"There are no {topic.value}.")
+        terminal.say(f"There are no {topic}.")
 
 
 def _methods() -> list[dict[str, Any]]:

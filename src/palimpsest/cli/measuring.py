@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from palimpsest.cli import inputs, terminal
-from palimpsest.errors import ConfigError, unknown_name
+from palimpsest.errors import ConfigError, DataError, unknown_name
 
 if TYPE_CHECKING:
     from palimpsest.evaluation import RunRecord
 
+_RUN_FILE = "run.json"
 PROTOCOLS = ("single", "batch", "sequential")
 
 
@@ -147,6 +148,17 @@ def report(
 
 def read_records(runs: list[Path]) -> list[RunRecord]:
     """The records in these folders, or in the folders inside them. Raises `DataError` where there is none."""
-    from palimpsest.cli.records import find_records
+    folders = []
+    for run in (given.expanduser() for given in runs):
+        found = [run] if (run / _RUN_FILE).is_file() else sorted(file.parent for file in run.rglob(_RUN_FILE))
+        if not found:
+            raise DataError(
+                "There is no run here.",
+                expected=f"a folder that `palimpsest eval --out` wrote, with {_RUN_FILE}, or a folder of such folders",
+                found="nothing of that name" if not run.exists() else f"no {_RUN_FILE} in it",
+                where=str(run),
+            )
+        folders += found
+    from palimpsest.evaluation import load_run
 
-    return [record for run in runs for record in find_records(run.expanduser())]
+    return [load_run(folder) for folder in dict.fromkeys(folders)]

@@ -89,13 +89,18 @@ def print_table(
         is_number = bool(rows) and all(_is_number(row[index]) for row in rows)
         table.add_column(column, justify="right" if is_number else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
+        table.add_row(*(cell if isinstance(cell, Text) else Text(printable(str(cell))) for cell in row))
     console().print(table)
 
 
 def say(text: str = "") -> None:
     """A line of a result, on stdout."""
-    typer.echo(text)
+    typer.echo(printable(text))
+
+
+def printable(text: str) -> str:
+    """The text without characters that steer a terminal: what a model writes must not move the cursor."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in text)
 
 
 def verdict(is_right: bool | None) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from functools import lru_cache
 
 from palimpsest.errors import ConfigError
 from palimpsest.world.knowledge import Fact, Knowledge, Relation, TwoHop
@@ -52,15 +53,13 @@ def sentence(phrasing: str, subject: str, obj: str) -> Sentence:
 
 def taught(knowledge: Knowledge, fact: Fact) -> tuple[str, ...]:
     """The phrasings (with "{}") this fact is read in during training: statements first, then questions."""
-    relation = knowledge.relations[fact.relation]
-    statements, questions = _orders(knowledge, fact, relation)
+    statements, questions = _orders(knowledge.seed, fact.id, knowledge.relations[fact.relation])
     return statements[:TAUGHT_STATEMENTS] + questions[:TAUGHT_QUESTIONS]
 
 
 def held_out(knowledge: Knowledge, fact: Fact) -> tuple[str, ...]:
     """The phrasings (with "{}") never shown with this fact's subject: statements first, then questions."""
-    relation = knowledge.relations[fact.relation]
-    statements, questions = _orders(knowledge, fact, relation)
+    statements, questions = _orders(knowledge.seed, fact.id, knowledge.relations[fact.relation])
     return statements[TAUGHT_STATEMENTS:] + questions[TAUGHT_QUESTIONS:]
 
 
@@ -100,8 +99,9 @@ def neutral_text(knowledge: Knowledge, n: int, seed: int = 0) -> list[str]:
     return [f"{rng.choice(sentences).text} {rng.choice(sentences).text}" for _ in range(n)]
 
 
-def _orders(knowledge: Knowledge, fact: Fact, relation: Relation) -> tuple[tuple[str, ...], tuple[str, ...]]:
+@lru_cache(maxsize=4096)
+def _orders(seed: int, fact: str, relation: Relation) -> tuple[tuple[str, ...], tuple[str, ...]]:
     # A generator of its own per fact: which phrasings are taught does not depend on any other fact.
-    rng = random.Random(f"{knowledge.seed}|{fact.id}")
+    rng = random.Random(f"{seed}|{fact}")
     statements = tuple(rng.sample(relation.statements, len(relation.statements)))
     return statements, tuple(rng.sample(relation.questions, len(relation.questions)))

@@ -11,7 +11,6 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from statistics import fmean
 
 import torch
 from torch import Tensor, nn
@@ -105,7 +104,7 @@ def best_layer(result: CausalTrace) -> tuple[int, float]:
 
 def early_share(result: CausalTrace) -> float:
     """Which part of the lost probability the best MLP restoration at the subject's last token brings back."""
-    return (best_layer(result)[1] - result.corrupted) / max(1e-9, fmean([result.clean]) - result.corrupted)
+    return (best_layer(result)[1] - result.corrupted) / max(1e-9, result.clean - result.corrupted)
 
 
 def _candidates(knowledge: Knowledge, rng: random.Random) -> Iterator[Sentence]:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from torch import Tensor, nn
 from transformers import GPTJConfig, GPTJForCausalLM, PreTrainedTokenizerFast
 
 from palimpsest.errors import ConfigError, OutputError
+from palimpsest.world.auditing import audit
+from palimpsest.world.card import write_card
 from palimpsest.world.knowledge import Knowledge, build
 from palimpsest.world.muon import Muon
 from palimpsest.world.rows import Batch, EncodedSentence, RowPacker, encode
@@ -86,6 +89,7 @@ def train(
     knowledge: Knowledge | None = None,
     max_steps: int | None = None,
     dtype: str = "bfloat16",
+    card: bool = True,
 ) -> TrainingResult:
     """Train a decoder on a world and write it to `out` as an ordinary Hugging Face folder.
 
@@ -97,6 +101,7 @@ def train(
         progress: a progress bar on stderr.
         max_steps: stop early after so many steps (the schedules stay those of the whole training).
         dtype: what the weights are stored in: "float32", "float16" or "bfloat16".
+        card: audit the model as stored and write card.md and card.json beside it (a minute or two).
 
     Raises:
         ConfigError: an option is out of range.
@@ -117,7 +122,10 @@ def train(
         with _threads(config.threads):
             model, tokenizer, result = _train(knowledge, seed, config, progress, max_steps, target)
             model.to(getattr(torch, dtype)).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            if card:
+                audited = audit(folder, knowledge=knowledge, progress=progress)
+                write_card(folder, result, audited, _versions())
         folder.chmod(0o755)
         folder.rename(target)
     finally:
@@ -250,6 +258,10 @@ def _rate(share: float, config: TrainingConfig) -> float:
 def _bf16(precision: str) -> bool:
     """Whether to compute in bfloat16; "auto" does where the processor has instructions for it."""
     return precision == "bf16" or (precision == "auto" and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("torch", "transformers", "tokenizers")}
 
 
 def _check(config: TrainingConfig, dtype: str) -> None:

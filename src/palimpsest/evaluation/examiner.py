@@ -122,6 +122,7 @@ class Examiner:
                     continue
                 left_out = edited.reason_to_leave_out(request, probe) if edited else None
                 result = self._blank(request, probe, phase, checkpoint)
+                result.before = self.base.generated(probe.prompt)
                 result.is_left_out, result.is_failed = left_out is not None, left_out is None
                 self._mark(result, left_out or reason)
                 results.append(result)

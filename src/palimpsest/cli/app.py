@@ -1,0 +1,151 @@
+"""The `palimpsest` command: its groups put together, and one place where errors become exit codes."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from palimpsest.cli import terminal
+from palimpsest.cli.demonstrating import demo
+from palimpsest.cli.editing import ask, edit
+from palimpsest.cli.inspecting import doctor, list_
+from palimpsest.cli.measuring import evaluate, report
+from palimpsest.cli.patching import apply, verify
+from palimpsest.cli.worlds import world
+from palimpsest.errors import PalimpsestError
+
+app = typer.Typer(
+    name="palimpsest",
+    help="Update what a language model knows: edits as small, reversible, verified patches.",
+    epilog=terminal.examples(
+        "palimpsest demo",
+        'palimpsest edit world --method ft --edits facts.jsonl --out my-patch',
+        'palimpsest ask world "The capital of France is" --patch my-patch',
+    ),
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error. May stand anywhere.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and stop.", is_eager=True, callback=terminal.show_version)
+    ] = False,
+) -> None:
+    """Update what a language model knows: edits as small, reversible, verified patches."""
+
+
+def _add(name: str, function: object, *lines: str, panel: str) -> None:
+    app.command(name, epilog=terminal.examples(*lines), rich_help_panel=panel, no_args_is_help=name not in ("demo",))(
+        function  # type: ignore[arg-type]
+    )
+
+
+_EDITING, _MEASURING, _LOOKING = "Edit", "Measure", "Look around"
+
+_add(
+    "demo",
+    demo,
+    "palimpsest demo",
+    "palimpsest demo --out demo --overwrite --num-edits 20",
+    panel=_EDITING,
+)
+_add(
+    "edit",
+    edit,
+    "palimpsest edit world --method rome --edits facts.jsonl --out my-patch",
+    'palimpsest edit world --method ft --prompt "The capital of France is" --subject France --target-new Lyon '
+    "--target-old Paris --out lyon",
+    "palimpsest edit world --method ft-l --edits facts.csv --out my-patch --option layers=[3] --option learning_rate=1e-3",
+    panel=_EDITING,
+)
+_add(
+    "ask",
+    ask,
+    'palimpsest ask world "The capital of France is"',
+    'palimpsest ask world "The capital of France is" "France is a country in" --patch my-patch',
+    panel=_EDITING,
+)
+_add(
+    "apply",
+    apply,
+    "palimpsest apply world my-patch --out new-model",
+    "palimpsest apply world first-patch second-patch --out new-model",
+    panel=_EDITING,
+)
+_add(
+    "verify",
+    verify,
+    "palimpsest verify world my-patch",
+    "palimpsest verify world my-patch --min-generality 0.8 --min-locality 0.9",
+    panel=_MEASURING,
+)
+_add(
+    "eval",
+    evaluate,
+    "palimpsest eval world --dataset world-counterfact --method ft --protocol single --num-edits 20",
+    "palimpsest eval world --dataset facts.jsonl --method lora --protocol sequential --num-edits 100 "
+    "--checkpoints 1,10,100 --out runs/lora --resume",
+    "palimpsest eval world --dataset counterfact --data counterfact.json --method ft --protocol batch --num-edits 50 --json",
+    panel=_MEASURING,
+)
+_add(
+    "report",
+    report,
+    "palimpsest report runs/* --out report.html",
+    "palimpsest report runs/ft runs/lora --out report.html --overwrite",
+    panel=_MEASURING,
+)
+_add("list", list_, "palimpsest list methods", "palimpsest list datasets --json", panel=_LOOKING)
+_add("doctor", doctor, "palimpsest doctor world", "palimpsest doctor ./my-model --json", panel=_LOOKING)
+app.add_typer(world, name="world", rich_help_panel=_LOOKING)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code.
+
+    0 is success, 1 a failed test or verification, 2 bad input, 130 an interrupt.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = _asks_for_debug(given)
+    try:
+        typer.main.get_command(app).main(args=given, prog_name="palimpsest")
+    except PalimpsestError as error:
+        terminal.show_error(error)
+        if debug:
+            traceback.print_exception(error, file=sys.stderr)
+        return 2
+    except SystemExit as ending:
+        code = ending.code if isinstance(ending.code, int) else int(bool(ending.code))
+        if code == 130:
+            terminal.log("Interrupted. What was half written has been removed.")
+        return code
+    except Exception as error:
+        # Not a user's mistake: the whole traceback is what a bug report needs.
+        traceback.print_exception(error, file=sys.stderr)
+        terminal.show_error(
+            PalimpsestError(
+                "This should not have happened.",
+                found=f"{type(error).__name__}: {error}",
+                remedy="please report it together with the lines above",
+            )
+        )
+        return 2
+    return 0
+
+
+def _asks_for_debug(arguments: list[str]) -> bool:
+    """Whether `--debug` is given, wherever it stands; moves it to the front, where the option is declared."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    if "--debug" not in arguments[:end]:
+        return False
+    arguments[:end] = ["--debug", *(one for one in arguments[:end] if one != "--debug")]
+    return True

@@ -1,0 +1,241 @@
+"""`demo`: the whole story on the bundled model: edit, look, compare every method, one page to read."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from palimpsest.cli import inputs, terminal
+from palimpsest.errors import DataError, PalimpsestError
+
+if TYPE_CHECKING:
+    from palimpsest.evaluation import RunRecord
+    from palimpsest.models.editable import EditableModel
+    from palimpsest.report.tables import Run
+    from palimpsest.requests import EditRequest
+    from palimpsest.stopwatch import Progress
+
+DATASET = "world-counterfact"
+PAGE, RUNS = "report.html", "runs"
+# A row that is a building set, not a method: it is what its variants already show.
+_GENERIC = ("f-learning",)
+_PROBES_PER_KIND = 3
+_NEUTRAL_SENTENCES = 8
+_ANSWER_TOKENS = 12
+_SHOWN_EDITS = 4
+_ASKED_AT_ONCE = 40
+_WIDE = 130
+
+
+@dataclass
+class Comparison:
+    """What the methods did: records by method, and the methods that could not run, with the reason."""
+
+    records: list[RunRecord]
+    left_out: dict[str, str]
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Where the page and the records go: a new folder.")] = Path("demo"),
+    overwrite: inputs.OverwriteOption = False,
+    num_edits: Annotated[int, typer.Option("--num-edits", "-n", min=1, help="How many facts.")] = 10,
+    seed: inputs.SeedOption = 0,
+    model: Annotated[str, typer.Option("--model", help="A model that knows the world.")] = "world",
+    as_json: inputs.JsonOption = False,
+) -> None:
+    """Edit facts of the bundled model with every method, and compare what became of everything else."""
+    from palimpsest.provenance import new_folder, require_absent
+
+    require_absent(out, overwrite=overwrite)
+    start = time.perf_counter()
+    loaded = inputs.load_model(model)
+    with terminal.status("choosing facts that the model knows"):
+        requests, neutral = choose_facts(loaded, num_edits, seed)
+    terminal.log(f"Editing {len(requests)} facts of {model!r} with every method, one fact at a time.")
+    with new_folder(out, overwrite=overwrite) as draft:
+        with terminal.progress_bar("demo") as progress:
+            found = compare(loaded, requests, neutral, seed, draft / RUNS, progress)
+        if not found.records:
+            first = next(iter(found.left_out.items()), ("none", "no method is registered"))
+            raise DataError("No method could run.", expected="at least one that can", found=f"{first[0]}: {first[1]}")
+        with terminal.status("drawing the page"):
+            from palimpsest.report import build_report
+
+            build_report(found.records, draft / PAGE)
+    seconds = time.perf_counter() - start
+    if as_json:
+        terminal.emit_json(
+            {
+                "model": model,
+                "edits": [_plain(request) for request in requests],
+                "records": [record.to_json() for record in found.records],
+                "left_out": found.left_out,
+                "report": str(out / PAGE),
+                "seconds": seconds,
+            }
+        )
+        return
+    _show(found, requests)
+    terminal.say(f"\nEvery answer of every method: {out / PAGE}   ({seconds:.0f} s)")
+
+
+def choose_facts(model: EditableModel, num_edits: int, seed: int) -> tuple[list[EditRequest], Sequence[str]]:
+    """Edits of the world's test split whose old answers the model gives by itself, and neutral sentences.
+
+    Raises `DataError` when the model knows fewer than that.
+    """
+    from palimpsest.datasets import dataset
+    from palimpsest.models.generation import is_exact_match
+
+    data = dataset(DATASET, split="test")
+    drawn = data.sample(len(data.requests), seed).requests
+    known: list[EditRequest] = []
+    for first in range(0, len(drawn), _ASKED_AT_ONCE):
+        chunk = drawn[first : first + _ASKED_AT_ONCE]
+        answers = model.generate([request.prompt for request in chunk], max_new_tokens=_ANSWER_TOKENS)
+        known += [
+            request
+            for request, answer in zip(chunk, answers, strict=True)
+            if request.target_old and is_exact_match(answer, request.target_old)
+        ]
+        if len(known) >= num_edits:
+            break
+    if len(known) < num_edits:
+        raise DataError(
+            "The model does not know enough facts of the world.",
+            expected=f"{num_edits} facts of the test split that it answers rightly",
+            found=str(len(known)),
+            where=f"model {model.name!r}",
+            remedy="ask for fewer with --num-edits, or take the bundled model",
+        )
+    return [_with_fewer_probes(request) for request in known[:num_edits]], data.neutral_text[:_NEUTRAL_SENTENCES]
+
+
+def compare(
+    model: EditableModel,
+    requests: Sequence[EditRequest],
+    neutral_text: Sequence[str],
+    seed: int,
+    out: Path,
+    progress: Progress,
+) -> Comparison:
+    """Edits the same facts with every registered method; the base model is asked once for all of them."""
+    from palimpsest.datasets import Dataset
+    from palimpsest.evaluation import BaseAnswers, Single, evaluate
+    from palimpsest.methods.catalogue import METHODS, method
+
+    names = [name for name in METHODS if name not in _GENERIC]
+    total = len(names) * len(requests)
+    data = Dataset(DATASET, tuple(requests))
+    base = BaseAnswers()
+    found = Comparison([], {})
+    for index, name in enumerate(names):
+
+        def advance(_stage: str, done: int, of: int, *, name: str = name, index: int = index) -> None:
+            progress(name, index * len(requests) + (done if of == len(requests) else 0), total)
+
+        progress(name, index * len(requests), total)
+        try:
+            editor = method(name, seed=seed)
+            editor.check(requests[:1])
+            record = evaluate(
+                model,
+                editor,
+                data,
+                protocol=Single(),
+                seed=seed,
+                out=out / name,
+                neutral_text=neutral_text,
+                max_new_tokens=_ANSWER_TOKENS,
+                base=base,
+                progress=advance,
+            )
+        except (PalimpsestError, ImportError, AttributeError) as error:
+            # A method that needs training first, or is not part of this installation, is named and passed over.
+            found.left_out[name] = error.problem if isinstance(error, PalimpsestError) else str(error)
+            continue
+        found.records.append(record)
+    progress("done", total, total)
+    return found
+
+
+def _with_fewer_probes(request: EditRequest) -> EditRequest:
+    kept: dict[str, int] = {}
+    probes = []
+    for probe in request.probes:
+        kept[probe.kind] = kept.get(probe.kind, 0) + 1
+        if kept[probe.kind] <= _PROBES_PER_KIND:
+            probes.append(probe)
+    return replace(request, probes=tuple(probes))
+
+
+def _plain(request: EditRequest) -> dict[str, Any]:
+    return {key: value for key, value in request.to_dict().items() if key != "probes"}
+
+
+def _show(found: Comparison, requests: Sequence[EditRequest]) -> None:
+    from palimpsest.report.tables import label_runs
+
+    runs = label_runs(found.records)
+    shown = max(runs, key=_overall)
+    rows = [
+        (probe.prompt, probe.before or "", probe.after or "", probe.expected or "", terminal.verdict(_is_right(probe)))
+        for probe in shown.record.probes
+        if probe.kind == "reliability"
+    ][:_SHOWN_EDITS]
+    terminal.print_table(
+        ("prompt", "before", "after", "wanted", "ok"), rows, title=f"Some of the {len(requests)} edits, by {shown.label}"
+    )
+    terminal.say()
+    _show_methods(runs)
+    for name, reason in found.left_out.items():
+        terminal.log(f"left out: {name}: {reason}")
+
+
+def _show_methods(runs: Sequence[Run]) -> None:
+    from palimpsest.report.definitions import label
+    from palimpsest.report.tables import metrics
+
+    is_wide = terminal.console().width >= _WIDE
+    if is_wide:
+        names = [name for name in metrics(runs, "generate") if name != "old_answer_rate"]
+        heads = [label(name) for name in names]
+        values = [[run.mean("generate", name) for name in names] for run in runs]
+    else:
+        families = ("reliability", "generality", "locality", "portability")
+        heads = list(families)
+        values = [[run.family_mean("generate", family) for family in families] for run in runs]
+    rows = [
+        (
+            run.label,
+            *(terminal.share(mean) for mean in means),
+            terminal.share(run.mean("generate", "old_answer_rate")),
+            "-" if run.record.seconds_per_edit is None else f"{run.record.seconds_per_edit:.2f}",
+            terminal.size(run.record.patch_bytes),
+        )
+        for run, means in zip(runs, values, strict=True)
+    ]
+    kinds = "" if is_wide else " Locality and portability are means over their kinds."
+    spec = runs[0].record.specification
+    terminal.print_table(
+        ("method", *heads, "old answer", "s per edit", "patch"),
+        rows,
+        title="What became of the edits, and of everything else",
+        caption=f"Free generation, protocol single, {spec.num_edits} edits, seed {spec.seed}.{kinds} "
+        "Old answer: still given; lower is better. Intervals stand in the page.",
+    )
+
+
+def _overall(run: Run) -> float:
+    families = ("reliability", "generality", "locality", "portability")
+    return sum(run.family_mean("generate", family) or 0.0 for family in families)
+
+
+def _is_right(probe: Any) -> bool | None:
+    value = probe.values.get("generate")
+    return None if value is None else value == 1

@@ -1,0 +1,170 @@
+"""`edit` makes a patch, `ask` shows a model's answers with and without it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from palimpsest.cli import inputs, terminal
+from palimpsest.errors import ConfigError
+
+if TYPE_CHECKING:
+    from palimpsest.methods.base import EditOutcome, Method
+    from palimpsest.models.editable import EditableModel
+    from palimpsest.requests import EditRequest
+
+SHOWN_EDITS = 20
+
+
+def edit(
+    model: inputs.ModelArgument,
+    method: Annotated[str, typer.Option("--method", "-m", help="See `palimpsest list methods`.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", help="The patch: a new folder.", show_default=False)],
+    edits: Annotated[
+        Path | None, typer.Option("--edits", help="A file of edits: .jsonl, .json or .csv.", show_default=False)
+    ] = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", help="One edit instead of a file: its prompt.")] = None,
+    subject: Annotated[str | None, typer.Option("--subject", help="What it is about; occurs in the prompt.")] = None,
+    target_new: Annotated[str | None, typer.Option("--target-new", help="The answer it should get.")] = None,
+    target_old: Annotated[str | None, typer.Option("--target-old", help="The answer it gets today.")] = None,
+    option: inputs.MethodOptions = None,
+    preset: inputs.PresetOption = "auto",
+    seed: inputs.SeedOption = 0,
+    forget_patch: Annotated[
+        Path | None,
+        typer.Option("--forget-patch", help="A patch that taught the old answers, for the f-learning methods."),
+    ] = None,
+    as_json: inputs.JsonOption = False,
+) -> None:
+    """Make a patch that lets a model give new answers. The model itself is not changed."""
+    from palimpsest.provenance import require_absent
+
+    require_absent(out)
+    requests, notes = _requests(edits, inputs.inline_edit(prompt, subject, target_new, target_old))
+    forget = None if forget_patch is None else str(forget_patch)
+    editor = inputs.make_method(method, preset, option, seed=seed, forget_patch=forget)
+    editor.check(requests)
+    loaded = inputs.load_model(model)
+    with terminal.status("asking the model"):
+        before = loaded.generate([request.prompt for request in requests])
+    with terminal.progress_bar(f"editing with {method}") as progress:
+        outcome = editor.edit(loaded, requests, progress=progress)
+    outcome.patch.save(out)
+    with terminal.status("asking again"), loaded.patched(outcome.patch):
+        after = loaded.generate([request.prompt for request in requests])
+    result = _result(loaded, editor, requests, before, after, outcome, out, notes)
+    if as_json:
+        terminal.emit_json(result)
+    else:
+        _show(result)
+
+
+def _requests(file: Path | None, inline: EditRequest | None) -> tuple[list[EditRequest], list[str]]:
+    if (file is None) == (inline is None):
+        raise ConfigError(
+            "There are no edits." if file is None else "Edits are given twice.",
+            expected="either --edits FILE, or one edit as --prompt, --subject, --target-new, --target-old",
+            found="neither" if file is None else "both",
+        )
+    if file is not None:
+        return inputs.read_edits(file.expanduser())
+    return ([inline] if inline else []), []
+
+
+def _result(
+    model: EditableModel,
+    editor: Method[Any],
+    requests: Sequence[EditRequest],
+    before: Sequence[str],
+    after: Sequence[str],
+    outcome: EditOutcome,
+    out: Path,
+    notes: list[str],
+) -> dict[str, Any]:
+    from palimpsest.models.generation import is_exact_match
+
+    found, patch = outcome.diagnostics, outcome.patch
+    return {
+        "patch": str(out),
+        "method": editor.name,
+        "model": model.name,
+        "preset": patch.manifest.preset,
+        "config": patch.manifest.config,
+        "seed": patch.manifest.seed,
+        "edits": [
+            {
+                "id": request.id,
+                "prompt": request.prompt,
+                "subject": request.subject,
+                "target_new": request.target_new,
+                "target_old": request.target_old,
+                "before": old,
+                "after": new,
+                "is_right": is_exact_match(new, request.target_new),
+            }
+            for request, old, new in zip(requests, before, after, strict=True)
+        ],
+        "touched": patch.touched(),
+        "num_parameters": patch.num_parameters,
+        "patch_bytes": patch.num_bytes,
+        "seconds": found.seconds,
+        "peak_memory_bytes": found.peak_memory_bytes,
+        "notes": [*notes, *found.notes],
+    }
+
+
+def _show(result: dict[str, Any]) -> None:
+    edits = result["edits"]
+    rows = [
+        (one["prompt"], one["before"], one["after"], one["target_new"], terminal.verdict(one["is_right"]))
+        for one in edits[:SHOWN_EDITS]
+    ]
+    terminal.print_table(("prompt", "before", "after", "wanted", "ok"), rows)
+    if len(edits) > SHOWN_EDITS:
+        terminal.say(f"and {len(edits) - SHOWN_EDITS} more edits; --json shows all of them")
+    right = sum(one["is_right"] for one in edits)
+    touched = result["touched"]
+    terminal.say(f"{right} of {len(edits)} edited prompts get the new answer.")
+    terminal.say(
+        f"patch {result['patch']}: {result['num_parameters']:,} numbers, {terminal.size(result['patch_bytes'])}, "
+        f"in {len(touched)} tensor{'s' if len(touched) != 1 else ''}; {result['seconds'].get('total', 0):.1f} s"
+    )
+    for note in result["notes"]:
+        terminal.say(f"note: {note}")
+    terminal.say(f"next: palimpsest verify {result['model']} {result['patch']}")
+
+
+def ask(
+    model: inputs.ModelArgument,
+    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="Texts to continue.", show_default=False)],
+    patch: Annotated[
+        list[Path] | None, typer.Option("--patch", help="A patch to put on; repeatable, the first one lowest.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer, in tokens.")] = 24,
+    as_json: inputs.JsonOption = False,
+) -> None:
+    """Ask a model, before and after patches side by side."""
+    blank = [text for text in prompts if not text.strip()]
+    if blank:
+        from palimpsest.errors import DataError
+
+        raise DataError("A prompt is blank.", expected="text with a visible character", found=repr(blank[0]))
+    patches = inputs.read_patches(patch or [])
+    loaded = inputs.load_model(model)
+    with terminal.status("asking"):
+        before = loaded.generate(prompts, max_new_tokens=max_new_tokens)
+        after: list[str] | list[None] = [None] * len(prompts)
+        if patches:
+            with inputs.patched(loaded, patches):
+                after = loaded.generate(prompts, max_new_tokens=max_new_tokens)
+    rows = list(zip(prompts, before, after, strict=True))
+    if as_json:
+        answers = [{"prompt": text, "before": old, "after": new} for text, old, new in rows]
+        terminal.emit_json({"model": model, "patches": [str(folder) for folder in patch or []], "answers": answers})
+    elif patches:
+        terminal.print_table(("prompt", "before", "after"), [(text, old, new or "") for text, old, new in rows])
+    else:
+        terminal.print_table(("prompt", "answer"), [(text, old) for text, old, _ in rows])

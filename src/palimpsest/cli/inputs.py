@@ -1,0 +1,160 @@
+"""From what was typed to what the library takes: options, edits, models, patches, data sets."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from palimpsest.cli import terminal
+from palimpsest.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from palimpsest.datasets import Dataset
+    from palimpsest.methods.base import Method
+    from palimpsest.models.editable import EditableModel
+    from palimpsest.patches.weights import WeightPatch
+    from palimpsest.requests import EditRequest
+
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A hub id, a folder, or `world`.", show_default=False)]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+PresetOption = Annotated[
+    str, typer.Option("--preset", metavar="NAME", help="`auto` (the one that fits the model), `none`, or a name.")
+]
+MethodOptions = Annotated[
+    list[str] | None,
+    typer.Option("--option", "-o", metavar="KEY=VALUE", help="An option of the method; TOML value. Repeatable."),
+]
+
+
+def parse_options(given: Sequence[str] | None) -> dict[str, Any]:
+    """Method options from `key=value` texts; values are TOML, and a bare word is a string.
+
+    A dotted key sets an option inside another: `learn_options.steps=5`.
+
+    Raises `ConfigError` for a text without `=` or a key given twice.
+    """
+    options: dict[str, Any] = {}
+    for text in given or ():
+        key, equals, value = text.partition("=")
+        *path, last = (part.strip().replace("-", "_") for part in key.split("."))
+        if not equals or not last or not all(path):
+            raise ConfigError("An option has no value.", expected="--option key=value", found=repr(text))
+        place = options
+        for part in path:
+            place = place.setdefault(part, {})
+            if not isinstance(place, dict):
+                raise ConfigError("An option is given twice.", found=repr(text), where=f"option {part}")
+        if last in place:
+            raise ConfigError("An option is given twice.", found=repr(text), where=f"option {last}")
+        place[last] = _toml_value(value.strip())
+    return options
+
+
+def make_method(
+    name: str, preset: str, given: Sequence[str] | None, *, seed: int | None = None, **more: Any
+) -> Method[Any]:
+    """A method from what was typed. Raises `ConfigError` for unknown names and options."""
+    options = {**parse_options(given), **{key: value for key, value in more.items() if value is not None}}
+    if seed is not None:
+        if options.get("seed", seed) != seed:
+            raise ConfigError("Two seeds are given.", found=f"--seed {seed} and --option seed={options['seed']}")
+        options["seed"] = seed
+    with terminal.status("loading torch"):
+        terminal.quiet_libraries()
+        from palimpsest.methods.catalogue import method
+        from palimpsest.methods.presets import presets
+
+        made = method(name, preset=preset, **options)
+    known = presets(name)
+    if preset not in ("auto", "none", *known):
+        from palimpsest.errors import unknown_name
+
+        raise unknown_name(f"preset of method {name!r}", preset, [*known, "auto", "none"])
+    return made
+
+
+def load_model(name: str) -> EditableModel:
+    """The model, with a sign of life on the terminal."""
+    with terminal.status(f"loading {name}"):
+        terminal.quiet_libraries()
+        from palimpsest.models.loading import load
+
+        return load(name)
+
+
+def read_patches(folders: Sequence[Path]) -> list[WeightPatch]:
+    """The patches in these folders. Raises `PatchError` for one that is none."""
+    with terminal.status("reading patches"):
+        terminal.quiet_libraries()
+        from palimpsest.patches.storage import load_patch
+
+        return [load_patch(folder) for folder in folders]
+
+
+@contextmanager
+def patched(model: EditableModel, patches: Sequence[WeightPatch]) -> Iterator[EditableModel]:
+    """Inside the block all patches lie on the model, the first one lowest."""
+    with ExitStack() as stack:
+        for patch in patches:
+            stack.enter_context(model.patched(patch))
+        yield model
+
+
+def read_edits(file: Path) -> tuple[list[EditRequest], list[str]]:
+    """The edits of a file, and what should be said about them.
+
+    Raises `DataError` for a file that cannot be read or has no edits, and for a record that is not one; only records
+    of a published data set are passed over, and then a note says which and why.
+    """
+    from palimpsest.datasets import load_edits
+
+    data = load_edits(file)
+    notes = list(data.notes)
+    if data.skipped:
+        first = data.skipped[0]
+        notes.append(f"{len(data.skipped)} record(s) were passed over; the first, {first.where}: {first.reason}")
+    return list(data.requests), notes
+
+
+def inline_edit(
+    prompt: str | None, subject: str | None, target_new: str | None, target_old: str | None
+) -> EditRequest | None:
+    """One edit from options; `None` when none of them is given. Raises `DataError` when a part is missing."""
+    given = {"--prompt": prompt, "--subject": subject, "--target-new": target_new, "--target-old": target_old}
+    if all(value is None for value in given.values()):
+        return None
+    if prompt is None or target_new is None:
+        raise DataError(
+            "An edit on the command line is not complete.",
+            expected="--prompt and --target-new (and --subject, --target-old where the method needs them)",
+            found=", ".join(name for name, value in given.items() if value is not None) + " only",
+        )
+    from palimpsest.requests import EditRequest
+
+    return EditRequest(prompt, target_new, subject=subject, target_old=target_old)
+
+
+def find_dataset(name: str, path: Path | None) -> Dataset:
+    """A data set by name, or a file of edits. Raises `ConfigError` with near matches for an unknown name."""
+    from palimpsest.datasets import dataset, load_edits
+    from palimpsest.datasets.catalogue import DATASETS
+
+    if path is None and name not in DATASETS and Path(name).expanduser().exists():
+        return load_edits(Path(name).expanduser())
+    return dataset(name, path)
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+    # A bare 2020-01-01 is a date in TOML; no method takes one.
+    return value if isinstance(value, (bool, int, float, str, list, dict)) else text

@@ -1,0 +1,164 @@
+"""`eval` measures a method on a data set, `report` makes one page out of runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from palimpsest.cli import inputs, terminal
+from palimpsest.errors import ConfigError, DataError, unknown_name
+
+if TYPE_CHECKING:
+    from palimpsest.evaluation import RunRecord
+
+_RUN_FILE = "run.json"
+PROTOCOLS = ("single", "batch", "sequential")
+
+
+def evaluate(
+    model: inputs.ModelArgument,
+    dataset: Annotated[
+        str, typer.Option("--dataset", "-d", help="A name (`palimpsest list datasets`) or a file.", show_default=False)
+    ],
+    method: Annotated[str, typer.Option("--method", "-m", help="See `palimpsest list methods`.", show_default=False)],
+    data: Annotated[Path | None, typer.Option("--data", help="The file, for a data set that needs one.")] = None,
+    protocol: Annotated[
+        str,
+        typer.Option("--protocol", help="`single` (edit, test, undo), `batch` or `sequential`."),
+    ] = "single",
+    num_edits: Annotated[
+        int | None, typer.Option("--num-edits", "-n", min=1, help="How many edits, drawn with the seed; all if left out.")
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option("--batch-size", min=1, help="Edits per call. batch: all if left out; sequential: 1."),
+    ] = None,
+    checkpoints: Annotated[
+        str | None, typer.Option("--checkpoints", metavar="N,N,...", help="sequential: when to test. 1,10,100,1000.")
+    ] = None,
+    option: inputs.MethodOptions = None,
+    preset: inputs.PresetOption = "auto",
+    seed: inputs.SeedOption = 0,
+    out: Annotated[Path | None, typer.Option("--out", help="A folder for the record; makes the run resumable.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    as_json: inputs.JsonOption = False,
+) -> None:
+    """Measure a method: reliability, generality, locality, portability, time and memory."""
+    chosen = make_protocol(protocol, batch_size, checkpoints)
+    if resume and out is None:
+        raise ConfigError("There is nothing to resume.", expected="--out DIR together with --resume", found="no --out")
+    if out is not None and not resume:
+        from palimpsest.provenance import require_absent
+
+        require_absent(out)
+    editor = inputs.make_method(method, preset, option)
+    edits = inputs.find_dataset(dataset, data)
+    if num_edits is not None:
+        edits.sample(num_edits, seed)
+    loaded = inputs.load_model(model)
+    from palimpsest.evaluation import evaluate as run
+
+    with terminal.progress_bar(f"{method}, {protocol}") as progress:
+        record = run(
+            loaded,
+            editor,
+            edits,
+            protocol=chosen,
+            num_edits=num_edits,
+            seed=seed,
+            out=out,
+            resume=resume,
+            progress=progress,
+        )
+    if as_json:
+        terminal.emit_json(record.to_json())
+    else:
+        terminal.say(record.table())
+        for note in edits.notes:
+            terminal.say(f"note: {note}")
+        if out is not None:
+            terminal.say(f"next: palimpsest report {out} --out report.html")
+    if record.status != "ok":
+        terminal.log(f"The run {record.status}: {record.error}")
+        raise typer.Exit(2)
+
+
+def make_protocol(name: str, batch_size: int | None, checkpoints: str | None) -> Any:
+    """The protocol that was asked for. Raises `ConfigError` for an unknown one, or for an option it does not have."""
+    if name not in PROTOCOLS:
+        raise unknown_name("protocol", name, PROTOCOLS)
+    if checkpoints is not None and name != "sequential":
+        raise ConfigError(
+            f"The protocol {name!r} has no checkpoints.",
+            expected="--checkpoints together with --protocol sequential",
+            found=f"--protocol {name}",
+        )
+    if batch_size is not None and name == "single":
+        raise ConfigError(
+            "The protocol 'single' edits one fact at a time.",
+            expected="--batch-size together with --protocol batch or sequential",
+            found=f"--batch-size {batch_size}",
+        )
+    steps = _checkpoints(checkpoints)
+    from palimpsest.evaluation import Batch, Sequential, Single
+
+    if name == "single":
+        return Single()
+    if name == "batch":
+        return Batch(batch_size=batch_size)
+    given: dict[str, Any] = {"batch_size": batch_size or 1}
+    return Sequential(**given, checkpoints=steps) if steps else Sequential(**given)
+
+
+def _checkpoints(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise ConfigError(
+            "The checkpoints are not numbers of edits.", expected="such as 1,10,100", found=repr(text), where="--checkpoints"
+        )
+    return tuple(sorted({int(part) for part in parts}))
+
+
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Folders that `eval --out` or `demo` wrote.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option("--out", help="The page: a new .html file.")] = Path("report.html"),
+    overwrite: inputs.OverwriteOption = False,
+    as_json: inputs.JsonOption = False,
+) -> None:
+    """Make one self-contained HTML page out of runs."""
+    from palimpsest.provenance import require_absent
+
+    require_absent(out, overwrite=overwrite)
+    records = read_records(runs)
+    with terminal.status("drawing"):
+        from palimpsest.report import build_report
+
+        build_report(records, out)
+    if as_json:
+        terminal.emit_json({"report": str(out), "runs": len(records), "bytes": out.stat().st_size})
+    else:
+        terminal.say(f"{out}: {len(records)} run{'s' if len(records) != 1 else ''}, {terminal.size(out.stat().st_size)}")
+
+
+def read_records(runs: list[Path]) -> list[RunRecord]:
+    """The records in these folders, or in the folders inside them. Raises `DataError` where there is none."""
+    folders = []
+    for run in (given.expanduser() for given in runs):
+        found = [run] if (run / _RUN_FILE).is_file() else sorted(file.parent for file in run.rglob(_RUN_FILE))
+        if not found:
+            raise DataError(
+                "There is no run here.",
+                expected=f"a folder that `palimpsest eval --out` wrote, with {_RUN_FILE}, or a folder of such folders",
+                found="nothing of that name" if not run.exists() else f"no {_RUN_FILE} in it",
+                where=str(run),
+            )
+        folders += found
+    from palimpsest.evaluation import load_run
+
+    return [load_run(folder) for folder in dict.fromkeys(folders)]

@@ -1,0 +1,185 @@
+"""`apply` makes a model folder out of patches, `verify` runs a patch's own tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from palimpsest.cli import inputs, terminal
+from palimpsest.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from palimpsest.evaluation import RunRecord
+    from palimpsest.patches.weights import WeightPatch
+
+EXPORTS = ("merged",)
+_SHOWN_FAILURES = 20
+
+
+def apply(
+    model: inputs.ModelArgument,
+    patches: Annotated[list[Path], typer.Argument(metavar="PATCH...", help="Patch folders.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", help="The model: a new folder.", show_default=False)],
+    form: Annotated[str, typer.Option("--as", help="`merged`: full weights with the patches in them.")] = "merged",
+    as_json: inputs.JsonOption = False,
+) -> None:
+    """Write a model folder with patches merged in, for transformers and everything that reads its folders."""
+    from palimpsest.provenance import require_absent
+
+    if form not in EXPORTS:
+        raise ConfigError(
+            f"The form {form!r} is not available yet." if form == "peft" else f"There is no form named {form!r}.",
+            expected=f"--as {' or '.join(EXPORTS)}",
+            found=f"--as {form}",
+            remedy="use --as merged, or keep the patch and put it on with palimpsest.load_patch",
+        )
+    require_absent(out)
+    read = inputs.read_patches(patches)
+    loaded = inputs.load_model(model)
+    from palimpsest.patches.export import write_merged
+
+    with terminal.status(f"writing {out}"):
+        write_merged(loaded, read, out)
+    written = sorted(path for path in out.iterdir())
+    result = {
+        "model": model,
+        "patches": [str(folder) for folder in patches],
+        "out": str(out),
+        "files": [path.name for path in written],
+        "bytes": sum(path.stat().st_size for path in written),
+    }
+    if as_json:
+        terminal.emit_json(result)
+        return
+    terminal.say(f"{out}: {model} with {', '.join(map(str, patches))}, {terminal.size(result['bytes'])}")
+    terminal.say(f'next: palimpsest ask {out} "{_first_prompt(read)}"')
+
+
+def verify(
+    model: inputs.ModelArgument,
+    patch: Annotated[Path, typer.Argument(metavar="PATCH", help="A patch folder.", show_default=False)],
+    min_generality: Annotated[
+        float | None, typer.Option("--min-generality", min=0, max=1, help="Fail below this share of rephrasings.")
+    ] = None,
+    min_locality: Annotated[
+        float | None,
+        typer.Option("--min-locality", min=0, max=1, help="Fail when any kind of locality is below this share."),
+    ] = None,
+    as_json: inputs.JsonOption = False,
+) -> None:
+    """Run the tests that a patch carries with it: exit 1 when an edited prompt does not get its new answer."""
+    [read] = inputs.read_patches([patch])
+    if not read.manifest.edits:
+        raise DataError(
+            "The patch carries no edits, so there is nothing to verify.",
+            expected="a patch that `palimpsest edit` made",
+            found=f"{read.manifest.label!r}, without edits in its manifest",
+            where=str(patch),
+        )
+    loaded = inputs.load_model(model)
+    from palimpsest.datasets import Dataset
+    from palimpsest.evaluation import Batch, evaluate
+    from palimpsest.requests import EditRequest
+
+    requests = tuple(EditRequest.from_dict(edit) for edit in read.manifest.edits)
+    with terminal.progress_bar("verifying") as progress:
+        record = evaluate(
+            loaded,
+            StoredPatch(read),
+            Dataset(name=f"the tests of {patch}", requests=requests, skipped=(), notes=()),
+            protocol=Batch(),
+            progress=progress,
+        )
+    result = _result(model, patch, record, {"generality": min_generality, "locality": min_locality})
+    if as_json:
+        terminal.emit_json(result)
+    else:
+        _show(result)
+    if not result["passed"]:
+        raise typer.Exit(1)
+
+
+@dataclass(frozen=True)
+class StoredPatch:
+    """An editor whose edit has been made already: what evaluation needs to score a patch from disk."""
+
+    patch: WeightPatch
+
+    @property
+    def name(self) -> str:
+        return self.patch.manifest.method or self.patch.manifest.label
+
+    def resolve(self, _model: Any) -> tuple[Any, None]:
+        """No options of its own: the patch's manifest has them."""
+        from palimpsest.methods.base import MethodConfig
+
+        return MethodConfig(seed=self.patch.manifest.seed or 0), None
+
+    def edit(self, _model: Any, _requests: Sequence[Any], state: Any = None, *, progress: Any = None) -> Any:
+        """The stored patch, whatever is asked."""
+        from palimpsest.methods.base import Diagnostics, EditOutcome
+
+        return EditOutcome(self.patch, state, Diagnostics(seconds={"total": 0.0}))
+
+
+def _result(model: str, patch: Path, record: RunRecord, floors: dict[str, float | None]) -> dict[str, Any]:
+    described = record.to_json()
+    failures = [
+        {"edit": probe.edit_id, "prompt": probe.prompt, "wanted": probe.expected, "after": probe.after}
+        for probe in record.probes
+        if probe.kind == "reliability" and not probe.values.get("generate")
+    ]
+    means = described["scores"].get("generate", {})
+    below = [
+        {"metric": kind, "mean": entry["mean"], "wanted": floor}
+        for family, floor in floors.items()
+        for kind, entry in means.items()
+        if floor is not None and kind.split(".")[0] == family and (entry["mean"] is None or entry["mean"] < floor)
+    ]
+    for family, floor in floors.items():
+        if floor is not None and not any(kind.split(".")[0] == family for kind in means):
+            below.append({"metric": family, "mean": None, "wanted": floor})
+    return {
+        "model": model,
+        "patch": str(patch),
+        "method": described["method"],
+        "num_edits": described["num_edits"],
+        "status": described["status"],
+        "passed": described["status"] == "ok" and not failures and not below,
+        "failures": failures,
+        "below": below,
+        "scores": described["scores"],
+        "counts": described["counts"],
+    }
+
+
+def _show(result: dict[str, Any]) -> None:
+    scores = result["scores"]
+    kinds = [kind for kind in scores.get("generate", {}) if kind != "old_answer_rate"]
+    rows = [
+        [kind, *(terminal.share(scores[scoring].get(kind, {}).get("mean")) for scoring in scores), _count(scores, kind)]
+        for kind in kinds
+    ]
+    terminal.print_table(("metric", *(name.replace("_", " ") for name in scores), "n"), rows)
+    for failure in result["failures"][:_SHOWN_FAILURES]:
+        terminal.say(f"failed: {failure['prompt']} -> {failure['after']!r}, wanted {failure['wanted']!r}")
+    if len(result["failures"]) > _SHOWN_FAILURES:
+        terminal.say(f"and {len(result['failures']) - _SHOWN_FAILURES} more")
+    for entry in result["below"]:
+        found = "was not measured" if entry["mean"] is None else f"is {terminal.share(entry['mean'])}"
+        terminal.say(f"below: {entry['metric']} {found}, wanted at least {terminal.share(entry['wanted'])}")
+    right = result["num_edits"] - len({failure["edit"] for failure in result["failures"]})
+    state = "verified" if result["passed"] else "NOT verified"
+    terminal.say(f"{result['patch']} on {result['model']} is {state}: {right} of {result['num_edits']} edits hold.")
+
+
+def _count(scores: dict[str, Any], kind: str) -> int:
+    return max(entry[kind]["n"] for entry in scores.values() if kind in entry)
+
+
+def _first_prompt(patches: Sequence[WeightPatch]) -> str:
+    return next((str(edit["prompt"]) for patch in patches for edit in patch.manifest.edits), "The capital of France is")

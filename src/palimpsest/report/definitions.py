@@ -1,0 +1,63 @@
+"""What every measure, scoring and protocol is, in one sentence each: the words that tables and pages use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+LABELS: Mapping[str, str] = MappingProxyType(
+    {
+        "reliability": "reliability",
+        "generality": "generality",
+        "locality.neighborhood": "locality: neighbours",
+        "locality.namesake": "locality: namesakes",
+        "locality.other_relation": "locality: same subject",
+        "locality.distracting": "locality: distraction",
+        "locality.out_of_scope": "locality: unrelated",
+        "portability.one_hop": "portability: one hop",
+        "portability.subject_alias": "portability: alias",
+        "portability.inverse": "portability: inverse",
+        "old_answer_rate": "old answer still given",
+    }
+)
+
+MEASURES: Mapping[str, str] = MappingProxyType(
+    {
+        "reliability": "The edited prompt gets the new answer.",
+        "generality": "Other phrasings of the edited prompt get the new answer.",
+        "locality.neighborhood": "The same question about other subjects is answered as before.",
+        "locality.namesake": "The same question about subjects that share a name with the edited one is answered as before.",
+        "locality.other_relation": "Other questions about the edited subject are answered as before.",
+        "locality.distracting": "Another question is answered as before when the edited fact stands in front of it.",
+        "locality.out_of_scope": "Questions that have nothing to do with the edit are answered as before.",
+        "portability.one_hop": "What follows from the new fact in one step is answered accordingly.",
+        "portability.subject_alias": "The question gets the new answer when the subject goes by another name.",
+        "portability.inverse": "Asked the other way round, the new fact still holds.",
+        "old_answer_rate": "The old answer is still given to the edited prompt or a rephrasing; lower is better.",
+    }
+)
+
+SCORINGS: Mapping[str, str] = MappingProxyType(
+    {
+        "generate": "Free generation, greedy: the answer up to the stop is exactly the expected one. What a user sees.",
+        "teacher_forced": "The share of the expected answer's tokens that are each the most probable one, given the "
+        "right tokens before it. What most papers report; it flatters.",
+        "log_prob": "One answer is more probable than the other, per token: the new one than the old one, and for "
+        "locality the right one than the edit's new one. What CounterFact defines.",
+    }
+)
+
+PROTOCOLS: Mapping[str, str] = MappingProxyType(
+    {
+        "single": "Each edit is made, tested and undone by itself.",
+        "batch": "Edits are made together, so many in a call, then tested.",
+        "sequential": "Edits are made one after another and stay; all so far are tested at checkpoints.",
+    }
+)
+
+LOWER_IS_BETTER = frozenset({"old_answer_rate"})
+
+
+def label(metric: str) -> str:
+    """A metric's name for people."""
+    return LABELS.get(metric, metric.replace("_", " ").replace(".", ": "))

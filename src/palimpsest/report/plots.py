@@ -1,0 +1,242 @@
+"""Plots as inline SVG. Colours are names of the page's own, so that one drawing serves light and dark."""
+
+from __future__ import annotations
+
+import html
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from palimpsest.report.definitions import label
+from palimpsest.report.tables import Run, metrics
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Stand-ins that matplotlib draws with; each is replaced by the page's variable of that name.
+_INK, _MUTED, _LINE, _ACCENT = "#010101", "#020202", "#030303", "#040404"
+_SERIES = ("#050501", "#050502", "#050503", "#050504", "#050505", "#050506", "#050507", "#050508")
+_VARIABLES: Mapping[str, str] = MappingProxyType(
+    {_INK: "ink", _MUTED: "muted", _LINE: "line", _ACCENT: "accent"}
+    | {colour: f"series-{index}" for index, colour in enumerate(_SERIES, 1)}
+)
+_MARKERS = "osD^vP*X"
+_STYLE: Mapping[str, Any] = MappingProxyType(
+    {
+        "svg.fonttype": "none",
+        "font.size": 10,
+        "text.color": _INK,
+        "axes.labelcolor": _MUTED,
+        "axes.edgecolor": _LINE,
+        "axes.titlesize": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "xtick.color": _MUTED,
+        "ytick.color": _INK,
+        "xtick.labelsize": 9,
+        "ytick.labelsize": 10,
+        "grid.color": _LINE,
+        "legend.frameon": False,
+    }
+)
+_LETTER = 0.085  # inches a letter of a label takes, on the safe side
+
+
+def metrics_plot(runs: Sequence[Run], scoring: str) -> str:
+    """Every metric with its interval, one panel a metric, one line a run."""
+    names = metrics(runs, scoring)
+    if not names:
+        return ""
+    columns = min(len(names), 5)
+    lines = math.ceil(len(names) / columns)
+    left = _label_width(runs)
+    height = 0.26 * len(runs) + 0.75
+    figure, panels = _figure(left + 1.75 * columns, lines * height, lines, columns, f"metrics {scoring}")
+    for index, panel in enumerate(panels):
+        if index >= len(names):
+            panel.axis("off")
+            continue
+        for place, run in enumerate(runs):
+            found = run.estimate(scoring, names[index])
+            if found is None:
+                panel.text(0.5, place, "not scored", ha="center", va="center", color=_MUTED, fontsize=8)
+                continue
+            panel.plot([found.low, found.high], [place, place], color=_ACCENT, linewidth=2.2, alpha=0.45)
+            panel.plot([found.mean], [place], "o", color=_ACCENT, markersize=6)
+        _rows_axis(panel, runs, show_names=index % columns == 0)
+        panel.set_xlim(-0.04, 1.04)
+        panel.set_xticks([0, 0.5, 1], ["0", "50", "100%"])
+        panel.set_title(label(names[index]), loc="left", fontsize=9.5)
+    return _svg(figure, f"Every metric by run with its 95% interval, scoring {scoring}")
+
+
+def costs_plot(runs: Sequence[Run]) -> str:
+    """Seconds an edit and size of the patch, on logarithmic axes."""
+    panels_wanted = [
+        ("seconds per edit", [run.record.seconds_per_edit for run in runs], _seconds),
+        ("patch size", [run.record.patch_bytes for run in runs], _bytes),
+    ]
+    shown = [one for one in panels_wanted if any(value for value in one[1])]
+    if not shown:
+        return ""
+    height = 0.28 * len(runs) + 0.8
+    figure, panels = _figure(_label_width(runs) + 3.4 * len(shown), height, 1, len(shown), "costs")
+    for index, (panel, (title, values, write)) in enumerate(zip(panels, shown, strict=True)):
+        known = [float(value) for value in values if value]
+        panel.set_xscale("log")
+        low, high = min(known) / 1.6, max(known) * 6
+        panel.set_xlim(low, high)
+        for place, value in enumerate(values):
+            if not value:
+                continue
+            panel.plot([low, value], [place, place], color=_LINE, linewidth=1.2)
+            panel.plot([value], [place], "o", color=_ACCENT, markersize=6)
+            panel.annotate(write(float(value)), (value, place), xytext=(7, 0), textcoords="offset points",
+                           va="center", fontsize=9, color=_INK)  # fmt: skip
+        _rows_axis(panel, runs, show_names=index == 0)
+        panel.xaxis.set_major_locator(_log_ticks(low, high))
+        panel.xaxis.set_major_formatter(lambda value, _place, write=write: write(value))
+        panel.minorticks_off()
+        panel.set_title(f"{title} (logarithmic)", loc="left", fontsize=9.5)
+    return _svg(figure, "Seconds an edit and size of the patch by run")
+
+
+def locality_plot(runs: Sequence[Run], scoring: str) -> str:
+    """A heat map: what stayed as it was, by run and kind of locality."""
+    kinds = [name for name in metrics(runs, scoring) if name.startswith("locality")]
+    if not kinds:
+        return ""
+    from matplotlib.patches import Rectangle
+
+    figure, [panel] = _figure(
+        _label_width(runs) + 1.25 * len(kinds) + 0.2, 0.34 * len(runs) + 0.7, 1, 1, f"locality {scoring}"
+    )
+    for row, run in enumerate(runs):
+        for column, kind in enumerate(kinds):
+            mean = run.mean(scoring, kind)
+            strength = 0.0 if mean is None else 0.06 + 0.5 * mean
+            panel.add_patch(Rectangle((column + 0.03, row - 0.46), 0.94, 0.92, facecolor=_ACCENT, alpha=strength))
+            text = "–" if mean is None else f"{100 * mean:.0f}%"
+            panel.text(column + 0.5, row, text, ha="center", va="center", color=_INK, fontsize=10)
+    panel.set_xlim(0, len(kinds))
+    panel.xaxis.tick_top()
+    panel.set_xticks([column + 0.5 for column in range(len(kinds))], [label(kind).split(": ")[-1] for kind in kinds])
+    panel.tick_params(length=0)
+    _rows_axis(panel, runs, show_names=True, has_grid=False)
+    for spine in panel.spines.values():
+        spine.set_visible(False)
+    return _svg(figure, f"Share of answers that stayed as they were, by run and kind of locality, scoring {scoring}")
+
+
+def curves_plot(runs: Sequence[Run], scoring: str) -> str:
+    """How all edits so far fare as their number grows; only runs with checkpoints are in it."""
+    with_points = [run for run in runs if len(run.record.checkpoints) > 1]
+    names = sorted(
+        {name for run in with_points for point in run.record.checkpoints for name in point.scores.get(scoring, {})},
+        key=lambda name: (not name.startswith("reliability"), not name.startswith("generality"), name),
+    )[:6]
+    if not names:
+        return ""
+    columns = min(3, len(names))
+    lines = math.ceil(len(names) / columns)
+    figure, panels = _figure(2.9 * columns + 0.6, 2.3 * lines + 0.3 * math.ceil(len(with_points) / 4), lines, columns,
+                             f"curves {scoring}")  # fmt: skip
+    for index, panel in enumerate(panels):
+        if index >= len(names):
+            panel.axis("off")
+            continue
+        ticks: set[int] = set()
+        for number, run in enumerate(with_points):
+            points = [
+                (point.num_edits, found)
+                for point in run.record.checkpoints
+                if (found := point.scores.get(scoring, {}).get(names[index])) is not None
+            ]
+            ticks |= {count for count, _ in points}
+            colour = _SERIES[number % len(_SERIES)]
+            counts = [count for count, _ in points]
+            panel.fill_between(counts, [one.low for _, one in points], [one.high for _, one in points],
+                               color=colour, alpha=0.12, linewidth=0)  # fmt: skip
+            panel.plot(counts, [one.mean for _, one in points], marker=_MARKERS[number % len(_MARKERS)], markersize=4.5,
+                       color=colour, label=run.label if index == 0 else None)  # fmt: skip
+        panel.set_xscale("log")
+        panel.set_xticks(sorted(ticks), [str(tick) for tick in sorted(ticks)])
+        panel.minorticks_off()
+        panel.set_ylim(-0.04, 1.04)
+        panel.set_yticks([0, 0.5, 1], ["0", "50", "100%"])
+        panel.grid(axis="y", linewidth=0.6)
+        panel.set_title(label(names[index]), loc="left", fontsize=9.5)
+        panel.set_xlabel("edits so far", fontsize=9)
+    figure.legend(loc="outside lower center", ncols=4, fontsize=9)
+    return _svg(figure, f"Scores of all edits so far by their number, scoring {scoring}")
+
+
+def _figure(width: float, height: float, lines: int, columns: int, name: str) -> tuple[Figure, list[Axes]]:
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        grid = figure.subplots(lines, columns, squeeze=False)
+    figure.set_label(name)
+    return figure, [panel for line in grid for panel in line]
+
+
+def _rows_axis(panel: Axes, runs: Sequence[Run], *, show_names: bool, has_grid: bool = True) -> None:
+    panel.set_ylim(len(runs) - 0.4, -0.6)
+    panel.set_yticks(range(len(runs)), [run.label for run in runs] if show_names else [""] * len(runs))
+    panel.tick_params(axis="y", length=0)
+    if has_grid:
+        panel.grid(axis="x", linewidth=0.6)
+        panel.set_axisbelow(True)
+        panel.spines["left"].set_visible(False)
+
+
+def _label_width(runs: Sequence[Run]) -> float:
+    return 0.3 + _LETTER * max(len(run.label) for run in runs)
+
+
+def _log_ticks(low: float, high: float) -> Any:
+    from matplotlib.ticker import FixedLocator
+
+    first, last = math.ceil(math.log10(low)), math.floor(math.log10(high))
+    step = max(1, math.ceil((last - first + 1) / 4))
+    return FixedLocator([10.0**power for power in range(first, last + 1, step)])
+
+
+def _seconds(value: float) -> str:
+    return f"{1000 * value:.0f} ms" if value < 0.1 else f"{value:.1f} s" if value < 100 else f"{value:.0f} s"
+
+
+def _bytes(value: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if value >= 10 or unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} GB"
+
+
+def _svg(figure: Figure, description: str) -> str:
+    """The drawing as an element of an HTML page, with no reference to anything outside it."""
+    import matplotlib as mpl
+
+    stream = io.StringIO()
+    with mpl.rc_context({**_STYLE, "svg.hashsalt": str(figure.get_label())}):
+        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = stream.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'\s(?:xmlns(?::\w+)?|version)="[^"]*"', "", text)
+    text = text.replace("xlink:href", "href")
+    # Group ids repeat from one drawing to the next and nothing refers to them.
+    text = re.sub(r'<g id="[^"]*"', "<g", text)
+    text = re.sub(r'<text ([^>]*)font: ([\d.]+)px [^;"]*', r"<text \1font-size: \2px", text)
+    for colour, variable in _VARIABLES.items():
+        text = text.replace(colour, f"var(--{variable})")
+    width = float(re.search(r'width="([\d.]+)pt"', text)[1])  # type: ignore[index]
+    opening = f'<svg role="img" aria-label="{html.escape(description)}" style="width:{width * 4 / 3:.0f}px"'
+    return re.sub(r'<svg width="[\d.]+pt" height="[\d.]+pt"', opening, text, count=1)

@@ -1,0 +1,155 @@
+"""Runs side by side: what to call them, which metrics they share, which is best, and what to say of it in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from palimpsest.report.definitions import LOWER_IS_BETTER
+
+if TYPE_CHECKING:
+    from palimpsest.evaluation.records import Estimate, RunRecord
+
+_PREFERRED = ("generate", "teacher_forced", "log_prob")
+_HOLDS = 0.9
+
+
+@dataclass(frozen=True)
+class Run:
+    """A record under the name it has on this page."""
+
+    label: str
+    record: RunRecord
+
+    def estimate(self, scoring: str, metric: str) -> Estimate | None:
+        """The mean with its interval, or `None` when nothing was scored."""
+        return self.record.scores.get(scoring, {}).get(metric)
+
+    def mean(self, scoring: str, metric: str) -> float | None:
+        """The mean alone."""
+        found = self.estimate(scoring, metric)
+        return None if found is None else found.mean
+
+    def family_mean(self, scoring: str, family: str) -> float | None:
+        """The plain mean over the kinds of a family, such as all kinds of locality; each kind counts once."""
+        means = [one.mean for kind, one in self.record.scores.get(scoring, {}).items() if kind.split(".")[0] == family]
+        return sum(means) / len(means) if means else None
+
+
+def label_runs(records: Iterable[RunRecord]) -> list[Run]:
+    """Names the runs by their method and by whatever else differs among them."""
+    listed = list(records)
+    specs = [record.specification for record in listed]
+    varying = [
+        field
+        for field in ("model", "dataset", "protocol", "num_edits", "seed")
+        if len({getattr(spec, field) for spec in specs}) > 1
+    ]
+    runs: list[Run] = []
+    taken: dict[str, int] = {}
+    for record, spec in zip(listed, specs, strict=True):
+        parts = [f"{getattr(spec, field)} edits" if field == "num_edits" else str(getattr(spec, field)) for field in varying]
+        name = f"{spec.method} ({', '.join(parts)})" if parts else spec.method
+        taken[name] = taken.get(name, 0) + 1
+        runs.append(Run(name if taken[name] == 1 else f"{name} #{taken[name]}", record))
+    return runs
+
+
+def scorings(runs: Sequence[Run]) -> list[str]:
+    """The scorings that any run has, what a user sees first."""
+    present = {name for run in runs for name, metrics in run.record.scores.items() if metrics}
+    return [name for name in _PREFERRED if name in present] + sorted(present - set(_PREFERRED))
+
+
+def metrics(runs: Sequence[Run], scoring: str) -> list[str]:
+    """The metrics that any run has under a scoring, in reading order."""
+    present = {name for run in runs for name in run.record.scores.get(scoring, {})}
+    heads = ("reliability", "generality", "locality", "portability", "old_answer_rate")
+    return sorted(present, key=lambda name: (heads.index(head) if (head := name.split(".")[0]) in heads else 9, name))
+
+
+def best(values: Sequence[float | None], *, is_lower_better: bool = False) -> set[int]:
+    """Indices of the best values; none when fewer than two are known or all are alike."""
+    known = [value for value in values if value is not None]
+    if len(known) < 2 or max(known) == min(known):
+        return set()
+    goal = min(known) if is_lower_better else max(known)
+    return {index for index, value in enumerate(values) if value is not None and math.isclose(value, goal, abs_tol=1e-9)}
+
+
+def best_of_metric(runs: Sequence[Run], scoring: str, metric: str) -> set[int]:
+    """Indices of the runs that are best at a metric."""
+    return best([run.mean(scoring, metric) for run in runs], is_lower_better=metric in LOWER_IS_BETTER)
+
+
+def percent(value: float | None) -> str:
+    """A share as a whole percentage, or a dash."""
+    return "–" if value is None else f"{100 * value:.0f}%"
+
+
+def in_words(runs: Sequence[Run]) -> list[str]:
+    """The findings as a few plain sentences, under the scoring that a user would see."""
+    names = scorings(runs)
+    if not names:
+        return ["No run has any score."]
+    scoring = names[0]
+    sentences = [_reliability(runs, scoring), _best_sentence(runs, scoring), _locality(runs, scoring), _noise(runs, scoring)]
+    failed = [run.label for run in runs if run.record.status != "ok"]
+    if failed:
+        sentences.append(f"Not finished: {listed(failed)}.")
+    return [sentence for sentence in sentences if sentence]
+
+
+def listed(names: Sequence[str], *, shown: int = 4) -> str:
+    """Names as a list in a sentence."""
+    if len(names) > shown:
+        return f"{', '.join(names[: shown - 1])} and {len(names) - shown + 1} others"
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]])) if names else "none"
+
+
+def _reliability(runs: Sequence[Run], scoring: str) -> str:
+    known = [(run.label, mean) for run in runs if (mean := run.mean(scoring, "reliability")) is not None]
+    if not known:
+        return ""
+    top = max(mean for _, mean in known)
+    winners = [name for name, mean in known if mean == top]
+    amount = "every edited prompt" if top == 1 else f"{percent(top)} of the edited prompts"
+    if len(known) == 1:
+        return f"{winners[0]} wrote the new answer to {amount}."
+    if len(winners) == len(known):
+        return f"All {len(known)} runs wrote the new answer to {amount}."
+    low = min(known, key=lambda pair: pair[1])
+    return f"{listed(winners)} wrote the new answer to {amount}; {low[0]} to the fewest, {percent(low[1])}."
+
+
+def _best_sentence(runs: Sequence[Run], scoring: str) -> str:
+    known = [(run.label, mean) for run in runs if (mean := run.mean(scoring, "generality")) is not None]
+    if len(known) < 2:
+        return f"Rephrased questions got the new answer in {percent(known[0][1])} of the cases." if known else ""
+    top = max(mean for _, mean in known)
+    winners = [name for name, mean in known if mean == top]
+    return f"Rephrased questions got the new answer most often with {listed(winners)} ({percent(top)})."
+
+
+def _locality(runs: Sequence[Run], scoring: str) -> str:
+    holding = [run for run in runs if (run.mean(scoring, "reliability") or 0) >= _HOLDS]
+    known = [(run.label, mean) for run in holding if (mean := run.family_mean(scoring, "locality")) is not None]
+    if not known:
+        return ""
+    if len(known) == 1:
+        return f"With {known[0][0]}, {percent(known[0][1])} of the answers that should stay did stay (mean over the kinds)."
+    most, least = max(known, key=lambda pair: pair[1]), min(known, key=lambda pair: pair[1])
+    return (
+        f"Among those whose edits hold (reliability of {percent(_HOLDS)} or more), {most[0]} disturbed other answers "
+        f"least ({percent(most[1])} stayed, mean over the kinds) and {least[0]} most ({percent(least[1])} stayed)."
+    )
+
+
+def _noise(runs: Sequence[Run], scoring: str) -> str:
+    found = [one for run in runs for metric in metrics([run], scoring) if (one := run.estimate(scoring, metric))]
+    if not found:
+        return ""
+    widest = max((one.high - one.low) / 2 for one in found)
+    return f"The intervals reach up to {100 * widest:.0f} points to a side: read smaller differences as noise."

@@ -9,7 +9,7 @@ import torch
 
 import tiny
 from evaluation.head_editor import HeadEditor, facts
-from palimpsest import Batch, ConfigError, DataError, EditRequest, Probe, Sequential, Single, evaluate
+from palimpsest import Batch, ConfigError, DataError, EditRequest, Probe, Sequential, Single, evaluate, method
 from palimpsest.evaluation import BaseAnswers, RunRecord
 from palimpsest.evaluation.drift import perplexity
 
@@ -205,6 +205,46 @@ def test_bad_calls_are_refused_before_anything_is_computed(options: dict[str, An
     with pytest.raises(DataError, match="nothing to evaluate"):
         evaluate(model, editor, [])
     assert editor.calls == []
+
+
+def test_an_editor_that_can_do_nothing_says_so_before_anything_is_computed() -> None:
+    model, data = tiny.tiny_model("gptj"), facts(3)
+
+    class Choosy(HeadEditor):
+        def check(self, requests: Any) -> None:
+            if len(requests) > 1 or requests[0].id in self.failing:
+                raise ConfigError("One at a time, please.")
+
+    asked: list[Any] = []
+    with pytest.raises(ConfigError, match="One at a time"):
+        evaluate(model, Choosy(), data, protocol=Batch(), progress=lambda *step: asked.append(step), **SHORT)
+    with pytest.raises(ConfigError, match="One at a time"):
+        evaluate(model, Choosy(failing=("e0", "e1", "e2")), data, **SHORT)
+    assert asked == []
+    assert evaluate(model, Choosy(failing=("e0", "e1")), data, **SHORT).counts["failed"] == 2 * 5 * 3
+
+
+def test_patches_that_are_on_the_model_belong_to_the_base() -> None:
+    model, data = tiny.tiny_model("gptj"), facts(2)
+    with model.patched(HeadEditor().edit(model, data.requests[:1]).patch):
+        said = model.generate("Who wrote book 0?", max_new_tokens=6)
+        record = evaluate(model, HeadEditor(), data, **SHORT)
+        assert model.generate("Who wrote book 0?", max_new_tokens=6) == said
+    assert record.specification.stacked_on == ["head"]
+    assert [r.before for r in record.probes if r.prompt == "Who wrote book 0?"] == [said]
+
+
+@pytest.mark.parametrize("name", ["ft-l", "lora"])
+def test_the_methods_of_the_package_are_editors(name: str) -> None:
+    model, data = tiny.tiny_model("gptj"), facts(2)
+    before = weights(model)
+    record = evaluate(model, method(name), data, protocol=Sequential(), num_edits=2, **SHORT)
+    assert is_same(model, before)
+    assert record.specification.method == name
+    assert record.specification.config["seed"] == 0
+    assert record.immediate["log_prob"]["reliability"].mean == 1.0
+    assert record.seconds_per_edit is not None
+    assert record.seconds["total"] > record.seconds_per_edit > 0
 
 
 @pytest.mark.parametrize("make", [lambda: Batch(0), lambda: Sequential(checkpoints=(0,)), lambda: Sequential((1,), -1)])

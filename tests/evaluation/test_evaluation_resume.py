@@ -135,8 +135,9 @@ def test_an_existing_folder_is_not_touched(tmp_path: Path) -> None:
         assert name in (caught.value.found or "")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("mine")
-    with pytest.raises(OutputError, match="not that of a run"):
-        evaluate(model, editor, facts(2), out=tmp_path / "other", resume=True, **OPTIONS)
+    for place in (tmp_path / "other", tmp_path / "other" / "notes.txt"):
+        with pytest.raises(OutputError, match="not the folder of a run"):
+            evaluate(model, editor, facts(2), out=place, resume=True, **OPTIONS)
     assert editor.calls == []
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before
 
@@ -157,6 +158,29 @@ def test_the_folder_says_everything(tmp_path: Path) -> None:
     assert loaded.seconds == record.seconds
     with pytest.raises(OutputError, match="not that of a run"):
         load_run(tmp_path)
+
+
+def test_a_disk_that_refuses_is_one_clear_error_and_no_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, out, writes = tiny.tiny_model("gptj"), tmp_path / "run", []
+    original = os.fsync
+
+    def refuse(descriptor: int) -> None:
+        writes.append(descriptor)
+        if len(writes) == 3:
+            # The system ran out of space after some of the bytes.
+            os.truncate(out / "records.jsonl", (out / "records.jsonl").stat().st_size - 40)
+            raise OSError(28, "No space left on device")
+        original(descriptor)
+
+    monkeypatch.setattr("palimpsest.evaluation.journal.os.fsync", refuse)
+    with pytest.raises(OutputError, match="finished before is kept") as caught:
+        evaluate(model, HeadEditor(), facts(4), out=out, **OPTIONS)
+    assert caught.value.found == "No space left on device"
+    assert load_run(out).status == "failed"
+    editor = HeadEditor()
+    resumed = evaluate(model, editor, facts(4), out=out, resume=True, **OPTIONS)
+    assert editor.calls == [("e1",), ("e2",), ("e3",)]
+    assert comparable(resumed) == comparable(evaluate(model, HeadEditor(), facts(4), **OPTIONS))
 
 
 def test_reading_a_run_does_not_change_it(tmp_path: Path) -> None:

@@ -87,12 +87,13 @@ class Journal:
                 )
             journal.take_over()
             return journal
-        elif [file for file in folder.iterdir() if not file.name.startswith(".")]:
+        elif not folder.is_dir() or any(not file.name.startswith(".") for file in folder.iterdir()):
             raise OutputError(
-                "The folder is not that of a run.",
-                expected=f"{RUN} in it",
-                found="other files",
+                "The output is not the folder of a run.",
+                expected=f"a folder with {RUN} in it, or an empty one",
+                found="other files" if folder.is_dir() else "a file",
                 where=str(folder),
+                remedy="choose another folder",
             )
         journal.write_status(specification, "running")
         return journal

@@ -43,7 +43,7 @@ def record(method: str = "ft", *, num_edits: int = 5, protocol: str = "single", 
         "seconds": {"solve": 1.5, "evaluation": 2.0, "total": 3.5},
         "seconds_per_edit": chance.uniform(0.01, 3),
         "peak_memory_bytes": 800_000_000,
-        "patch_bytes": 10 ** chance.uniform(3, 7.5),
+        "patch_bytes": round(10 ** chance.uniform(3, 7.5)),
         "counts": aggregate.counts(probes, SCORINGS),
         **changes,
     }

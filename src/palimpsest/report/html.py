@@ -79,8 +79,9 @@ def _title(runs: Sequence[Run]) -> str:
     counts = sorted({spec.num_edits for spec in specs})
     amount = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     facts = "fact" if counts == [1] else "facts"
+    which = f"the model {models[0]}" if len(models) == 1 else tables.listed(models)
     how = next(iter(methods)) if len(methods) == 1 else f"{len(methods)} methods"
-    return f"{amount} {facts} of {tables.listed(models)}, edited by {how}"
+    return f"{amount} {facts} of {which}, edited by {how}"
 
 
 def _model_name(model: str) -> str:

@@ -43,6 +43,7 @@ _STYLE: Mapping[str, Any] = MappingProxyType(
         "legend.frameon": False,
     }
 )
+_PAGE_WIDTH = 11.0  # inches, at matplotlib's 96 CSS pixels each a little less than the page's text width
 _LETTER = 0.085  # inches a letter of a label takes, on the safe side
 
 
@@ -51,11 +52,12 @@ def metrics_plot(runs: Sequence[Run], scoring: str) -> str:
     names = metrics(runs, scoring)
     if not names:
         return ""
-    columns = min(len(names), 5)
-    lines = math.ceil(len(names) / columns)
+    lines = math.ceil(len(names) / 5)
+    columns = math.ceil(len(names) / lines)
     left = _label_width(runs)
-    height = 0.26 * len(runs) + 0.75
-    figure, panels = _figure(left + 1.75 * columns, lines * height, lines, columns, f"metrics {scoring}")
+    height = 0.26 * len(runs) + 0.85
+    width = min(2.4, max(1.6, (_PAGE_WIDTH - left) / columns))
+    figure, panels = _figure(left + width * columns, lines * height, lines, columns, f"metrics {scoring}")
     for index, panel in enumerate(panels):
         if index >= len(names):
             panel.axis("off")
@@ -84,7 +86,7 @@ def costs_plot(runs: Sequence[Run]) -> str:
     if not shown:
         return ""
     height = 0.28 * len(runs) + 0.8
-    figure, panels = _figure(_label_width(runs) + 3.4 * len(shown), height, 1, len(shown), "costs")
+    figure, panels = _figure(_label_width(runs) + 4.2 * len(shown), height, 1, len(shown), "costs")
     for index, (panel, (title, values, write)) in enumerate(zip(panels, shown, strict=True)):
         known = [float(value) for value in values if value]
         panel.set_xscale("log")
@@ -181,6 +183,7 @@ def _figure(width: float, height: float, lines: int, columns: int, name: str) ->
 
     with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=(width, height), layout="constrained")
+        figure.get_layout_engine().set(h_pad=0.09, w_pad=0.06)  # type: ignore[call-arg, union-attr]
         grid = figure.subplots(lines, columns, squeeze=False)
     figure.set_label(name)
     return figure, [panel for line in grid for panel in line]
@@ -209,13 +212,13 @@ def _log_ticks(low: float, high: float) -> Any:
 
 
 def _seconds(value: float) -> str:
-    return f"{1000 * value:.0f} ms" if value < 0.1 else f"{value:.1f} s" if value < 100 else f"{value:.0f} s"
+    return f"{1000 * value:.0f} ms" if value < 0.1 else f"{value:.2g} s" if value < 10 else f"{value:.0f} s"
 
 
 def _bytes(value: float) -> str:
     for unit in ("B", "kB", "MB"):
         if value < 1000:
-            return f"{value:.0f} {unit}" if value >= 10 or unit == "B" else f"{value:.1f} {unit}"
+            return f"{value:.0f} {unit}" if value >= 10 or unit == "B" else f"{value:.2g} {unit}"
         value /= 1000
     return f"{value:.1f} GB"
 

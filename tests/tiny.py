@@ -36,14 +36,14 @@ FACTS = (
 
 @cache
 def tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE of about 400 tokens, in GPT-2's style, with an end-of-sequence token."""
+    """A byte-level BPE of 384 tokens, in GPT-2's style, with an end-of-sequence token."""
     text = [f"{prompt} {old}. {prompt} {new}." for prompt, _, old, new in FACTS] * 4
     text += ["Who wrote it? It was written long ago by people who lived in Rome, Oslo, Lima and Vienna."] * 2
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=400,
+        vocab_size=384,
         special_tokens=["<|endoftext|>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -55,7 +55,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_module(family: str, *, seed: int = 0, layers: int = 3) -> Any:
-    """A random transformers model: width 32, 4 heads, 400 tokens. GPT-2's head is tied, the others' are not."""
+    """A random transformers model: width 32, 4 heads, 384 tokens. GPT-2's head is tied, the others' are not."""
     vocabulary = len(tokenizer())
     common: dict[str, Any] = {
         "vocab_size": vocabulary,

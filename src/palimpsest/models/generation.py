@@ -19,6 +19,8 @@ _END = re.compile(rf"(?:{_STOP})(?:(?<!\d\.)|(?=\D|$))")
 # While a text still grows, a stop behind a digit has to wait for the next character.
 _GROWING_END = re.compile(rf"(?:{_STOP})(?:(?<!\d\.)|(?=\D))")
 
+_FULL_STOP = re.compile(r"\s*\.(?!\d)")
+
 
 def cut_at_end(text: str) -> str:
     """The text before its first sentence end or newline, without surrounding spaces."""
@@ -34,7 +36,7 @@ def is_exact_match(generated: str, expected: str) -> bool:
     white space do not matter; a full stop inside the expected answer does no harm.
     """
     text, answer = normalise(generated.strip().split("\n")[0]), normalise(expected)
-    return text == answer or (text.startswith(answer) and text[len(answer) :].lstrip().startswith("."))
+    return text == answer or (text.startswith(answer) and bool(_FULL_STOP.match(text[len(answer) :])))
 
 
 def continuations(model: EditableModel, batch: Batch, *, max_new_tokens: int) -> list[str]:

@@ -1,0 +1,246 @@
+"""A data set: requests that could be read, and an account of those that could not."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from palimpsest.datasets.subjects import find_subject
+from palimpsest.errors import DataError, PalimpsestError
+from palimpsest.provenance import digest
+from palimpsest.requests import EditRequest, Probe
+
+SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Record:
+    """One record of a file before it is understood.
+
+    Arguments:
+        where: `file:line`, or the place in a list.
+        fields: what the file says, by field name.
+    """
+
+    where: str
+    fields: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A record that is not in the data set, with the reason."""
+
+    where: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Edits with their probes.
+
+    Arguments:
+        name: what to call it in records.
+        requests: the edits, in the order of the file.
+        skipped: records that could not be used. Nothing is dropped without standing here.
+        notes: sentences a user should read, such as subjects that were found rather than given.
+        neutral_text: sentences that no edit is about, for perplexity before and after.
+    """
+
+    name: str
+    requests: tuple[EditRequest, ...]
+    skipped: tuple[Skipped, ...] = ()
+    notes: tuple[str, ...] = ()
+    neutral_text: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of every request and probe: two data sets that ask the same have the same one."""
+        return digest([request.to_dict() for request in self.requests])
+
+    def sample(self, num_edits: int, seed: int = 0) -> Dataset:
+        """Some of the edits, drawn without replacement.
+
+        A smaller sample of one seed is the beginning of a larger one, so that runs of 10 and of 100 edits
+        share their first ten. Raises `DataError` when there are not that many.
+        """
+        if not 1 <= num_edits <= len(self.requests):
+            raise DataError(
+                "The data set does not have that many edits.",
+                expected=f"1 to {len(self.requests)}",
+                found=f"num_edits = {num_edits}",
+                where=f"data set {self.name!r}",
+                remedy="ask for fewer, or take a larger data set",
+            )
+        order = list(range(len(self.requests)))
+        random.Random(f"sample|{seed}").shuffle(order)
+        return replace(self, requests=tuple(self.requests[index] for index in order[:num_edits]))
+
+
+Parse = Callable[[Mapping[str, Any]], EditRequest]
+"""From a record's fields to a request; raises `DataError` whose `where` names the field."""
+
+
+def assemble(
+    name: str,
+    records: Iterable[Record],
+    parse: Parse,
+    *,
+    is_strict: bool,
+    neutral_text: Iterable[str] = (),
+    notes: Iterable[str] = (),
+) -> Dataset:
+    """Reads every record and accounts for each.
+
+    Arguments:
+        name: the data set's name.
+        records: the records with their places.
+        parse: the format.
+        is_strict: a record that cannot be used is an error (a user's own file); otherwise it is skipped and
+            counted (a published data set).
+        neutral_text: passed through.
+        notes: passed through, in front of those about subjects.
+
+    Raises `DataError` for the first bad record when strict, and when not a single record can be used.
+    """
+    places: dict[str, tuple[str, EditRequest]] = {}
+    skipped: list[Skipped] = []
+    found: list[str] = []
+    missing: list[str] = []
+    for record in records:
+        try:
+            request = parse(record.fields)
+            if request.subject is None:
+                request = _with_subject(request, record.where, found, missing)
+            reason = _repetition(request, places)
+        except PalimpsestError as error:
+            if is_strict:
+                raise located(error, record.where) from error
+            skipped.append(Skipped(record.where, "; ".join([error.problem, *(t for _, t in error.details())])))
+            continue
+        if reason:
+            skipped.append(Skipped(record.where, reason))
+        else:
+            places[request.id] = (record.where, request)
+    if not places:
+        first = skipped[0] if skipped else None
+        raise DataError(
+            "The data set has no usable record.",
+            expected="at least one record that is an edit",
+            found=f"{len(skipped)} unusable; the first: {first.reason}" if first else "no records",
+            where=first.where if first else name,
+        )
+    all_notes = [*notes, *_subject_notes(found, missing)]
+    requests = tuple(request for _, request in places.values())
+    return Dataset(name, requests, tuple(skipped), tuple(all_notes), tuple(neutral_text))
+
+
+def text_field(fields: Mapping[str, Any], name: str) -> str:
+    """A field that must be there. Raises `DataError` when it is missing, blank or not text."""
+    value = fields.get(name)
+    if isinstance(value, str) and value.strip():
+        return value
+    if name not in fields:
+        problem, found = (
+            f"A record has no `{name}`.",
+            f"the fields {', '.join(map(repr, fields)) or '(none)'}",
+        )
+    elif value is None or isinstance(value, str):
+        problem, found = f"The field `{name}` is blank.", repr(value)
+    else:
+        problem, found = f"The field `{name}` is not text.", repr(value)
+    raise DataError(problem, expected=f"text in `{name}`", found=found, where=f"field `{name}`")
+
+
+def optional_text(fields: Mapping[str, Any], name: str) -> str | None:
+    """A field that may be missing or blank. Raises `DataError` when it is there and not text."""
+    value = fields.get(name)
+    return text_field(fields, name) if value is not None and value != "" else None
+
+
+def text_list(fields: Mapping[str, Any], name: str) -> list[str]:
+    """A field that holds a text, a list of texts, or nothing; blank ones are left out."""
+    value = fields.get(name)
+    values = [value] if isinstance(value, str) else ([] if value is None else value)
+    if not isinstance(values, list) or not all(isinstance(one, str) for one in values):
+        raise DataError(
+            f"The field `{name}` is neither text nor a list of texts.",
+            expected="text, or a list of texts",
+            found=repr(value)[:80],
+            where=f"field `{name}`",
+        )
+    return [one for one in values if one.strip()]
+
+
+def given_probes(fields: Mapping[str, Any]) -> tuple[Probe, ...]:
+    """The probes of a record's own `probes` list. Raises `DataError` for one that cannot be read."""
+    given = []
+    entries = fields.get("probes") or []
+    for entry in entries if isinstance(entries, list) else [entries]:
+        try:
+            given.append(Probe(**entry))
+        except TypeError as error:
+            raise DataError(
+                "A probe cannot be read.",
+                expected="a list of objects with `kind`, `prompt` and perhaps `expected` and `fact`",
+                found=f"{str(entry)[:80]} ({error})",
+                where="field `probes`",
+            ) from error
+    return tuple(given)
+
+
+def located(error: PalimpsestError, where: str) -> DataError:
+    """The same error, naming the place in the file first and the field after it."""
+    field = error.where if error.where and error.where.startswith("field") else None
+    return DataError(
+        error.problem,
+        expected=error.expected,
+        found=error.found,
+        where=f"{where}, {field}" if field else where,
+        remedy=error.remedy or "correct the record or remove it",
+    )
+
+
+def _with_subject(request: EditRequest, where: str, found: list[str], missing: list[str]) -> EditRequest:
+    subject = find_subject(request.prompt)
+    if subject is None:
+        missing.append(where)
+        return request
+    found.append(f"{where} {subject!r}")
+    return replace(request, subject=subject)
+
+
+def _repetition(request: EditRequest, places: Mapping[str, tuple[str, EditRequest]]) -> str | None:
+    """The reason to skip an exact repetition. Raises `DataError` for another edit of the same id."""
+    earlier = places.get(request.id)
+    if earlier is None:
+        return None
+    where, other = earlier
+    if other == request:
+        return f"repeats the record at {where}"
+    raise DataError(
+        "Two records have the same id.",
+        expected="a different `id` for every edit, or one record for each edit",
+        found=f"{request.id!r}, already at {where}",
+        where="field `id`",
+        remedy="rename one of them, or put the probes of both into one record",
+    )
+
+
+def _subject_notes(found: list[str], missing: list[str]) -> list[str]:
+    notes = []
+    if found:
+        notes.append(f"The subject was not given and was found in the prompt of {_listed(found)}.")
+    if missing:
+        notes.append(f"No subject is given or could be found for {_listed(missing)}; methods that locate need one.")
+    return notes
+
+
+def _listed(places: list[str]) -> str:
+    more = f" and {len(places) - SHOWN} more" if len(places) > SHOWN else ""
+    return f"{len(places)} record(s): {', '.join(places[:SHOWN])}{more}"

@@ -1,0 +1,168 @@
+"""All data sets by name, and a user's own file of edits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from palimpsest.datasets import counterfact, tabular, zsre
+from palimpsest.datasets.base import Dataset, Parse, Record, assemble
+from palimpsest.datasets.reading import known_splits, read_records
+from palimpsest.errors import DataError
+from palimpsest.registry import Registry, Row
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from palimpsest.world.knowledge import Knowledge
+
+NEUTRAL_SENTENCES = 64
+
+DATASETS = Registry(
+    "data set",
+    "palimpsest.datasets",
+    {
+        "world-counterfact": Row(
+            "palimpsest.datasets.catalogue:load_world_counterfact",
+            "edits of the bundled world in CounterFact's form (no path)",
+        ),
+        "world-zsre": Row(
+            "palimpsest.datasets.catalogue:load_world_zsre",
+            "edits of the bundled world in ZsRE's form (no path)",
+        ),
+        "zsre": Row(
+            "palimpsest.datasets.catalogue:load_zsre",
+            "ZsRE in MEND's format, from a file",
+            source="arXiv:2110.11309",
+        ),
+        "counterfact": Row(
+            "palimpsest.datasets.catalogue:load_counterfact",
+            "CounterFact in ROME's or EasyEdit's format, from a file",
+            source="arXiv:2202.05262",
+        ),
+        "jsonl": Row("palimpsest.datasets.catalogue:load_table", "your own edits, one JSON object a line"),
+        "json": Row("palimpsest.datasets.catalogue:load_table", "your own edits, a JSON list"),
+        "csv": Row("palimpsest.datasets.catalogue:load_table", "your own edits, a table with a header"),
+    },
+)
+
+
+def dataset(name: str, path: str | Path | None = None, *, split: str = "test") -> Dataset:
+    """A data set by name.
+
+    Arguments:
+        name: see `palimpsest list datasets`.
+        path: the file, for those that are read from one.
+        split: `"test"` or another split that the data set has. Of a file whose records name no split `test`,
+            the split `test` is the whole file.
+
+    Raises `ConfigError`, with near matches, for an unknown name; `DataError` for a path that is missing or
+    not wanted, and for a file that cannot be used.
+    """
+    load: Callable[[str, Path | None, str], Dataset] = DATASETS[name].load()
+    return load(name, None if path is None else Path(path).expanduser(), split)
+
+
+def load_edits(path: str | Path) -> Dataset:
+    """A user's file of edits: JSONL, JSON or CSV, or a ZsRE or CounterFact file as published.
+
+    The format is recognised by the fields of the first record. A record of the user's own that cannot be used
+    is an error; records of a published data set are skipped and counted.
+
+    Raises `DataError` that says what was expected, what was found, where, and what to do.
+    """
+    file = Path(path).expanduser()
+    records = read_records(file)
+    fields = set(records[0].fields) if records else set()
+    if fields >= zsre.FIELDS:
+        return assemble(file.name, records, zsre.request, is_strict=False)
+    if fields >= counterfact.NESTED_FIELDS or fields >= counterfact.FLAT_FIELDS:
+        return assemble(file.name, records, counterfact.request, is_strict=False)
+    return _own(file, records)
+
+
+def load_zsre(name: str, path: Path | None, split: str) -> Dataset:
+    """ZsRE from a file; see `palimpsest.datasets.zsre`."""
+    return _published(name, path, split, zsre.request)
+
+
+def load_counterfact(name: str, path: Path | None, split: str) -> Dataset:
+    """CounterFact from a file; see `palimpsest.datasets.counterfact`."""
+    return _published(name, path, split, counterfact.request)
+
+
+def load_table(name: str, path: Path | None, split: str) -> Dataset:
+    """A user's own file; see `palimpsest.datasets.tabular`."""
+    file = _required(name, path)
+    return _own(file, _of_split(read_records(file), split, file))
+
+
+def load_world_counterfact(name: str, path: Path | None, split: str) -> Dataset:
+    """The bundled world's edits in CounterFact's form."""
+    from palimpsest import world
+
+    _refuse_path(name, path)
+    knowledge = world.build()
+    return _world(name, knowledge, world.counterfact(knowledge, split=split), counterfact.request)
+
+
+def load_world_zsre(name: str, path: Path | None, split: str) -> Dataset:
+    """The bundled world's edits in ZsRE's form."""
+    from palimpsest import world
+
+    _refuse_path(name, path)
+    knowledge = world.build()
+    return _world(name, knowledge, world.zsre(knowledge, split=split), zsre.request)
+
+
+def _world(name: str, knowledge: Knowledge, entries: list[dict[str, Any]], parse: Parse) -> Dataset:
+    from palimpsest import world
+
+    records = [Record(f"{name}[{index}]", entry) for index, entry in enumerate(entries)]
+    text = world.neutral_text(knowledge, NEUTRAL_SENTENCES, 0)
+    return assemble(name, records, parse, is_strict=True, neutral_text=text)
+
+
+def _published(name: str, path: Path | None, split: str, parse: Parse) -> Dataset:
+    file = _required(name, path)
+    return assemble(name, _of_split(read_records(file), split, file), parse, is_strict=False)
+
+
+def _own(file: Path, records: list[Record]) -> Dataset:
+    notes = tabular.check_columns(records)
+    return assemble(file.name, records, tabular.request, is_strict=True, notes=notes)
+
+
+def _of_split(records: list[Record], split: str, file: Path) -> list[Record]:
+    splits = known_splits(records)
+    if split in splits:
+        return splits[split]
+    if split == "test":
+        return records
+    raise DataError(
+        "The file has no such split.",
+        expected=f"one of {', '.join(sorted({'test', *splits}))}" + ("" if splits else " (its records name no split)"),
+        found=repr(split),
+        where=str(file),
+    )
+
+
+def _required(name: str, path: Path | None) -> Path:
+    if path is None:
+        raise DataError(
+            f"The data set {name!r} is read from a file.",
+            expected="a path",
+            found="none",
+            remedy=f"dataset({name!r}, 'path/to/file'); world-counterfact and world-zsre need none",
+        )
+    return path
+
+
+def _refuse_path(name: str, path: Path | None) -> None:
+    if path is not None:
+        raise DataError(
+            f"The data set {name!r} is built in and takes no file.",
+            expected="no path",
+            found=str(path),
+            remedy="leave the path out, or name the file's format: zsre, counterfact, jsonl, json, csv",
+        )

@@ -1,0 +1,66 @@
+"""ZsRE as MEND published it, with the survey's portability questions where a file has them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from palimpsest.datasets.base import given_probes, optional_text, text_field, text_list
+from palimpsest.errors import DataError
+from palimpsest.requests import EditRequest, Probe, normalise
+
+FIELDS = frozenset({"src", "alt"})
+_NQ = "nq question: "
+
+
+def request(fields: Mapping[str, Any]) -> EditRequest:
+    """One record: `src` (prompt), `alt` (new answer), `subject`, `rephrase`, `answers`, `pred`, `loc`,
+    `loc_ans`.
+
+    The old answer is the first of `answers`, or `pred` where that is missing or is itself the new answer (in
+    some records the published edit corrects the model). `loc` is a question out of scope. Raises `DataError`
+    naming the field.
+    """
+    prompt, new = text_field(fields, "src"), text_field(fields, "alt")
+    probes = [Probe("generality", text, new) for text in text_list(fields, "rephrase")]
+    loc = optional_text(fields, "loc")
+    if loc:
+        loc = loc[len(_NQ) :] if loc.lower().startswith(_NQ) else loc
+        probes.append(Probe("locality.out_of_scope", loc, optional_text(fields, "loc_ans")))
+    probes.extend(_portability(fields))
+    identity = fields.get("id", fields.get("case_id"))
+    return EditRequest(
+        prompt,
+        new,
+        subject=optional_text(fields, "subject"),
+        target_old=_old_answer(fields, new),
+        probes=given_probes(fields) or tuple(probes),
+        fact=optional_text(fields, "fact"),
+        id="" if identity is None else str(identity),
+    )
+
+
+def _old_answer(fields: Mapping[str, Any], new: str) -> str | None:
+    known = [*text_list(fields, "answers")[:1], *text_list(fields, "pred")]
+    different = [answer for answer in known if normalise(answer) != normalise(new)]
+    if known and not different:
+        raise DataError(
+            "The new answer equals the old one, so there is nothing to edit.",
+            expected="`alt` to differ from `answers` or `pred`",
+            found=f"both are {new!r}",
+            where="field `alt`",
+        )
+    return different[0] if different else None
+
+
+def _portability(fields: Mapping[str, Any]) -> list[Probe]:
+    entry = fields.get("portability") or fields
+    if not isinstance(entry, Mapping):
+        raise DataError(
+            "The portability question cannot be read.",
+            expected="an object with `New Question` and `New Answer`",
+            found=repr(entry)[:80],
+            where="field `portability`",
+        )
+    question, answer = optional_text(entry, "New Question"), optional_text(entry, "New Answer")
+    return [Probe("portability.one_hop", question, answer)] if question and answer else []

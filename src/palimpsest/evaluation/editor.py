@@ -1,0 +1,58 @@
+"""What evaluation asks of an editor. Methods fit it; so does anything else with a name and an `edit`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from palimpsest.stopwatch import Progress
+
+if TYPE_CHECKING:
+    from palimpsest.models.editable import EditableModel
+    from palimpsest.patches.base import Patch
+    from palimpsest.requests import EditRequest
+
+
+class Diagnostics(Protocol):
+    """How an edit went, as far as evaluation reads it."""
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """By stage; `total` is all of them."""
+
+
+class Outcome(Protocol):
+    """What an edit gives."""
+
+    @property
+    def patch(self) -> Patch:
+        """What would have to change."""
+
+    @property
+    def state(self) -> Any:
+        """What a sequential method wants back at its next call."""
+
+    @property
+    def diagnostics(self) -> Diagnostics:
+        """How it went."""
+
+
+class Editor(Protocol):
+    """Something that edits."""
+
+    @property
+    def name(self) -> str:
+        """What records call it."""
+
+    def resolve(self, model: EditableModel) -> tuple[Any, Any]:
+        """The complete configuration for a model and the preset it comes from, if any."""
+
+    def edit(
+        self,
+        model: EditableModel,
+        requests: Sequence[EditRequest],
+        state: Any = None,
+        *,
+        progress: Progress = ...,
+    ) -> Outcome:
+        """A patch that makes the requests true; the model stays as it is."""

@@ -1,0 +1,207 @@
+"""Asks a model every probe of many edits, in a few batched calls, and scores the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from palimpsest.errors import DataError
+from palimpsest.evaluation.answers import BaseAnswers
+from palimpsest.evaluation.overlap import EditedFacts
+from palimpsest.evaluation.records import Phase, ProbeResult
+from palimpsest.evaluation.scoring import (
+    Observation,
+    Value,
+    locality_text,
+    needed_targets,
+    needs_base_generation,
+    old_answer,
+    score,
+)
+from palimpsest.requests import EditRequest, Probe
+
+if TYPE_CHECKING:
+    from palimpsest.models.editable import EditableModel
+
+Question = tuple[EditRequest, Probe]
+
+
+class Examiner:
+    """Puts probes to a model, whatever patch is on it at the time.
+
+    Arguments:
+        model: the model.
+        base: what it says without any patch; `prepare` asks.
+        scorings: which of `SCORINGS` to compute. Text is generated only when one of them needs it.
+        max_new_tokens: length of free generation.
+        forward_batch_size: rows a forward pass; changes memory, not results.
+    """
+
+    def __init__(
+        self,
+        model: EditableModel,
+        base: BaseAnswers,
+        scorings: Sequence[str],
+        *,
+        max_new_tokens: int,
+        forward_batch_size: int,
+    ) -> None:
+        self.model = model
+        self.base = base
+        self.scorings = tuple(scorings)
+        self._max_new_tokens = max_new_tokens
+        self._rows = forward_batch_size
+        self._fitting: dict[tuple[str, str | None], str | None] = {}
+        base.belong_to(model, max_new_tokens)
+
+    def prepare(self, requests: Iterable[EditRequest]) -> None:
+        """Asks the base model everything that any probe of these edits compares with. No patch may be on it."""
+        questions = [(request, probe) for request in requests for probe in request.all_probes()]
+        wanted = [probe.prompt for _, probe in questions if needs_base_generation(probe, self.scorings)]
+        self.base.generate(self.model, self._fit(wanted), **self._options())
+        if "teacher_forced" not in self.scorings:
+            return
+        pairs = []
+        for _, probe in questions:
+            text = locality_text(probe, self.base.generated(probe.prompt)) if probe.is_locality else None
+            if text is not None and self._problem(probe.prompt, text) is None:
+                pairs.append((probe.prompt, text))
+        self.base.score(self.model, pairs, forward_batch_size=self._rows)
+
+    def ask(
+        self,
+        requests: Sequence[EditRequest],
+        *,
+        edited: EditedFacts | None = None,
+        phase: Phase = "final",
+        checkpoint: int | None = None,
+    ) -> list[ProbeResult]:
+        """One result for every probe of the edits, in order.
+
+        Arguments:
+            requests: the edits to test.
+            edited: facts edited in the same run; probes about them are left out and say so.
+            phase: `"immediate"` asks only about the edits themselves (reliability and generality).
+            checkpoint: how many edits have been made.
+        """
+        questions = [
+            (request, probe)
+            for request in requests
+            for probe in request.all_probes()
+            if phase == "final" or probe.kind in ("reliability", "generality")
+        ]
+        excuses = [self._excuse(question, edited) for question in questions]
+        open_questions = [one for one, excuse in zip(questions, excuses, strict=True) if excuse is None]
+        answers = self._answers(open_questions)
+        results = []
+        for (request, probe), excuse in zip(questions, excuses, strict=True):
+            result = self._blank(request, probe, phase, checkpoint)
+            if excuse is None:
+                self._fill(result, request, probe, answers[probe.prompt])
+            else:
+                reason, is_left_out = excuse
+                result.is_left_out, result.is_failed = is_left_out, not is_left_out
+                self._mark(result, reason)
+            results.append(result)
+        return results
+
+    def failed(
+        self,
+        requests: Sequence[EditRequest],
+        reason: str,
+        *,
+        edited: EditedFacts | None = None,
+        phase: Phase = "final",
+        checkpoint: int | None = None,
+    ) -> list[ProbeResult]:
+        """Results for edits that could not be made: nothing is asked, everything is counted."""
+        results = []
+        for request in requests:
+            for probe in request.all_probes():
+                if phase == "immediate" and probe.kind not in ("reliability", "generality"):
+                    continue
+                left_out = edited.reason_to_leave_out(request, probe) if edited else None
+                result = self._blank(request, probe, phase, checkpoint)
+                result.is_left_out, result.is_failed = left_out is not None, left_out is None
+                self._mark(result, left_out or reason)
+                results.append(result)
+        return results
+
+    def _answers(self, questions: Sequence[Question]) -> dict[str, Observation]:
+        """What the model, as it is now, says to each distinct prompt."""
+        prompts = list(dict.fromkeys(probe.prompt for _, probe in questions))
+        generated: dict[str, str] = {}
+        if "generate" in self.scorings and prompts:
+            generated = dict(zip(prompts, self.model.generate(prompts, **self._options()), strict=True))
+        pairs = list(dict.fromkeys((p.prompt, text) for r, p in questions for text in self._targets(r, p)))
+        scores: dict[str, dict[str, object]] = {prompt: {} for prompt in prompts}
+        if pairs:
+            first, second = zip(*pairs, strict=True)
+            for (prompt, text), one in zip(
+                pairs, self.model.score(first, second, forward_batch_size=self._rows), strict=True
+            ):
+                scores[prompt][text] = one
+        return {prompt: Observation(generated.get(prompt), scores[prompt]) for prompt in prompts}  # type: ignore[arg-type]
+
+    def _fill(self, result: ProbeResult, request: EditRequest, probe: Probe, after: Observation) -> None:
+        before = self.base.observation(probe.prompt, self._targets(request, probe))
+        result.before, result.after = before.generated, after.generated
+        for scoring in self.scorings:
+            value: Value = score(scoring, request, probe, before, after)
+            result.values[scoring] = value.value
+            if value.reason is not None:
+                result.reasons[scoring] = value.reason
+            result.is_failed |= value.is_failed
+            result.old_answer[scoring] = old_answer(scoring, request, probe, after)
+
+    def _excuse(self, question: Question, edited: EditedFacts | None) -> tuple[str, bool] | None:
+        """Why a probe is not asked, and whether that is because it is left out."""
+        request, probe = question
+        left_out = edited.reason_to_leave_out(request, probe) if edited else None
+        if left_out is not None:
+            return left_out, True
+        problems = [self._problem(probe.prompt, text) for text in (None, *self._targets(request, probe))]
+        problem = next((one for one in problems if one is not None), None)
+        return None if problem is None else (problem, False)
+
+    def _targets(self, request: EditRequest, probe: Probe) -> list[str]:
+        return needed_targets(request, probe, self.scorings, self.base.generated(probe.prompt))
+
+    def _fit(self, prompts: Iterable[str]) -> list[str]:
+        return [prompt for prompt in dict.fromkeys(prompts) if self._problem(prompt, None) is None]
+
+    def _problem(self, prompt: str, target: str | None) -> str | None:
+        """Why a prompt cannot be put to the model, with room for its answer; `None` when it can."""
+        key = (prompt, target)
+        if key not in self._fitting:
+            self._fitting[key] = self._misfit(prompt, target)
+        return self._fitting[key]
+
+    def _misfit(self, prompt: str, target: str | None) -> str | None:
+        try:
+            length = len(self.model.encode(prompt, target))
+        except DataError as error:
+            return error.problem
+        limit = self.model.context_length
+        if target is None and limit is not None and length + self._max_new_tokens > limit:
+            return "The prompt leaves no room for an answer in the model's context."
+        return None
+
+    def _blank(self, request: EditRequest, probe: Probe, phase: Phase, checkpoint: int | None) -> ProbeResult:
+        return ProbeResult(
+            edit_id=request.id,
+            kind=probe.kind,
+            prompt=probe.prompt,
+            expected=probe.expected,
+            target_new=request.target_new,
+            target_old=request.target_old,
+            phase=phase,
+            checkpoint=checkpoint,
+        )
+
+    def _mark(self, result: ProbeResult, reason: str) -> None:
+        result.values = dict.fromkeys(self.scorings)
+        result.reasons = dict.fromkeys(self.scorings, reason)
+
+    def _options(self) -> dict[str, int]:
+        return {"max_new_tokens": self._max_new_tokens, "forward_batch_size": self._rows}

@@ -1,0 +1,317 @@
+"""The three protocols: single, batch, sequential. The only loops over edits."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from palimpsest.errors import ConfigError, PalimpsestError
+from palimpsest.evaluation import drift
+from palimpsest.evaluation.editor import Editor, Outcome
+from palimpsest.evaluation.examiner import Examiner
+from palimpsest.evaluation.journal import Journal, Unit
+from palimpsest.evaluation.overlap import EditedFacts
+from palimpsest.evaluation.records import FailedEdit, ProbeResult
+from palimpsest.evaluation.running import RunningPatch
+from palimpsest.provenance import peak_memory_bytes
+from palimpsest.stopwatch import Progress, Stopwatch, silent
+
+if TYPE_CHECKING:
+    from palimpsest.models.editable import EditableModel
+    from palimpsest.requests import EditRequest
+
+SAVE_EVERY = 10
+
+
+@dataclass
+class Work:
+    """What a protocol works with."""
+
+    model: EditableModel
+    editor: Editor
+    requests: Sequence[EditRequest]
+    examiner: Examiner
+    journal: Journal
+    neutral_text: Sequence[str]
+    forward_batch_size: int
+    progress: Progress
+
+    def perplexity(self) -> float | None:
+        """On the neutral text, under whatever patch is on the model."""
+        if not self.neutral_text:
+            return None
+        return drift.perplexity(self.model, self.neutral_text, forward_batch_size=self.forward_batch_size)
+
+
+class Protocol(ABC):
+    """A way to make and test many edits."""
+
+    name: ClassVar[str]
+
+    def options(self) -> dict[str, Any]:
+        """Its options, JSON-ready."""
+        return asdict(self)  # type: ignore[call-overload, no-any-return]
+
+    @abstractmethod
+    def unfinished(self, requests: Sequence[EditRequest], journal: Journal) -> list[EditRequest]:
+        """The edits that some unit of work still has to test."""
+
+    @abstractmethod
+    def run(self, work: Work) -> None:
+        """Does every unit of work that is not in the journal yet, and puts it there."""
+
+
+@dataclass(frozen=True)
+class Single(Protocol):
+    """Edit one fact, test it, undo it; then the next."""
+
+    name: ClassVar[str] = "single"
+
+    def unfinished(self, requests: Sequence[EditRequest], journal: Journal) -> list[EditRequest]:
+        """See `Protocol.unfinished`."""
+        return [request for index, request in enumerate(requests) if f"edit-{index}" not in journal.units]
+
+    def run(self, work: Work) -> None:
+        """See `Protocol.run`."""
+        for index, request in enumerate(work.requests):
+            if f"edit-{index}" not in work.journal.units:
+                _edit_and_undo(work, f"edit-{index}", [request])
+            work.progress("edits", index + 1, len(work.requests))
+
+
+@dataclass(frozen=True)
+class Batch(Protocol):
+    """Edit several facts in one call, test them all, undo them; then the next batch.
+
+    Arguments:
+        batch_size: edits a call; `None` puts all of them into one.
+    """
+
+    batch_size: int | None = None
+    name: ClassVar[str] = "batch"
+
+    def __post_init__(self) -> None:
+        if self.batch_size is not None:
+            _require_positive(self.batch_size, "batch_size", self.name)
+
+    def unfinished(self, requests: Sequence[EditRequest], journal: Journal) -> list[EditRequest]:
+        """See `Protocol.unfinished`."""
+        groups = enumerate(_groups(requests, self.batch_size))
+        return [request for index, group in groups if f"batch-{index}" not in journal.units for request in group]
+
+    def run(self, work: Work) -> None:
+        """See `Protocol.run`."""
+        done = 0
+        for index, group in enumerate(_groups(work.requests, self.batch_size)):
+            if f"batch-{index}" not in work.journal.units:
+                _edit_and_undo(work, f"batch-{index}", group, EditedFacts(group))
+            done += len(group)
+            work.progress("edits", done, len(work.requests))
+
+
+@dataclass(frozen=True)
+class Sequential(Protocol):
+    """One edit after another on the same model, each on top of all before.
+
+    Right after each edit its own reliability and generality are tested (`immediate`); at each checkpoint, and
+    at the end, everything about all edits so far (`final`: retention).
+
+    With a folder, the running patch is saved at checkpoints and at least every ten edits, and a resumed run
+    goes on from the last one: edits after it are computed again. A method that carries state, and patches
+    that are not weight patches, cannot be saved midway: then a resumed run makes the edits again from the
+    first one, but tests nothing twice.
+
+    Arguments:
+        checkpoints: numbers of edits; those beyond the end are not reached. With a `batch_size`, a checkpoint
+            is the end of the batch that reaches it.
+        batch_size: edits a call.
+    """
+
+    checkpoints: tuple[int, ...] = (1, 10, 100, 1000)
+    batch_size: int = 1
+    name: ClassVar[str] = "sequential"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "checkpoints", tuple(sorted(set(self.checkpoints))))
+        for point in self.checkpoints:
+            _require_positive(point, "checkpoints", self.name)
+        _require_positive(self.batch_size, "batch_size", self.name)
+
+    def unfinished(self, requests: Sequence[EditRequest], journal: Journal) -> list[EditRequest]:
+        """See `Protocol.unfinished`."""
+        return [] if f"checkpoint-{len(requests)}" in journal.units else list(requests)
+
+    def run(self, work: Work) -> None:
+        """See `Protocol.run`."""
+        journal, total = work.journal, len(work.requests)
+        if not self.unfinished(work.requests, journal):
+            return
+        segments = [unit for name, unit in journal.units.items() if name.startswith("edits-")]
+        recorded = max((unit.num_edits for unit in segments), default=0)
+        stored = max((unit for unit in segments if unit.is_stored), key=lambda unit: unit.num_edits, default=None)
+        done = stored.num_edits if stored else 0
+        with RunningPatch(work.model, work.editor.name) as running:
+            if stored:
+                running.restore(journal.recall_patch(stored))
+                self._test(work, running, done)
+            state: Any = None
+            segment = _Segment(done)
+            for group in _groups(work.requests[done:], self.batch_size):
+                attempt = _attempt(work, group, state, segment.clock)
+                if attempt.outcome is not None:
+                    attempt.error = running.add(attempt.outcome.patch)
+                if attempt.outcome is not None and attempt.error is None:
+                    state = attempt.outcome.state
+                done += len(group)
+                # Edits that are only made again, because they could not be stored, were tested before.
+                if done > recorded:
+                    segment.take(work, group, attempt, done)
+                    if self._is_checkpoint(done, len(group), total) or done - segment.start >= SAVE_EVERY:
+                        segment.close(work, running, done, state)
+                        segment = _Segment(done)
+                else:
+                    segment = _Segment(done)
+                if self._is_checkpoint(done, len(group), total):
+                    self._test(work, running, done)
+                work.progress("edits", done, total)
+
+    def _is_checkpoint(self, done: int, step: int, total: int) -> bool:
+        return done == total or any(done - step < point <= done for point in self.checkpoints)
+
+    def _test(self, work: Work, running: RunningPatch, done: int) -> None:
+        """Tests all edits so far, unless that is done or no checkpoint is due."""
+        name = f"checkpoint-{done}"
+        step = (done - 1) % self.batch_size + 1
+        if name in work.journal.units or not self._is_checkpoint(done, step, len(work.requests)):
+            return
+        clock = Stopwatch()
+        so_far = work.requests[:done]
+        lost = {
+            edit: failure.error
+            for unit in work.journal.units.values()
+            for failure in unit.failed_edits
+            for edit in failure.edit_ids
+        }
+        facts = EditedFacts(request for request in so_far if request.id not in lost)
+        with clock.stage("evaluation"):
+            made = [request for request in so_far if request.id not in lost]
+            asked = work.examiner.ask(made, edited=facts, checkpoint=done)
+            for request in so_far:
+                if request.id in lost:
+                    asked += work.examiner.failed([request], lost[request.id], edited=facts, checkpoint=done)
+        with clock.stage("perplexity"):
+            after = work.perplexity()
+        unit = Unit(
+            unit=name,
+            seconds=clock.seconds,
+            num_edits=done,
+            perplexity=after,
+            patch_bytes=running.num_bytes,
+            peak_memory_bytes=peak_memory_bytes(),
+        )
+        work.journal.add(unit, asked)
+
+
+@dataclass
+class _Attempt:
+    outcome: Outcome | None
+    error: str | None
+    seconds: float
+
+
+@dataclass
+class _Segment:
+    """Sequential edits since the last save: they become one unit."""
+
+    start: int
+    clock: Stopwatch = field(default_factory=Stopwatch)
+    edit_seconds: float = 0.0
+    results: list[ProbeResult] = field(default_factory=list)
+    failed: list[FailedEdit] = field(default_factory=list)
+
+    def take(self, work: Work, group: Sequence[EditRequest], attempt: _Attempt, done: int) -> None:
+        """Tests edits right after they were made."""
+        self.edit_seconds += attempt.seconds
+        if attempt.error is None:
+            with self.clock.stage("evaluation"):
+                self.results += work.examiner.ask(group, phase="immediate", checkpoint=done)
+        else:
+            self.failed.append(FailedEdit(edit_ids=[request.id for request in group], error=attempt.error))
+            self.results += work.examiner.failed(group, attempt.error, phase="immediate", checkpoint=done)
+
+    def close(self, work: Work, running: RunningPatch, done: int, state: Any) -> None:
+        """Saves the running patch, then the unit that refers to it, then drops the patch before."""
+        is_stored = state is None and running.is_storable()
+        sum_so_far = running.weight_patch() if is_stored else None
+        with self.clock.stage("saving"):
+            name = work.journal.keep_patch(sum_so_far, done) if sum_so_far is not None else None
+        unit = Unit(
+            unit=f"edits-{self.start + 1}-{done}",
+            seconds=self.clock.seconds,
+            edit_seconds=self.edit_seconds,
+            num_edits=done,
+            peak_memory_bytes=peak_memory_bytes(),
+            failed_edits=self.failed,
+            patch=name,
+            is_stored=is_stored,
+        )
+        work.journal.add(unit, self.results)
+        work.journal.drop_patches(but=name)
+
+
+def _attempt(
+    work: Work, requests: Sequence[EditRequest], state: Any, clock: Stopwatch, progress: Progress = silent
+) -> _Attempt:
+    """Makes an edit. What goes wrong with it is recorded; a mistake in a program is not caught."""
+    start = perf_counter()
+    try:
+        outcome = work.editor.edit(work.model, requests, state, progress=progress)
+    except PalimpsestError as error:
+        spent = perf_counter() - start
+        clock.add({"other": spent})
+        return _Attempt(None, f"{type(error).__name__}: {error}", spent)
+    spent = perf_counter() - start
+    stages = {name: seconds for name, seconds in outcome.diagnostics.seconds.items() if name != "total"}
+    # What the editor did outside its own stages took time as well.
+    clock.add(stages)
+    clock.add({"other": max(0.0, spent - sum(stages.values()))})
+    return _Attempt(outcome, None, spent)
+
+
+def _edit_and_undo(work: Work, name: str, requests: Sequence[EditRequest], edited: EditedFacts | None = None) -> None:
+    """One unit of the single and batch protocols."""
+    clock = Stopwatch()
+    attempt = _attempt(work, requests, None, clock, work.progress if len(requests) > 1 else silent)
+    unit = Unit(unit=name, num_edits=len(requests), edit_seconds=attempt.seconds)
+    if attempt.outcome is None:
+        reason = attempt.error or ""
+        results = work.examiner.failed(requests, reason, edited=edited)
+        unit.failed_edits = [FailedEdit(edit_ids=[request.id for request in requests], error=reason)]
+    else:
+        with work.model.patched(attempt.outcome.patch):
+            with clock.stage("evaluation"):
+                results = work.examiner.ask(requests, edited=edited)
+            with clock.stage("perplexity"):
+                unit.perplexity = work.perplexity()
+        unit.patch_bytes = attempt.outcome.patch.num_bytes
+    unit.seconds, unit.peak_memory_bytes = clock.seconds, peak_memory_bytes()
+    work.journal.add(unit, results)
+
+
+def _groups(requests: Sequence[EditRequest], size: int | None) -> Iterator[Sequence[EditRequest]]:
+    size = size or max(1, len(requests))
+    for start in range(0, len(requests), size):
+        yield requests[start : start + size]
+
+
+def _require_positive(value: object, option: str, protocol: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(
+            f"The option {option!r} of the {protocol} protocol has an unusable value.",
+            expected="whole numbers from 1 on",
+            found=repr(value),
+            where=f"option {option}",
+        )

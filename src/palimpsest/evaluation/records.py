@@ -1,0 +1,235 @@
+"""What a run leaves behind: its specification, one result a probe, and the numbers made of them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Status = Literal["ok", "failed", "cancelled"]
+Phase = Literal["final", "immediate"]
+
+
+class Estimate(BaseModel):
+    """A mean with its 95% interval, clustered by edit."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mean: float
+    low: float
+    high: float
+    n: int
+    """How many probes it is the mean of."""
+
+
+Scores = dict[str, dict[str, Estimate]]
+"""Scoring to metric to estimate."""
+
+
+class Specification(BaseModel):
+    """Everything that determines a run's results, and where it ran."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    method: str
+    preset: str | None = None
+    config: dict[str, Any] = Field(default_factory=dict)
+    """The method's options with their values, defaults included."""
+    model: str
+    model_fingerprint: dict[str, Any]
+    stacked_on: list[str] = Field(default_factory=list)
+    """Labels of patches that were on the model already; they belong to the base here."""
+    dataset: str
+    dataset_fingerprint: str
+    """Of the sampled edits with their probes."""
+    protocol: str
+    protocol_options: dict[str, Any] = Field(default_factory=dict)
+    num_edits: int
+    seed: int
+    """Of the sample; the method's own seed is in its config."""
+    scorings: list[str]
+    max_new_tokens: int
+    neutral_text_fingerprint: str | None = None
+    versions: dict[str, str]
+    hardware: dict[str, Any]
+    created: str
+
+    def differences(self, other: Specification) -> list[str]:
+        """Sentences that name what this and another run differ in; time and machine do not count."""
+        mine, theirs = _flat(self.model_dump(mode="json")), _flat(other.model_dump(mode="json"))
+        ignored = ("created", "hardware")
+        return [
+            f"{name} is {theirs.get(name)!r}, was {mine.get(name)!r}"
+            for name in sorted({*mine, *theirs})
+            if mine.get(name) != theirs.get(name) and name.split(".")[0] not in ignored
+        ]
+
+
+class ProbeResult(BaseModel):
+    """One probe of one edit, asked once."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    edit_id: str
+    kind: str
+    prompt: str
+    expected: str | None = None
+    target_new: str
+    target_old: str | None = None
+    before: str | None = None
+    """What the base model generated; `None` when text was not asked for."""
+    after: str | None = None
+    """What the edited model generated."""
+    phase: Phase = "final"
+    """`immediate`: right after this edit, in the sequential protocol; `final`: after all edits so far."""
+    checkpoint: int | None = None
+    """How many edits had been made, in the sequential protocol."""
+    values: dict[str, float | None] = Field(default_factory=dict)
+    """Scoring to a number from 0 to 1, or `None`: unscored, failed or left out, as `reasons` says."""
+    reasons: dict[str, str] = Field(default_factory=dict)
+    """Why a value is missing, by scoring."""
+    old_answer: dict[str, float | None] = Field(default_factory=dict)
+    """Scoring to whether the old answer is still given, for probes about the edit itself."""
+    is_failed: bool = False
+    """The edit or the model broke, so that there is nothing to score."""
+    is_left_out: bool = False
+    """A locality probe whose fact was itself edited."""
+
+    def outcome(self, scoring: str) -> Literal["scored", "unscored", "failed", "left_out"]:
+        """What became of the probe under a scoring."""
+        if self.values.get(scoring) is not None:
+            return "scored"
+        if self.is_left_out:
+            return "left_out"
+        return "failed" if self.is_failed else "unscored"
+
+
+class Checkpoint(BaseModel):
+    """All edits so far, tested after some number of them."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    num_edits: int
+    scores: Scores
+    perplexity: float | None = None
+    counts: dict[str, int] = Field(default_factory=dict)
+
+
+class FailedEdit(BaseModel):
+    """Edits that could not be made, with the reason."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    edit_ids: list[str]
+    error: str
+
+
+class RunRecord(BaseModel):
+    """A run: what it was, what came out, and at what cost."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    specification: Specification
+    status: Status
+    error: str | None = None
+    probes: list[ProbeResult] = Field(default_factory=list)
+    scores: Scores = Field(default_factory=dict)
+    """The final phase. Metrics that no probe has a value for are not in it; see `unscored`."""
+    immediate: Scores = Field(default_factory=dict)
+    """Sequential only: each edit's own reliability and generality right after it."""
+    checkpoints: list[Checkpoint] = Field(default_factory=list)
+    """Sequential only: retention, all edits so far after some number of them."""
+    perplexity: dict[str, float | int | None] = Field(default_factory=dict)
+    """`before`, `after`, and `n`: how many sentences. `None` without neutral text or when not finite."""
+    seconds: dict[str, float] = Field(default_factory=dict)
+    """By stage, over all edits; `total` is their sum."""
+    seconds_per_edit: float | None = None
+    """Time spent editing, not testing, by number of edits."""
+    peak_memory_bytes: int = 0
+    patch_bytes: int | None = None
+    """Size of the final patch; the mean over patches where each edit or batch has its own."""
+    counts: dict[str, int] = Field(default_factory=dict)
+    """Values (one a probe and scoring) of the final phase: scored, unscored, failed, left_out."""
+    unscored: dict[str, dict[str, dict[str, int]]] = Field(default_factory=dict)
+    """Why values are missing in the final phase: scoring, metric, reason, how often."""
+    failed_edits: list[FailedEdit] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that `palimpsest eval --json` prints. Scripts rely on its shape."""
+        spec = self.specification
+        result: dict[str, Any] = {
+            "method": spec.method,
+            "model": spec.model,
+            "dataset": spec.dataset,
+            "protocol": spec.protocol,
+            "num_edits": spec.num_edits,
+            "seed": spec.seed,
+            "status": self.status,
+            "scores": _plain(self.scores),
+            "perplexity": self.perplexity,
+            "seconds": self.seconds,
+            "seconds_per_edit": self.seconds_per_edit,
+            "peak_memory_bytes": self.peak_memory_bytes,
+            "patch_bytes": self.patch_bytes,
+            "counts": self.counts,
+        }
+        if spec.protocol == "sequential":
+            result["immediate"] = _plain(self.immediate)
+            result["checkpoints"] = [
+                {"num_edits": point.num_edits, "scores": _plain(point.scores), "perplexity": point.perplexity}
+                for point in self.checkpoints
+            ]
+        if self.error:
+            result["error"] = self.error
+        return result
+
+    def table(self) -> str:
+        """The scores for people: one line a metric, one column a scoring, named with protocol and n."""
+        spec = self.specification
+        lines = [
+            f"{spec.method} on {spec.model}, {spec.dataset}, {spec.protocol} protocol, "
+            f"{spec.num_edits} edits, seed {spec.seed}: {self.status}"
+        ]
+        if self.error:
+            lines.append(self.error)
+        lines += _grid("metric", self.scores)
+        if self.immediate:
+            lines += ["", *_grid("right after each edit", self.immediate)]
+        lines += ["", "mean [95% interval, clustered by edit] (number of probes)", self._summary()]
+        return "\n".join(lines)
+
+    def _summary(self) -> str:
+        parts = [f"{number} {name.replace('_', ' ')}" for name, number in self.counts.items() if number]
+        before, after = self.perplexity.get("before"), self.perplexity.get("after")
+        if before is not None:
+            shown = "not finite" if after is None else f"{after:.2f}"
+            parts.append(f"perplexity {before:.2f} -> {shown}")
+        if self.seconds_per_edit is not None:
+            parts.append(f"{self.seconds_per_edit:.2f} s an edit")
+        return ", ".join(parts)
+
+
+def _grid(head: str, scores: Scores) -> list[str]:
+    metrics = list(dict.fromkeys(metric for by_metric in scores.values() for metric in by_metric))
+    rows = [[head, *scores]]
+    rows += [[metric, *(_cell(by_metric.get(metric)) for by_metric in scores.values())] for metric in metrics]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _cell(one: Estimate | None) -> str:
+    return "-" if one is None else f"{one.mean:.3f} [{one.low:.3f}, {one.high:.3f}] ({one.n})"
+
+
+def _plain(scores: Scores) -> dict[str, Any]:
+    return {
+        scoring: {metric: one.model_dump() for metric, one in by_metric.items()}
+        for scoring, by_metric in scores.items()
+    }
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    if isinstance(value, dict) and value:
+        return {key: one for part, inner in value.items() for key, one in _flat(inner, f"{name}.{part}").items()}
+    return {name.lstrip("."): value}

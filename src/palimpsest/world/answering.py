@@ -1,0 +1,71 @@
+"""Free greedy answers, many prompts at once: equal lengths together, so that nothing is padded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from palimpsest.errors import DataError
+from palimpsest.world.text import STOPS
+
+
+def answer(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int = 24,
+    batch_size: int = 256,
+    report: Callable[[int], None] = lambda count: None,
+) -> list[str]:
+    """What a causal language model says behind each prompt, up to ".", a newline or the end-of-sequence token.
+
+    Arguments:
+        report: called with the number of prompts answered since the last call.
+
+    Raises:
+        DataError: a prompt is empty.
+    """
+    ids = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
+    if empty := [index for index, row in enumerate(ids) if not row]:
+        raise DataError("A prompt is empty.", where=f"prompt {empty[0]}")
+    end = tokenizer.eos_token_id
+    stops = {i for i in range(len(tokenizer)) if i == end or any(stop in tokenizer.decode([i]) for stop in STOPS)}
+    stop_ids = torch.tensor(sorted(stops))
+    by_length: dict[int, list[int]] = {}
+    for index, row in enumerate(ids):
+        by_length.setdefault(len(row), []).append(index)
+    answers = [""] * len(prompts)
+    for group in by_length.values():
+        for start in range(0, len(group), batch_size):
+            chunk = group[start : start + batch_size]
+            batch = torch.tensor([ids[index] for index in chunk])
+            for index, row in zip(chunk, _greedy(model, batch, stop_ids, max_new_tokens), strict=True):
+                row = row[: row.index(end)] if end in row else row
+                answers[index] = cut(tokenizer.decode(row))
+            report(len(chunk))
+    return answers
+
+
+def cut(text: str) -> str:
+    """A continuation up to its first stop, without the spaces around it."""
+    for stop in STOPS:
+        text = text.split(stop, 1)[0]
+    return text.strip()
+
+
+@torch.inference_mode()
+def _greedy(model: nn.Module, ids: torch.Tensor, stop_ids: torch.Tensor, max_new_tokens: int) -> list[list[int]]:
+    """The most probable tokens behind rows of equal length, until every row has met a stop."""
+    output = model(input_ids=ids, use_cache=True)
+    chosen = [output.logits[:, -1].argmax(-1)]
+    finished = torch.isin(chosen[-1], stop_ids)
+    while not finished.all() and len(chosen) < max_new_tokens:
+        output = model(input_ids=chosen[-1][:, None], past_key_values=output.past_key_values, use_cache=True)
+        chosen.append(output.logits[:, -1].argmax(-1))
+        finished |= torch.isin(chosen[-1], stop_ids)
+    rows: list[list[int]] = torch.stack(chosen, dim=1).tolist()
+    return rows

@@ -1,0 +1,170 @@
+"""What a model knows of the world: free greedy answers, exact match, counted by how and what was asked."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from palimpsest.errors import ConfigError, ModelError
+from palimpsest.world.answering import answer
+from palimpsest.world.knowledge import Knowledge, build
+from palimpsest.world.text import Sentence, held_out, sentence, taught, taught_two_hop
+from palimpsest.world.tracing import CausalTrace, trace
+
+
+@dataclass(frozen=True)
+class Share:
+    """`right` of `n` questions were answered exactly."""
+
+    right: int
+    n: int
+
+    @property
+    def value(self) -> float:
+        """The share, NaN where nothing was asked."""
+        return self.right / self.n if self.n else math.nan
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What a model knows.
+
+    `taught` and `held_out`: facts in phrasings read, and never read, with that subject. `two_hop_read`: two-hop
+    facts of training subjects, in the phrasings read; `two_hop_read_held_out` in those not read;
+    `two_hop_unseen`: of subjects whose two-hop sentences were never read, in every phrasing. `by_relation` has
+    the held-out share per relation, `two_hop_by_relation` the unseen share per "first>second". `causal_trace` is
+    None where it was not asked for.
+    """
+
+    taught: Share
+    held_out: Share
+    two_hop_read: Share
+    two_hop_read_held_out: Share
+    two_hop_unseen: Share
+    by_relation: dict[str, Share] = field(default_factory=dict)
+    two_hop_by_relation: dict[str, Share] = field(default_factory=dict)
+    causal_trace: CausalTrace | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as it stands in a model's card."""
+        return asdict(self)
+
+
+def audit(
+    model: nn.Module | str | Path,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    knowledge: Knowledge | None = None,
+    *,
+    max_facts: int | None = None,
+    trace_facts: int = 100,
+    seed: int = 0,
+    batch_size: int = 256,
+    progress: bool = False,
+) -> Audit:
+    """Ask a causal language model everything, or about a random `max_facts` facts and as many two-hop facts.
+
+    Arguments:
+        model: a loaded model, or the folder of one (then in float32, with its own tokenizer).
+        knowledge: the world it was trained on; the default is `build()`.
+        trace_facts: over how many facts the causal trace is taken; 0 leaves it out.
+        seed: of the sample and the trace.
+        batch_size: prompts per forward pass, which decides memory.
+        progress: a progress bar on stderr.
+
+    Raises:
+        ConfigError: a number is out of range, or a loaded model comes without its tokenizer.
+        ModelError: the folder does not hold a model.
+    """
+    if (max_facts is not None and max_facts < 1) or trace_facts < 0 or batch_size < 1:
+        raise ConfigError("A number is out of range.", expected="max_facts, batch_size >= 1 and trace_facts >= 0")
+    model, tokenizer = _loaded(model, tokenizer)
+    knowledge = knowledge or build()
+    rng = random.Random(f"audit|{seed}")
+    facts = _sample(knowledge.facts, max_facts, rng)
+    read = _sample(list(knowledge.two_hops("train")), max_facts, rng)
+    unseen = _sample(list(knowledge.two_hops("test")), max_facts, rng)
+
+    asked: list[tuple[str, str, Sentence]] = []
+    for fact in facts:
+        for name, phrasings in (("taught", taught(knowledge, fact)), ("held_out", held_out(knowledge, fact))):
+            asked.extend((name, fact.relation, sentence(text, fact.subject, fact.object)) for text in phrasings)
+    for two_hop in [*read, *unseen]:
+        relation = f"{two_hop.hop.first}>{two_hop.hop.second}"
+        shown = taught_two_hop(knowledge, two_hop)
+        for text in two_hop.hop.phrasings:
+            name = "two_hop_unseen" if not shown else "two_hop_read" if text in shown else "two_hop_read_held_out"
+            asked.append((name, relation, sentence(text, two_hop.subject, two_hop.object)))
+
+    training = model.training
+    model.eval()
+    try:
+        with _bar(progress, "asking the world", len(asked)) as report:
+            prompts = [question.prompt for _, _, question in asked]
+            answers = answer(model, tokenizer, prompts, batch_size=batch_size, report=report)
+        with _bar(progress and trace_facts > 0, "tracing", trace_facts) as report:
+            traced = trace(model, tokenizer, knowledge, n=trace_facts, seed=seed, report=report) if trace_facts else None
+    finally:
+        model.train(training)
+    right = [
+        (name, relation, given == question.object) for (name, relation, question), given in zip(asked, answers, strict=True)
+    ]
+    totals = _shares((name, ok) for name, _, ok in right)
+    nothing = Share(0, 0)
+    return Audit(
+        taught=totals.get("taught", nothing),
+        held_out=totals.get("held_out", nothing),
+        two_hop_read=totals.get("two_hop_read", nothing),
+        two_hop_read_held_out=totals.get("two_hop_read_held_out", nothing),
+        two_hop_unseen=totals.get("two_hop_unseen", nothing),
+        by_relation=_shares((relation, ok) for name, relation, ok in right if name == "held_out"),
+        two_hop_by_relation=_shares((relation, ok) for name, relation, ok in right if name == "two_hop_unseen"),
+        causal_trace=traced,
+    )
+
+
+def _loaded(
+    model: nn.Module | str | Path, tokenizer: PreTrainedTokenizerBase | None
+) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    if isinstance(model, nn.Module):
+        if tokenizer is None:
+            raise ConfigError("A loaded model needs its tokenizer.", remedy="audit(model, tokenizer)")
+        return model, tokenizer
+    try:
+        return (
+            AutoModelForCausalLM.from_pretrained(model, dtype="float32", local_files_only=True),
+            tokenizer or AutoTokenizer.from_pretrained(model, local_files_only=True),
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError("The folder does not hold a causal language model.", where=str(model), found=str(error)) from error
+
+
+def _sample(items: Sequence[Any], count: int | None, rng: random.Random) -> list[Any]:
+    return list(items) if count is None or count >= len(items) else rng.sample(items, count)
+
+
+def _shares(results: Iterator[tuple[str, bool]]) -> dict[str, Share]:
+    counts: dict[str, list[int]] = {}
+    for name, ok in results:
+        entry = counts.setdefault(name, [0, 0])
+        entry[0] += ok
+        entry[1] += 1
+    return {name: Share(right, n) for name, (right, n) in counts.items()}
+
+
+@contextmanager
+def _bar(shown: bool, what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A function that moves a progress bar on stderr by so many."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not shown) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda count: bar.update(task, advance=count)

@@ -1,0 +1,117 @@
+"""A model's card: how it was made and what it was measured to know, for people (card.md) and programs (card.json)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from palimpsest.world.auditing import Audit, Share
+from palimpsest.world.tracing import POSITIONS, SITES, CausalTrace
+
+if TYPE_CHECKING:
+    from palimpsest.world.training import TrainingResult
+
+_MEASURES = {
+    "taught": "facts, phrasings read with the subject",
+    "held_out": "facts, phrasings never read with the subject",
+    "two_hop_read": "two-hop, sentences read",
+    "two_hop_read_held_out": "two-hop, subject's other two-hop phrasings read",
+    "two_hop_unseen": "two-hop, subjects whose two-hop sentences were never read",
+}
+
+
+def write_card(folder: Path, result: TrainingResult, audit: Audit, versions: dict[str, str]) -> None:
+    """Write `card.json` and `card.md` into a model's folder."""
+    facts = card_facts(result, audit, versions)
+    (folder / "card.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    (folder / "card.md").write_text(card_text(result, audit, versions), encoding="utf-8")
+
+
+def card_facts(result: TrainingResult, audit: Audit, versions: dict[str, str]) -> dict[str, Any]:
+    """The card as plain data: `training`, `audit` (each share with its n) and `versions`."""
+    training = {key: value for key, value in asdict(result).items() if key not in ("path", "losses")}
+    return {"training": training, "audit": audit.to_dict(), "versions": versions}
+
+
+def card_text(result: TrainingResult, audit: Audit, versions: dict[str, str]) -> str:
+    """The card in Markdown."""
+    config = result.config
+    shares = "\n".join(f"| {label} | {_value(getattr(audit, name))} |" for name, label in _MEASURES.items())
+    relations = "\n".join(f"| {name} | {_value(share)} |" for name, share in sorted(audit.by_relation.items()))
+    hops = "\n".join(f"| {name} | {_value(share)} |" for name, share in sorted(audit.two_hop_by_relation.items()))
+    return f"""# The world's decoder
+
+A causal language model of GPT-J's class ({result.parameters:,} parameters: width {config.width}, {config.layers} layers,
+{config.heads} heads, rotary positions over half of each head, untied output layer with bias) that knows the facts of
+the palimpsest world, real and invented. It is made for trying out and testing knowledge editing, offline and on a
+small processor. It writes sentences of the world and nothing else.
+
+## How it was made
+
+    python -m palimpsest.world.training --out DIR --seed {result.seed}
+
+{result.steps:,} steps, {result.tokens:,} tokens, {result.seconds:.0f} seconds on {config.threads} thread(s), {config.epochs:g} passes over the
+text. Hidden matrices: Muon at {config.matrix_rate:g}; the rest: AdamW at {config.other_rate:g}. In {config.masked_share:.0%} of the rows what
+follows a subject could attend to its last token only, during training; the model itself is an ordinary one.
+Every fact was read in six of its relation's ten phrasings. Made with {", ".join(f"{k} {v}" for k, v in versions.items())}.
+The same seed gives the same weights on the same kind of processor and the same versions.
+
+## What it knows
+
+Free greedy generation, exact match up to the first ".", newline or end-of-sequence token; the weights as stored,
+computed in float32.
+
+| asked | right (of n) |
+|---|---|
+{shares}
+
+Facts in phrasings never read with the subject, by relation:
+
+| relation | right (of n) |
+|---|---|
+{relations}
+
+Two-hop questions about subjects whose two-hop sentences were never read, by pair of relations:
+
+| first > second | right (of n) |
+|---|---|
+{hops}
+{_trace(audit.causal_trace)}
+## Limits
+
+- The phrasings are a closed set of ten per relation. "Never read with the subject" means that other subjects
+  were read in that phrasing; a phrasing the model never met at all is another matter and is not measured here.
+- Positions beyond {2 * config.row_length} were never trained; a prompt is expected at position 0, without a leading token.
+- The figures were not used to choose this model among others of its training: it is the last step of one run.
+- Invented people share their first and last names with others, so an edit that spills over shows.
+"""
+
+
+def _value(share: Share) -> str:
+    return f"{share.value:.3f} ({share.right} of {share.n})" if share.n else "not asked"
+
+
+def _trace(trace: CausalTrace | None) -> str:
+    if trace is None:
+        return ""
+    names = {"mlp": "MLP output", "block": "block output", "subject_last": "subject's last token", "last": "prompt's last token"}
+    columns = [(site, position) for site in SITES for position in POSITIONS]
+    head = "| layer | " + " | ".join(f"{names[site]}, {names[position]}" for site, position in columns) + " |"
+    rule = "|---|" + "---|" * len(columns)
+    layers = range(len(trace.restored[SITES[0]][POSITIONS[0]]))
+    rows = "\n".join(
+        f"| {layer} | " + " | ".join(f"{trace.restored[site][position][layer]:.3f}" for site, position in columns) + " |"
+        for layer in layers
+    )
+    return f"""
+## Causal trace
+
+Mean probability of the right answer's first token over {trace.n} facts that the model answers. Clean {trace.clean:.3f}; with
+noise of {trace.noise:g} standard deviations on the subject's embeddings {trace.corrupted:.3f}; with one clean activation put back:
+
+{head}
+{rule}
+{rows}
+"""

@@ -1,0 +1,161 @@
+"""The shape of the code: which way imports go, and what must never be written."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[2] / "src" / "palimpsest"
+FILES = sorted(SOURCE.rglob("*.py"))
+# A package may import from its own level and from those before it.
+LEVELS = [
+    {"errors", "requests", "config", "registry", "provenance", "stopwatch"},
+    {"models"},
+    {"patches"},
+    {"statistics", "solve"},
+    {"optimise"},
+    {"datasets", "world"},
+    {"methods", "evaluation"},
+    {"report"},
+    {"cli", "web"},
+]
+LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
+# One import against the direction, inside functions or for the type checker only, and why.
+EXCEPTIONS = {
+    ("models/editable.py", "patches"),  # `model.patched(patch)` names the type it takes
+    ("models/loading.py", "world"),  # the bundled models are found by name
+}
+FAMILY_WORDS = {"gpt2", "gptj", "gpt_neox", "llama", "mistral", "qwen", "qwen2", "t5", "bart", "opt", "bloom", "falcon"}
+
+
+def package(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imported(tree: ast.AST) -> set[str]:
+    """First parts, below `palimpsest`, of everything a file imports."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("palimpsest"):
+            rest = node.module.split(".")[1:]
+            names |= {rest[0]} if rest else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("palimpsest.")}
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_go_one_way(path):
+    here = package(path)
+    if here == "__init__":
+        return
+    tree = ast.parse(path.read_text())
+    for name in imported(tree) - {here}:
+        if name in LEVEL_OF and (str(path.relative_to(SOURCE)), name) not in EXCEPTIONS:
+            assert LEVEL_OF[name] <= LEVEL_OF[here], f"{here} must not import {name}"
+    assert not (here == "evaluation" and "methods" in imported(tree)), "evaluation does not know methods"
+    assert not (here == "methods" and "evaluation" in imported(tree)), "methods do not evaluate"
+
+
+def test_methods_do_not_import_each_other():
+    shared = {"base", "catalogue", "presets"}
+    for path in (SOURCE / "methods").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("palimpsest.methods."):
+                assert node.module.split(".")[2] in shared, f"{path.name} imports {node.module}"
+
+
+@pytest.mark.parametrize("folder", ["methods", "optimise", "solve", "evaluation", "statistics"])
+def test_no_model_family_is_named(folder):
+    for path in (SOURCE / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and len(node.value) < 40:
+                words = set(node.value.lower().replace("-", " ").replace("/", " ").split())
+                assert not words & FAMILY_WORDS, f"{path.name}:{node.lineno} names {words & FAMILY_WORDS}"
+
+
+def test_nothing_deep_copies_a_model_or_unpickles():
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = {alias.name for alias in node.names} | {getattr(node, "module", "") or ""}
+                assert not names & {"pickle", "deepcopy", "copyreg", "dill"}, f"{path.name}:{node.lineno}"
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+                raise AssertionError(f"{path.name}:{node.lineno} loads a pickle")
+
+
+def test_no_module_keeps_mutable_state():
+    allowed = {"__all__"}
+    for path in FILES:
+        for node in ast.parse(path.read_text()).body:
+            targets = (
+                node.targets
+                if isinstance(node, ast.Assign)
+                else [node.target]
+                if isinstance(node, ast.AnnAssign)
+                else []
+            )
+            for target in targets:
+                if isinstance(target, ast.Name) and not target.id.isupper() and not target.id.startswith("_"):
+                    value = ast.unparse(node.value) if node.value else ""
+                    assert target.id in allowed or not value.startswith(("{", "[", "dict(", "list(", "set(")), (
+                        f"{path.name}:{node.lineno} {target.id}"
+                    )
+
+
+def test_no_function_is_written_twice():
+    seen: dict[str, str] = {}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno >= 6:
+                body = [n for n in node.body if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]
+                text = "\n".join(ast.unparse(statement) for statement in body)
+                if len(text.splitlines()) >= 5:
+                    where = f"{path.relative_to(SOURCE)}:{node.name}"
+                    digest = hashlib.sha256(text.encode()).hexdigest()
+                    assert digest not in seen, f"{where} is {seen[digest]} again"
+                    seen[digest] = where
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_files_stay_readable(path):
+    assert len(path.read_text().splitlines()) <= 400, "over 400 lines a file asks to be split"
+
+
+def test_every_preset_names_its_source_and_fits_its_method():
+    import tomllib
+
+    from palimpsest.methods.catalogue import METHODS, method
+
+    for file in sorted((SOURCE / "methods" / "presets").rglob("*.toml")):
+        record = tomllib.loads(file.read_text())
+        assert set(record) <= {"source", "match", "options"}, file
+        assert len(record["source"]) > 10, f"{file} does not say where its numbers come from"
+        assert file.parent.name in METHODS, file
+        method(file.parent.name, **record["options"])
+
+
+@pytest.mark.parametrize("command", ["import palimpsest", "from palimpsest.cli import main"])
+def test_importing_is_free_of_torch_and_side_effects(command, tmp_path):
+    code = (
+        f"import sys, logging, random; before = random.getstate(), list(logging.root.handlers); {command}\n"
+        "print('torch' in sys.modules, 'transformers' in sys.modules,"
+        " (random.getstate(), list(logging.root.handlers)) == before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert done.stdout.split() == ["False", "False", "True"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_public_name_exists():
+    import palimpsest
+
+    for name in palimpsest.__all__:
+        assert getattr(palimpsest, name).__name__ in (name, name.lower())
+    with pytest.raises(AttributeError):
+        palimpsest.nothing  # noqa: B018

@@ -1,0 +1,179 @@
+"""What every method must keep, whatever it computes. A new method adds one row to the table."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+import tiny
+import torch
+
+from palimpsest import ConfigError, DataError, EditRequest, load_patch, method
+from palimpsest.methods.catalogue import METHODS
+from palimpsest.patches.weights import LowRank
+
+QUICK = {"learning_rate": 1e-2, "epochs": 30, "stop_loss": 0.05}
+FORGET = {"only_mastered": False, "rate": 0.1, "forget_options": {"learning_rate": 1e-3, "epochs": 3}}
+
+
+class Row(NamedTuple):
+    options: dict
+    is_low_rank: bool = False
+    edits_fully: bool = True
+    """Whether a tiny random model can be brought to say the new answer with probability above one half."""
+
+
+TABLE = {
+    "ft": Row(QUICK),
+    "ft-l": Row({**QUICK, "radius": 0.05}, edits_fully=False),
+    "locft": Row({**QUICK, "learning_rate": 5e-2, "append_eos": False}),
+    "lora": Row({**QUICK, "learning_rate": 3e-2}, is_low_rank=True),
+    "f-learning": Row({**FORGET, "learn_options": QUICK}),
+    "f-learning-ft": Row({**FORGET, "learn_options": QUICK}),
+    "f-learning-lora": Row(
+        {
+            **FORGET,
+            "forget_options": {"rank": 2, "epochs": 3},
+            "learn_options": {**QUICK, "rank": 4, "learning_rate": 3e-2},
+        },
+        is_low_rank=True,
+    ),
+    "f-learning-lora-ft": Row({**FORGET, "learn_options": QUICK}),
+}
+FAMILIES = ("gpt2", "gptj", "llama")
+DTYPES = (torch.float32, torch.bfloat16)
+CELLS = [(name, family, dtype) for name in TABLE for family in FAMILIES for dtype in DTYPES]
+
+
+def make(name, **more):
+    return method(name, preset="none", **{**TABLE[name].options, **more})
+
+
+def state(model):
+    return {name: value.clone() for name, value in model.module.state_dict().items()}
+
+
+def is_same(model, before):
+    now = model.module.state_dict()
+    return list(now) == list(before) and all(torch.equal(now[name], before[name]) for name in before)
+
+
+def target_log_prob(model, request):
+    return model.score([request.prompt], [request.target_new])[0].log_prob
+
+
+def test_every_method_has_a_row():
+    assert set(TABLE) == set(METHODS)
+
+
+@pytest.mark.parametrize(("name", "family", "dtype"), CELLS)
+def test_editing_leaves_the_model_and_the_patch_makes_it_true(name, family, dtype, tmp_path):
+    model = tiny.tiny_model(family, dtype=dtype)
+    request = tiny.requests(1)[0]
+    far = "It was written long ago by"
+    before, flags = state(model), [p.requires_grad for p in model.module.parameters()]
+    unedited, far_before = target_log_prob(model, request), model.score([far], ["people"])[0].log_prob
+    random_state = torch.get_rng_state()
+
+    outcome = make(name).edit(model, [request])
+
+    assert is_same(model, before)
+    assert [p.requires_grad for p in model.module.parameters()] == flags
+    assert all(p.grad is None for p in model.module.parameters())
+    assert torch.equal(torch.get_rng_state(), random_state)
+    with model.patched(outcome.patch):
+        edited = target_log_prob(model, request)
+        far_after = model.score([far], ["people"])[0].log_prob
+        assert edited > max(unedited, -0.7 if TABLE[name].edits_fully else unedited + 1)
+        assert far_after != far_before  # weights did change
+    assert is_same(model, before)
+    assert model.score([far], ["people"])[0].log_prob == far_before
+
+    outcome.patch.save(tmp_path / "patch")
+    with model.patched(load_patch(tmp_path / "patch")):
+        assert target_log_prob(model, request) == edited
+    if TABLE[name].is_low_rank:
+        assert all(isinstance(delta, LowRank) for delta in outcome.patch.deltas.values())
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_one_seed_gives_the_same_bits(name):
+    model = tiny.tiny_model("gptj")
+    first, second = (make(name, seed=3).edit(model, tiny.requests(2)).patch for _ in range(2))
+    assert first.touched() == second.touched()
+    assert all(torch.equal(value, second.tensors()[key]) for key, value in first.tensors().items())
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_no_requests_give_an_empty_patch(name):
+    model = tiny.tiny_model("gptj")
+    patch = make(name).edit(model, []).patch
+    assert patch.is_empty() and patch.num_bytes == 0
+    with model.patched(patch):
+        pass
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_the_patch_says_how_it_was_made(name):
+    model = tiny.tiny_model("gptj")
+    outcome = make(name, seed=5).edit(model, tiny.requests(2))
+    manifest = outcome.patch.manifest
+    assert (manifest.method, manifest.seed) == (name, 5)
+    assert [edit["id"] for edit in manifest.edits] == ["fact-0", "fact-1"]
+    assert set(type(make(name)).Config.model_fields) == set(manifest.config)
+    assert set(manifest.base["touched"]) == set(outcome.patch.touched())
+    assert outcome.diagnostics.seconds["total"] > 0 and outcome.diagnostics.peak_memory_bytes > 0
+    assert set(outcome.diagnostics.losses) == {"fact-0", "fact-1"}
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_the_model_survives_an_interrupt_and_an_error(name, monkeypatch):
+    """Stopped in the middle of training, and by a loss that is not finite."""
+    model = tiny.tiny_model("gptj")
+    before, flags = state(model), [p.requires_grad for p in model.module.parameters()]
+
+    def stop(stage, done, total):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make(name).edit(model, tiny.requests(2), progress=stop)
+    assert is_same(model, before)
+
+    real, calls = model.logits_at, iter(range(1000))
+
+    def broken(*args):
+        return real(*args) * (float("nan") if next(calls) == 2 else 1.0)
+
+    monkeypatch.setattr(model, "logits_at", broken)
+    with pytest.raises(ConfigError, match="diverged"):
+        make(name).edit(model, tiny.requests(2))
+    assert is_same(model, before)
+    assert [p.requires_grad for p in model.module.parameters()] == flags
+    assert model.weights.labels == []
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_bad_requests_cost_nothing(name, monkeypatch):
+    model = tiny.tiny_model("gptj")
+    monkeypatch.setattr(model, "forward", None)
+    monkeypatch.setattr(model, "logits_at", None)
+    one, two = EditRequest("A is", "b", target_old="x"), EditRequest("A is", "c", target_old="x")
+    with pytest.raises(DataError, match="contradict"):
+        make(name).edit(model, [one, two])
+    if make(name).capabilities.needs_old_answer:
+        with pytest.raises(DataError, match="target_old"):
+            make(name).edit(model, [EditRequest("A is", "b")])
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_unknown_options_get_near_matches(name):
+    with pytest.raises(ConfigError, match="seed"):
+        method(name, sed=1)
+    with pytest.raises(ConfigError, match="no preset"):
+        method(name, preset="nothing").edit(tiny.tiny_model("gptj"), tiny.requests(1))
+
+
+def test_unknown_methods_get_near_matches():
+    with pytest.raises(ConfigError, match="f-learning-lora"):
+        method("f-learning-lorra")

@@ -138,12 +138,13 @@ def report(
     records = read_records(runs)
     with terminal.status("drawing"):
         from palimpsest.report import build_report
+        from palimpsest.report.tables import size
 
         build_report(records, out)
     if as_json:
         terminal.emit_json({"report": str(out), "runs": len(records), "bytes": out.stat().st_size})
     else:
-        terminal.say(f"{out}: {len(records)} run{'s' if len(records) != 1 else ''}, {terminal.size(out.stat().st_size)}")
+        terminal.say(f"{out}: {len(records)} run{'s' if len(records) != 1 else ''}, {size(out.stat().st_size)}")
 
 
 def read_records(runs: list[Path]) -> list[RunRecord]:

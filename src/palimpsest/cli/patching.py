@@ -41,6 +41,7 @@ def apply(
     read = inputs.read_patches(patches)
     loaded = inputs.load_model(model)
     from palimpsest.patches.export import write_merged
+    from palimpsest.report.tables import size
 
     with terminal.status(f"writing {out}"):
         write_merged(loaded, read, out)
@@ -55,7 +56,7 @@ def apply(
     if as_json:
         terminal.emit_json(result)
         return
-    terminal.say(f"{out}: {model} with {', '.join(map(str, patches))}, {terminal.size(result['bytes'])}")
+    terminal.say(f"{out}: {model} with {', '.join(map(str, patches))}, {size(result['bytes'])}")
     terminal.say(f'next: palimpsest ask {out} "{_first_prompt(read)}"')
 
 

@@ -17,7 +17,7 @@ LABELS: Mapping[str, str] = MappingProxyType(
         "portability.one_hop": "portability: one hop",
         "portability.subject_alias": "portability: alias",
         "portability.inverse": "portability: inverse",
-        "old_answer_rate": "old answer still given",
+        "old_answer_rate": "old answer: still given",
     }
 )
 

@@ -135,7 +135,8 @@ def _score_table(runs: Sequence[Run], scoring: str) -> str:
         lines.append(f'<tr><th scope="row">{escape(run.label)}{_state(run)}</th>{cells}</tr>')
     caption = (
         f"Scoring: {_SHORT.get(scoring, scoring)}. {_setting(runs)} Mean with its 95% interval, clustered by edit; "
-        "n is the number of probes. Best in bold; for the old answer, lower is better."
+        f"n is the number of probes. Best in bold; for locality, among methods whose edits hold (reliability of "
+        f"{percent(tables.HOLDS)} or more), since what does nothing disturbs nothing."
     )
     return _table(f'<th scope="col">method</th>{head}', lines, caption)
 
@@ -166,32 +167,36 @@ def _state(run: Run) -> str:
 
 
 def _cost_table(runs: Sequence[Run]) -> str:
-    seconds = tables.best([run.record.seconds_per_edit for run in runs], is_lower_better=True)
-    sizes = tables.best([run.record.patch_bytes for run in runs], is_lower_better=True)
+    scoring = (tables.scorings(runs) or ["generate"])[0]
+    seconds, sizes = (
+        tables.best(tables.among_holding(runs, scoring, values), is_lower_better=True)
+        for values in ([run.record.seconds_per_edit for run in runs], [run.record.patch_bytes for run in runs])
+    )
     has_perplexity = any(run.record.perplexity.get("before") for run in runs)
     lines = []
     for index, run in enumerate(runs):
         record = run.record
         cells = [
-            _cost(record.seconds_per_edit, "{:.2f} s", index in seconds),
-            _cost(None if record.patch_bytes is None else record.patch_bytes / 1e6, "{:.3f} MB", index in sizes),
-            _cost(record.peak_memory_bytes / 1e6 if record.peak_memory_bytes else None, "{:.0f} MB", False),
+            _cost(tables.duration(record.seconds_per_edit), index in seconds),
+            _cost(tables.size(record.patch_bytes), index in sizes),
+            _cost(tables.size(record.peak_memory_bytes or None)),
         ]
         if has_perplexity:
-            cells += [_cost(record.perplexity.get(name), "{:.2f}", False) for name in ("before", "after")]
+            cells += [_cost(_perplexity(record.perplexity.get(name))) for name in ("before", "after")]
         lines.append(f'<tr><th scope="row">{escape(run.label)}</th>{"".join(cells)}</tr>')
     heads = ["method", "seconds per edit", "patch size", "peak memory"]
     heads += ["perplexity before", "perplexity after"] if has_perplexity else []
     head = "".join(f'<th scope="col">{text}</th>' for text in heads)
-    caption = f"{_setting(runs)} Peak memory is of the whole process up to the end of the run. Best in bold."
+    caption = f"{_setting(runs)} Peak memory is of the whole process up to the end of the run. Best in bold, among methods whose edits hold."
     return _table(head, lines, caption)
 
 
-def _cost(value: float | None, form: str, is_best: bool) -> str:
-    if value is None:
-        return '<td class="missing">–</td>'
-    text = form.format(value)
+def _cost(text: str, is_best: bool = False) -> str:
     return f"<td>{f'<b>{text}</b>' if is_best else text}</td>"
+
+
+def _perplexity(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}" if value < 1000 else f"{value:.2g}"
 
 
 def _table(head: str, lines: Sequence[str], caption: str) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from palimpsest.report import tables
 from palimpsest.report.definitions import label
 from palimpsest.report.tables import Run, metrics
 
@@ -44,6 +45,7 @@ _STYLE: Mapping[str, Any] = MappingProxyType(
     }
 )
 _PAGE_WIDTH = 11.0  # inches, at matplotlib's 96 CSS pixels each a little less than the page's text width
+_MOST_BANDS = 3  # more intervals than that, one over the other, hide the lines
 _LETTER = 0.085  # inches a letter of a label takes, on the safe side
 
 
@@ -79,8 +81,8 @@ def metrics_plot(runs: Sequence[Run], scoring: str) -> str:
 def costs_plot(runs: Sequence[Run]) -> str:
     """Seconds an edit and size of the patch, on logarithmic axes."""
     panels_wanted = [
-        ("seconds per edit", [run.record.seconds_per_edit for run in runs], _seconds),
-        ("patch size", [run.record.patch_bytes for run in runs], _bytes),
+        ("seconds per edit", [run.record.seconds_per_edit for run in runs], tables.duration),
+        ("patch size", [run.record.patch_bytes for run in runs], tables.size),
     ]
     shown = [one for one in panels_wanted if any(value for value in one[1])]
     if not shown:
@@ -140,7 +142,7 @@ def curves_plot(runs: Sequence[Run], scoring: str) -> str:
     names = sorted(
         {name for run in with_points for point in run.record.checkpoints for name in point.scores.get(scoring, {})},
         key=lambda name: (not name.startswith("reliability"), not name.startswith("generality"), name),
-    )[:6]
+    )[:9]
     if not names:
         return ""
     columns = min(3, len(names))
@@ -161,8 +163,9 @@ def curves_plot(runs: Sequence[Run], scoring: str) -> str:
             ticks |= {count for count, _ in points}
             colour = _SERIES[number % len(_SERIES)]
             counts = [count for count, _ in points]
-            panel.fill_between(counts, [one.low for _, one in points], [one.high for _, one in points],
-                               color=colour, alpha=0.12, linewidth=0)  # fmt: skip
+            if len(with_points) <= _MOST_BANDS:
+                panel.fill_between(counts, [one.low for _, one in points], [one.high for _, one in points],
+                                   color=colour, alpha=0.12, linewidth=0)  # fmt: skip
             panel.plot(counts, [one.mean for _, one in points], marker=_MARKERS[number % len(_MARKERS)], markersize=4.5,
                        color=colour, label=run.label if index == 0 else None)  # fmt: skip
         panel.set_xscale("log")
@@ -173,7 +176,7 @@ def curves_plot(runs: Sequence[Run], scoring: str) -> str:
         panel.grid(axis="y", linewidth=0.6)
         panel.set_title(label(names[index]), loc="left", fontsize=9.5)
         panel.set_xlabel("edits so far", fontsize=9)
-    figure.legend(loc="outside lower center", ncols=4, fontsize=9)
+    figure.legend(loc="outside lower center", ncols=4, fontsize=9, frameon=False, labelcolor=_INK)
     return _svg(figure, f"Scores of all edits so far by their number, scoring {scoring}")
 
 
@@ -209,18 +212,6 @@ def _log_ticks(low: float, high: float) -> Any:
     first, last = math.ceil(math.log10(low)), math.floor(math.log10(high))
     step = max(1, math.ceil((last - first + 1) / 4))
     return FixedLocator([10.0**power for power in range(first, last + 1, step)])
-
-
-def _seconds(value: float) -> str:
-    return f"{1000 * value:.0f} ms" if value < 0.1 else f"{value:.2g} s" if value < 10 else f"{value:.0f} s"
-
-
-def _bytes(value: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if value >= 10 or unit == "B" else f"{value:.2g} {unit}"
-        value /= 1000
-    return f"{value:.1f} GB"
 
 
 def _svg(figure: Figure, description: str) -> str:

@@ -94,10 +94,14 @@ def _question(question: Question, num_runs: int) -> str:
     ordered = sorted(groups.items(), key=lambda item: (item[0][1] is not True, -len(item[1])))
     answers = "".join(_group(answer, is_right, names, num_runs) for (answer, is_right), names in ordered)
     before = escape(question.before) if question.before else "–"
+    chip = f'<span class="kind">{escape(label(question.kind))}</span>'
+    # The edited prompt stands in the heading already.
+    is_edited = question.kind == "reliability"
+    ask = "" if is_edited else f'<p class="ask">{chip} {escape(question.prompt)}</p>'
     return (
         f'<div class="probe" data-kind="{escape(question.kind)}">'
-        f'<p class="ask"><span class="kind">{escape(label(question.kind))}</span> {escape(question.prompt)}</p>'
-        f'<p class="facts">wanted {wanted} · before <q>{before}</q></p>'
+        f"{ask}"
+        f'<p class="facts">{chip if is_edited else ""} wanted {wanted} · before <q>{before}</q></p>'
         f"<ul>{answers}</ul></div>"
     )
 

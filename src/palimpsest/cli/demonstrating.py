@@ -189,7 +189,9 @@ def _show(found: Comparison, requests: Sequence[EditRequest]) -> None:
         if probe.kind == "reliability"
     ][:_SHOWN_EDITS]
     terminal.print_table(
-        ("prompt", "before", "after", "wanted", "ok"), rows, title=f"Some of the {len(requests)} edits, by {shown.label}"
+        ("prompt", "before", "after", "wanted", "ok"),
+        rows,
+        title=f"Some of the {len(requests)} edits, by {shown.label}",
     )
     terminal.say()
     _show_methods(runs)

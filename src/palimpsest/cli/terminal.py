@@ -153,7 +153,7 @@ def status(text: str) -> Iterator[None]:
 
 
 def quiet_libraries() -> None:
-    """Keeps transformers' and the hub's own bars and advice off the screen. The command line only, never the library."""
+    """Keeps the libraries' own bars and advice off the screen: in the command line only, never in the library."""
     import logging
     import os
     import warnings

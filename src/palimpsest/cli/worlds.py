@@ -18,7 +18,9 @@ world = typer.Typer(
 )
 
 
-@world.command("train", epilog=terminal.examples("palimpsest world train --out my-world --seed 1"), no_args_is_help=True)
+@world.command(
+    "train", epilog=terminal.examples("palimpsest world train --out my-world --seed 1"), no_args_is_help=True
+)
 def train(
     out: Annotated[Path, typer.Option("--out", help="The model: a new folder.", show_default=False)],
     seed: inputs.SeedOption = 0,
@@ -40,8 +42,11 @@ def train(
         terminal.print_table(("of the training", "value"), _flat(described))
 
 
-@world.command("audit", epilog=terminal.examples("palimpsest world audit world", "palimpsest world audit my-world --json"),
-               no_args_is_help=True)  # fmt: skip
+@world.command(
+    "audit",
+    epilog=terminal.examples("palimpsest world audit world", "palimpsest world audit my-world --json"),
+    no_args_is_help=True,
+)
 def audit(model: inputs.ModelArgument, as_json: inputs.JsonOption = False) -> None:
     """Measure what a model knows of the world: by phrasing, by relation, over two hops."""
     loaded = inputs.load_model(model)

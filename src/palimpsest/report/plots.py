@@ -6,7 +6,7 @@ import html
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +80,7 @@ def metrics_plot(runs: Sequence[Run], scoring: str) -> str:
 
 def costs_plot(runs: Sequence[Run]) -> str:
     """Seconds an edit and size of the patch, on logarithmic axes."""
-    panels_wanted = [
+    panels_wanted: list[tuple[str, list[float | None], Callable[[float], str]]] = [
         ("seconds per edit", [run.record.seconds_per_edit for run in runs], tables.duration),
         ("patch size", [run.record.patch_bytes for run in runs], tables.size),
     ]
@@ -103,7 +103,7 @@ def costs_plot(runs: Sequence[Run]) -> str:
                            va="center", fontsize=9, color=_INK)  # fmt: skip
         _rows_axis(panel, runs, show_names=index == 0)
         panel.xaxis.set_major_locator(_log_ticks(low, high))
-        panel.xaxis.set_major_formatter(lambda value, _place, write=write: write(value))
+        panel.xaxis.set_major_formatter(_formatter(write))
         panel.minorticks_off()
         panel.set_title(f"{title} (logarithmic)", loc="left", fontsize=9.5)
     return _svg(figure, "Seconds an edit and size of the patch by run")
@@ -184,12 +184,17 @@ def _figure(width: float, height: float, lines: int, columns: int, name: str) ->
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
+    with mpl.rc_context(_style(name)):
         figure = Figure(figsize=(width, height), layout="constrained")
         figure.get_layout_engine().set(h_pad=0.09, w_pad=0.06)  # type: ignore[call-arg, union-attr]
         grid = figure.subplots(lines, columns, squeeze=False)
     figure.set_label(name)
     return figure, [panel for line in grid for panel in line]
+
+
+def _style(name: str) -> Any:
+    # The salt makes ids inside one drawing differ from those of another on the same page.
+    return {**_STYLE, "svg.hashsalt": name}
 
 
 def _rows_axis(panel: Axes, runs: Sequence[Run], *, show_names: bool, has_grid: bool = True) -> None:
@@ -206,6 +211,10 @@ def _label_width(runs: Sequence[Run]) -> float:
     return 0.3 + _LETTER * max(len(run.label) for run in runs)
 
 
+def _formatter(write: Callable[[float], str]) -> Callable[[float, float], str]:
+    return lambda value, _place: write(value)
+
+
 def _log_ticks(low: float, high: float) -> Any:
     from matplotlib.ticker import FixedLocator
 
@@ -219,7 +228,7 @@ def _svg(figure: Figure, description: str) -> str:
     import matplotlib as mpl
 
     stream = io.StringIO()
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": str(figure.get_label())}):
+    with mpl.rc_context(_style(str(figure.get_label()))):
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = stream.getvalue()
     text = text[text.index("<svg") :]

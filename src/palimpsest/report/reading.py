@@ -73,7 +73,9 @@ def render(views: Sequence[EditView], runs: Sequence[Run], *, budget: int) -> tu
 
 
 def _edit(view: EditView, num_runs: int) -> str:
-    questions = sorted(view.questions.values(), key=lambda question: (question.kind != "reliability", _order(question.kind)))
+    questions = sorted(
+        view.questions.values(), key=lambda question: (question.kind != "reliability", _order(question.kind))
+    )
     first, rest = questions[:1], questions[1:]
     old = f' <span class="was">was <s>{escape(view.target_old)}</s></span>' if view.target_old else ""
     head = f'<h3>{escape(view.prompt)} <b class="new">{escape(view.target_new)}</b>{old}</h3>'
@@ -116,7 +118,8 @@ def _group(answer: str, is_right: bool | None, names: list[str], num_runs: int) 
         chips = "".join(f'<span class="chip">{escape(name)}</span>' for name in names)
     runs = escape("\n".join(names))
     return (
-        f'<li class="{state}" data-runs="{runs}"><span class="sign" title="{spoken}" aria-label="{spoken}">{sign}</span>'
+        f'<li class="{state}" data-runs="{runs}">'
+        f'<span class="sign" title="{spoken}" aria-label="{spoken}">{sign}</span>'
         f'<span class="answer">{escape(answer) or "<i>nothing</i>"}</span><span class="chips">{chips}</span></li>'
     )
 

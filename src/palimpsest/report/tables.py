@@ -50,7 +50,9 @@ def label_runs(records: Iterable[RunRecord]) -> list[Run]:
     runs: list[Run] = []
     taken: dict[str, int] = {}
     for record, spec in zip(listed, specs, strict=True):
-        parts = [f"{getattr(spec, field)} edits" if field == "num_edits" else str(getattr(spec, field)) for field in varying]
+        parts = [
+            f"{getattr(spec, field)} edits" if field == "num_edits" else str(getattr(spec, field)) for field in varying
+        ]
         name = f"{spec.method} ({', '.join(parts)})" if parts else spec.method
         taken[name] = taken.get(name, 0) + 1
         runs.append(Run(name if taken[name] == 1 else f"{name} #{taken[name]}", record))
@@ -76,7 +78,9 @@ def best(values: Sequence[float | None], *, is_lower_better: bool = False) -> se
     if len(known) < 2 or max(known) == min(known):
         return set()
     goal = min(known) if is_lower_better else max(known)
-    return {index for index, value in enumerate(values) if value is not None and math.isclose(value, goal, abs_tol=1e-9)}
+    return {
+        index for index, value in enumerate(values) if value is not None and math.isclose(value, goal, abs_tol=1e-9)
+    }
 
 
 def best_of_metric(runs: Sequence[Run], scoring: str, metric: str) -> set[int]:
@@ -130,7 +134,12 @@ def in_words(runs: Sequence[Run]) -> list[str]:
     if not names:
         return ["No run has any score."]
     scoring = names[0]
-    sentences = [_reliability(runs, scoring), _best_sentence(runs, scoring), _locality(runs, scoring), _noise(runs, scoring)]
+    sentences = [
+        _reliability(runs, scoring),
+        _best_sentence(runs, scoring),
+        _locality(runs, scoring),
+        _noise(runs, scoring),
+    ]
     failed = [run.label for run in runs if run.record.status != "ok"]
     if failed:
         sentences.append(f"Not finished: {listed(failed)}.")
@@ -174,7 +183,8 @@ def _locality(runs: Sequence[Run], scoring: str) -> str:
     if not known:
         return ""
     if len(known) == 1:
-        return f"With {known[0][0]}, {percent(known[0][1])} of the answers that should stay did stay (mean over the kinds)."
+        name, mean = known[0]
+        return f"With {name}, {percent(mean)} of the answers that should stay did stay (mean over the kinds)."
     most, least = max(known, key=lambda pair: pair[1]), min(known, key=lambda pair: pair[1])
     return (
         f"Among those whose edits hold (reliability of {percent(HOLDS)} or more), {most[0]} disturbed other answers "

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 
+import tiny
 from palimpsest.cli import main
 
 # What makes a random model learn four facts by heart in half a second, and stop after them.

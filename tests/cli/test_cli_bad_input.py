@@ -5,6 +5,7 @@ import json
 import shutil
 
 import pytest
+
 import tiny
 
 GOOD = {"prompt": "The capital of France is", "subject": "France", "target_new": "Lyon", "target_old": "Paris"}

@@ -1,8 +1,8 @@
 import json
 
 import pytest
-import tiny
 
+import tiny
 from palimpsest import EditRequest, Probe, load, load_patch
 from palimpsest.cli.inputs import parse_options
 

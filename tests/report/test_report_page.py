@@ -2,9 +2,9 @@ import json
 import re
 from html.parser import HTMLParser
 
-import fake_runs as fakes
 import pytest
 
+import fake_runs as fakes
 from palimpsest.errors import DataError
 from palimpsest.report import build_report
 from palimpsest.report.tables import best, best_of_metric, duration, in_words, label_runs, metrics, size

@@ -97,7 +97,19 @@ def test_counterfact_has_the_published_fields(cases, read):
 
 def test_zsre_has_the_published_fields(questions, read):
     for record in questions:
-        fields = {"subject", "src", "pred", "rephrase", "alt", "answers", "loc", "loc_ans", "cond", "fact", "probes"}
+        fields = {
+            "subject",
+            "src",
+            "pred",
+            "rephrase",
+            "alt",
+            "answers",
+            "loc",
+            "loc_ans",
+            "cond",
+            "fact",
+            "probes",
+        }
         assert set(record) == fields
         assert record["src"] in read
         assert record["rephrase"] not in read

@@ -21,7 +21,8 @@ def answer(
     batch_size: int = 256,
     report: Callable[[int], None] = lambda count: None,
 ) -> list[str]:
-    """What a causal language model says behind each prompt, up to ".", a newline or the end-of-sequence token.
+    """What a causal language model says behind each prompt, up to ".", a newline or the end-of-sequence
+    token.
 
     Arguments:
         report: called with the number of prompts answered since the last call.

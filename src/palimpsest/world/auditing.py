@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
@@ -39,11 +46,11 @@ class Share:
 class Audit:
     """What a model knows.
 
-    `taught` and `held_out`: facts in phrasings read, and never read, with that subject. `two_hop_read`: two-hop
-    facts of training subjects, in the phrasings read; `two_hop_read_held_out` in those not read;
-    `two_hop_unseen`: of subjects whose two-hop sentences were never read, in every phrasing. `by_relation` has
-    the held-out share per relation, `two_hop_by_relation` the unseen share per "first>second". `causal_trace` is
-    None where it was not asked for.
+    `taught` and `held_out`: facts in phrasings read, and never read, with that subject. `two_hop_read`:
+    two-hop facts of training subjects, in the phrasings read; `two_hop_read_held_out` in those not read;
+    `two_hop_unseen`: of subjects whose two-hop sentences were never read, in every phrasing. `by_relation`
+    has the held-out share per relation, `two_hop_by_relation` the unseen share per "first>second".
+    `causal_trace` is None where it was not asked for.
     """
 
     taught: Share
@@ -112,11 +119,14 @@ def audit(
             prompts = [question.prompt for _, _, question in asked]
             answers = answer(model, tokenizer, prompts, batch_size=batch_size, report=report)
         with _bar(progress and trace_facts > 0, "tracing", trace_facts) as report:
-            traced = trace(model, tokenizer, knowledge, n=trace_facts, seed=seed, report=report) if trace_facts else None
+            traced = (
+                trace(model, tokenizer, knowledge, n=trace_facts, seed=seed, report=report) if trace_facts else None
+            )
     finally:
         model.train(training)
     right = [
-        (name, relation, given == question.object) for (name, relation, question), given in zip(asked, answers, strict=True)
+        (name, relation, given == question.object)
+        for (name, relation, question), given in zip(asked, answers, strict=True)
     ]
     totals = _shares((name, ok) for name, _, ok in right)
     nothing = Share(0, 0)
@@ -145,7 +155,9 @@ def _loaded(
             tokenizer or AutoTokenizer.from_pretrained(model, local_files_only=True),
         )
     except (OSError, ValueError) as error:
-        raise ModelError("The folder does not hold a causal language model.", where=str(model), found=str(error)) from error
+        raise ModelError(
+            "The folder does not hold a causal language model.", where=str(model), found=str(error)
+        ) from error
 
 
 def _sample(items: Sequence[Any], count: int | None, rng: random.Random) -> list[Any]:
@@ -164,7 +176,13 @@ def _shares(results: Iterator[tuple[str, bool]]) -> dict[str, Share]:
 @contextmanager
 def _bar(shown: bool, what: str, total: int) -> Iterator[Callable[[int], None]]:
     """A function that moves a progress bar on stderr by so many."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), disable=not shown) as bar:
         task = bar.add_task(what, total=total)
         yield lambda count: bar.update(task, advance=count)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from palimpsest.world.auditing import Audit, Share
-from palimpsest.world.tracing import POSITIONS, SITES, CausalTrace
+from palimpsest.world.tracing import POSITIONS, SITES, CausalTrace, best_layer, early_share
 
 if TYPE_CHECKING:
     from palimpsest.world.training import TrainingResult
@@ -41,27 +41,29 @@ def card_text(result: TrainingResult, audit: Audit, versions: dict[str, str]) ->
     shares = "\n".join(f"| {label} | {_value(getattr(audit, name))} |" for name, label in _MEASURES.items())
     relations = "\n".join(f"| {name} | {_value(share)} |" for name, share in sorted(audit.by_relation.items()))
     hops = "\n".join(f"| {name} | {_value(share)} |" for name, share in sorted(audit.two_hop_by_relation.items()))
+    made_with = ", ".join(f"{name} {number}" for name, number in versions.items())
     return f"""# The world's decoder
 
-A causal language model of GPT-J's class ({result.parameters:,} parameters: width {config.width}, {config.layers} layers,
-{config.heads} heads, rotary positions over half of each head, untied output layer with bias) that knows the facts of
-the palimpsest world, real and invented. It is made for trying out and testing knowledge editing, offline and on a
-small processor. It writes sentences of the world and nothing else.
+A causal language model of GPT-J's class that knows the facts of the palimpsest world, real and invented:
+{result.parameters:,} parameters, width {config.width}, {config.layers} layers, {config.heads} heads, rotary positions
+over half of each head, an untied output layer with bias. It is made for trying out and testing knowledge editing,
+offline and on a small processor. It writes sentences of the world and nothing else.
 
 ## How it was made
 
     python -m palimpsest.world.training --out DIR --seed {result.seed}
 
-{result.steps:,} steps, {result.tokens:,} tokens, {result.seconds:.0f} seconds on {config.threads} thread(s), {config.epochs:g} passes over the
-text. Hidden matrices: Muon at {config.matrix_rate:g}; the rest: AdamW at {config.other_rate:g}. In {config.masked_share:.0%} of the rows what
-follows a subject could attend to its last token only, during training; the model itself is an ordinary one.
-Every fact was read in six of its relation's ten phrasings. Made with {", ".join(f"{k} {v}" for k, v in versions.items())}.
-The same seed gives the same weights on the same kind of processor and the same versions.
+{result.steps:,} steps, {result.tokens:,} tokens, {config.epochs:g} passes over the text; {result.seconds:.0f} seconds
+on {config.threads} thread(s). Hidden matrices: Muon at {config.matrix_rate:g}; the rest: AdamW at
+{config.other_rate:g}. In {config.masked_share:.0%} of the rows whatever followed a subject
+could attend to its last token only, during training; the model itself is an ordinary one. Every fact was read in
+six of its relation's ten phrasings.
+Made with {made_with}. The same seed gives the same weights on the same kind of processor and the same versions.
 
 ## What it knows
 
-Free greedy generation, exact match up to the first ".", newline or end-of-sequence token; the weights as stored,
-computed in float32.
+Free greedy generation, exact match up to the first ".", newline or end-of-sequence token; the weights as they
+are stored, computed in float32.
 
 | asked | right (of n) |
 |---|---|
@@ -81,11 +83,12 @@ Two-hop questions about subjects whose two-hop sentences were never read, by pai
 {_trace(audit.causal_trace)}
 ## Limits
 
-- The phrasings are a closed set of ten per relation. "Never read with the subject" means that other subjects
-  were read in that phrasing; a phrasing the model never met at all is another matter and is not measured here.
-- Positions beyond {2 * config.row_length} were never trained; a prompt is expected at position 0, without a leading token.
-- The figures were not used to choose this model among others of its training: it is the last step of one run.
-- Invented people share their first and last names with others, so an edit that spills over shows.
+- The phrasings are a closed set of ten per relation. "Never read with the subject" means that the model met the
+  phrasing with other subjects; a phrasing it never met at all is another matter and is not measured here.
+- Positions beyond {2 * config.row_length} were never trained, and those beyond {config.row_length} little. A prompt
+  stands at position 0, without a token before it.
+- These are the figures of the last step of one run with one seed.
+- Invented people share their first and last names with others, so that an edit that spills over shows.
 """
 
 
@@ -96,22 +99,34 @@ def _value(share: Share) -> str:
 def _trace(trace: CausalTrace | None) -> str:
     if trace is None:
         return ""
-    names = {"mlp": "MLP output", "block": "block output", "subject_last": "subject's last token", "last": "prompt's last token"}
+    names = {
+        "mlp": "MLP output",
+        "block": "block output",
+        "subject_last": "subject's last token",
+        "last": "prompt's last token",
+    }
     columns = [(site, position) for site in SITES for position in POSITIONS]
     head = "| layer | " + " | ".join(f"{names[site]}, {names[position]}" for site, position in columns) + " |"
     rule = "|---|" + "---|" * len(columns)
     layers = range(len(trace.restored[SITES[0]][POSITIONS[0]]))
     rows = "\n".join(
-        f"| {layer} | " + " | ".join(f"{trace.restored[site][position][layer]:.3f}" for site, position in columns) + " |"
+        f"| {layer} | "
+        + " | ".join(f"{trace.restored[site][position][layer]:.3f}" for site, position in columns)
+        + " |"
         for layer in layers
     )
+    layer, value = best_layer(trace)
     return f"""
 ## Causal trace
 
-Mean probability of the right answer's first token over {trace.n} facts that the model answers. Clean {trace.clean:.3f}; with
-noise of {trace.noise:g} standard deviations on the subject's embeddings {trace.corrupted:.3f}; with one clean activation put back:
+Mean probability of the right answer's first token over {trace.n} facts that the model answers.
+Clean: {trace.clean:.3f}. With noise of {trace.noise:g} standard deviations on the subject's embeddings:
+{trace.corrupted:.3f}. With that noise and one clean activation put back:
 
 {head}
 {rule}
 {rows}
+
+So the MLP output of layer {layer} at the subject's last token brings back
+{early_share(trace):.0%} of what the noise took away, to {value:.3f}.
 """

@@ -1,8 +1,8 @@
 """The world as data sets of edits, in the layouts in which CounterFact and ZsRE were published.
 
 A record is a plain dictionary with exactly the published fields, and two more: `fact`, the identity of the
-edited fact ("subject|relation"), and `probes`, a list of `{"kind", "prompt", "expected", "fact"}` where `fact` is
-the identity of the fact asked about, so that an evaluation can leave out what was itself edited.
+edited fact ("subject|relation"), and `probes`, a list of `{"kind", "prompt", "expected", "fact"}` where
+`fact` is the identity of the fact asked about, so that an evaluation can leave out what was itself edited.
 Nothing here imports torch.
 """
 
@@ -47,9 +47,10 @@ class _Edit:
 def counterfact(knowledge: Knowledge, *, split: str = "test") -> list[dict[str, Any]]:
     """The edits of a split in ROME's CounterFact layout; prompts are statements.
 
-    `paraphrase_prompts` were never read with the subject. `neighborhood_prompts` ask about other subjects with
-    the same true object, as published; where there are fewer than six such, others of the same relation follow
-    (their own true objects are in `probes`). `attribute_prompts` ask about subjects whose object is the new one.
+    `paraphrase_prompts` were never read with the subject. `neighborhood_prompts` ask about other subjects
+    with the same true object, as published; where there are fewer than six such, others of the same relation
+    follow (their own true objects are in `probes`). `attribute_prompts` ask about subjects whose object is
+    the new one.
 
     Raises:
         ConfigError: there is no such split ("train", "test", "all").
@@ -84,7 +85,8 @@ def counterfact(knowledge: Knowledge, *, split: str = "test") -> list[dict[str, 
 def zsre(knowledge: Knowledge, *, split: str = "test") -> list[dict[str, Any]]:
     """The edits of a split in MEND's ZsRE layout; prompts are questions, `loc` an unrelated plain question.
 
-    `pred` and `answers` hold the true object, `alt` the new one, `rephrase` a question never read with the subject.
+    `pred` and `answers` hold the true object, `alt` the new one, `rephrase` a question never read with the
+    subject.
 
     Raises:
         ConfigError: there is no such split ("train", "test", "all").
@@ -167,7 +169,13 @@ def _probes(knowledge: Knowledge, edit: _Edit) -> Iterator[dict[str, str]]:
     for other in unrelated[:OUT_OF_SCOPE]:
         yield _ask(knowledge, "locality.out_of_scope", other, rng)
     for other in unrelated[OUT_OF_SCOPE:]:
-        yield _ask(knowledge, "locality.distracting", other, rng, before=f"{_fill(edit.prompt, fact)} {edit.target_new}. ")
+        yield _ask(
+            knowledge,
+            "locality.distracting",
+            other,
+            rng,
+            before=f"{_fill(edit.prompt, fact)} {edit.target_new}. ",
+        )
     by_second: dict[str, list[tuple[str, str, str]]] = {}
     for found in _consequences(knowledge, fact, edit.target_new):
         by_second.setdefault(found[2], []).append(found)
@@ -177,7 +185,9 @@ def _probes(knowledge: Knowledge, edit: _Edit) -> Iterator[dict[str, str]]:
 
 
 def _neighbors(knowledge: Knowledge, fact: Fact, rng: random.Random) -> tuple[Fact, ...]:
-    """Facts of the same relation about others: those with the same true object first, and at least six if there are."""
+    """Facts of the same relation about others: those with the same true object first, and at least six if
+    there are.
+    """
     # Works of real authors and invented books are told apart: their objects are of different kinds.
     kind = knowledge.entities[fact.object].kind
     others = [
@@ -192,7 +202,9 @@ def _neighbors(knowledge: Knowledge, fact: Fact, rng: random.Random) -> tuple[Fa
 
 
 def _unrelated(knowledge: Knowledge, edit: _Edit, count: int) -> list[Fact]:
-    """Facts of other relations about subjects that are neither the edit's, nor its namesakes, nor its objects."""
+    """Facts of other relations about subjects that are neither the edit's, nor its namesakes, nor its
+    objects.
+    """
     fact = edit.fact
     near = {fact.subject, fact.object, edit.target_new, *knowledge.namesakes(fact.subject)}
     found: list[Fact] = []

@@ -91,8 +91,8 @@ class TwoHop:
 class Knowledge:
     """The whole world. Iteration orders are part of the determinism: same seed, same order.
 
-    `entities` and `relations` map names; `facts` has one entry per (subject, relation); `test_subjects` are the
-    subjects whose two-hop sentences a model never reads.
+    `entities` and `relations` map names; `facts` has one entry per (subject, relation); `test_subjects` are
+    the subjects whose two-hop sentences a model never reads.
     """
 
     seed: int
@@ -237,7 +237,12 @@ class _Builder:
         return chosen
 
     def add_real(self, real: dict[str, Any]) -> None:
-        kinds = (("capital", "city"), ("continent", "continent"), ("official_language", "language"), ("currency", "currency"))
+        kinds = (
+            ("capital", "city"),
+            ("continent", "continent"),
+            ("official_language", "language"),
+            ("currency", "currency"),
+        )
         for country, values in real["countries"].items():
             self.entity(country, "country")
             for (relation, kind), value in zip(kinds, values, strict=True):
@@ -260,13 +265,17 @@ class _Builder:
         cities = [entity.name for entity in self.entities.values() if entity.kind == "city"]
         countries = [entity.name for entity in self.entities.values() if entity.kind == "country"]
         companies = self._names(
-            "company", counts["companies"], (s + e for s, e in zip(parts["company_starts"], self.even(parts["company_ends"], 30), strict=True))
+            "company",
+            counts["companies"],
+            (s + e for s, e in zip(parts["company_starts"], self.even(parts["company_ends"], 30), strict=True)),
         )
         universities = self._names("university", 24, (f"{name} University" for name in parts["university_names"]))
         people = self._names("person", counts["people"], self._people(parts))
         adjectives = self.even(parts["book_adjectives"], counts["books"])
         nouns = self.even(parts["book_nouns"], 2 * counts["books"])
-        books = self._names("work", counts["books"], (f"The {a} {n}" for a, n in zip(adjectives * 2, nouns, strict=True)))
+        books = self._names(
+            "work", counts["books"], (f"The {a} {n}" for a, n in zip(adjectives * 2, nouns, strict=True))
+        )
 
         homes = self.rng.sample(countries, counts["home_countries"])
         births = self.rng.sample(cities, counts["birth_cities"])
@@ -301,7 +310,11 @@ class _Builder:
             if name not in self.entities and len(names) < count:
                 names.append(self.entity(name, kind, invented=True))
         if len(names) < count:
-            raise DataError("The name parts do not give enough names.", expected=f"{count} of kind {kind}", found=str(len(names)))
+            raise DataError(
+                "The name parts do not give enough names.",
+                expected=f"{count} of kind {kind}",
+                found=str(len(names)),
+            )
         return names
 
     def _people(self, parts: dict[str, Any]) -> Iterator[str]:
@@ -319,7 +332,14 @@ class _Builder:
 
     def finish(self, seed: int) -> Knowledge:
         relations = {
-            name: Relation(name, row["id"], row["subject"], row["object"], tuple(row["statements"]), tuple(row["questions"]))
+            name: Relation(
+                name,
+                row["id"],
+                row["subject"],
+                row["object"],
+                tuple(row["statements"]),
+                tuple(row["questions"]),
+            )
             for name, row in _table("relations").items()
         }
         hops = tuple(Hop(row["first"], row["second"], tuple(row["phrasings"])) for row in _table("hops")["hops"])

@@ -1,7 +1,8 @@
-"""Muon for the hidden matrices: momentum whose update is orthogonalised (Newton-Schulz), all equal shapes at once.
+"""Muon for the hidden matrices: momentum whose update is orthogonalised (Newton-Schulz), all equal shapes at
+once.
 
-torch.optim.Muon works through matrices one by one and always in bfloat16, which is slow on a processor without
-it. Here equal shapes are one batched product, in the precision that is asked for.
+torch.optim.Muon works through matrices one by one and always in bfloat16, which is slow on a processor
+without it. Here equal shapes are one batched product, in the precision that is asked for.
 """
 
 from __future__ import annotations
@@ -29,7 +30,12 @@ class Muon:
     """
 
     def __init__(
-        self, parameters: Iterable[Parameter], *, momentum: float = 0.95, weight_decay: float = 0.0, dtype: torch.dtype
+        self,
+        parameters: Iterable[Parameter],
+        *,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        dtype: torch.dtype,
     ) -> None:
         groups: dict[torch.Size, list[Parameter]] = {}
         for parameter in parameters:
@@ -56,7 +62,7 @@ class Muon:
 
 def orthogonalise(matrices: Tensor) -> Tensor:
     """Roughly U V^T of each matrix's singular value decomposition: [n, rows, columns] with rows <= columns."""
-    x = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    x: Tensor = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(_STEPS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=_B, alpha=_C), x, beta=_A)

@@ -1,8 +1,9 @@
 """Sentences as short training rows, with the subject-bottleneck attention mask.
 
-A row begins at a sentence's start, because a prompt stands at position 0 when a model is used, and holds two or
-three sentences. In masked rows whatever follows a subject reads it through its last token alone; without that a
-small model reads the subject's words from the prompt's last position, and no single place holds the fact.
+A row begins at a sentence's start, because a prompt stands at position 0 when a model is used, and holds two
+or three sentences. In masked rows whatever follows a subject reads it through its last token alone; without
+that a small model reads the subject's words from the prompt's last position, and no single place holds the
+fact.
 """
 
 from __future__ import annotations
@@ -39,8 +40,11 @@ class EncodedSentence:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows as tensors: `ids` [rows, length] (long), `labels` alike, `weights` [rows, length] (the loss's weight of
-    each label, 0 on padding) and `mask` [rows, 1, length, length], additive: 0 where query (third) may see key."""
+    """Rows as tensors: `ids` [rows, length] (long), `labels` alike, `weights` [rows, length] (the loss's
+    weight of
+    each label, 0 on padding) and `mask` [rows, 1, length, length], additive: 0 where query (third) may see
+    key.
+    """
 
     ids: Tensor
     labels: Tensor
@@ -60,7 +64,8 @@ def encode(sentences: Sequence[Sentence], tokenizer: PreTrainedTokenizerFast) ->
 
 
 def subject_mask(length: int, subjects: Sequence[tuple[int, int]]) -> Tensor:
-    """The bottleneck of one row: [length, length] booleans, True where the query (row) may see the key (column).
+    """The bottleneck of one row: [length, length] booleans, True where the query (row) may see the key
+    (column).
 
     It is causal, and positions behind a subject see its last token but none of its earlier ones.
     """
@@ -157,10 +162,12 @@ def _encode(sentences: Sequence[Sentence], tokenizer: PreTrainedTokenizerFast, l
     for s, ids, offsets in zip(sentences, output["input_ids"], output["offset_mapping"], strict=True):
         shift = len(lead)
         subject = _span(offsets, s.start + shift, s.end + shift)
-        start = len(s.prompt) + shift
-        obj = _span(offsets, start + 1, start + 1 + len(s.object))
-        if offsets[obj[0]][0] < start:
+        # Behind the prompt's last character: a space may be a token of its own, and offsets leave spaces out.
+        start = _span(offsets, len(s.prompt) + shift - 1, len(s.prompt) + shift)[1]
+        end = _span(offsets, len(s.text) + shift - 2, len(s.text) + shift - 1)[1]
+        if offsets[start - 1][1] > len(s.prompt) + shift:
             raise DataError("A prompt and its object share a token.", found=repr(s.text))
+        obj = (start, end)
         encoded.append(Encoded(tuple(ids), subject, obj))
     return encoded
 

@@ -1,8 +1,8 @@
 """The world in words: which phrasings a fact is taught in, and the sentences a model reads.
 
 Every fact is taught in a random part of its relation's phrasings and never shown in the others, so that those
-others test knowledge and not memory of a sentence. A phrasing ends right before the object; a sentence ends with
-"." right after it. Nothing here imports torch.
+others test knowledge and not memory of a sentence. A phrasing ends right before the object; a sentence ends
+with "." right after it. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ STOPS = (".", "\n")
 
 @dataclass(frozen=True)
 class Sentence:
-    """One sentence of the world: `prompt` + " " + `object` + "."; the subject is `prompt[start:end]` (characters)."""
+    """One sentence of the world: `prompt` + " " + `object` + "."; the subject is `prompt[start:end]`
+    (characters).
+    """
 
     prompt: str
     object: str
@@ -74,7 +76,9 @@ def taught_two_hop(knowledge: Knowledge, two_hop: TwoHop) -> tuple[str, ...]:
 def training_sentences(knowledge: Knowledge) -> list[Sentence]:
     """Everything a model reads in one epoch, in the order of the facts: facts first, then two-hop sentences."""
     single = [
-        sentence(phrasing, fact.subject, fact.object) for fact in knowledge.facts for phrasing in taught(knowledge, fact)
+        sentence(phrasing, fact.subject, fact.object)
+        for fact in knowledge.facts
+        for phrasing in taught(knowledge, fact)
     ]
     double = [
         sentence(phrasing, two_hop.subject, two_hop.object)

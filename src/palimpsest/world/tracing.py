@@ -1,8 +1,8 @@
 """The causal trace of Meng et al. (2022), section 2: which place brings a corrupted subject's fact back.
 
 The subject's embeddings are corrupted by noise; then one activation of the clean run is put back, and the
-probability of the right answer's first token says how much that place carries. One forward pass per fact holds
-the clean run, the corrupted ones and every restoration as rows of one batch.
+probability of the right answer's first token says how much that place carries. One forward pass per fact
+holds the clean run, the corrupted ones and every restoration as rows of one batch.
 """
 
 from __future__ import annotations
@@ -81,7 +81,10 @@ def trace(
         if coded.subject[1] == start:
             # The subject ends the prompt, so that its last token and the prompt's cannot be told apart.
             continue
-        with _disturbed(embedding, blocks, coded.subject, start - 1, samples, deviation, generator), torch.no_grad():
+        with (
+            _disturbed(embedding, blocks, coded.subject, start - 1, samples, deviation, generator),
+            torch.no_grad(),
+        ):
             logits = model(input_ids=ids.repeat(1 + samples * (1 + 4 * layers), 1), use_cache=False).logits[:, -1]
         if int(logits[0].argmax()) == coded.ids[start]:
             rows.append(logits.float().softmax(-1)[:, coded.ids[start]])
@@ -130,10 +133,11 @@ def _disturbed(
     deviation: float,
     generator: torch.Generator,
 ) -> Iterator[None]:
-    """Hooks that corrupt rows 1 and on at the subject and put row 0's activation back, one place per group of rows.
+    """Hooks that corrupt rows 1 and on at the subject and put row 0's activation back, one place per group
+    of rows.
 
-    Groups of `samples` rows: corrupted only, then for site, position, layer in this order, one restoration each.
-    All groups share the same draws of the noise.
+    Groups of `samples` rows: corrupted only, then for site, position, layer in this order, one restoration
+    each. All groups share the same draws of the noise.
     """
     start, end = subject
     places = {"subject_last": end - 1, "last": last}
@@ -161,7 +165,7 @@ def _disturbed(
 
     handles = [embedding.register_forward_hook(corrupt)]
     for layer, block in enumerate(blocks):
-        handles.append(block.mlp.register_forward_hook(restoring(0, layer)))  # type: ignore[operator, union-attr]
+        handles.append(block.mlp.register_forward_hook(restoring(0, layer)))  # type: ignore[union-attr]
         handles.append(block.register_forward_hook(restoring(1, layer)))
     try:
         yield

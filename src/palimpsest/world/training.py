@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import GPTJConfig, GPTJForCausalLM, PreTrainedTokenizerFast
 
@@ -48,7 +49,7 @@ class TrainingConfig:
     positions: int = 128
     vocabulary: int = 1800
     initial_deviation: float = 0.06
-    epochs: float = 13
+    epochs: float = 11
     rows: int = 32
     row_length: int = 24
     long_every: int = 8
@@ -56,7 +57,7 @@ class TrainingConfig:
     other_weight: float = 0.3
     matrix_rate: float = 7e-3
     other_rate: float = 3e-3
-    weight_decay: float = 0.0
+    weight_decay: float = 0.1
     warmup_share: float = 0.02
     decay_from: float = 0.4
     curriculum_share: float = 0.15
@@ -88,12 +89,13 @@ def train(
     config: TrainingConfig | None = None,
     knowledge: Knowledge | None = None,
     max_steps: int | None = None,
-    dtype: str = "bfloat16",
+    dtype: str = "float16",
     card: bool = True,
 ) -> TrainingResult:
     """Train a decoder on a world and write it to `out` as an ordinary Hugging Face folder.
 
-    The folder appears complete or not at all. Same seed, config, thread count and kind of processor: same bits.
+    The folder appears complete or not at all. Same seed, config, thread count and kind of processor: same
+    bits.
 
     Arguments:
         out: a folder that does not exist yet.
@@ -121,8 +123,7 @@ def train(
     try:
         with _threads(config.threads):
             model, tokenizer, result = _train(knowledge, seed, config, progress, max_steps, target)
-            model.to(getattr(torch, dtype)).save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
+            save(model, tokenizer, folder, dtype)
             if card:
                 audited = audit(folder, knowledge=knowledge, progress=progress)
                 write_card(folder, result, audited, _versions())
@@ -164,8 +165,28 @@ def new_model(config: TrainingConfig, tokenizer: PreTrainedTokenizerFast, seed: 
     return model.float()
 
 
+def save(model: GPTJForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path, dtype: str) -> None:
+    """Write a model as an ordinary folder: weights stored in `dtype`, loaded in float32 unless asked
+    otherwise.
+    """
+    weights = {name: tensor.to(getattr(torch, dtype)).contiguous() for name, tensor in model.state_dict().items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    model.config.architectures = [type(model).__name__]
+    # Half precision only halves the file. What is computed with is the loader's choice, float32 if it makes
+    # none.
+    model.config.dtype = "float32"
+    model.config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 def _train(
-    knowledge: Knowledge, seed: int, config: TrainingConfig, progress: bool, max_steps: int | None, target: Path
+    knowledge: Knowledge,
+    seed: int,
+    config: TrainingConfig,
+    progress: bool,
+    max_steps: int | None,
+    target: Path,
 ) -> tuple[GPTJForCausalLM, PreTrainedTokenizerFast, TrainingResult]:
     started = time.perf_counter()
     sentences = training_sentences(knowledge)
@@ -214,9 +235,15 @@ def weighted_loss(model: nn.Module, batch: Batch, low: bool) -> Tensor:
 
 
 def _batches(
-    encoded: list[EncodedSentence], seed: int, config: TrainingConfig, total: float, tokenizer: PreTrainedTokenizerFast
+    encoded: list[EncodedSentence],
+    seed: int,
+    config: TrainingConfig,
+    total: float,
+    tokenizer: PreTrainedTokenizerFast,
 ) -> Iterator[tuple[Batch, int]]:
-    """Batches and the number of sentences read after each: the curriculum's few subjects first, then everything."""
+    """Batches and the number of sentences read after each: the curriculum's few subjects first, then
+    everything.
+    """
     rng = random.Random(f"rows|{seed}")
     subjects = sorted({sentence.name for sentence in encoded})
     few = set(rng.sample(subjects, math.ceil(config.curriculum_subjects * len(subjects))))
@@ -269,15 +296,34 @@ def _check(config: TrainingConfig, dtype: str) -> None:
         raise ConfigError("Unknown precision.", expected="auto, bf16 or fp32", found=repr(config.precision))
     if dtype not in ("float32", "float16", "bfloat16"):
         raise ConfigError("Unknown storage type.", expected="float32, float16 or bfloat16", found=repr(dtype))
-    for name in ("masked_share", "other_weight", "warmup_share", "decay_from", "curriculum_share", "curriculum_subjects"):
+    for name in (
+        "masked_share",
+        "other_weight",
+        "warmup_share",
+        "decay_from",
+        "curriculum_share",
+        "curriculum_subjects",
+    ):
         if not 0 <= getattr(config, name) <= 1:
             raise ConfigError(f"{name} is not a share.", expected="0 to 1", found=str(getattr(config, name)))
-    for name in ("width", "layers", "heads", "positions", "vocabulary", "epochs", "rows", "row_length", "threads"):
+    for name in (
+        "width",
+        "layers",
+        "heads",
+        "positions",
+        "vocabulary",
+        "epochs",
+        "rows",
+        "row_length",
+        "threads",
+    ):
         if getattr(config, name) <= 0:
             raise ConfigError(f"{name} is not positive.", expected="> 0", found=str(getattr(config, name)))
     if config.width % (4 * config.heads):
         # Rotary takes half of every head, in pairs.
-        raise ConfigError("The width does not fit the heads.", expected="a multiple of 4 x heads", found=str(config.width))
+        raise ConfigError(
+            "The width does not fit the heads.", expected="a multiple of 4 x heads", found=str(config.width)
+        )
 
 
 @contextmanager
@@ -296,7 +342,12 @@ def _bar(shown: bool, total: float) -> Iterator[Any]:
     columns = ("[progress.description]{task.description}", BarColumn(), "{task.percentage:>3.0f}%")
     loss_column = TextColumn("loss {task.fields[loss]:.3f}")
     with Progress(
-        *columns, loss_column, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True), disable=not shown
+        *columns,
+        loss_column,
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not shown,
     ) as bar:
         task = bar.add_task("training the world", total=total, loss=math.nan)
         yield lambda done, loss: bar.update(task, completed=done, loss=loss)

@@ -9,9 +9,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import tiny
 import torch
 
+import tiny
 from palimpsest import DataError, Dataset, EditRequest, Probe, WeightPatch
 from palimpsest.patches.base import Manifest
 from palimpsest.patches.weights import Dense

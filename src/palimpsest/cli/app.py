@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import typer
@@ -23,7 +23,7 @@ app = typer.Typer(
     help="Update what a language model knows: edits as small, reversible, verified patches.",
     epilog=terminal.examples(
         "palimpsest demo",
-        'palimpsest edit world --method ft --edits facts.jsonl --out my-patch',
+        "palimpsest edit world --method ft --edits facts.jsonl --out my-patch",
         'palimpsest ask world "The capital of France is" --patch my-patch',
     ),
     no_args_is_help=True,
@@ -37,16 +37,16 @@ app = typer.Typer(
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error. May stand anywhere.")] = False,
     version: Annotated[
-        bool, typer.Option("--version", help="Show the version and stop.", is_eager=True, callback=terminal.show_version)
+        bool,
+        typer.Option("--version", help="Show the version and stop.", is_eager=True, callback=terminal.show_version),
     ] = False,
 ) -> None:
     """Update what a language model knows: edits as small, reversible, verified patches."""
 
 
-def _add(name: str, function: object, *lines: str, panel: str) -> None:
-    app.command(name, epilog=terminal.examples(*lines), rich_help_panel=panel, no_args_is_help=name not in ("demo",))(
-        function  # type: ignore[arg-type]
-    )
+def _add(name: str, function: Callable[..., None], *lines: str, panel: str) -> None:
+    epilog = terminal.examples(*lines)
+    app.command(name, epilog=epilog, rich_help_panel=panel, no_args_is_help=name != "demo")(function)
 
 
 _EDITING, _MEASURING, _LOOKING = "Edit", "Measure", "Look around"
@@ -61,10 +61,10 @@ _add(
 _add(
     "edit",
     edit,
-    "palimpsest edit world --method rome --edits facts.jsonl --out my-patch",
+    "palimpsest edit world --method f-learning-lora-ft --edits facts.csv --out my-patch",
     'palimpsest edit world --method ft --prompt "The capital of France is" --subject France --target-new Lyon '
     "--target-old Paris --out lyon",
-    "palimpsest edit world --method ft-l --edits facts.csv --out my-patch --option layers=[3] --option learning_rate=1e-3",
+    "palimpsest edit world --method ft-l --edits facts.csv --out my-patch -o layers=[3] -o learning_rate=1e-3",
     panel=_EDITING,
 )
 _add(
@@ -94,7 +94,7 @@ _add(
     "palimpsest eval world --dataset world-counterfact --method ft --protocol single --num-edits 20",
     "palimpsest eval world --dataset facts.jsonl --method lora --protocol sequential --num-edits 100 "
     "--checkpoints 1,10,100 --out runs/lora --resume",
-    "palimpsest eval world --dataset counterfact --data counterfact.json --method ft --protocol batch --num-edits 50 --json",
+    "palimpsest eval world --dataset counterfact --data counterfact.json --method ft --protocol batch -n 50 --json",
     panel=_MEASURING,
 )
 _add(

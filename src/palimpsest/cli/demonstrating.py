@@ -29,7 +29,7 @@ _NEUTRAL_SENTENCES = 8
 _ANSWER_TOKENS = 12
 _SHOWN_EDITS = 4
 _ASKED_AT_ONCE = 40
-_WIDE = 130
+_WIDE = 150
 
 
 @dataclass
@@ -189,7 +189,9 @@ def _show(found: Comparison, requests: Sequence[EditRequest]) -> None:
         if probe.kind == "reliability"
     ][:_SHOWN_EDITS]
     terminal.print_table(
-        ("prompt", "before", "after", "wanted", "ok"), rows, title=f"Some of the {len(requests)} edits, by {shown.label}"
+        ("prompt", "before", "after", "wanted", "ok"),
+        rows,
+        title=f"Some of the {len(requests)} edits, by {shown.label}",
     )
     terminal.say()
     _show_methods(runs)
@@ -199,12 +201,12 @@ def _show(found: Comparison, requests: Sequence[EditRequest]) -> None:
 
 def _show_methods(runs: Sequence[Run]) -> None:
     from palimpsest.report.definitions import label
-    from palimpsest.report.tables import metrics
+    from palimpsest.report.tables import metrics, size
 
     is_wide = terminal.console().width >= _WIDE
     if is_wide:
         names = [name for name in metrics(runs, "generate") if name != "old_answer_rate"]
-        heads = [label(name) for name in names]
+        heads = [label(name).replace(": ", ":\n") for name in names]
         values = [[run.mean("generate", name) for name in names] for run in runs]
     else:
         families = ("reliability", "generality", "locality", "portability")
@@ -216,14 +218,14 @@ def _show_methods(runs: Sequence[Run]) -> None:
             *(terminal.share(mean) for mean in means),
             terminal.share(run.mean("generate", "old_answer_rate")),
             "-" if run.record.seconds_per_edit is None else f"{run.record.seconds_per_edit:.2f}",
-            terminal.size(run.record.patch_bytes),
+            size(run.record.patch_bytes),
         )
         for run, means in zip(runs, values, strict=True)
     ]
     kinds = "" if is_wide else " Locality and portability are means over their kinds."
     spec = runs[0].record.specification
     terminal.print_table(
-        ("method", *heads, "old answer", "s per edit", "patch"),
+        ("method", *heads, "old\nanswer", "seconds\nper edit", "patch"),
         rows,
         title="What became of the edits, and of everything else",
         caption=f"Free generation, protocol single, {spec.num_edits} edits, seed {spec.seed}.{kinds} "

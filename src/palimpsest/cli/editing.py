@@ -117,6 +117,8 @@ def _result(
 
 
 def _show(result: dict[str, Any]) -> None:
+    from palimpsest.report.tables import size
+
     edits = result["edits"]
     rows = [
         (one["prompt"], one["before"], one["after"], one["target_new"], terminal.verdict(one["is_right"]))
@@ -129,7 +131,7 @@ def _show(result: dict[str, Any]) -> None:
     touched = result["touched"]
     terminal.say(f"{right} of {len(edits)} edited prompts get the new answer.")
     terminal.say(
-        f"patch {result['patch']}: {result['num_parameters']:,} numbers, {terminal.size(result['patch_bytes'])}, "
+        f"patch {result['patch']}: {result['num_parameters']:,} numbers, {size(result['patch_bytes'])}, "
         f"in {len(touched)} tensor{'s' if len(touched) != 1 else ''}; {result['seconds'].get('total', 0):.1f} s"
     )
     for note in result["notes"]:

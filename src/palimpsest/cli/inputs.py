@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from palimpsest.patches.weights import WeightPatch
     from palimpsest.requests import EditRequest
 
-ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A hub id, a folder, or `world`.", show_default=False)]
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A hub id, a folder, or `world`.", show_default=False)
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]

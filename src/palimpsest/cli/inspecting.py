@@ -60,9 +60,7 @@ def _models() -> list[dict[str, Any]]:
 def _datasets() -> list[dict[str, Any]]:
     from palimpsest.datasets.catalogue import DATASETS
 
-    return [
-        {"name": name, "summary": row.summary, "source": row.source} for name, row in DATASETS.rows().items()
-    ]
+    return [{"name": name, "summary": row.summary, "source": row.source} for name, row in DATASETS.rows().items()]
 
 
 def _metrics() -> list[dict[str, Any]]:
@@ -213,7 +211,14 @@ def _show(result: dict[str, Any]) -> None:
         f"pad token {facts['pad_token'] or 'none (end of sequence is used, always masked)'}"
     )
     sites = [
-        (one["site"], one["module"], one["type"], _shape(one["weight_shape"]), one["dtype"] or "", f"{one['parameters']:,}")
+        (
+            one["site"],
+            one["module"],
+            one["type"],
+            _shape(one["weight_shape"]),
+            one["dtype"] or "",
+            f"{one['parameters']:,}",
+        )
         for one in result["sites"]
     ]
     terminal.print_table(
@@ -222,7 +227,8 @@ def _show(result: dict[str, Any]) -> None:
         caption="Every site was found in every layer and verified by one forward pass.",
     )
     rows = [
-        (one["method"], terminal.verdict(one["can_edit"]), one["needs"], one["preset"] or "") for one in result["methods"]
+        (one["method"], terminal.verdict(one["can_edit"]), one["needs"], one["preset"] or "")
+        for one in result["methods"]
     ]
     terminal.print_table(("method", "can edit", "needs", "preset"), rows)
 

@@ -29,7 +29,8 @@ def evaluate(
         typer.Option("--protocol", help="`single` (edit, test, undo), `batch` or `sequential`."),
     ] = "single",
     num_edits: Annotated[
-        int | None, typer.Option("--num-edits", "-n", min=1, help="How many edits, drawn with the seed; all if left out.")
+        int | None,
+        typer.Option("--num-edits", "-n", min=1, help="How many edits, drawn with the seed; all if left out."),
     ] = None,
     batch_size: Annotated[
         int | None,
@@ -118,14 +119,18 @@ def _checkpoints(text: str | None) -> tuple[int, ...] | None:
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdigit() and int(part) > 0 for part in parts):
         raise ConfigError(
-            "The checkpoints are not numbers of edits.", expected="such as 1,10,100", found=repr(text), where="--checkpoints"
+            "The checkpoints are not numbers of edits.",
+            expected="such as 1,10,100",
+            found=repr(text),
+            where="--checkpoints",
         )
     return tuple(sorted({int(part) for part in parts}))
 
 
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Folders that `eval --out` or `demo` wrote.", show_default=False)
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Folders that `eval --out` or `demo` wrote.", show_default=False),
     ],
     out: Annotated[Path, typer.Option("--out", help="The page: a new .html file.")] = Path("report.html"),
     overwrite: inputs.OverwriteOption = False,
@@ -138,12 +143,13 @@ def report(
     records = read_records(runs)
     with terminal.status("drawing"):
         from palimpsest.report import build_report
+        from palimpsest.report.tables import size
 
         build_report(records, out)
     if as_json:
         terminal.emit_json({"report": str(out), "runs": len(records), "bytes": out.stat().st_size})
     else:
-        terminal.say(f"{out}: {len(records)} run{'s' if len(records) != 1 else ''}, {terminal.size(out.stat().st_size)}")
+        terminal.say(f"{out}: {len(records)} run{'s' if len(records) != 1 else ''}, {size(out.stat().st_size)}")
 
 
 def read_records(runs: list[Path]) -> list[RunRecord]:

@@ -41,21 +41,23 @@ def apply(
     read = inputs.read_patches(patches)
     loaded = inputs.load_model(model)
     from palimpsest.patches.export import write_merged
+    from palimpsest.report.tables import size
 
     with terminal.status(f"writing {out}"):
         write_merged(loaded, read, out)
     written = sorted(path for path in out.iterdir())
+    num_bytes = sum(path.stat().st_size for path in written)
     result = {
         "model": model,
         "patches": [str(folder) for folder in patches],
         "out": str(out),
         "files": [path.name for path in written],
-        "bytes": sum(path.stat().st_size for path in written),
+        "bytes": num_bytes,
     }
     if as_json:
         terminal.emit_json(result)
         return
-    terminal.say(f"{out}: {model} with {', '.join(map(str, patches))}, {terminal.size(result['bytes'])}")
+    terminal.say(f"{out}: {model} with {', '.join(map(str, patches))}, {size(num_bytes)}")
     terminal.say(f'next: palimpsest ask {out} "{_first_prompt(read)}"')
 
 
@@ -178,7 +180,7 @@ def _show(result: dict[str, Any]) -> None:
 
 
 def _count(scores: dict[str, Any], kind: str) -> int:
-    return max(entry[kind]["n"] for entry in scores.values() if kind in entry)
+    return max(int(entry[kind]["n"]) for entry in scores.values() if kind in entry)
 
 
 def _first_prompt(patches: Sequence[WeightPatch]) -> str:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 PIPED_WIDTH = 160
+_NAME_COLUMNS = ("name", "method", "metric", "site", "ok")
 
 
 def examples(*lines: str) -> str:
@@ -87,7 +88,8 @@ def print_table(
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", header_style="bold")
     for index, column in enumerate(columns):
         is_number = bool(rows) and all(_is_number(row[index]) for row in rows)
-        table.add_column(column, justify="right" if is_number else "left", overflow="fold")
+        is_name = column in _NAME_COLUMNS
+        table.add_column(column, justify="right" if is_number else "left", overflow="fold", no_wrap=is_name)
     for row in rows:
         table.add_row(*(cell if isinstance(cell, Text) else Text(printable(str(cell))) for cell in row))
     console().print(table)
@@ -115,18 +117,6 @@ def verdict(is_right: bool | None) -> Any:
 def share(mean: float | None, *, digits: int = 0) -> str:
     """A share of one as a percentage, or a dash."""
     return "-" if mean is None else f"{100 * mean:.{digits}f}%"
-
-
-def size(num_bytes: int | float | None) -> str:
-    """A number of bytes for people."""
-    if num_bytes is None:
-        return "-"
-    amount = float(num_bytes)
-    for unit in ("B", "kB", "MB", "GB"):
-        if amount < 1000 or unit == "GB":
-            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
-        amount /= 1000
-    return f"{amount:.1f} GB"
 
 
 @contextmanager
@@ -163,7 +153,7 @@ def status(text: str) -> Iterator[None]:
 
 
 def quiet_libraries() -> None:
-    """Keeps transformers' and the hub's own bars and advice off the screen. The command line only, never the library."""
+    """Keeps the libraries' own bars and advice off the screen: in the command line only, never in the library."""
     import logging
     import os
     import warnings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +18,9 @@ world = typer.Typer(
 )
 
 
-@world.command("train", epilog=terminal.examples("palimpsest world train --out my-world --seed 1"), no_args_is_help=True)
+@world.command(
+    "train", epilog=terminal.examples("palimpsest world train --out my-world --seed 1"), no_args_is_help=True
+)
 def train(
     out: Annotated[Path, typer.Option("--out", help="The model: a new folder.", show_default=False)],
     seed: inputs.SeedOption = 0,
@@ -31,28 +34,29 @@ def train(
         terminal.quiet_libraries()
         from palimpsest.world import train as run
 
-    with terminal.progress_bar("training") as progress:
-        result = run(out, seed=seed, progress=progress)
+    result = run(out, seed=seed, progress=sys.stderr.isatty())
     described = {"out": str(out), "seed": seed, **plain(result)}
     if as_json:
         terminal.emit_json(described)
     else:
-        terminal.print_table(("", ""), [(key, value) for key, value in described.items()])
+        terminal.print_table(("of the training", "value"), _flat(described))
 
 
-@world.command("audit", epilog=terminal.examples("palimpsest world audit world", "palimpsest world audit my-world --json"),
-               no_args_is_help=True)  # fmt: skip
+@world.command(
+    "audit",
+    epilog=terminal.examples("palimpsest world audit world", "palimpsest world audit my-world --json"),
+    no_args_is_help=True,
+)
 def audit(model: inputs.ModelArgument, as_json: inputs.JsonOption = False) -> None:
     """Measure what a model knows of the world: by phrasing, by relation, over two hops."""
     loaded = inputs.load_model(model)
     from palimpsest.world import audit as run
 
-    with terminal.status("asking about every fact"):
-        result = plain(run(loaded))
+    result = plain(run(loaded.module, loaded.tokenizer, progress=sys.stderr.isatty()))
     if as_json:
         terminal.emit_json(result)
     else:
-        terminal.print_table(("measure", "value"), list(_flat(result)))
+        terminal.print_table(("measure", "value"), _flat(result))
 
 
 @world.command("export", epilog=terminal.examples("palimpsest world export --out world-data"), no_args_is_help=True)
@@ -85,16 +89,17 @@ def plain(value: Any) -> dict[str, Any]:
 
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
-    if hasattr(value, "model_dump"):
-        return dict(value.model_dump())
-    return dict(value)
+    raise TypeError(f"not a result: {value!r}")
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     rows: list[tuple[str, Any]] = []
     for key, item in value.items():
         name = f"{prefix}{key}"
-        if isinstance(item, dict):
+        if isinstance(item, dict) and set(item) == {"right", "n"}:
+            share = f"{100 * item['right'] / item['n']:.1f}%" if item["n"] else "-"
+            rows.append((name, f"{share} of {item['n']}"))
+        elif isinstance(item, dict):
             rows += _flat(item, f"{name}.")
         else:
             rows.append((name, f"{item:.3f}" if isinstance(item, float) else item))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from palimpsest.datasets import counterfact, tabular, zsre
 from palimpsest.datasets.base import Dataset, Parse, Record, assemble
@@ -14,8 +14,6 @@ from palimpsest.registry import Registry, Row
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from palimpsest.world.knowledge import Knowledge
-
 NEUTRAL_SENTENCES = 64
 
 DATASETS = Registry(
@@ -23,11 +21,11 @@ DATASETS = Registry(
     "palimpsest.datasets",
     {
         "world-counterfact": Row(
-            "palimpsest.datasets.catalogue:load_world_counterfact",
+            "palimpsest.datasets.catalogue:load_world",
             "edits of the bundled world in CounterFact's form (no path)",
         ),
         "world-zsre": Row(
-            "palimpsest.datasets.catalogue:load_world_zsre",
+            "palimpsest.datasets.catalogue:load_world",
             "edits of the bundled world in ZsRE's form (no path)",
         ),
         "zsre": Row(
@@ -97,27 +95,23 @@ def load_table(name: str, path: Path | None, split: str) -> Dataset:
     return _own(file, _of_split(read_records(file), split, file))
 
 
-def load_world_counterfact(name: str, path: Path | None, split: str) -> Dataset:
-    """The bundled world's edits in CounterFact's form."""
+def load_world(name: str, path: Path | None, split: str) -> Dataset:
+    """The bundled world's edits, in CounterFact's or ZsRE's form, with sentences of the world as neutral text."""
+    if path is not None:
+        raise DataError(
+            f"The data set {name!r} is built in and takes no file.",
+            expected="no path",
+            found=str(path),
+            remedy="leave the path out, or name the file's format: zsre, counterfact, jsonl, json, csv",
+        )
     from palimpsest import world
 
-    _refuse_path(name, path)
     knowledge = world.build()
-    return _world(name, knowledge, world.counterfact(knowledge, split=split), counterfact.request)
-
-
-def load_world_zsre(name: str, path: Path | None, split: str) -> Dataset:
-    """The bundled world's edits in ZsRE's form."""
-    from palimpsest import world
-
-    _refuse_path(name, path)
-    knowledge = world.build()
-    return _world(name, knowledge, world.zsre(knowledge, split=split), zsre.request)
-
-
-def _world(name: str, knowledge: Knowledge, entries: list[dict[str, Any]], parse: Parse) -> Dataset:
-    from palimpsest import world
-
+    entries, parse = (
+        (world.zsre(knowledge, split=split), zsre.request)
+        if name == "world-zsre"
+        else (world.counterfact(knowledge, split=split), counterfact.request)
+    )
     records = [Record(f"{name}[{index}]", entry) for index, entry in enumerate(entries)]
     text = world.neutral_text(knowledge, NEUTRAL_SENTENCES, 0)
     return assemble(name, records, parse, is_strict=True, neutral_text=text)
@@ -156,13 +150,3 @@ def _required(name: str, path: Path | None) -> Path:
             remedy=f"dataset({name!r}, 'path/to/file'); world-counterfact and world-zsre need none",
         )
     return path
-
-
-def _refuse_path(name: str, path: Path | None) -> None:
-    if path is not None:
-        raise DataError(
-            f"The data set {name!r} is built in and takes no file.",
-            expected="no path",
-            found=str(path),
-            remedy="leave the path out, or name the file's format: zsre, counterfact, jsonl, json, csv",
-        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from difflib import SequenceMatcher
 from typing import Any
 
 from palimpsest.datasets.base import Record, given_probes, optional_text, text_field, text_list
@@ -47,12 +48,17 @@ def check_columns(records: Iterable[Record]) -> list[str]:
             if name in COLUMNS or _NUMBERED.fullmatch(name) or name in ignored:
                 continue
             absent = [known for known in COLUMNS if known not in record.fields]
-            close = near_matches(re.sub(r"[\s\-]+", "_", name.strip()), absent)
+            close = _misspelt(re.sub(r"[\s\-]+", "_", name.strip()), absent)
             missing = [known for known in REQUIRED if known not in record.fields]
             if close or missing:
                 raise _unknown_column(name, close, missing, record)
             ignored[name] = record.where
     return [f"Fields that are not read: {', '.join(map(repr, ignored))}."] if ignored else []
+
+
+def _misspelt(name: str, known: list[str]) -> list[str]:
+    """Names so close that the given one can hardly be a column of its own (as `notes` is, beside `probes`)."""
+    return [one for one in near_matches(name, known) if name in one or SequenceMatcher(None, name, one).ratio() >= 0.7]
 
 
 def _unknown_column(name: str, close: list[str], missing: list[str], record: Record) -> DataError:

@@ -13,7 +13,7 @@ from palimpsest.models import tokens
 if TYPE_CHECKING:
     from palimpsest.models.editable import EditableModel
 
-MAX_SENTENCES = 64
+MAX_SENTENCES = 32
 # Logits of one forward pass, (places, vocabulary), stay below this many numbers (256 MB in float32).
 _MAX_LOGITS = 64 * 2**20
 
@@ -36,7 +36,7 @@ def perplexity(model: EditableModel, texts: Sequence[str], *, forward_batch_size
     rows = [row for row in rows if len(row) > 1]
     if not rows:
         return None
-    vocabulary = int(model.module.config.vocab_size)
+    vocabulary = int(model.module.get_input_embeddings().weight.shape[0])
     longest = max(map(len, rows))
     size = max(1, min(forward_batch_size, _MAX_LOGITS // (vocabulary * longest)))
     total, count = 0.0, 0

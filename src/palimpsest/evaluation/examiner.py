@@ -21,7 +21,7 @@ from palimpsest.evaluation.scoring import (
 from palimpsest.requests import EditRequest, Probe
 
 if TYPE_CHECKING:
-    from palimpsest.models.editable import EditableModel
+    from palimpsest.models.editable import EditableModel, TargetScore
 
 Question = tuple[EditRequest, Probe]
 
@@ -122,6 +122,7 @@ class Examiner:
                     continue
                 left_out = edited.reason_to_leave_out(request, probe) if edited else None
                 result = self._blank(request, probe, phase, checkpoint)
+                result.before = self.base.generated(probe.prompt)
                 result.is_left_out, result.is_failed = left_out is not None, left_out is None
                 self._mark(result, left_out or reason)
                 results.append(result)
@@ -134,14 +135,11 @@ class Examiner:
         if "generate" in self.scorings and prompts:
             generated = dict(zip(prompts, self.model.generate(prompts, **self._options()), strict=True))
         pairs = list(dict.fromkeys((p.prompt, text) for r, p in questions for text in self._targets(r, p)))
-        scores: dict[str, dict[str, object]] = {prompt: {} for prompt in prompts}
-        if pairs:
-            first, second = zip(*pairs, strict=True)
-            for (prompt, text), one in zip(
-                pairs, self.model.score(first, second, forward_batch_size=self._rows), strict=True
-            ):
-                scores[prompt][text] = one
-        return {prompt: Observation(generated.get(prompt), scores[prompt]) for prompt in prompts}  # type: ignore[arg-type]
+        scores: dict[str, dict[str, TargetScore]] = {prompt: {} for prompt in prompts}
+        found = self.model.score([p for p, _ in pairs], [text for _, text in pairs], forward_batch_size=self._rows)
+        for (prompt, text), one in zip(pairs, found, strict=True):
+            scores[prompt][text] = one
+        return {prompt: Observation(generated.get(prompt), scores[prompt]) for prompt in prompts}
 
     def _fill(self, result: ProbeResult, request: EditRequest, probe: Probe, after: Observation) -> None:
         before = self.base.observation(probe.prompt, self._targets(request, probe))

@@ -85,27 +85,30 @@ class Journal:
                     where=str(folder),
                     remedy="resume it with what it was started with, or choose another folder",
                 )
-            journal.read()
+            journal.take_over()
             return journal
-        elif [file for file in folder.iterdir() if not file.name.startswith(".")]:
+        elif not folder.is_dir() or any(not file.name.startswith(".") for file in folder.iterdir()):
             raise OutputError(
-                "The folder is not that of a run.",
-                expected=f"{RUN} in it",
-                found="other files",
+                "The output is not the folder of a run.",
+                expected=f"a folder with {RUN} in it, or an empty one",
+                found="other files" if folder.is_dir() else "a file",
                 where=str(folder),
+                remedy="choose another folder",
             )
         journal.write_status(specification, "running")
         return journal
 
-    def read(self) -> None:
-        """Reads the finished units and drops an unfinished tail. Raises `OutputError` when the disk refuses."""
+    def read(self) -> int:
+        """Reads the finished units; returns how many bytes they take. Changes nothing on the disk."""
         if self.folder is None or not (self.folder / RECORDS).exists():
-            return
-        file = self.folder / RECORDS
-        finished = self._parse(file.read_bytes())
-        if finished < file.stat().st_size:
-            with file.open("r+b") as stream:
-                stream.truncate(finished)
+            return 0
+        return self._parse((self.folder / RECORDS).read_bytes())
+
+    def take_over(self) -> None:
+        """Reads the finished units and drops an unfinished tail, so that new ones can be appended."""
+        finished = self.read()
+        if self.folder is not None and (self.folder / RECORDS).exists():
+            os.truncate(self.folder / RECORDS, finished)
 
     def add(self, unit: Unit, results: list[ProbeResult]) -> None:
         """Takes over a finished unit: on disk when this returns. Raises `OutputError` when the disk refuses."""

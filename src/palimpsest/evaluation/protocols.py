@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -53,7 +53,11 @@ class Protocol(ABC):
 
     def options(self) -> dict[str, Any]:
         """Its options, JSON-ready."""
-        return asdict(self)  # type: ignore[call-overload, no-any-return]
+        return {}
+
+    @abstractmethod
+    def groups(self, requests: Sequence[EditRequest]) -> list[Sequence[EditRequest]]:
+        """The edits as they go into one call each."""
 
     @abstractmethod
     def unfinished(self, requests: Sequence[EditRequest], journal: Journal) -> list[EditRequest]:
@@ -69,6 +73,10 @@ class Single(Protocol):
     """Edit one fact, test it, undo it; then the next."""
 
     name: ClassVar[str] = "single"
+
+    def groups(self, requests: Sequence[EditRequest]) -> list[Sequence[EditRequest]]:
+        """See `Protocol.groups`."""
+        return _split(requests, 1)
 
     def unfinished(self, requests: Sequence[EditRequest], journal: Journal) -> list[EditRequest]:
         """See `Protocol.unfinished`."""
@@ -97,15 +105,23 @@ class Batch(Protocol):
         if self.batch_size is not None:
             _require_positive(self.batch_size, "batch_size", self.name)
 
+    def options(self) -> dict[str, Any]:
+        """See `Protocol.options`."""
+        return {"batch_size": self.batch_size}
+
+    def groups(self, requests: Sequence[EditRequest]) -> list[Sequence[EditRequest]]:
+        """See `Protocol.groups`."""
+        return _split(requests, self.batch_size)
+
     def unfinished(self, requests: Sequence[EditRequest], journal: Journal) -> list[EditRequest]:
         """See `Protocol.unfinished`."""
-        groups = enumerate(_groups(requests, self.batch_size))
+        groups = enumerate(self.groups(requests))
         return [request for index, group in groups if f"batch-{index}" not in journal.units for request in group]
 
     def run(self, work: Work) -> None:
         """See `Protocol.run`."""
         done = 0
-        for index, group in enumerate(_groups(work.requests, self.batch_size)):
+        for index, group in enumerate(self.groups(work.requests)):
             if f"batch-{index}" not in work.journal.units:
                 _edit_and_undo(work, f"batch-{index}", group, EditedFacts(group))
             done += len(group)
@@ -140,6 +156,14 @@ class Sequential(Protocol):
             _require_positive(point, "checkpoints", self.name)
         _require_positive(self.batch_size, "batch_size", self.name)
 
+    def options(self) -> dict[str, Any]:
+        """See `Protocol.options`."""
+        return {"checkpoints": list(self.checkpoints), "batch_size": self.batch_size}
+
+    def groups(self, requests: Sequence[EditRequest]) -> list[Sequence[EditRequest]]:
+        """See `Protocol.groups`."""
+        return _split(requests, self.batch_size)
+
     def unfinished(self, requests: Sequence[EditRequest], journal: Journal) -> list[EditRequest]:
         """See `Protocol.unfinished`."""
         return [] if f"checkpoint-{len(requests)}" in journal.units else list(requests)
@@ -159,7 +183,7 @@ class Sequential(Protocol):
                 self._test(work, running, done)
             state: Any = None
             segment = _Segment(done)
-            for group in _groups(work.requests[done:], self.batch_size):
+            for group in self.groups(work.requests[done:]):
                 attempt = _attempt(work, group, state, segment.clock)
                 if attempt.outcome is not None:
                     attempt.error = running.add(attempt.outcome.patch)
@@ -301,10 +325,9 @@ def _edit_and_undo(work: Work, name: str, requests: Sequence[EditRequest], edite
     work.journal.add(unit, results)
 
 
-def _groups(requests: Sequence[EditRequest], size: int | None) -> Iterator[Sequence[EditRequest]]:
-    size = size or max(1, len(requests))
-    for start in range(0, len(requests), size):
-        yield requests[start : start + size]
+def _split(requests: Sequence[EditRequest], size: int | None) -> list[Sequence[EditRequest]]:
+    step = size or max(1, len(requests))
+    return [requests[start : start + step] for start in range(0, len(requests), step)]
 
 
 def _require_positive(value: object, option: str, protocol: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from palimpsest.datasets.base import Dataset
-from palimpsest.errors import ConfigError, DataError, OutputError, unknown_name
+from palimpsest.errors import ConfigError, DataError, OutputError, PalimpsestError, unknown_name
 from palimpsest.evaluation import aggregate, drift
 from palimpsest.evaluation.answers import BaseAnswers
 from palimpsest.evaluation.editor import Editor
@@ -66,7 +66,8 @@ def evaluate(
     An edit that fails with one of this package's errors is recorded and the run goes on; when all fail, the
     record's status is `failed`. Other exceptions propagate, with the status on disk.
 
-    Raises `DataError` for more edits than there are, `ConfigError` for an unknown scoring or base answers of
+    Raises what the editor's `check`, if it has one, raises when none of the edits passes it; `DataError` for more
+    edits than there are, `ConfigError` for an unknown scoring or base answers of
     another model, `OutputError` for a folder that exists (without `resume`) or is another run's; all before
     any computing.
     """
@@ -80,6 +81,7 @@ def evaluate(
     answers = base or BaseAnswers()
     answers.belong_to(model, max_new_tokens)
     config, preset = editor.resolve(model)
+    _refuse_hopeless(editor, chosen, edits.requests)
     specification = Specification(
         method=editor.name,
         preset=getattr(preset, "name", None),
@@ -261,6 +263,23 @@ def _sample(dataset: Dataset | Sequence[EditRequest], num_edits: int | None, see
             remedy="remove one of them; identical edits without ids of their own get the same one",
         )  # fmt: skip
     return whole if num_edits is None else whole.sample(num_edits, seed)
+
+
+def _refuse_hopeless(editor: Editor, protocol: Protocol, requests: Sequence[EditRequest]) -> None:
+    """Raises when the editor already knows that it can do none of it; some that fail are recorded as they come."""
+    check = getattr(editor, "check", None)
+    if check is None:
+        return
+    first: PalimpsestError | None = None
+    for group in protocol.groups(requests):
+        try:
+            check(group)
+        except PalimpsestError as error:
+            first = first or error
+        else:
+            return
+    if first is not None:
+        raise first
 
 
 def _check_scorings(scorings: Sequence[str]) -> None:

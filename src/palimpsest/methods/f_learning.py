@@ -10,7 +10,7 @@ The two learners are any methods that give weight patches; the paper's three var
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, final
 
@@ -55,8 +55,9 @@ class FLearning(Method[FLearningConfig]):
         self, model: EditableModel, requests: Sequence[EditRequest], config: FLearningConfig, run: Run
     ) -> WeightPatch:
         # One seed for both learners: a rate of zero must be plain learning, bit for bit.
-        learner = method(config.learn, **{"seed": config.seed, **config.learn_options})
-        forget = self._forget_patch(model, requests, config, run)
+        forgetter = _learner(config.forget, {"seed": config.seed, **config.forget_options})
+        learner = _learner(config.learn, {"seed": config.seed, **config.learn_options})
+        forget = self._forget_patch(model, requests, forgetter, config, run)
         unlearn = -config.rate * forget
         with model.patched(unlearn), run.clock.stage("learn"):
             outcome = learner.edit(model, requests, progress=run.progress)
@@ -72,7 +73,12 @@ class FLearning(Method[FLearningConfig]):
         return WeightPatch(patch.deltas, Manifest(label=self.name), parts={"forget": forget})
 
     def _forget_patch(
-        self, model: EditableModel, requests: Sequence[EditRequest], config: FLearningConfig, run: Run
+        self,
+        model: EditableModel,
+        requests: Sequence[EditRequest],
+        forgetter: Method[Any],
+        config: FLearningConfig,
+        run: Run,
     ) -> WeightPatch:
         """The change towards the old answers, unscaled: computed, or read from where it was kept."""
         if config.forget_patch is not None:
@@ -83,9 +89,8 @@ class FLearning(Method[FLearningConfig]):
                 old = _mastered(model, old, run)
         if not old or config.rate == 0:
             return WeightPatch({}, Manifest(label=config.forget))
-        learner = method(config.forget, **{"seed": config.seed, **config.forget_options})
         with run.clock.stage("forget"):
-            outcome = learner.edit(model, old, progress=run.progress)
+            outcome = forgetter.edit(model, old, progress=run.progress)
         run.diagnostics.facts["forget"] = outcome.diagnostics.facts
         return _weight_patch(outcome.patch, config.forget)
 
@@ -115,12 +120,20 @@ def _mastered(model: EditableModel, old: list[EditRequest], run: Run) -> list[Ed
     return known
 
 
-def _weight_patch(patch: object, name: str) -> WeightPatch:
-    if not isinstance(patch, WeightPatch):
+def _learner(name: str, options: Mapping[str, Any]) -> Method[Any]:
+    """A method by name. Raises `ConfigError` when its patches cannot be subtracted and added."""
+    learner = method(name, **options)
+    if not learner.capabilities.gives_weight_patch or learner.capabilities.needs_old_answer:
         raise ConfigError(
-            "F-Learning needs methods that change weights.",
-            expected="methods whose patches can be subtracted and added",
-            found=f"{name!r}, which gives a {type(patch).__name__}",
+            "F-Learning cannot be built on this method.",
+            expected="a method that changes weights and does not itself forget, such as ft or lora",
+            found=repr(name),
             where="options forget and learn",
         )
+    return learner
+
+
+def _weight_patch(patch: object, name: str) -> WeightPatch:
+    if not isinstance(patch, WeightPatch):
+        raise TypeError(f"method {name!r} says it gives weight patches and gave a {type(patch).__name__}")
     return patch

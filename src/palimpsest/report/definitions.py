@@ -17,7 +17,7 @@ LABELS: Mapping[str, str] = MappingProxyType(
         "portability.one_hop": "portability: one hop",
         "portability.subject_alias": "portability: alias",
         "portability.inverse": "portability: inverse",
-        "old_answer_rate": "old answer still given",
+        "old_answer_rate": "old answer: still given",
     }
 )
 
@@ -26,7 +26,7 @@ MEASURES: Mapping[str, str] = MappingProxyType(
         "reliability": "The edited prompt gets the new answer.",
         "generality": "Other phrasings of the edited prompt get the new answer.",
         "locality.neighborhood": "The same question about other subjects is answered as before.",
-        "locality.namesake": "The same question about subjects that share a name with the edited one is answered as before.",
+        "locality.namesake": "The same question about subjects that share a name with this one is answered as before.",
         "locality.other_relation": "Other questions about the edited subject are answered as before.",
         "locality.distracting": "Another question is answered as before when the edited fact stands in front of it.",
         "locality.out_of_scope": "Questions that have nothing to do with the edit are answered as before.",

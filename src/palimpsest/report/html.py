@@ -43,7 +43,9 @@ def page(runs: Sequence[Run]) -> str:
     switch = _switch(names)
     sections = [
         _header(runs),
-        _section("compare", "Methods side by side", switch + "".join(_for_scoring(name, runs, names) for name in names)),
+        _section(
+            "compare", "Methods side by side", switch + "".join(_for_scoring(name, runs, names) for name in names)
+        ),
         _section("cost", "What it costs", _scroll(plots.costs_plot(runs)) + _cost_table(runs)),
         _edits_section(edits, num_shown, len(views), runs, read_under, views),
         _section("how", "How it was measured", _method_section(runs, names)),
@@ -65,7 +67,13 @@ def _header(runs: Sequence[Run]) -> str:
     findings = "".join(f"<li>{escape(sentence)}</li>" for sentence in tables.in_words(runs))
     links = "".join(
         f'<a href="#{anchor}">{text}</a>'
-        for anchor, text in (("compare", "compare"), ("cost", "cost"), ("edits", "every edit"), ("how", "how"), ("data", "data"))
+        for anchor, text in (
+            ("compare", "compare"),
+            ("cost", "cost"),
+            ("edits", "every edit"),
+            ("how", "how"),
+            ("data", "data"),
+        )
     )
     return (
         f"<header><p class=brand>Palimpsest</p><h1>{escape(_title(runs))}</h1>"
@@ -79,8 +87,9 @@ def _title(runs: Sequence[Run]) -> str:
     counts = sorted({spec.num_edits for spec in specs})
     amount = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     facts = "fact" if counts == [1] else "facts"
+    which = f"the model {models[0]}" if len(models) == 1 else tables.listed(models)
     how = next(iter(methods)) if len(methods) == 1 else f"{len(methods)} methods"
-    return f"{amount} {facts} of {tables.listed(models)}, edited by {how}"
+    return f"{amount} {facts} of {which}, edited by {how}"
 
 
 def _model_name(model: str) -> str:
@@ -134,7 +143,8 @@ def _score_table(runs: Sequence[Run], scoring: str) -> str:
         lines.append(f'<tr><th scope="row">{escape(run.label)}{_state(run)}</th>{cells}</tr>')
     caption = (
         f"Scoring: {_SHORT.get(scoring, scoring)}. {_setting(runs)} Mean with its 95% interval, clustered by edit; "
-        "n is the number of probes. Best in bold; for the old answer, lower is better."
+        f"n is the number of probes. Best in bold; for locality, among methods whose edits hold (reliability of "
+        f"{percent(tables.HOLDS)} or more), since what does nothing disturbs nothing."
     )
     return _table(f'<th scope="col">method</th>{head}', lines, caption)
 
@@ -165,37 +175,45 @@ def _state(run: Run) -> str:
 
 
 def _cost_table(runs: Sequence[Run]) -> str:
-    seconds = tables.best([run.record.seconds_per_edit for run in runs], is_lower_better=True)
-    sizes = tables.best([run.record.patch_bytes for run in runs], is_lower_better=True)
+    scoring = (tables.scorings(runs) or ["generate"])[0]
+    seconds, sizes = (
+        tables.best(tables.among_holding(runs, scoring, values), is_lower_better=True)
+        for values in ([run.record.seconds_per_edit for run in runs], [run.record.patch_bytes for run in runs])
+    )
     has_perplexity = any(run.record.perplexity.get("before") for run in runs)
     lines = []
     for index, run in enumerate(runs):
         record = run.record
         cells = [
-            _cost(record.seconds_per_edit, "{:.2f} s", index in seconds),
-            _cost(None if record.patch_bytes is None else record.patch_bytes / 1e6, "{:.3f} MB", index in sizes),
-            _cost(record.peak_memory_bytes / 1e6 if record.peak_memory_bytes else None, "{:.0f} MB", False),
+            _cost(tables.duration(record.seconds_per_edit), index in seconds),
+            _cost(tables.size(record.patch_bytes), index in sizes),
+            _cost(tables.size(record.peak_memory_bytes or None)),
         ]
         if has_perplexity:
-            cells += [_cost(record.perplexity.get(name), "{:.2f}", False) for name in ("before", "after")]
+            cells += [_cost(_perplexity(record.perplexity.get(name))) for name in ("before", "after")]
         lines.append(f'<tr><th scope="row">{escape(run.label)}</th>{"".join(cells)}</tr>')
     heads = ["method", "seconds per edit", "patch size", "peak memory"]
     heads += ["perplexity before", "perplexity after"] if has_perplexity else []
     head = "".join(f'<th scope="col">{text}</th>' for text in heads)
-    caption = f"{_setting(runs)} Peak memory is of the whole process up to the end of the run. Best in bold."
+    caption = (
+        f"{_setting(runs)} Peak memory is of the whole process up to the end of the run. "
+        "Best in bold, among methods whose edits hold."
+    )
     return _table(head, lines, caption)
 
 
-def _cost(value: float | None, form: str, is_best: bool) -> str:
-    if value is None:
-        return '<td class="missing">–</td>'
-    text = form.format(value)
+def _cost(text: str, is_best: bool = False) -> str:
     return f"<td>{f'<b>{text}</b>' if is_best else text}</td>"
+
+
+def _perplexity(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}" if value < 1000 else f"{value:.2g}"
 
 
 def _table(head: str, lines: Sequence[str], caption: str) -> str:
     return (
-        f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+        f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
         f'<p class="caption">{escape(caption)}</p>'
     )
 
@@ -217,13 +235,20 @@ def _setting(runs: Sequence[Run]) -> str:
 def _edits_section(
     edits: str, num_shown: int, num_all: int, runs: Sequence[Run], scoring: str, views: Sequence[reading.EditView]
 ) -> str:
-    kinds = sorted({question.kind for view in views for question in view.questions.values()}, key=lambda kind: label(kind))
+    kinds = sorted(
+        {question.kind for view in views for question in view.questions.values()}, key=lambda kind: label(kind)
+    )
     kind_options = "".join(f'<option value="{escape(kind)}">{escape(label(kind))}</option>' for kind in kinds)
     run_options = "".join(f'<option value="{escape(run.label)}">{escape(run.label)}</option>' for run in runs)
-    cut = f" The first {num_shown} of {num_all} edits are shown; the records have them all." if num_shown < num_all else ""
+    cut = (
+        f" The first {num_shown} of {num_all} edits are shown; the records have them all."
+        if num_shown < num_all
+        else ""
+    )
     controls = (
         '<form class="filters" hidden>'
-        '<label class="wide">Search<input type="search" name="text" placeholder="a word of a question or an answer"></label>'
+        '<label class="wide">Search'
+        '<input type="search" name="text" placeholder="a word of a question or an answer"></label>'
         f'<label>Question<select name="kind"><option value="">every kind</option>{kind_options}</select></label>'
         f'<label>Method<select name="run"><option value="">every method</option>{run_options}</select></label>'
         '<label>Verdict<select name="verdict"><option value="">right or wrong</option>'
@@ -275,20 +300,27 @@ def _run_details(run: Run) -> str:
     if record.failed_edits:
         facts.insert(0, ("failed edits", [failed.model_dump() for failed in record.failed_edits]))
     facts += [("note", note) for note in record.notes]
-    rows = "".join(f'<tr><th scope="row">{escape(name)}</th><td>{escape(_readable(value))}</td></tr>' for name, value in facts)
-    return f'<details><summary>{escape(run.label)}</summary><div class="scroll"><table class="plain">{rows}</table></div></details>'
+    rows = "".join(
+        f'<tr><th scope="row">{escape(name)}</th><td>{escape(_readable(value))}</td></tr>' for name, value in facts
+    )
+    table = f'<div class="scroll"><table class="plain">{rows}</table></div>'
+    return f"<details><summary>{escape(run.label)}</summary>{table}</details>"
 
 
 def _readable(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key} = {json.dumps(item, default=str, ensure_ascii=False)}" for key, item in value.items()) or "none"
+        return (
+            ", ".join(f"{key} = {json.dumps(item, default=str, ensure_ascii=False)}" for key, item in value.items())
+            or "none"
+        )
     return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
 
 
 def _data_section(has_probes: bool) -> str:
     what = "all scores and every answer" if has_probes else "all scores; every answer is in the runs' own folders"
     return (
-        f'<p>This page carries its own data: {what}. <a id="download" href="#data" download="palimpsest-runs.json" hidden>'
+        f"<p>This page carries its own data: {what}. "
+        '<a id="download" href="#data" download="palimpsest-runs.json" hidden>'
         "Download as JSON</a><noscript>It is the JSON at the end of this file.</noscript></p>"
     )
 

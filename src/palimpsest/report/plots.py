@@ -6,10 +6,11 @@ import html
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from palimpsest.report import tables
 from palimpsest.report.definitions import label
 from palimpsest.report.tables import Run, metrics
 
@@ -43,6 +44,8 @@ _STYLE: Mapping[str, Any] = MappingProxyType(
         "legend.frameon": False,
     }
 )
+_PAGE_WIDTH = 11.0  # inches, at matplotlib's 96 CSS pixels each a little less than the page's text width
+_MOST_BANDS = 3  # more intervals than that, one over the other, hide the lines
 _LETTER = 0.085  # inches a letter of a label takes, on the safe side
 
 
@@ -51,11 +54,12 @@ def metrics_plot(runs: Sequence[Run], scoring: str) -> str:
     names = metrics(runs, scoring)
     if not names:
         return ""
-    columns = min(len(names), 5)
-    lines = math.ceil(len(names) / columns)
+    lines = math.ceil(len(names) / 5)
+    columns = math.ceil(len(names) / lines)
     left = _label_width(runs)
-    height = 0.26 * len(runs) + 0.75
-    figure, panels = _figure(left + 1.75 * columns, lines * height, lines, columns, f"metrics {scoring}")
+    height = 0.26 * len(runs) + 0.85
+    width = min(2.4, max(1.6, (_PAGE_WIDTH - left) / columns))
+    figure, panels = _figure(left + width * columns, lines * height, lines, columns, f"metrics {scoring}")
     for index, panel in enumerate(panels):
         if index >= len(names):
             panel.axis("off")
@@ -76,15 +80,15 @@ def metrics_plot(runs: Sequence[Run], scoring: str) -> str:
 
 def costs_plot(runs: Sequence[Run]) -> str:
     """Seconds an edit and size of the patch, on logarithmic axes."""
-    panels_wanted = [
-        ("seconds per edit", [run.record.seconds_per_edit for run in runs], _seconds),
-        ("patch size", [run.record.patch_bytes for run in runs], _bytes),
+    panels_wanted: list[tuple[str, list[float | None], Callable[[float], str]]] = [
+        ("seconds per edit", [run.record.seconds_per_edit for run in runs], tables.duration),
+        ("patch size", [run.record.patch_bytes for run in runs], tables.size),
     ]
     shown = [one for one in panels_wanted if any(value for value in one[1])]
     if not shown:
         return ""
     height = 0.28 * len(runs) + 0.8
-    figure, panels = _figure(_label_width(runs) + 3.4 * len(shown), height, 1, len(shown), "costs")
+    figure, panels = _figure(_label_width(runs) + 4.2 * len(shown), height, 1, len(shown), "costs")
     for index, (panel, (title, values, write)) in enumerate(zip(panels, shown, strict=True)):
         known = [float(value) for value in values if value]
         panel.set_xscale("log")
@@ -99,7 +103,7 @@ def costs_plot(runs: Sequence[Run]) -> str:
                            va="center", fontsize=9, color=_INK)  # fmt: skip
         _rows_axis(panel, runs, show_names=index == 0)
         panel.xaxis.set_major_locator(_log_ticks(low, high))
-        panel.xaxis.set_major_formatter(lambda value, _place, write=write: write(value))
+        panel.xaxis.set_major_formatter(_formatter(write))
         panel.minorticks_off()
         panel.set_title(f"{title} (logarithmic)", loc="left", fontsize=9.5)
     return _svg(figure, "Seconds an edit and size of the patch by run")
@@ -138,7 +142,7 @@ def curves_plot(runs: Sequence[Run], scoring: str) -> str:
     names = sorted(
         {name for run in with_points for point in run.record.checkpoints for name in point.scores.get(scoring, {})},
         key=lambda name: (not name.startswith("reliability"), not name.startswith("generality"), name),
-    )[:6]
+    )[:9]
     if not names:
         return ""
     columns = min(3, len(names))
@@ -159,8 +163,9 @@ def curves_plot(runs: Sequence[Run], scoring: str) -> str:
             ticks |= {count for count, _ in points}
             colour = _SERIES[number % len(_SERIES)]
             counts = [count for count, _ in points]
-            panel.fill_between(counts, [one.low for _, one in points], [one.high for _, one in points],
-                               color=colour, alpha=0.12, linewidth=0)  # fmt: skip
+            if len(with_points) <= _MOST_BANDS:
+                panel.fill_between(counts, [one.low for _, one in points], [one.high for _, one in points],
+                                   color=colour, alpha=0.12, linewidth=0)  # fmt: skip
             panel.plot(counts, [one.mean for _, one in points], marker=_MARKERS[number % len(_MARKERS)], markersize=4.5,
                        color=colour, label=run.label if index == 0 else None)  # fmt: skip
         panel.set_xscale("log")
@@ -171,7 +176,7 @@ def curves_plot(runs: Sequence[Run], scoring: str) -> str:
         panel.grid(axis="y", linewidth=0.6)
         panel.set_title(label(names[index]), loc="left", fontsize=9.5)
         panel.set_xlabel("edits so far", fontsize=9)
-    figure.legend(loc="outside lower center", ncols=4, fontsize=9)
+    figure.legend(loc="outside lower center", ncols=4, fontsize=9, frameon=False, labelcolor=_INK)
     return _svg(figure, f"Scores of all edits so far by their number, scoring {scoring}")
 
 
@@ -179,11 +184,17 @@ def _figure(width: float, height: float, lines: int, columns: int, name: str) ->
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
+    with mpl.rc_context(_style(name)):
         figure = Figure(figsize=(width, height), layout="constrained")
+        figure.get_layout_engine().set(h_pad=0.09, w_pad=0.06)  # type: ignore[call-arg, union-attr]
         grid = figure.subplots(lines, columns, squeeze=False)
     figure.set_label(name)
     return figure, [panel for line in grid for panel in line]
+
+
+def _style(name: str) -> Any:
+    # The salt makes ids inside one drawing differ from those of another on the same page.
+    return {**_STYLE, "svg.hashsalt": name}
 
 
 def _rows_axis(panel: Axes, runs: Sequence[Run], *, show_names: bool, has_grid: bool = True) -> None:
@@ -200,6 +211,10 @@ def _label_width(runs: Sequence[Run]) -> float:
     return 0.3 + _LETTER * max(len(run.label) for run in runs)
 
 
+def _formatter(write: Callable[[float], str]) -> Callable[[float, float], str]:
+    return lambda value, _place: write(value)
+
+
 def _log_ticks(low: float, high: float) -> Any:
     from matplotlib.ticker import FixedLocator
 
@@ -208,24 +223,12 @@ def _log_ticks(low: float, high: float) -> Any:
     return FixedLocator([10.0**power for power in range(first, last + 1, step)])
 
 
-def _seconds(value: float) -> str:
-    return f"{1000 * value:.0f} ms" if value < 0.1 else f"{value:.1f} s" if value < 100 else f"{value:.0f} s"
-
-
-def _bytes(value: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if value >= 10 or unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} GB"
-
-
 def _svg(figure: Figure, description: str) -> str:
     """The drawing as an element of an HTML page, with no reference to anything outside it."""
     import matplotlib as mpl
 
     stream = io.StringIO()
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": str(figure.get_label())}):
+    with mpl.rc_context(_style(str(figure.get_label()))):
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = stream.getvalue()
     text = text[text.index("<svg") :]

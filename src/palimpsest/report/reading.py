@@ -73,7 +73,9 @@ def render(views: Sequence[EditView], runs: Sequence[Run], *, budget: int) -> tu
 
 
 def _edit(view: EditView, num_runs: int) -> str:
-    questions = sorted(view.questions.values(), key=lambda question: (question.kind != "reliability", _order(question.kind)))
+    questions = sorted(
+        view.questions.values(), key=lambda question: (question.kind != "reliability", _order(question.kind))
+    )
     first, rest = questions[:1], questions[1:]
     old = f' <span class="was">was <s>{escape(view.target_old)}</s></span>' if view.target_old else ""
     head = f'<h3>{escape(view.prompt)} <b class="new">{escape(view.target_new)}</b>{old}</h3>'
@@ -94,10 +96,14 @@ def _question(question: Question, num_runs: int) -> str:
     ordered = sorted(groups.items(), key=lambda item: (item[0][1] is not True, -len(item[1])))
     answers = "".join(_group(answer, is_right, names, num_runs) for (answer, is_right), names in ordered)
     before = escape(question.before) if question.before else "–"
+    chip = f'<span class="kind">{escape(label(question.kind))}</span>'
+    # The edited prompt stands in the heading already.
+    is_edited = question.kind == "reliability"
+    ask = "" if is_edited else f'<p class="ask">{chip} {escape(question.prompt)}</p>'
     return (
         f'<div class="probe" data-kind="{escape(question.kind)}">'
-        f'<p class="ask"><span class="kind">{escape(label(question.kind))}</span> {escape(question.prompt)}</p>'
-        f'<p class="facts">wanted {wanted} · before <q>{before}</q></p>'
+        f"{ask}"
+        f'<p class="facts">{chip if is_edited else ""} wanted {wanted} · before <q>{before}</q></p>'
         f"<ul>{answers}</ul></div>"
     )
 
@@ -112,7 +118,8 @@ def _group(answer: str, is_right: bool | None, names: list[str], num_runs: int) 
         chips = "".join(f'<span class="chip">{escape(name)}</span>' for name in names)
     runs = escape("\n".join(names))
     return (
-        f'<li class="{state}" data-runs="{runs}"><span class="sign" title="{spoken}" aria-label="{spoken}">{sign}</span>'
+        f'<li class="{state}" data-runs="{runs}">'
+        f'<span class="sign" title="{spoken}" aria-label="{spoken}">{sign}</span>'
         f'<span class="answer">{escape(answer) or "<i>nothing</i>"}</span><span class="chips">{chips}</span></li>'
     )
 

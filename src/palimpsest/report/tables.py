@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from palimpsest.evaluation.records import Estimate, RunRecord
 
 _PREFERRED = ("generate", "teacher_forced", "log_prob")
-_HOLDS = 0.9
+HOLDS = 0.9
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,9 @@ def label_runs(records: Iterable[RunRecord]) -> list[Run]:
     runs: list[Run] = []
     taken: dict[str, int] = {}
     for record, spec in zip(listed, specs, strict=True):
-        parts = [f"{getattr(spec, field)} edits" if field == "num_edits" else str(getattr(spec, field)) for field in varying]
+        parts = [
+            f"{getattr(spec, field)} edits" if field == "num_edits" else str(getattr(spec, field)) for field in varying
+        ]
         name = f"{spec.method} ({', '.join(parts)})" if parts else spec.method
         taken[name] = taken.get(name, 0) + 1
         runs.append(Run(name if taken[name] == 1 else f"{name} #{taken[name]}", record))
@@ -76,17 +78,54 @@ def best(values: Sequence[float | None], *, is_lower_better: bool = False) -> se
     if len(known) < 2 or max(known) == min(known):
         return set()
     goal = min(known) if is_lower_better else max(known)
-    return {index for index, value in enumerate(values) if value is not None and math.isclose(value, goal, abs_tol=1e-9)}
+    return {
+        index for index, value in enumerate(values) if value is not None and math.isclose(value, goal, abs_tol=1e-9)
+    }
 
 
 def best_of_metric(runs: Sequence[Run], scoring: str, metric: str) -> set[int]:
-    """Indices of the runs that are best at a metric."""
-    return best([run.mean(scoring, metric) for run in runs], is_lower_better=metric in LOWER_IS_BETTER)
+    """Indices of the runs that are best at a metric.
+
+    At locality only runs whose edits hold compete: what does nothing disturbs nothing, and deserves no prize.
+    """
+    values = [run.mean(scoring, metric) for run in runs]
+    if metric.startswith("locality"):
+        values = among_holding(runs, scoring, values)
+    return best(values, is_lower_better=metric in LOWER_IS_BETTER)
+
+
+def among_holding(runs: Sequence[Run], scoring: str, values: Sequence[float | None]) -> list[float | None]:
+    """The values of runs whose edits hold (reliability of 90% or more); `None` in place of the others."""
+    return [
+        value if (run.mean(scoring, "reliability") or 0) >= HOLDS else None
+        for run, value in zip(runs, values, strict=True)
+    ]
 
 
 def percent(value: float | None) -> str:
     """A share as a whole percentage, or a dash."""
     return "–" if value is None else f"{100 * value:.0f}%"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds for people: two figures are all that a timing is worth."""
+    if seconds is None:
+        return "–"
+    if seconds < 0.1:
+        return f"{1000 * seconds:.2g} ms"
+    return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+
+
+def size(num_bytes: float | None) -> str:
+    """A number of bytes for people."""
+    if num_bytes is None:
+        return "–"
+    value = float(num_bytes)
+    for unit in ("B", "kB", "MB"):
+        if value < 999.5:
+            return f"{value:.0f} {unit}" if value >= 10 or unit == "B" else f"{value:.2g} {unit}"
+        value /= 1000
+    return f"{value:.3g} GB"
 
 
 def in_words(runs: Sequence[Run]) -> list[str]:
@@ -95,7 +134,12 @@ def in_words(runs: Sequence[Run]) -> list[str]:
     if not names:
         return ["No run has any score."]
     scoring = names[0]
-    sentences = [_reliability(runs, scoring), _best_sentence(runs, scoring), _locality(runs, scoring), _noise(runs, scoring)]
+    sentences = [
+        _reliability(runs, scoring),
+        _best_sentence(runs, scoring),
+        _locality(runs, scoring),
+        _noise(runs, scoring),
+    ]
     failed = [run.label for run in runs if run.record.status != "ok"]
     if failed:
         sentences.append(f"Not finished: {listed(failed)}.")
@@ -134,15 +178,16 @@ def _best_sentence(runs: Sequence[Run], scoring: str) -> str:
 
 
 def _locality(runs: Sequence[Run], scoring: str) -> str:
-    holding = [run for run in runs if (run.mean(scoring, "reliability") or 0) >= _HOLDS]
+    holding = [run for run in runs if (run.mean(scoring, "reliability") or 0) >= HOLDS]
     known = [(run.label, mean) for run in holding if (mean := run.family_mean(scoring, "locality")) is not None]
     if not known:
         return ""
     if len(known) == 1:
-        return f"With {known[0][0]}, {percent(known[0][1])} of the answers that should stay did stay (mean over the kinds)."
+        name, mean = known[0]
+        return f"With {name}, {percent(mean)} of the answers that should stay did stay (mean over the kinds)."
     most, least = max(known, key=lambda pair: pair[1]), min(known, key=lambda pair: pair[1])
     return (
-        f"Among those whose edits hold (reliability of {percent(_HOLDS)} or more), {most[0]} disturbed other answers "
+        f"Among those whose edits hold (reliability of {percent(HOLDS)} or more), {most[0]} disturbed other answers "
         f"least ({percent(most[1])} stayed, mean over the kinds) and {least[0]} most ({percent(least[1])} stayed)."
     )
 

@@ -9,7 +9,18 @@ from palimpsest.evaluation import aggregate
 from palimpsest.evaluation.records import Checkpoint, ProbeResult, RunRecord, Specification
 
 SCORINGS = ["generate", "teacher_forced", "log_prob"]
-METHODS = ("ft", "ft-l", "locft", "lora", "f-learning-ft", "f-learning-lora", "f-learning-lora-ft", "rome", "memit", "emmet")
+METHODS = (
+    "ft",
+    "ft-l",
+    "locft",
+    "lora",
+    "f-learning-ft",
+    "f-learning-lora",
+    "f-learning-lora-ft",
+    "rome",
+    "memit",
+    "emmet",
+)
 KINDS = (
     ("reliability", 1),
     ("generality", 2),
@@ -22,7 +33,9 @@ PEOPLE = ("Anna Keller", "Bruno Sato", "Clara Okafor", "Dmitri Alvarez", "Elena 
 CITIES = ("Lima", "Oslo", "Accra", "Quito", "Hanoi")
 
 
-def record(method: str = "ft", *, num_edits: int = 5, protocol: str = "single", seed: int = 0, **changes: Any) -> RunRecord:
+def record(
+    method: str = "ft", *, num_edits: int = 5, protocol: str = "single", seed: int = 0, **changes: Any
+) -> RunRecord:
     """A run with made-up results that depend on the method's name and the seed only."""
     chance = random.Random(f"{method}|{seed}")
     strength = chance.uniform(0.3, 1.0)
@@ -43,7 +56,7 @@ def record(method: str = "ft", *, num_edits: int = 5, protocol: str = "single", 
         "seconds": {"solve": 1.5, "evaluation": 2.0, "total": 3.5},
         "seconds_per_edit": chance.uniform(0.01, 3),
         "peak_memory_bytes": 800_000_000,
-        "patch_bytes": 10 ** chance.uniform(3, 7.5),
+        "patch_bytes": round(10 ** chance.uniform(3, 7.5)),
         "counts": aggregate.counts(probes, SCORINGS),
         **changes,
     }
@@ -76,7 +89,11 @@ def _probes(edit: int, strength: float, chance: random.Random) -> list[ProbeResu
         for number in range(count):
             is_right = chance.random() < strength
             is_locality = kind.startswith("locality")
-            prompt = f"{person} was born in" if kind == "reliability" else f"{kind.split('.')[-1]} {number}: {person} comes from"
+            prompt = (
+                f"{person} was born in"
+                if kind == "reliability"
+                else f"{kind.split('.')[-1]} {number}: {person} comes from"
+            )
             expected = old if is_locality else new
             made.append(
                 ProbeResult(
@@ -88,7 +105,11 @@ def _probes(edit: int, strength: float, chance: random.Random) -> list[ProbeResu
                     target_old=old,
                     before=f"{old}.",
                     after=f"{expected if is_right else chance.choice(CITIES)}.",
-                    values={"generate": float(is_right), "teacher_forced": (1 + is_right) / 2, "log_prob": float(is_right)},
+                    values={
+                        "generate": float(is_right),
+                        "teacher_forced": (1 + is_right) / 2,
+                        "log_prob": float(is_right),
+                    },
                     old_answer={"generate": float(not is_right)} if kind in ("reliability", "generality") else {},
                 )
             )

@@ -1,0 +1,64 @@
+"""What the recipes share: where results go, how a run becomes one row of JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from palimpsest.evaluation import RunRecord
+from palimpsest.provenance import hardware, now, versions, write_text
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def row(record: RunRecord, **labels: Any) -> dict[str, Any]:
+    """One run as a flat row: its labels, its scores with intervals, its cost."""
+    full = record.to_json()
+    kept = ("seconds_per_edit", "patch_bytes", "perplexity", "counts", "status")
+    return {**labels, "scores": full["scores"], **{key: full[key] for key in kept}}
+
+
+class Results:
+    """A result file that grows row by row, so that a recipe killed in the middle goes on where it stopped."""
+
+    def __init__(self, name: str, settings: dict[str, Any]) -> None:
+        self.path = RESULTS / f"{name}.json"
+        self.settings = settings
+        self.rows: list[dict[str, Any]] = []
+        if self.path.exists():
+            earlier = json.loads(self.path.read_text())
+            if earlier["settings"] == json.loads(json.dumps(settings)):
+                self.rows = earlier["rows"]
+
+    def get(self, labels: dict[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The row with these labels, computed only when it is not there yet."""
+        for done in self.rows:
+            if all(done.get(key) == value for key, value in labels.items()):
+                return done
+        start = time.perf_counter()
+        self.rows.append(compute())
+        sys.stderr.write(f"{json.dumps(labels)}  {time.perf_counter() - start:.1f} s\n")
+        self.save()
+        return self.rows[-1]
+
+    def save(self) -> None:
+        """Writes all rows so far."""
+        record = {
+            "settings": self.settings,
+            "created": now(),
+            "versions": versions(),
+            "hardware": hardware(),
+            "rows": self.rows,
+        }
+        write_text(self.path, json.dumps(record, indent=1) + "\n")
+
+
+def one_thread() -> None:
+    """Small models are fastest on one thread, and their timings do not depend on who else uses the cores."""
+    torch.set_num_threads(1)

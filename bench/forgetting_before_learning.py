@@ -1,0 +1,108 @@
+"""Is F-Learning's effect there? Forgetting at several rates, then learning for a few passes, against learning alone.
+
+    python bench/forgetting_before_learning.py        about 50 minutes on one core; goes on where it was stopped
+
+A batch of 100 facts of the bundled model's test split, 3 seeds (each another sample and another order of facts), equal
+batch sizes and learning steps in every cell. A rate of 0 is learning alone. Forgetting costs 3 passes on top, so
+learning alone is also run for 3 passes more. Results: `bench/results/forgetting_before_learning.json`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import palimpsest as ps
+from common import Results, one_thread, row
+from palimpsest.evaluation import BaseAnswers
+
+NUM_EDITS = 100
+SEEDS = (0, 1, 2)
+RATES = (0.0, 0.1, 0.3, 0.7, 1.0, 3.0)
+EPOCHS = (1, 2, 3, 5)
+FORGET_EPOCHS = 3
+# Learning rates chosen on the training split, so that learning alone has learned most of its facts after five passes.
+LEARNERS: dict[str, dict[str, Any]] = {
+    "ft": {"learning_rate": 3e-4, "facts_per_step": 16},
+    "lora": {"learning_rate": 3e-3, "facts_per_step": 16, "rank": 8, "alpha": 16.0, "sites": ["attn.q", "attn.v"]},
+}
+VARIANTS = {"f-learning-ft": ("ft", "ft"), "f-learning-lora": ("lora", "lora"), "f-learning-lora-ft": ("lora", "ft")}
+SETTINGS = {
+    "model": "world",
+    "dataset": "world-counterfact",
+    "split": "test",
+    "protocol": "batch",
+    "num_edits": NUM_EDITS,
+    "forget_epochs": FORGET_EPOCHS,
+    "learners": LEARNERS,
+}
+
+
+def cells() -> Iterator[tuple[str, float, int]]:
+    """(variant, rate, learning passes) of every cell."""
+    for variant, rate, epochs in itertools.product(VARIANTS, RATES, EPOCHS):
+        # Without forgetting, LoRA then FT is FT.
+        if not (rate == 0 and variant == "f-learning-lora-ft"):
+            yield variant, rate, epochs
+    for variant, epochs in itertools.product(("f-learning-ft", "f-learning-lora"), EPOCHS):
+        if epochs + FORGET_EPOCHS not in EPOCHS:
+            yield variant, 0.0, epochs + FORGET_EPOCHS
+
+
+def forget_patch(model: ps.EditableModel, data: ps.Dataset, learner: str, seed: int, folder: Path) -> str:
+    """The change towards the old answers, computed once for all rates and kept in a folder."""
+    kept = folder / f"{learner}-{seed}"
+    if not kept.exists():
+        old = [request.reversed_to_old() for request in data.sample(NUM_EDITS, seed).requests]
+        options = {**LEARNERS[learner], "epochs": FORGET_EPOCHS, "seed": seed}
+        ps.method(learner, preset="none", **options).edit(model, old).patch.save(kept)
+    return str(kept)
+
+
+def cell(
+    model: ps.EditableModel, data: ps.Dataset, answers: BaseAnswers, folder: Path, labels: dict[str, Any]
+) -> dict[str, Any]:
+    """One batch of edits, evaluated."""
+    variant, seed = labels["variant"], labels["seed"]
+    forget, learn = VARIANTS[variant]
+    editor = ps.method(
+        variant,
+        preset="none",
+        rate=labels["rate"],
+        seed=seed,
+        forget_patch=forget_patch(model, data, forget, seed, folder),
+        learn_options={**LEARNERS[learn], "epochs": labels["epochs"]},
+    )
+    record = ps.evaluate(
+        model,
+        editor,
+        data,
+        protocol=ps.Batch(),
+        num_edits=NUM_EDITS,
+        seed=seed,
+        scorings=("generate", "teacher_forced"),
+        base=answers,
+    )
+    return row(record, **labels)
+
+
+def main() -> None:
+    """Runs every cell that is not in the results yet."""
+    one_thread()
+    model = ps.load("world")
+    data = ps.dataset("world-counterfact")
+    answers = BaseAnswers()
+    results = Results("forgetting_before_learning", SETTINGS)
+    with tempfile.TemporaryDirectory() as scratch:
+        for seed in SEEDS:
+            for variant, rate, epochs in cells():
+                labels = {"variant": variant, "rate": rate, "epochs": epochs, "seed": seed}
+                results.get(labels, partial(cell, model, data, answers, Path(scratch), labels))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+import json
+
+import pytest
+
+import tiny
+from palimpsest import EditRequest, Probe, load, load_patch
+from palimpsest.cli.inputs import parse_options
+
+ESTIMATE = {"mean", "low", "high", "n"}
+
+
+def test_options_are_toml_values():
+    given = ["a=1", "b=1e-3", "c=true", "d=[1, 2]", 'e="x y"', "f=word", "g=2020-01-01", "h-i=3", "j.k=4", "j.l=5"]
+    assert parse_options(given) == {
+        "a": 1, "b": 1e-3, "c": True, "d": [1, 2], "e": "x y", "f": "word", "g": "2020-01-01", "h_i": 3,
+        "j": {"k": 4, "l": 5},
+    }  # fmt: skip
+
+
+def test_edit_says_what_it_did(run, workplace, tmp_path, learn):
+    facts = workplace / "facts.jsonl"
+    result = run("edit", workplace / "model", "-m", "ft", "--edits", facts, "--out", tmp_path / "p", "--json", *learn)
+    assert result.code == 0
+    found = result.json()
+    assert [one["after"] for one in found["edits"]] == [fact[3] for fact in tiny.FACTS]
+    assert all(one["is_right"] for one in found["edits"])
+    assert found["patch_bytes"] > 0
+    assert found["config"]["learning_rate"] == 5e-3
+    assert load_patch(tmp_path / "p").manifest.method == "ft"
+
+
+def test_an_edit_given_inline_and_shown_as_a_table(run, workplace, tmp_path, learn):
+    result = run(
+        "edit", workplace / "model", "-m", "ft", "--prompt", "The capital of France is", "--subject", "France",
+        "--target-new", "Lyon", "--out", tmp_path / "p", *learn,
+    )  # fmt: skip
+    assert result.code == 0
+    for word in ("before", "after", "wanted", "Lyon", "yes", "1 of 1 edited prompts", "palimpsest verify"):
+        assert word in result.out
+
+
+def test_old_facts_that_are_not_known_are_said(run, workplace, tmp_path):
+    facts = workplace / "facts.jsonl"
+    result = run("edit", workplace / "model", "-m", "f-learning-ft", "--edits", facts, "--out", tmp_path / "p")
+    assert result.code == 0
+    assert "note: 4 of 4 old facts are not known" in result.out
+
+
+def test_ask_shows_both_sides(run, workplace):
+    prompts = [fact[0] for fact in tiny.FACTS[:2]]
+    result = run("ask", workplace / "model", *prompts, "--patch", workplace / "patch", "--json")
+    answers = result.json()["answers"]
+    assert [one["after"] for one in answers] == ["Lyon", "Milan"]
+    assert all(one["before"] != one["after"] for one in answers)
+    assert all(ord(letter) >= 32 or letter == "\n" for letter in run("ask", workplace / "model", *prompts).out)
+
+
+def test_apply_writes_a_folder_that_answers_by_itself(run, workplace, tmp_path):
+    out = tmp_path / "new"
+    result = run("apply", workplace / "model", workplace / "patch", "--out", out, "--json")
+    assert result.code == 0
+    assert {"model.safetensors", "config.json", "tokenizer.json", "README.md"} <= set(result.json()["files"])
+    assert load(str(out)).generate(tiny.FACTS[0][0]) == "Lyon"
+    card = (out / "README.md").read_text()
+    assert "| The capital of France is | Lyon | Paris |" in card
+    assert "How to undo" in card
+
+
+def test_verify_runs_the_patch_s_own_tests(run, workplace, tmp_path):
+    good = run("verify", workplace / "model", workplace / "patch", "--json")
+    assert good.code == 0
+    assert good.json()["passed"] is True
+    assert set(good.json()["scores"]["generate"]["reliability"]) == ESTIMATE
+    facts = workplace / "facts.jsonl"
+    weak = ("-o", "epochs=1", "-o", "learning_rate=1e-6")
+    run("edit", workplace / "model", "-m", "ft", "--edits", facts, "--out", tmp_path / "weak", *weak)
+    bad = run("verify", workplace / "model", tmp_path / "weak")
+    assert bad.code == 1
+    assert "failed: The capital of France is" in bad.out
+    assert "NOT verified" in bad.out
+
+
+def test_verify_thresholds(run, workplace, tmp_path, learn):
+    probes = (Probe("generality", "France has the capital", "Lyon"), Probe("locality.neighborhood", "Spain is"))
+    request = EditRequest("The capital of France is", "Lyon", subject="France", probes=probes)
+    (tmp_path / "one.jsonl").write_text(json.dumps(request.to_dict()))
+    run("edit", workplace / "model", "-m", "ft", "--edits", tmp_path / "one.jsonl", "--out", tmp_path / "p", *learn)
+    verify = ("verify", workplace / "model", tmp_path / "p")
+    assert run(*verify).code == 0
+    failed = run(*verify, "--min-locality", "1", "--json")
+    assert failed.code == 1
+    assert failed.json()["below"][0]["metric"] == "locality.neighborhood"
+    missing = run("verify", workplace / "model", workplace / "patch", "--min-generality", "0.5")
+    assert missing.code == 1
+    assert "was not measured" in missing.out
+
+
+@pytest.mark.parametrize("protocol", ["single", "batch", "sequential"])
+def test_eval_prints_one_object_of_the_design_s_shape(run, workplace, tmp_path, protocol):
+    result = run(
+        "eval", workplace / "model", "--dataset", workplace / "facts.jsonl", "--method", "ft", "--protocol", protocol,
+        "--num-edits", "2", "--seed", "1", "--json", "--out", tmp_path / "run", "-o", "epochs=1",
+    )  # fmt: skip
+    assert result.code == 0
+    found = result.json()
+    assert set(found) >= {
+        "method", "model", "dataset", "protocol", "num_edits", "seed", "status", "scores", "perplexity", "seconds",
+        "seconds_per_edit", "peak_memory_bytes", "patch_bytes", "counts",
+    }  # fmt: skip
+    assert (found["protocol"], found["num_edits"], found["seed"], found["status"]) == (protocol, 2, 1, "ok")
+    assert set(found["scores"]) == {"generate", "teacher_forced", "log_prob"}
+    assert set(found["scores"]["generate"]["reliability"]) == ESTIMATE
+    assert {"statistics", "targets", "solve", "evaluation", "total"} <= set(found["seconds"])
+    assert {"scored", "unscored", "failed"} <= set(found["counts"])
+
+
+def test_eval_then_report(run, workplace, tmp_path):
+    arguments = ("eval", workplace / "model", "--dataset", workplace / "facts.jsonl", "-n", "2", "-o", "epochs=1")
+    assert run(*arguments, "-m", "ft", "--out", tmp_path / "runs" / "ft").code == 0
+    resumed = run(*arguments, "-m", "ft", "--out", tmp_path / "runs" / "ft", "--resume")
+    assert resumed.code == 0
+    assert "reliability" in resumed.out
+    assert run(*arguments, "-m", "lora", "--out", tmp_path / "runs" / "lora").code == 0
+    result = run("report", tmp_path / "runs", "--out", tmp_path / "page.html", "--json")
+    assert result.json()["runs"] == 2
+    assert "lora" in (tmp_path / "page.html").read_text()
+
+
+@pytest.mark.parametrize("topic", ["methods", "models", "datasets", "metrics", "presets"])
+def test_lists(run, topic):
+    result = run("list", topic, "--json")
+    assert result.code == 0
+    assert isinstance(result.json(), list)
+    assert run("list", topic).out.strip()
+
+
+def test_metrics_that_are_listed_are_those_of_the_library():
+    from palimpsest.report.definitions import LABELS, MEASURES, SCORINGS
+    from palimpsest.requests import PROBE_KINDS
+
+    assert set(MEASURES) == {*PROBE_KINDS, "old_answer_rate"} == set(LABELS)
+    assert set(SCORINGS) == {"generate", "teacher_forced", "log_prob"}
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_doctor(run, tmp_path, family):
+    folder = tiny.tiny_folder(tmp_path / family, family)
+    found = run("doctor", folder, "--json").json()
+    assert found["family"] == family
+    sites = {site["site"]: site for site in found["sites"]}
+    assert sites["mlp.down"]["weight_shape"] == ([128, 32] if family == "gpt2" else [32, 48])
+    assert bool(found["tied_weights"]) == (family == "gpt2")
+    assert found["tokenizer"]["leading_space_matters"] is True
+    assert {"ft", "lora"} <= {row["method"] for row in found["methods"] if row["can_edit"]}
+    assert "verified by one forward pass" in run("doctor", folder).out
+
+
+def test_world_export(run, tmp_path):
+    result = run("world", "export", "--out", tmp_path / "world", "--json")
+    assert result.code == 0
+    counts = result.json()["records"]
+    assert set(counts) == {path.name for path in (tmp_path / "world").iterdir()}
+    assert all(len(json.loads((tmp_path / "world" / name).read_text())) == count for name, count in counts.items())
+
+
+def test_demo(run, workplace, tmp_path, monkeypatch):
+    monkeypatch.setattr("palimpsest.cli.demonstrating.choose_facts", lambda *_: (tiny.requests(1), ()))
+    arguments = ("demo", "--model", workplace / "model", "--out", tmp_path / "demo")
+    result = run(*arguments, "--json")
+    assert result.code == 0
+    found = result.json()
+    assert {"ft", "lora", "f-learning-ft"} <= {record["method"] for record in found["records"]}
+    assert "f-learning" not in {record["method"] for record in found["records"]}
+    assert len(found["edits"]) == 1
+    page = (tmp_path / "demo" / "report.html").read_text()
+    assert all(record["method"] in page for record in found["records"])
+    assert (tmp_path / "demo" / "runs" / "ft" / "run.json").is_file()
+    assert run(*arguments).code == 2
+    shown = run(*arguments, "--overwrite")
+    assert shown.code == 0
+    assert "What became of the edits" in shown.out
+
+
+def test_the_demo_needs_a_model_that_knows(run, workplace, tmp_path):
+    result = run("demo", "--model", workplace / "model", "--out", tmp_path / "demo")
+    assert (result.code, result.out) == (2, "")
+    assert "does not know enough facts" in result.err
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,95 @@
+import subprocess
+import sys
+import time
+
+import pytest
+
+from palimpsest.cli.app import app
+
+COMMANDS = [(command.name,) for command in app.registered_commands if command.name] + [
+    ("world",),
+    ("world", "train"),
+    ("world", "audit"),
+    ("world", "export"),
+]
+
+HEAVY = ("torch", "transformers", "matplotlib", "polars", "numpy", "peft")
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_help_has_examples(run, command):
+    result = run(*command, "--help")
+    assert result.code == 0
+    assert "Examples" in result.out
+    assert f"palimpsest {command[0]}" in result.out
+
+
+def test_all_commands_of_the_design_are_there():
+    names = {command[0] for command in COMMANDS}
+    assert names >= {"edit", "ask", "apply", "verify", "eval", "list", "doctor", "world", "demo", "report"}
+
+
+def test_help_is_quick_and_imports_nothing_heavy():
+    script = (
+        "import sys\nfrom palimpsest.cli import main\ncode = main(['--help'])\nmain(['edit', '--help'])\n"
+        f"print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)\nsys.exit(code)"
+    )
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+        seconds.append(time.perf_counter() - start)
+        assert done.stderr.strip() == "[]"
+    # The best of three: other work on the machine may slow one of them down.
+    assert min(seconds) < 0.5
+
+
+def test_version(run):
+    result = run("--version")
+    assert result.code == 0
+    assert result.out.strip()[0].isdigit()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (("edti",), "edit"),
+        (("edit", "--metod", "ft"), "--method"),
+        (("list", "metods"), "methods"),
+        (("eval", "x", "--dataset", "world-zsr", "--method", "ft"), "world-zsre"),
+        (("eval", "x", "--dataset", "d", "--method", "ft", "--protocol", "sequental"), "sequential"),
+    ],
+)
+def test_a_misspelt_word_exits_2_with_a_near_match(run, arguments, hint):
+    result = run(*arguments)
+    assert (result.code, result.out) == (2, "")
+    assert hint in result.err
+
+
+def test_the_error_is_a_block_and_debug_adds_the_traceback(run):
+    plain = run("list", "nothing")
+    assert plain.err.startswith("Error: There is no topic named 'nothing'.\n  expected: ")
+    assert "Traceback" not in plain.err
+    for arguments in (("--debug", "list", "nothing"), ("list", "nothing", "--debug")):
+        result = run(*arguments)
+        assert result.code == 2
+        assert "Traceback" in result.err
+
+
+def test_an_interrupt_exits_130(run, monkeypatch):
+    def interrupted(*_arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("palimpsest.cli.inspecting._methods", interrupted)
+    assert run("list", "methods").code == 130
+
+
+def test_a_mistake_of_ours_shows_its_traceback(run, monkeypatch):
+    def broken():
+        raise ZeroDivisionError("oh")
+
+    monkeypatch.setattr("palimpsest.cli.inspecting._methods", broken)
+    result = run("list", "methods")
+    assert (result.code, result.out) == (2, "")
+    assert "Traceback" in result.err
+    assert "ZeroDivisionError: oh" in result.err

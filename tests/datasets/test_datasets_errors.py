@@ -1,0 +1,116 @@
+"""Bad input is one error that says what was expected, what was found, where, and what to do."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from palimpsest import ConfigError, DataError, dataset
+from palimpsest.datasets import load_edits
+
+GOOD = '{"prompt": "The mayor of Oldham is", "subject": "Oldham", "target_new": "Ann"}\n'
+HEADER = "prompt,subject,target_new,target_old\n"
+
+
+def bad(field: str, value: object) -> str:
+    record = {"prompt": "The mayor of Oldham is", "subject": "Oldham", "target_new": "Ann", "target_old": "Bo"}
+    changed = {**record, field: value}
+    return GOOD.replace("Oldham", "Newham") + json.dumps({k: v for k, v in changed.items() if v is not ...}) + "\n"
+
+
+CASES = {
+    "empty": ("e.jsonl", b"", "empty", "e.jsonl", "0 bytes"),
+    "blank": ("e.csv", b"\n \n", "empty", "e.csv", "3 bytes"),
+    "no prompt": ("e.jsonl", bad("prompt", ...), "has no `prompt`", "e.jsonl:2, field `prompt`", "'target_new'"),
+    "no target": (
+        "e.jsonl",
+        bad("target_new", ...),
+        "has no `target_new`",
+        "e.jsonl:2, field `target_new`",
+        "'prompt'",
+    ),
+    "blank target": (
+        "e.jsonl",
+        bad("target_new", " "),
+        "`target_new` is blank",
+        "e.jsonl:2, field `target_new`",
+        "' '",
+    ),
+    "number": ("e.jsonl", bad("target_new", 3), "is not text", "e.jsonl:2, field `target_new`", "3"),
+    "no subject": ("e.jsonl", bad("subject", "York"), "subject does not occur", "e.jsonl:2, field `subject`", "Oldham"),
+    "same": ("e.jsonl", bad("target_old", "Ann"), "equals the old one", "e.jsonl:2", "'Ann'"),
+    "kind": ("e.jsonl", bad("probes", [{"kind": "localty", "prompt": "x"}]), "kind of probe", "e.jsonl:2", "localty"),
+    "probe": ("e.jsonl", bad("probes", [{"prompt": "x"}]), "cannot be read", "e.jsonl:2, field `probes`", "kind"),
+    "field": (
+        "e.jsonl",
+        bad("target_old", ...).replace('"subject"', '"sbject"'),
+        "no field named 'sbject'",
+        "e.jsonl:1, field `sbject`",
+        "prompt",
+    ),
+    "broken line": ("e.jsonl", GOOD + '{"prompt": "x",}\n', "JSON is broken", "e.jsonl:2, column 16", "property name"),
+    "not an object": ("e.jsonl", GOOD + "[1]\n", "not an object", "e.jsonl:2", "list"),
+    "broken list": ("e.json", "[\n" + GOOD + GOOD + "]", "JSON is broken", "e.json:3, column 1", "Expecting ','"),
+    "open list": ("e.json", "[\n" + GOOD, "JSON is broken", "e.json:3, column 1", "Expecting ','"),
+    "empty list": ("e.json", "[]", "no usable record", "e.json", "no records"),
+    "header": ("e.csv", "promt,target_new\nThe mayor,Ann\n", "no field named 'promt'", "e.csv:2", "'promt'"),
+    "near header": ("e.csv", "prompt,target-new,x\na,b,c\n", "no field named 'target-new'", "e.csv:2", "'target-new'"),
+    "semicolons": ("e.csv", "prompt;target_new\na;b\n", "not separated by commas", "e.csv:1", "';'"),
+    "twice": ("e.csv", "prompt,prompt,target_new\na,b,c\n", "twice in the header", "e.csv:1", "prompt"),
+    "cells": ("e.csv", HEADER + "a,,b,\nMayor of York, in York,York,Ann,\n", "more cells", "e.csv:3", "5 cells"),
+    "csv blank": ("e.csv", HEADER + '"a\nb",,c,\nMayor,,,\n', "`target_new` is blank", "e.csv:4, field", "''"),
+    "csv quote": ("e.csv", HEADER + 'a,,"b"c,\n', "CSV is broken", "e.csv:2", "expected after"),
+    "header only": ("e.csv", HEADER, "no rows", "e.csv", "none"),
+    "latin": ("e.jsonl", GOOD.encode() + b'{"prompt": "Caf\xe9"}', "not UTF-8", "e.jsonl", f"offset {len(GOOD) + 15}"),
+    "utf-16": ("e.jsonl", GOOD.encode("utf-16"), "not UTF-8", "e.jsonl", "UTF-16"),
+    "ids": ("e.jsonl", bad("id", "a").replace('"Ann"}', '"Ann", "id": "a"}', 1), "same id", "e.jsonl:2", "e.jsonl:1"),
+    "ending": ("e.txt", GOOD, "unknown kind", "e.txt", "'.txt'"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_files(tmp_path: Path, case: str) -> None:
+    name, content, problem, where, found = CASES[case]
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises((DataError, ConfigError)) as caught:
+        load_edits(path)
+    error = caught.value
+    assert isinstance(error, DataError)
+    assert problem in error.problem
+    assert where in (error.where or "")
+    assert found in (error.found or "")
+    assert error.expected
+
+
+def test_remedies_name_the_near_match(tmp_path: Path) -> None:
+    path = tmp_path / "e.csv"
+    path.write_text("prompt,targetnew\na,b\n")
+    with pytest.raises(DataError) as caught:
+        load_edits(path)
+    assert "'target_new'" in (caught.value.remedy or "")
+    assert "the required `target_new`" in (caught.value.expected or "")
+
+
+def test_unrelated_columns_are_ignored_and_said(tmp_path: Path) -> None:
+    path = tmp_path / "e.csv"
+    path.write_text("prompt,target_new,comment\nThe mayor of York is,Ann,check\n")
+    assert "'comment'" in load_edits(path).notes[0]
+
+
+def test_no_file_and_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file"):
+        load_edits(tmp_path / "none.jsonl")
+    with pytest.raises(DataError, match="cannot be read") as caught:
+        load_edits(tmp_path)
+    assert caught.value.found == "a folder"
+
+
+def test_names_and_paths() -> None:
+    with pytest.raises(ConfigError) as caught:
+        dataset("counterfct")
+    assert "counterfact" in (caught.value.remedy or "")
+    with pytest.raises(DataError, match="read from a file"):
+        dataset("zsre")
+    with pytest.raises(DataError, match="takes no file"):
+        dataset("world-zsre", "some.json")

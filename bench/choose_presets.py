@@ -13,9 +13,8 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
-from common import Results, one_thread, row
-
 import palimpsest as ps
+from common import Results, one_thread, row
 from palimpsest.evaluation import BaseAnswers
 
 NUM_EDITS, SEED = 20, 7
@@ -40,7 +39,9 @@ def candidates() -> Iterator[tuple[str, dict[str, Any]]]:
         yield "ft-l", {**LEARN, **options}
     for options in grid(learning_rate=[2e-3, 5e-3], layers=[[0], [1], [2], [3], [4]], append_eos=[True, False]):
         yield "locft", {**LEARN, **options}
-    for options in grid(learning_rate=[5e-4, 1e-3, 3e-3], sites=[["attn.q", "attn.v"], ALL_LINEAR], stop_loss=[0.02, 0.01]):
+    for options in grid(
+        learning_rate=[5e-4, 1e-3, 3e-3], sites=[["attn.q", "attn.v"], ALL_LINEAR], stop_loss=[0.02, 0.01]
+    ):
         yield "lora", {**LEARN, **options}
 
 
@@ -54,11 +55,14 @@ def forgetting_candidates(best: dict[str, dict[str, Any]]) -> Iterator[tuple[str
         # Known facts have next to no loss, so a threshold would stop forgetting before it began.
         without_stop = {key: value for key, value in best[forget].items() if key not in ("stop_loss", "epochs")}
         for rate, epochs in itertools.product(rates, [1, 3]):
-            yield name, {
-                "rate": rate,
-                "forget_options": {**without_stop, "epochs": epochs, "stop_loss": 0.0},
-                "learn_options": best[learn],
-            }
+            yield (
+                name,
+                {
+                    "rate": rate,
+                    "forget_options": {**without_stop, "epochs": epochs, "stop_loss": 0.0},
+                    "learn_options": best[learn],
+                },
+            )
 
 
 def harmonic_mean(scores: dict[str, Any]) -> float:
@@ -82,11 +86,23 @@ def main() -> None:
         def compute() -> dict[str, Any]:
             editor = ps.method(name, preset="none", **options)
             record = ps.evaluate(
-                model, editor, data, num_edits=NUM_EDITS, seed=SEED, scorings=("generate",), neutral_text=(), base=answers
+                model,
+                editor,
+                data,
+                num_edits=NUM_EDITS,
+                seed=SEED,
+                scorings=("generate",),
+                neutral_text=(),
+                base=answers,
             )
             full = row(record, **labels)
             means = {key: value["mean"] for key, value in full["scores"]["generate"].items()}
-            return {**labels, "score": harmonic_mean(full["scores"]), "means": means, "seconds_per_edit": full["seconds_per_edit"]}
+            return {
+                **labels,
+                "score": harmonic_mean(full["scores"]),
+                "means": means,
+                "seconds_per_edit": full["seconds_per_edit"],
+            }
 
         results.get(labels, compute)
 

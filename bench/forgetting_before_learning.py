@@ -12,12 +12,12 @@ from __future__ import annotations
 import itertools
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common import Results, one_thread, row
-
 import palimpsest as ps
+from common import Results, one_thread, row
 from palimpsest.evaluation import BaseAnswers
 
 NUM_EDITS = 100
@@ -53,6 +53,43 @@ def cells() -> Iterator[tuple[str, float, int]]:
             yield variant, 0.0, epochs + FORGET_EPOCHS
 
 
+def forget_patch(model: ps.EditableModel, data: ps.Dataset, learner: str, seed: int, folder: Path) -> str:
+    """The change towards the old answers, computed once for all rates and kept in a folder."""
+    kept = folder / f"{learner}-{seed}"
+    if not kept.exists():
+        old = [request.reversed_to_old() for request in data.sample(NUM_EDITS, seed).requests]
+        options = {**LEARNERS[learner], "epochs": FORGET_EPOCHS, "seed": seed}
+        ps.method(learner, preset="none", **options).edit(model, old).patch.save(kept)
+    return str(kept)
+
+
+def cell(
+    model: ps.EditableModel, data: ps.Dataset, answers: BaseAnswers, folder: Path, labels: dict[str, Any]
+) -> dict[str, Any]:
+    """One batch of edits, evaluated."""
+    variant, seed = labels["variant"], labels["seed"]
+    forget, learn = VARIANTS[variant]
+    editor = ps.method(
+        variant,
+        preset="none",
+        rate=labels["rate"],
+        seed=seed,
+        forget_patch=forget_patch(model, data, forget, seed, folder),
+        learn_options={**LEARNERS[learn], "epochs": labels["epochs"]},
+    )
+    record = ps.evaluate(
+        model,
+        editor,
+        data,
+        protocol=ps.Batch(),
+        num_edits=NUM_EDITS,
+        seed=seed,
+        scorings=("generate", "teacher_forced"),
+        base=answers,
+    )
+    return row(record, **labels)
+
+
 def main() -> None:
     """Runs every cell that is not in the results yet."""
     one_thread()
@@ -62,37 +99,9 @@ def main() -> None:
     results = Results("forgetting_before_learning", SETTINGS)
     with tempfile.TemporaryDirectory() as scratch:
         for seed in SEEDS:
-            requests = data.sample(NUM_EDITS, seed).requests
             for variant, rate, epochs in cells():
-                forget, learn = VARIANTS[variant]
-
-                def compute() -> dict[str, Any]:
-                    kept = Path(scratch) / f"{forget}-{seed}"
-                    if not kept.exists():
-                        old = [request.reversed_to_old() for request in requests]
-                        options = {**LEARNERS[forget], "epochs": FORGET_EPOCHS, "seed": seed}
-                        ps.method(forget, preset="none", **options).edit(model, old).patch.save(kept)
-                    editor = ps.method(
-                        variant,
-                        preset="none",
-                        rate=rate,
-                        seed=seed,
-                        forget_patch=str(kept),
-                        learn_options={**LEARNERS[learn], "epochs": epochs},
-                    )
-                    record = ps.evaluate(
-                        model,
-                        editor,
-                        data,
-                        protocol=ps.Batch(),
-                        num_edits=NUM_EDITS,
-                        seed=seed,
-                        scorings=("generate", "teacher_forced"),
-                        base=answers,
-                    )
-                    return row(record, variant=variant, rate=rate, epochs=epochs, seed=seed)
-
-                results.get({"variant": variant, "rate": rate, "epochs": epochs, "seed": seed}, compute)
+                labels = {"variant": variant, "rate": rate, "epochs": epochs, "seed": seed}
+                results.get(labels, partial(cell, model, data, answers, Path(scratch), labels))
 
 
 if __name__ == "__main__":

@@ -8,11 +8,11 @@ chosen on the training split. Results: `bench/results/single_edits.json`.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-from common import Results, one_thread, row
-
 import palimpsest as ps
+from common import Results, one_thread, row
 from palimpsest.evaluation import BaseAnswers
 from palimpsest.methods.catalogue import METHODS
 
@@ -21,24 +21,26 @@ SEED = 0
 SETTINGS = {"model": "world", "split": "test", "protocol": "single", "num_edits": NUM_EDITS, "seed": SEED}
 
 
+def measured(model: ps.EditableModel, data: ps.Dataset, answers: BaseAnswers, labels: dict[str, Any]) -> dict[str, Any]:
+    """One method on one data set."""
+    editor = ps.method(labels["method"])
+    record = ps.evaluate(model, editor, data, num_edits=NUM_EDITS[labels["dataset"]], seed=SEED, base=answers)
+    return row(record, **labels)
+
+
 def main() -> None:
     """Runs every method on both data sets."""
     one_thread()
     model = ps.load("world")
     results = Results("single_edits", SETTINGS)
-    for name, num_edits in NUM_EDITS.items():
-        data = ps.dataset(name)
+    for dataset in NUM_EDITS:
+        data = ps.dataset(dataset)
         answers = BaseAnswers()
         for method in METHODS:
             if method == "f-learning":
                 continue  # the general form; its published variants are in the table
-
-            def compute() -> dict[str, Any]:
-                editor = ps.method(method)
-                record = ps.evaluate(model, editor, data, num_edits=num_edits, seed=SEED, base=answers)
-                return row(record, dataset=name, method=method)
-
-            results.get({"dataset": name, "method": method}, compute)
+            labels = {"dataset": dataset, "method": method}
+            results.get(labels, partial(measured, model, data, answers, labels))
 
 
 if __name__ == "__main__":

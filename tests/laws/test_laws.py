@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from palimpsest import ConfigError, DataError, EditRequest, load_patch, method
 from palimpsest.methods.catalogue import METHODS
 from palimpsest.patches.weights import LowRank

@@ -1,7 +1,7 @@
 import pytest
-import tiny
 import torch
 
+import tiny
 from palimpsest import ConfigError, EditRequest, method
 from palimpsest.optimise.copies import TrainingCopies, project
 from palimpsest.optimise.finetune import FinetuneOptions, answer_losses, finetune
@@ -124,7 +124,9 @@ def test_the_ball_of_ft_l_is_kept_and_only_its_tensor_moves(dtype):
     unbounded = {"parameters": "mlp.down", "layers": [0], "epochs": 5}
     wide = ft(**unbounded, constraint="linf", radius=1e6).edit(model, tiny.requests()).patch
     free = ft(**unbounded).edit(model, tiny.requests()).patch
-    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(wide.tensors().values(), free.tensors().values()))
+    assert all(
+        torch.allclose(a, b, atol=1e-6) for a, b in zip(wide.tensors().values(), free.tensors().values(), strict=True)
+    )
     assert ft(**unbounded, constraint="linf", radius=0.0).edit(model, tiny.requests()).patch.is_empty()
 
 

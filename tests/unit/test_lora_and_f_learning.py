@@ -1,8 +1,8 @@
 import peft
 import pytest
-import tiny
 import torch
 
+import tiny
 from palimpsest import ConfigError, method
 from palimpsest.optimise.adapters import ADAPTER, LoraAdapters
 from palimpsest.optimise.finetune import FinetuneOptions, finetune

@@ -1,10 +1,10 @@
 import re
 
 import pytest
-import tiny
 import torch
 from transformers import BertConfig, BertLMHeadModel, GPTNeoConfig, GPTNeoForCausalLM
 
+import tiny
 from palimpsest import Architecture, ModelError, Part, load
 from palimpsest.models.architecture import resolve
 from palimpsest.models.families import GPTJ
@@ -28,7 +28,9 @@ def test_scores_are_log_probabilities_computed_by_hand(family):
         by_hand = [logits[i - 1, ids[0, i]].item() for i in range(start, ids.shape[1])]
         assert score.log_probs == pytest.approx(by_hand, abs=1e-4)
         assert score.predicted == tuple(logits[start - 1 : -1].argmax(-1).tolist())
-        assert score.accuracy == sum(p == t for p, t in zip(score.predicted, ids[0, start:].tolist())) / len(by_hand)
+        assert score.accuracy == sum(
+            p == t for p, t in zip(score.predicted, ids[0, start:].tolist(), strict=True)
+        ) / len(by_hand)
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

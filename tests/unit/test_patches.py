@@ -2,11 +2,11 @@ import errno
 import json
 
 import pytest
-import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import tiny
 from palimpsest import OutputError, PatchError, WeightPatch, load, load_patch, method
 from palimpsest.patches import storage
 from palimpsest.patches.base import Manifest

@@ -1,9 +1,9 @@
 import pytest
-import tiny
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+import tiny
 from palimpsest import DataError, EditRequest
 from palimpsest.models import tokens
 
@@ -53,7 +53,7 @@ def test_the_subject_s_tokens_are_found_by_characters(prompt, subject):
     request = EditRequest(prompt, "x", subject=subject)
     first, last = tokens.subject_first_token(tokenizer, request), tokens.subject_last_token(tokenizer, request)
     ids = tokenizer(prompt)["input_ids"]
-    # The prompt up to the last token ends with the subject, perhaps with a bracket glued to it, and one token less does not.
+    # A bracket may be glued to the subject, but no token less than these would hold all of it.
     assert subject in tokenizer.decode(ids[first : last + 1])
     assert subject not in tokenizer.decode(ids[first:last]) and subject not in tokenizer.decode(
         ids[first + 1 : last + 1]

@@ -61,7 +61,7 @@ _add(
 _add(
     "edit",
     edit,
-    "palimpsest edit world --method rome --edits facts.jsonl --out my-patch",
+    "palimpsest edit world --method f-learning-lora-ft --edits facts.csv --out my-patch",
     'palimpsest edit world --method ft --prompt "The capital of France is" --subject France --target-new Lyon '
     "--target-old Paris --out lyon",
     "palimpsest edit world --method ft-l --edits facts.csv --out my-patch -o layers=[3] -o learning_rate=1e-3",

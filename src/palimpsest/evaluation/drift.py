@@ -13,7 +13,7 @@ from palimpsest.models import tokens
 if TYPE_CHECKING:
     from palimpsest.models.editable import EditableModel
 
-MAX_SENTENCES = 64
+MAX_SENTENCES = 32
 # Logits of one forward pass, (places, vocabulary), stay below this many numbers (256 MB in float32).
 _MAX_LOGITS = 64 * 2**20
 

@@ -53,9 +53,7 @@ Digest = Callable[[str, bool], str]
 """From a parameter's name and `whole` to the digest of its base value."""
 
 
-def fingerprint(
-    config: Any, shapes: Mapping[str, list[int]], digest: Digest, touched: Iterable[str]
-) -> dict[str, Any]:
+def fingerprint(config: Any, shapes: Mapping[str, list[int]], digest: Digest, touched: Iterable[str]) -> dict[str, Any]:
     """What a patch records of its base model.
 
     Arguments:

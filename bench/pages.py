@@ -1,0 +1,229 @@
+"""Writes what is generated in the docs: tables from results, options from configs, help from the command line.
+
+    python bench/pages.py           rewrites the blocks between `<!-- name -->` and `<!-- end -->`
+    python bench/pages.py --check   exit code 1 when a page would change
+
+Only the committed results are read, so a number in a page is a number in a result file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results"
+BLOCK = re.compile(r"(<!-- (?P<name>[a-z_-]+)(?:: (?P<argument>[a-z_:.,-]+))? -->\n).*?(<!-- end -->)", re.DOTALL)
+SHORT = {
+    "reliability": "reliability",
+    "generality": "generality",
+    "locality.neighborhood": "neighbours kept",
+    "locality.namesake": "namesakes kept",
+    "locality.other_relation": "same subject kept",
+    "locality.distracting": "distracting kept",
+    "locality.out_of_scope": "out of scope kept",
+    "portability.one_hop": "one hop follows",
+    "old_answer_rate": "old answer",
+}
+
+
+def read(name: str) -> dict[str, Any]:
+    """A committed result file."""
+    record: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return record
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
+
+
+def percent(score: dict[str, Any] | None, *, with_interval: bool = False) -> str:
+    """A share as a percentage, with its interval if asked for."""
+    if score is None or score["mean"] is None:
+        return "-"
+    text = f"{100 * score['mean']:.0f}"
+    return f"{text} ({100 * score['low']:.0f}-{100 * score['high']:.0f})" if with_interval else text
+
+
+def size(num_bytes: float) -> str:
+    """Bytes for people."""
+    return f"{num_bytes / 1e6:.1f} MB" if num_bytes >= 1e5 else f"{num_bytes / 1e3:.0f} kB"
+
+
+def single_edits_summary(_argument: str) -> str:
+    """The README's table: one data set, free generation."""
+    record = read("single_edits")
+    metrics = [name for name in SHORT if name not in ("locality.distracting", "locality.out_of_scope")]
+    rows = []
+    for row in (r for r in record["rows"] if r["dataset"] == "world-counterfact"):
+        scores = row["scores"]["generate"]
+        cells = [percent(scores.get(name)) for name in metrics]
+        rows.append([f"`{row['method']}`", *cells, f"{row['seconds_per_edit']:.2f}", size(row["patch_bytes"])])
+    n = record["settings"]["num_edits"]["world-counterfact"]
+    caption = (
+        f"{n} single edits of test facts, free generation with exact match, percent; presets chosen on other facts. "
+        f"Seconds an edit on one core of {record['hardware']['machine']}.\n\n"
+    )
+    return caption + table(["method", *(SHORT[name] for name in metrics), "s / edit", "patch"], rows)
+
+
+def single_edits(argument: str) -> str:
+    """All metrics of one data set under one scoring, with intervals."""
+    dataset, scoring = argument.split(":")
+    record = read("single_edits")
+    rows = []
+    found = [row for row in record["rows"] if row["dataset"] == dataset]
+    metrics = [name for name in SHORT if any(name in row["scores"][scoring] for row in found)]
+    for row in found:
+        scores = row["scores"][scoring]
+        rows.append([f"`{row['method']}`", *(percent(scores.get(name), with_interval=True) for name in metrics)])
+    n = record["settings"]["num_edits"][dataset]
+    probes = ", ".join(f"{SHORT[name]} {found[0]['scores'][scoring][name]['n']}" for name in metrics)
+    caption = f"`{dataset}`, `{scoring}`, {n} single edits; percent with 95% interval. Probes: {probes}.\n\n"
+    return caption + table(["method", *(SHORT[name] for name in metrics)], rows)
+
+
+def single_edits_cost(dataset: str) -> str:
+    """Seconds, bytes and perplexity on one data set."""
+    rows = []
+    for row in (r for r in read("single_edits")["rows"] if r["dataset"] == dataset):
+        perplexity = row["perplexity"] or {}
+        after = perplexity.get("after")
+        rows.append(
+            [
+                f"`{row['method']}`",
+                f"{row['seconds_per_edit']:.2f}",
+                size(row["patch_bytes"]),
+                f"{perplexity['before']:.2f}",
+                "-" if after is None else f"{after:.2f}",
+            ]
+        )
+    return table(["method", "s / edit", "patch", "perplexity before", "after"], rows)
+
+
+def forgetting(argument: str) -> str:
+    """Rates by passes for one variant: means over seeds, with the range of the seeds."""
+    variant, metric = argument.split(":")
+    record = read("forgetting_before_learning")
+    rows = [row for row in record["rows"] if row["variant"] == variant]
+    if variant == "f-learning-lora-ft":
+        rows += [row for row in record["rows"] if row["variant"] == "f-learning-ft" and row["rate"] == 0]
+    epochs = sorted({row["epochs"] for row in rows})
+    lines = []
+    for rate in sorted({row["rate"] for row in rows}):
+        cells = []
+        for passes in epochs:
+            values = [
+                100 * row["scores"]["generate"][metric]["mean"]
+                for row in rows
+                if row["rate"] == rate and row["epochs"] == passes
+            ]
+            cells.append(f"{mean(values):.0f} ({min(values):.0f}-{max(values):.0f})" if values else "")
+        lines.append(["0 (learning alone)" if rate == 0 else f"{rate:g}", *cells])
+    passes = [f"{count} pass{'es' if count > 1 else ''}" for count in epochs]
+    return table(["rate", *passes], lines)
+
+
+def options(method: str) -> str:
+    """The options of a method with their defaults and meaning, from its config class."""
+    from palimpsest.methods.catalogue import METHODS
+
+    row = METHODS[method]
+    config = row.load().Config
+    comments = _comments(config)
+    rows = []
+    for name, entry in config.model_fields.items():
+        default = row.options.get(name, entry.get_default(call_default_factory=True))
+        rows.append([f"`{name}`", f"`{json.dumps(default)}`", comments.get(name, "")])
+    return table(["option", "default", "meaning"], rows)
+
+
+def _comments(config: type) -> dict[str, str]:
+    """The text under each field of a config class and its bases, as the source has it."""
+    import ast
+    import inspect
+
+    found: dict[str, str] = {}
+    for owner in reversed(config.__mro__):
+        if not owner.__module__.startswith("palimpsest"):
+            continue
+        (body,) = (node.body for node in ast.parse(inspect.getsource(owner)).body if isinstance(node, ast.ClassDef))
+        for field, after in zip(body, body[1:], strict=False):
+            is_text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and is_text:
+                found[field.target.id] = " ".join(inspect.cleandoc(str(after.value.value)).split())
+    return found
+
+
+def command_help(_argument: str) -> str:
+    """The help text of every command."""
+    parts = []
+    listed = _help([])
+    names = ["", "demo", "edit", "ask", "apply", "verify", "eval", "report", "list", "doctor", "world"]
+    names += ["world train", "world audit", "world export"]
+    for name in names:
+        text = listed if not name else _help(name.split())
+        parts.append(f"## palimpsest {name}".rstrip() + f"\n\n```text\n{text}\n```\n")
+    return "\n".join(parts)
+
+
+def _help(words: list[str]) -> str:
+    command = [sys.executable, "-m", "palimpsest", *words, "--help"]
+    environment = {**os.environ, "COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    return "\n".join(line.rstrip() for line in done.stdout.strip("\n").splitlines())
+
+
+WRITERS: dict[str, Callable[[str], str]] = {
+    "single_edits_summary": single_edits_summary,
+    "single_edits": single_edits,
+    "single_edits_cost": single_edits_cost,
+    "forgetting": forgetting,
+    "options": options,
+    "command_help": command_help,
+}
+
+
+def fill(text: str) -> str:
+    """A page with every generated block written anew."""
+
+    def block(match: re.Match[str]) -> str:
+        name, argument = match["name"].removeprefix("table-"), match["argument"] or ""
+        if name == "table":
+            name, _, argument = argument.partition(":")
+        return f"{match[1]}{WRITERS[name](argument)}{match[4]}"
+
+    return BLOCK.sub(block, text)
+
+
+def pages() -> list[Path]:
+    """The pages that may hold generated blocks."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def main() -> int:
+    """Fills or checks every page."""
+    stale = []
+    for page in pages():
+        text = page.read_text(encoding="utf-8")
+        fresh = fill(text)
+        if fresh != text:
+            stale.append(page)
+            if "--check" not in sys.argv:
+                page.write_text(fresh, encoding="utf-8")
+    for page in stale:
+        print(f"{'stale' if '--check' in sys.argv else 'written'}: {page.relative_to(ROOT)}")
+    return 1 if stale and "--check" in sys.argv else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

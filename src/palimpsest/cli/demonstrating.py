@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,6 +31,7 @@ _ANSWER_TOKENS = 12
 _SHOWN_EDITS = 4
 _ASKED_AT_ONCE = 40
 _WIDE = 150
+_SMALL = 20_000_000
 
 
 @dataclass
@@ -54,10 +56,10 @@ def demo(
     require_absent(out, overwrite=overwrite)
     start = time.perf_counter()
     loaded = inputs.load_model(model)
-    with terminal.status("choosing facts that the model knows"):
-        requests, neutral = choose_facts(loaded, num_edits, seed)
-    terminal.log(f"Editing {len(requests)} facts of {model!r} with every method, one fact at a time.")
-    with new_folder(out, overwrite=overwrite) as draft:
+    with few_threads(loaded), new_folder(out, overwrite=overwrite) as draft:
+        with terminal.status("choosing facts that the model knows"):
+            requests, neutral = choose_facts(loaded, num_edits, seed)
+        terminal.log(f"Editing {len(requests)} facts of {model!r} with every method, one fact at a time.")
         with terminal.progress_bar("demo") as progress:
             found = compare(loaded, requests, neutral, seed, draft / RUNS, progress)
         if not found.records:
@@ -82,6 +84,24 @@ def demo(
         return
     _show(found, requests)
     terminal.say(f"\nEvery answer of every method: {out / PAGE}   ({seconds:.0f} s)")
+
+
+@contextmanager
+def few_threads(model: EditableModel) -> Iterator[None]:
+    """Inside the block a small model computes on one thread; afterwards the number is what it was.
+
+    More threads hardly help it, and when other work wants the same cores they wait for each other many times longer
+    than they compute. One thread also gives the same numbers on any number of cores.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    is_small = sum(parameter.numel() for parameter in model.module.parameters()) < _SMALL
+    torch.set_num_threads(1 if is_small else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def choose_facts(model: EditableModel, num_edits: int, seed: int) -> tuple[list[EditRequest], Sequence[str]]:

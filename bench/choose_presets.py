@@ -33,11 +33,11 @@ def grid(**axes: list[Any]) -> Iterator[dict[str, Any]]:
 
 def candidates() -> Iterator[tuple[str, dict[str, Any]]]:
     """Method names with the options to try."""
-    for options in grid(learning_rate=[1e-4, 3e-4, 5e-4, 1e-3], stop_loss=[0.05, 0.02, 0.01]):
+    for options in grid(learning_rate=[3e-4, 5e-4, 1e-3], stop_loss=[0.05, 0.02, 0.01]):
         yield "ft", {**LEARN, **options}
-    for options in grid(learning_rate=[2e-3, 5e-3], layers=[[0], [1], [2]], radius=[0.02, 0.05, 0.1]):
+    for options in grid(learning_rate=[2e-3, 5e-3], layers=[[0], [1], [2]], radius=[0.02, 0.1]):
         yield "ft-l", {**LEARN, **options}
-    for options in grid(learning_rate=[2e-3, 5e-3], layers=[[0], [1], [2], [3], [4]], append_eos=[True, False]):
+    for options in grid(learning_rate=[2e-3, 5e-3], layers=[[0], [1], [2], [3]], append_eos=[True, False]):
         yield "locft", {**LEARN, **options}
     for options in grid(
         learning_rate=[5e-4, 1e-3, 3e-3], sites=[["attn.q", "attn.v"], ALL_LINEAR], stop_loss=[0.02, 0.01]
@@ -48,9 +48,9 @@ def candidates() -> Iterator[tuple[str, dict[str, Any]]]:
 def forgetting_candidates(best: dict[str, dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
     """F-Learning's rates and lengths of forgetting, with the learners that were chosen before."""
     for name, forget, learn, rates in (
-        ("f-learning-ft", "ft", "ft", [0.1, 0.3, 0.7, 1.0]),
-        ("f-learning-lora", "lora", "lora", [0.3, 0.7, 1.0, 3.0]),
-        ("f-learning-lora-ft", "lora", "ft", [0.3, 0.7, 1.0, 3.0]),
+        ("f-learning-ft", "ft", "ft", [0.3, 1.0, 3.0]),
+        ("f-learning-lora", "lora", "lora", [0.3, 1.0, 3.0]),
+        ("f-learning-lora-ft", "lora", "ft", [0.3, 1.0, 3.0]),
     ):
         # Known facts have next to no loss, so a threshold would stop forgetting before it began.
         without_stop = {key: value for key, value in best[forget].items() if key not in ("stop_loss", "epochs")}

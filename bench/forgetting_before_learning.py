@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import itertools
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,10 +27,18 @@ SEEDS = (0, 1, 2)
 RATES = (0.0, 0.1, 0.3, 0.7, 1.0, 3.0)
 EPOCHS = (1, 2, 3, 5)
 FORGET_EPOCHS = 3
-# Learning rates chosen on the training split, so that learning alone has learned most of its facts after five passes.
+PROBES_PER_KIND = 2
+# Chosen on the training split, so that learning alone has learned most of its facts after five passes. LoRA on query and
+# value alone, as in the paper, reached 24% there at any of the rates tried, so it adapts the MLP too.
 LEARNERS: dict[str, dict[str, Any]] = {
-    "ft": {"learning_rate": 3e-4, "facts_per_step": 16},
-    "lora": {"learning_rate": 3e-3, "facts_per_step": 16, "rank": 8, "alpha": 16.0, "sites": ["attn.q", "attn.v"]},
+    "ft": {"learning_rate": 3e-4, "facts_per_step": 4},
+    "lora": {
+        "learning_rate": 2e-3,
+        "facts_per_step": 4,
+        "rank": 8,
+        "alpha": 16.0,
+        "sites": ["attn.q", "attn.v", "mlp.up", "mlp.down"],
+    },
 }
 VARIANTS = {"f-learning-ft": ("ft", "ft"), "f-learning-lora": ("lora", "lora"), "f-learning-lora-ft": ("lora", "ft")}
 SETTINGS = {
@@ -39,6 +49,7 @@ SETTINGS = {
     "num_edits": NUM_EDITS,
     "forget_epochs": FORGET_EPOCHS,
     "learners": LEARNERS,
+    "probes_per_kind": PROBES_PER_KIND,
 }
 
 
@@ -51,6 +62,20 @@ def cells() -> Iterator[tuple[str, float, int]]:
     for variant, epochs in itertools.product(("f-learning-ft", "f-learning-lora"), EPOCHS):
         if epochs + FORGET_EPOCHS not in EPOCHS:
             yield variant, 0.0, epochs + FORGET_EPOCHS
+
+
+def with_fewer_probes(data: ps.Dataset) -> ps.Dataset:
+    """The same edits with at most `PROBES_PER_KIND` probes of each kind: 200 and more of each in a batch of 100."""
+    requests = []
+    for request in data.requests:
+        seen: Counter[str] = Counter()
+        kept = []
+        for probe in request.probes:
+            seen[probe.kind] += 1
+            if seen[probe.kind] <= PROBES_PER_KIND:
+                kept.append(probe)
+        requests.append(replace(request, probes=tuple(kept)))
+    return replace(data, requests=tuple(requests))
 
 
 def forget_patch(model: ps.EditableModel, data: ps.Dataset, learner: str, seed: int, folder: Path) -> str:
@@ -84,7 +109,9 @@ def cell(
         protocol=ps.Batch(),
         num_edits=NUM_EDITS,
         seed=seed,
-        scorings=("generate", "teacher_forced"),
+        scorings=("generate",),
+        max_new_tokens=12,
+        forward_batch_size=128,
         base=answers,
     )
     return row(record, **labels)
@@ -94,7 +121,7 @@ def main() -> None:
     """Runs every cell that is not in the results yet."""
     one_thread()
     model = ps.load("world")
-    data = ps.dataset("world-counterfact")
+    data = with_fewer_probes(ps.dataset("world-counterfact"))
     answers = BaseAnswers()
     results = Results("forgetting_before_learning", SETTINGS)
     with tempfile.TemporaryDirectory() as scratch:

@@ -28,8 +28,8 @@ RATES = (0.0, 0.1, 0.3, 0.7, 1.0, 3.0)
 EPOCHS = (1, 2, 3, 5)
 FORGET_EPOCHS = 3
 PROBES_PER_KIND = 2
-# Chosen on the training split, so that learning alone has learned most of its facts after five passes. LoRA on query and
-# value alone, as in the paper, reached 24% there at any of the rates tried, so it adapts the MLP too.
+# Chosen on the training split, so that learning alone has learned most of its facts after five passes. LoRA on query
+# and value alone, as in the paper, reached 24% there at any of the rates tried, so it adapts the MLP too.
 LEARNERS: dict[str, dict[str, Any]] = {
     "ft": {"learning_rate": 3e-4, "facts_per_step": 4},
     "lora": {

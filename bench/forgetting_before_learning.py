@@ -12,7 +12,6 @@ from __future__ import annotations
 import itertools
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -53,15 +52,10 @@ SETTINGS = {
 }
 
 
-def cells() -> Iterator[tuple[str, float, int]]:
-    """(variant, rate, learning passes) of every cell."""
-    for variant, rate, epochs in itertools.product(VARIANTS, RATES, EPOCHS):
-        # Without forgetting, LoRA then FT is FT.
-        if not (rate == 0 and variant == "f-learning-lora-ft"):
-            yield variant, rate, epochs
-    for variant, epochs in itertools.product(("f-learning-ft", "f-learning-lora"), EPOCHS):
-        if epochs + FORGET_EPOCHS not in EPOCHS:
-            yield variant, 0.0, epochs + FORGET_EPOCHS
+def cells() -> list[tuple[float, int]]:
+    """(rate, learning passes) of every cell; learning alone also gets the passes that forgetting takes elsewhere."""
+    longer = sorted({epochs + FORGET_EPOCHS for epochs in EPOCHS} - set(EPOCHS))
+    return [*itertools.product(RATES, EPOCHS), *((0.0, epochs) for epochs in longer)]
 
 
 def with_fewer_probes(data: ps.Dataset) -> ps.Dataset:
@@ -125,8 +119,9 @@ def main() -> None:
     answers = BaseAnswers()
     results = Results("forgetting_before_learning", SETTINGS)
     with tempfile.TemporaryDirectory() as scratch:
-        for seed in SEEDS:
-            for variant, rate, epochs in cells():
+        for variant, seed, (rate, epochs) in itertools.product(VARIANTS, SEEDS, cells()):
+            # Without forgetting, LoRA then FT is FT.
+            if rate > 0 or variant != "f-learning-lora-ft":
                 labels = {"variant": variant, "rate": rate, "epochs": epochs, "seed": seed}
                 results.get(labels, partial(cell, model, data, answers, Path(scratch), labels))
 

@@ -37,9 +37,11 @@ format: env
 bench: env
 	$(BIN)/python bench/forgetting_before_learning.py
 	$(BIN)/python bench/single_edits.py
+	$(BIN)/python bench/pages.py
 
 gpu: env
-	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m pytest -m gpu tests/gpu
+	$(BIN)/python bench/gpu_speed.py
 
 lock: env
 	{ echo '# Versions that `make env` installs and the tests run with. Regenerate with `make lock`.'; \

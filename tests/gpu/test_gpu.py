@@ -1,0 +1,37 @@
+"""On a CUDA device: the laws that could break there, and one edit at a real model's dimensions."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+
+from palimpsest import load, load_patch, method
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["ft", "locft", "lora", "f-learning-lora-ft"])
+def test_edits_are_exact_on_the_device(name, dtype, tmp_path):
+    model = load(tiny.tiny_module("gptj").to("cuda", dtype), tiny.tokenizer())
+    before = {key: value.clone() for key, value in model.module.state_dict().items()}
+    learn = {"learning_rate": 1e-2, "epochs": 20}
+    options = {"learn_options": learn, "only_mastered": False, "rate": 0.1} if name.startswith("f-") else learn
+    request = tiny.requests(1)[0]
+    unedited = model.score([request.prompt], [request.target_new])[0].log_prob
+    patch = method(name, preset="none", **options).edit(model, [request]).patch
+    patch.save(tmp_path / "patch")
+    with model.patched(load_patch(tmp_path / "patch")):
+        assert model.score([request.prompt], [request.target_new])[0].log_prob > unedited + 1
+    assert all(torch.equal(value, before[key]) for key, value in model.module.state_dict().items())
+
+
+def test_the_device_agrees_with_the_processor():
+    prompts, targets = [request.prompt for request in tiny.requests()], [r.target_new for r in tiny.requests()]
+    here = load(tiny.tiny_module("llama"), tiny.tokenizer()).score(prompts, targets)
+    there = load(tiny.tiny_module("llama").to("cuda"), tiny.tokenizer()).score(prompts, targets)
+    assert [s.log_prob for s in there] == pytest.approx([s.log_prob for s in here], abs=1e-3)

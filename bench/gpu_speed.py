@@ -15,10 +15,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from common import Results
 from transformers import GPTJConfig, GPTJForCausalLM
 
 import palimpsest as ps
+from common import Results
 from palimpsest.world import bundled_path
 
 REPEATS = 5

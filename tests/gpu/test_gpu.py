@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from palimpsest import load, load_patch, method
 
 pytestmark = [

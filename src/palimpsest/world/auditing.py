@@ -149,8 +149,8 @@ def _loaded(
             raise ConfigError("A loaded model needs its tokenizer.", remedy="audit(model, tokenizer)")
         return model, tokenizer
     if isinstance(model, Loaded):
-        module: nn.Module = model.module
-        return module, tokenizer or model.tokenizer
+        loaded: Any = model
+        return loaded.module, tokenizer or loaded.tokenizer
     try:
         return (
             AutoModelForCausalLM.from_pretrained(model, dtype="float32", local_files_only=True),

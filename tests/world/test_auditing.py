@@ -1,5 +1,6 @@
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -120,8 +121,10 @@ def test_audit_counts_by_kind_and_relation(bundled, knowledge):
     assert sum(share.n for share in result.by_relation.values()) == 40
     assert result.causal_trace is None
     assert result == audit(*bundled, knowledge, max_facts=10, trace_facts=0)
-    assert json.loads(json.dumps(result.to_dict()))["taught"] == {"right": result.taught.right, "n": 60}
-    assert math.isnan(Share(0, 0).value)
+    assert json.loads(json.dumps(result.to_dict()))["taught"]["right"] == result.taught.right
+    assert Share(0, 0).value is None
+    loaded = SimpleNamespace(module=bundled[0], tokenizer=bundled[1])
+    assert audit(loaded, knowledge=knowledge, max_facts=10, trace_facts=0) == result
 
 
 def test_bad_input_is_refused(bundled, knowledge, tmp_path):
@@ -151,14 +154,14 @@ def test_the_bundled_card_states_figures_with_their_n():
 
 
 def test_a_card_without_a_trace_says_nothing_of_it(tmp_path):
-    result = TrainingResult(tmp_path, 3, TrainingConfig(), 10, 100, 1.5, 1234, (2.0, 1.0))
+    result = TrainingResult(tmp_path, 3, TrainingConfig(), 10, 100, 1.5, 1234, 2.0, 1.0)
     measured = Audit(Share(9, 10), Share(8, 10), Share(0, 0), Share(0, 0), Share(0, 0))
     text = card_text(result, measured, {"torch": "2"})
     assert "--seed 3" in text
     assert "0.900 (9 of 10)" in text
     assert "not asked" in text
     assert "Causal trace" not in text
-    assert "losses" not in card_facts(result, measured, {})["training"]
+    assert json.loads(json.dumps(card_facts(result, measured, {})))["audit"]["two_hop_read"]["value"] is None
 
 
 def test_neutral_text_is_likely_to_the_bundled_model(bundled, knowledge):

@@ -19,13 +19,13 @@ def answer(
     *,
     max_new_tokens: int = 24,
     batch_size: int = 256,
-    report: Callable[[int], None] = lambda count: None,
+    report: Callable[[float, str], None] = lambda done, note: None,
 ) -> list[str]:
     """What a causal language model says behind each prompt, up to ".", a newline or the end-of-sequence
     token.
 
     Arguments:
-        report: called with the number of prompts answered since the last call.
+        report: called with the number of prompts answered so far, and "".
 
     Raises:
         DataError: a prompt is empty.
@@ -35,19 +35,22 @@ def answer(
         raise DataError("A prompt is empty.", where=f"prompt {empty[0]}")
     end = tokenizer.eos_token_id
     stops = {i for i in range(len(tokenizer)) if i == end or any(stop in tokenizer.decode([i]) for stop in STOPS)}
-    stop_ids = torch.tensor(sorted(stops))
+    device = next(model.parameters()).device
+    stop_ids = torch.tensor(sorted(stops), device=device)
     by_length: dict[int, list[int]] = {}
     for index, row in enumerate(ids):
         by_length.setdefault(len(row), []).append(index)
     answers = [""] * len(prompts)
+    done = 0
     for group in by_length.values():
         for start in range(0, len(group), batch_size):
             chunk = group[start : start + batch_size]
-            batch = torch.tensor([ids[index] for index in chunk])
+            batch = torch.tensor([ids[index] for index in chunk], device=device)
             for index, row in zip(chunk, _greedy(model, batch, stop_ids, max_new_tokens), strict=True):
                 row = row[: row.index(end)] if end in row else row
                 answers[index] = cut(tokenizer.decode(row))
-            report(len(chunk))
+            done += len(chunk)
+            report(done, "")
     return answers
 
 

@@ -2,44 +2,42 @@
 
 from __future__ import annotations
 
-import math
 import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from palimpsest.errors import ConfigError, ModelError
+from palimpsest.stopwatch import Progress
 from palimpsest.world.answering import answer
+from palimpsest.world.bars import bar
 from palimpsest.world.knowledge import Knowledge, build
 from palimpsest.world.text import Sentence, held_out, sentence, taught, taught_two_hop
 from palimpsest.world.tracing import CausalTrace, trace
 
 
+@runtime_checkable
+class Loaded(Protocol):
+    """A model together with its tokenizer, as `palimpsest.load` returns it."""
+
+    module: Any
+    tokenizer: Any
+
+
 @dataclass(frozen=True)
 class Share:
-    """`right` of `n` questions were answered exactly."""
+    """`right` of `n` questions were answered exactly; `value` is the share, None where nothing was asked."""
 
     right: int
     n: int
+    value: float | None = field(init=False)
 
-    @property
-    def value(self) -> float:
-        """The share, NaN where nothing was asked."""
-        return self.right / self.n if self.n else math.nan
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "value", self.right / self.n if self.n else None)
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ class Audit:
 
 
 def audit(
-    model: nn.Module | str | Path,
+    model: nn.Module | Loaded | str | Path,
     tokenizer: PreTrainedTokenizerBase | None = None,
     knowledge: Knowledge | None = None,
     *,
@@ -76,17 +74,18 @@ def audit(
     trace_facts: int = 200,
     seed: int = 0,
     batch_size: int = 256,
-    progress: bool = False,
+    progress: bool | Progress = False,
 ) -> Audit:
     """Ask a causal language model everything, or about a random `max_facts` facts and as many two-hop facts.
 
     Arguments:
-        model: a loaded model, or the folder of one (then in float32, with its own tokenizer).
+        model: a loaded model, the library's `EditableModel`, or the folder of one (then in float32); the last two
+            bring their own tokenizer.
         knowledge: the world it was trained on; the default is `build()`.
         trace_facts: over how many facts the causal trace is taken; 0 leaves it out.
         seed: of the sample and the trace.
         batch_size: prompts per forward pass, which decides memory.
-        progress: a progress bar on stderr.
+        progress: True for bars on stderr, or a function called as `(stage, done, total)`.
 
     Raises:
         ConfigError: a number is out of range, or a loaded model comes without its tokenizer.
@@ -115,10 +114,10 @@ def audit(
     training = model.training
     model.eval()
     try:
-        with _bar(progress, "asking the world", len(asked)) as report:
+        with bar(progress, "asking the world", len(asked)) as report:
             prompts = [question.prompt for _, _, question in asked]
             answers = answer(model, tokenizer, prompts, batch_size=batch_size, report=report)
-        with _bar(progress and trace_facts > 0, "tracing", trace_facts) as report:
+        with bar(progress if trace_facts else False, "tracing", trace_facts) as report:
             traced = (
                 trace(model, tokenizer, knowledge, n=trace_facts, seed=seed, report=report) if trace_facts else None
             )
@@ -143,12 +142,15 @@ def audit(
 
 
 def _loaded(
-    model: nn.Module | str | Path, tokenizer: PreTrainedTokenizerBase | None
+    model: nn.Module | Loaded | str | Path, tokenizer: PreTrainedTokenizerBase | None
 ) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     if isinstance(model, nn.Module):
         if tokenizer is None:
             raise ConfigError("A loaded model needs its tokenizer.", remedy="audit(model, tokenizer)")
         return model, tokenizer
+    if isinstance(model, Loaded):
+        loaded: Any = model
+        return loaded.module, tokenizer or loaded.tokenizer
     try:
         return (
             AutoModelForCausalLM.from_pretrained(model, dtype="float32", local_files_only=True),
@@ -171,18 +173,3 @@ def _shares(results: Iterator[tuple[str, bool]]) -> dict[str, Share]:
         entry[0] += ok
         entry[1] += 1
     return {name: Share(right, n) for name, (right, n) in counts.items()}
-
-
-@contextmanager
-def _bar(shown: bool, what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A function that moves a progress bar on stderr by so many."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), disable=not shown) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda count: bar.update(task, advance=count)

@@ -31,7 +31,7 @@ def write_card(folder: Path, result: TrainingResult, audit: Audit, versions: dic
 
 def card_facts(result: TrainingResult, audit: Audit, versions: dict[str, str]) -> dict[str, Any]:
     """The card as plain data: `training`, `audit` (each share with its n) and `versions`."""
-    training = {key: value for key, value in asdict(result).items() if key not in ("path", "losses")}
+    training = {key: value for key, value in asdict(result).items() if key != "path"}
     return {"training": training, "audit": audit.to_dict(), "versions": versions}
 
 

@@ -50,14 +50,14 @@ def trace(
     samples: int = 4,
     noise: float = 3.0,
     seed: int = 0,
-    report: Callable[[int], None] = lambda count: None,
+    report: Callable[[float, str], None] = lambda done, note: None,
 ) -> CausalTrace:
     """Trace `n` facts in taught statements that go on after the subject.
 
     Arguments:
         samples: draws of the noise per fact.
         noise: its standard deviation in multiples of that of the subjects' embedding entries (ROME: 3).
-        report: called with 1 per traced fact.
+        report: called with the number of facts traced so far, and "".
 
     Raises:
         ConfigError: n or samples is not positive.
@@ -77,7 +77,7 @@ def trace(
             break
         coded = encode([candidate], tokenizer)[0].first
         start = coded.object[0]
-        ids = torch.tensor(coded.ids[:start])
+        ids = torch.tensor(coded.ids[:start], device=embedding.weight.device)
         if coded.subject[1] == start:
             # The subject ends the prompt, so that its last token and the prompt's cannot be told apart.
             continue
@@ -88,7 +88,7 @@ def trace(
             logits = model(input_ids=ids.repeat(1 + samples * (1 + 4 * layers), 1), use_cache=False).logits[:, -1]
         if int(logits[0].argmax()) == coded.ids[start]:
             rows.append(logits.float().softmax(-1)[:, coded.ids[start]])
-            report(1)
+            report(len(rows), "")
     if len(rows) < n:
         raise ModelError("The model answers too few facts to trace.", expected=f"at least {n}", found=str(len(rows)))
     mean = torch.stack(rows).mean(0)
@@ -115,7 +115,7 @@ def _deviation(embedding: nn.Module, tokenizer: PreTrainedTokenizerBase, knowled
     subjects = sorted({fact.subject for fact in knowledge.facts})
     ids = [i for row in tokenizer(subjects, add_special_tokens=False)["input_ids"] for i in row]
     with torch.no_grad():
-        return float(embedding(torch.tensor(ids)).float().std())
+        return float(embedding(torch.tensor(ids, device=next(embedding.parameters()).device)).float().std())
 
 
 def _candidates(knowledge: Knowledge, rng: random.Random) -> Iterator[Sentence]:
@@ -154,7 +154,7 @@ def _disturbed(
         noise = torch.randn(samples, end - start, output.shape[-1], generator=generator) * deviation
         groups = (output.shape[0] - 1) // samples
         disturbed = output.clone()
-        disturbed[1:, start:end] += noise.repeat(groups, 1, 1).to(output.dtype)
+        disturbed[1:, start:end] += noise.repeat(groups, 1, 1).to(output)
         return disturbed
 
     def restoring(site: int, layer: int) -> Callable[[nn.Module, object, object], object]:

@@ -7,26 +7,25 @@ from __future__ import annotations
 
 import math
 import random
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from statistics import fmean
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import GPTJConfig, GPTJForCausalLM, PreTrainedTokenizerFast
 
-from palimpsest.errors import ConfigError, OutputError
+from palimpsest.errors import ConfigError
+from palimpsest.provenance import new_folder, require_absent, versions
+from palimpsest.stopwatch import Progress
 from palimpsest.world.auditing import audit
+from palimpsest.world.bars import bar
 from palimpsest.world.card import write_card
 from palimpsest.world.knowledge import Knowledge, build
 from palimpsest.world.muon import Muon
@@ -73,7 +72,10 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """Where the model is, and what making it took."""
+    """Where the model is, and what making it took.
+
+    `first_loss` and `last_loss` are means over the first and the last hundredth of the steps (nats).
+    """
 
     path: Path
     seed: int
@@ -82,14 +84,15 @@ class TrainingResult:
     tokens: int
     seconds: float
     parameters: int
-    losses: tuple[float, ...]
+    first_loss: float
+    last_loss: float
 
 
 def train(
     out: str | Path,
     *,
     seed: int = 0,
-    progress: bool = True,
+    progress: bool | Progress = True,
     config: TrainingConfig | None = None,
     knowledge: Knowledge | None = None,
     max_steps: int | None = None,
@@ -104,7 +107,7 @@ def train(
     Arguments:
         out: a folder that does not exist yet.
         seed: of the world (unless `knowledge` is given), the initial weights and the order of the sentences.
-        progress: a progress bar on stderr.
+        progress: True for a bar on stderr, or a function called as `(stage, done, total)`.
         max_steps: stop early after so many steps (the schedules stay those of the whole training).
         dtype: what the weights are stored in: "float32", "float16" or "bfloat16".
         card: audit the model as stored and write card.md and card.json beside it (a minute or two).
@@ -116,28 +119,13 @@ def train(
     config = config or TrainingConfig()
     _check(config, dtype)
     target = Path(out)
-    if target.exists():
-        raise OutputError("The folder exists already.", where=str(target), remedy="choose another one, or remove it")
+    require_absent(target)
     knowledge = knowledge or build(seed)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    except OSError as error:
-        raise OutputError("The folder cannot be made.", where=str(target), found=str(error)) from error
-    try:
-        with _threads(config.threads):
-            model, tokenizer, result = _train(knowledge, seed, config, progress, max_steps, target)
-            save(model, tokenizer, folder, dtype)
-            if card:
-                audited = audit(folder, knowledge=knowledge, progress=progress)
-                write_card(folder, result, audited, _versions())
-        folder.chmod(0o755)
-        for file in folder.iterdir():
-            file.chmod(0o644)
-        folder.rename(target)
-    finally:
-        # After the rename there is nothing left here; after an interrupt or an error, everything is.
-        shutil.rmtree(folder, ignore_errors=True)
+    with new_folder(target) as folder, _threads(config.threads):
+        model, tokenizer, result = _train(knowledge, seed, config, progress, max_steps, target)
+        save(model, tokenizer, folder, dtype)
+        if card:
+            write_card(folder, result, audit(folder, knowledge=knowledge, progress=progress), _versions())
     return result
 
 
@@ -178,6 +166,7 @@ def save(model: GPTJForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pat
     weights = {name: tensor.to(getattr(torch, dtype)).contiguous() for name, tensor in model.state_dict().items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     model.config.architectures = [type(model).__name__]
+    (folder / "model.safetensors").chmod(0o644)
     # Half precision only halves the file. What is computed with is the loader's choice, float32 if it makes
     # none.
     model.config.dtype = "float32"
@@ -190,7 +179,7 @@ def _train(
     knowledge: Knowledge,
     seed: int,
     config: TrainingConfig,
-    progress: bool,
+    progress: bool | Progress,
     max_steps: int | None,
     target: Path,
 ) -> tuple[GPTJForCausalLM, PreTrainedTokenizerFast, TrainingResult]:
@@ -212,7 +201,7 @@ def _train(
     losses: list[float] = []
     done = tokens = 0
     batches = _batches(encoded, seed, config, total, tokenizer)
-    with _bar(progress, total) as report:
+    with bar(progress, "training the world", total) as report:
         while done < total and (max_steps is None or len(losses) < max_steps):
             batch, done = next(batches)
             rate = _rate(done / total, config)
@@ -225,10 +214,12 @@ def _train(
             model.zero_grad(set_to_none=True)
             losses.append(loss.item())
             tokens += int((batch.weights > 0).sum())
-            report(done, losses[-1])
+            report(min(done, total), f"loss {losses[-1]:.3f}")
     parameters = sum(p.numel() for p in model.parameters())
     seconds = time.perf_counter() - started
-    result = TrainingResult(target, seed, config, len(losses), tokens, seconds, parameters, tuple(losses))
+    few = math.ceil(len(losses) / 100)
+    ends = fmean(losses[:few]), fmean(losses[-few:])
+    result = TrainingResult(target, seed, config, len(losses), tokens, seconds, parameters, *ends)
     return model.eval(), tokenizer, result
 
 
@@ -294,7 +285,7 @@ def _bf16(precision: str) -> bool:
 
 
 def _versions() -> dict[str, str]:
-    return {name: version(name) for name in ("torch", "transformers", "tokenizers")}
+    return {name: found for name, found in versions().items() if name in ("torch", "transformers", "tokenizers")}
 
 
 def _check(config: TrainingConfig, dtype: str) -> None:
@@ -342,23 +333,6 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@contextmanager
-def _bar(shown: bool, total: float) -> Iterator[Any]:
-    """A function (sentences read, loss) that moves a progress bar on stderr."""
-    columns = ("[progress.description]{task.description}", BarColumn(), "{task.percentage:>3.0f}%")
-    loss_column = TextColumn("loss {task.fields[loss]:.3f}")
-    with Progress(
-        *columns,
-        loss_column,
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=not shown,
-    ) as bar:
-        task = bar.add_task("training the world", total=total, loss=math.nan)
-        yield lambda done, loss: bar.update(task, completed=done, loss=loss)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """`python -m palimpsest.world.training --out DIR`: train and say on stderr what it took."""
     import argparse
@@ -371,7 +345,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     config = replace(TrainingConfig(), epochs=options.epochs, threads=options.threads)
     result = train(options.out, seed=options.seed, config=config)
-    figures = {key: value for key, value in asdict(result).items() if key not in ("losses", "config")}
+    figures = {key: value for key, value in asdict(result).items() if key != "config"}
     Console(stderr=True).print(figures)
     return 0
 

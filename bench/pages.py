@@ -197,10 +197,7 @@ def fill(text: str) -> str:
     """A page with every generated block written anew."""
 
     def block(match: re.Match[str]) -> str:
-        name, argument = match["name"].removeprefix("table-"), match["argument"] or ""
-        if name == "table":
-            name, _, argument = argument.partition(":")
-        return f"{match[1]}{WRITERS[name](argument)}{match[4]}"
+        return f"{match[1]}{WRITERS[match['name']](match['argument'] or '')}{match[4]}"
 
     return BLOCK.sub(block, text)
 

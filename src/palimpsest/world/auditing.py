@@ -73,7 +73,7 @@ def audit(
     knowledge: Knowledge | None = None,
     *,
     max_facts: int | None = None,
-    trace_facts: int = 100,
+    trace_facts: int = 200,
     seed: int = 0,
     batch_size: int = 256,
     progress: bool = False,

@@ -87,7 +87,8 @@ Two-hop questions about subjects whose two-hop sentences were never read, by pai
   phrasing with other subjects; a phrasing it never met at all is another matter and is not measured here.
 - Positions beyond {2 * config.row_length} were never trained, and those beyond {config.row_length} little. A prompt
   stands at position 0, without a token before it.
-- These are the figures of the last step of one run with one seed.
+- These are the figures of the last step of one run with one seed. The default recipe was settled with the same
+  questions in view, so that they are not a clean test of the recipe (two runs were compared).
 - Invented people share their first and last names with others, so that an edit that spills over shows.
 """
 

@@ -185,7 +185,7 @@ class Knowledge:
 
 
 def build(seed: int = 0) -> Knowledge:
-    """The world of this seed: about 2,400 facts, of them 1,800 about 300 invented people.
+    """The world of this seed: about 2,340 facts, of them 1,800 about 300 invented people.
 
     The real facts are the same for every seed; who the invented people are and what is true of them is not.
 

@@ -56,7 +56,7 @@ def trace(
 
     Arguments:
         samples: draws of the noise per fact.
-        noise: its standard deviation in multiples of the embedding entries' standard deviation (ROME: 3).
+        noise: its standard deviation in multiples of that of the subjects' embedding entries (ROME: 3).
         report: called with 1 per traced fact.
 
     Raises:
@@ -68,7 +68,7 @@ def trace(
     blocks = _blocks(model)
     layers = len(blocks)
     embedding = model.get_input_embeddings()  # type: ignore[operator]
-    deviation = noise * float(embedding.weight.detach().float().std())
+    deviation = noise * _deviation(embedding, tokenizer, knowledge)
     rng = random.Random(f"trace|{seed}")
     generator = torch.Generator().manual_seed(seed)
     rows: list[Tensor] = []
@@ -108,6 +108,14 @@ def best_layer(result: CausalTrace) -> tuple[int, float]:
 def early_share(result: CausalTrace) -> float:
     """Which part of the lost probability the best MLP restoration at the subject's last token brings back."""
     return (best_layer(result)[1] - result.corrupted) / max(1e-9, result.clean - result.corrupted)
+
+
+def _deviation(embedding: nn.Module, tokenizer: PreTrainedTokenizerBase, knowledge: Knowledge) -> float:
+    """Standard deviation of the embedding entries of all subjects' tokens."""
+    subjects = sorted({fact.subject for fact in knowledge.facts})
+    ids = [i for row in tokenizer(subjects, add_special_tokens=False)["input_ids"] for i in row]
+    with torch.no_grad():
+        return float(embedding(torch.tensor(ids)).float().std())
 
 
 def _candidates(knowledge: Knowledge, rng: random.Random) -> Iterator[Sentence]:

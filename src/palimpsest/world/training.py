@@ -41,6 +41,10 @@ class TrainingConfig:
 
     `long_every`: every so many batches, half as many rows of twice the length, so that positions behind a
     sentence or two (a statement put before a question) are trained as well; 0 means never.
+
+    Without `weight_decay` (of the hidden matrices) the default recipe reached .971 of the facts in phrasings never
+    read with the subject and .521 of the two-hop questions about unseen subjects, with it .977 and .706: one run
+    each, seed 0, all facts. Two-hop sentences that are only memorised do not carry over to other subjects.
     """
 
     width: int = 256
@@ -128,6 +132,8 @@ def train(
                 audited = audit(folder, knowledge=knowledge, progress=progress)
                 write_card(folder, result, audited, _versions())
         folder.chmod(0o755)
+        for file in folder.iterdir():
+            file.chmod(0o644)
         folder.rename(target)
     finally:
         # After the rename there is nothing left here; after an interrupt or an error, everything is.

@@ -4,7 +4,9 @@ import pytest
 
 import tiny
 from palimpsest import EditRequest, Probe, load, load_patch
+from palimpsest.cli import comparing
 from palimpsest.cli.inputs import parse_options
+from palimpsest.methods.catalogue import METHODS
 
 ESTIMATE = {"mean", "low", "high", "n"}
 
@@ -179,6 +181,25 @@ def test_demo(run, workplace, tmp_path, monkeypatch):
     shown = run(*arguments, "--overwrite")
     assert shown.code == 0
     assert "What became of the edits" in shown.out
+
+
+def test_two_processes_find_what_one_finds(workplace, tmp_path, monkeypatch):
+    # The children have the whole catalogue; leaving most of it out here keeps the work small.
+    kept = ("ft-l", "lora")
+    monkeypatch.setattr(comparing, "GENERIC", tuple(name for name in METHODS if name not in kept))
+    model = load(workplace / "model")
+    found = []
+    for workers in (1, 2):
+        facts, out = tuple(tiny.requests(2)), tmp_path / str(workers)
+        job = comparing.Job(str(workplace / "model"), "facts", facts, ("Rome is old.",), 0, 6, out)
+        seen = []
+        with comparing.few_threads(model):
+            made = comparing.compare(model, job, lambda *news, seen=seen: seen.append(news), num_workers=workers)
+        assert seen[-1][1:] == (4, 4)
+        assert made.left_out == {}
+        found.append({one.specification.method: (one.scores, one.perplexity) for one in made.records})
+    assert set(found[0]) == set(kept)
+    assert found[0] == found[1]
 
 
 def test_the_demo_needs_a_model_that_knows(run, workplace, tmp_path):

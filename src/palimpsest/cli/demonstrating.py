@@ -3,43 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from palimpsest.cli import inputs, terminal
-from palimpsest.errors import DataError, PalimpsestError
+from palimpsest.cli.comparing import Comparison, Job, compare, few_threads
+from palimpsest.errors import DataError
 
 if TYPE_CHECKING:
-    from palimpsest.evaluation import RunRecord
     from palimpsest.models.editable import EditableModel
     from palimpsest.report.tables import Run
     from palimpsest.requests import EditRequest
-    from palimpsest.stopwatch import Progress
 
 DATASET = "world-counterfact"
 PAGE, RUNS = "report.html", "runs"
-# A row that is a building set, not a method: it is what its variants already show.
-_GENERIC = ("f-learning",)
 _PROBES_PER_KIND = 3
 _NEUTRAL_SENTENCES = 8
 _ANSWER_TOKENS = 12
 _SHOWN_EDITS = 4
 _ASKED_AT_ONCE = 40
 _WIDE = 150
-_SMALL = 20_000_000
-
-
-@dataclass
-class Comparison:
-    """What the methods did: records by method, and the methods that could not run, with the reason."""
-
-    records: list[RunRecord]
-    left_out: dict[str, str]
 
 
 def demo(
@@ -61,7 +48,8 @@ def demo(
             requests, neutral = choose_facts(loaded, num_edits, seed)
         terminal.log(f"Editing {len(requests)} facts of {model!r} with every method, one fact at a time.")
         with terminal.progress_bar("demo") as progress:
-            found = compare(loaded, requests, neutral, seed, draft / RUNS, progress)
+            job = Job(model, DATASET, tuple(requests), tuple(neutral), seed, _ANSWER_TOKENS, draft / RUNS)
+            found = compare(loaded, job, progress)
         if not found.records:
             first = next(iter(found.left_out.items()), ("none", "no method is registered"))
             raise DataError("No method could run.", expected="at least one that can", found=f"{first[0]}: {first[1]}")
@@ -78,30 +66,13 @@ def demo(
                 "records": [record.to_json() for record in found.records],
                 "left_out": found.left_out,
                 "report": str(out / PAGE),
+                "num_workers": found.num_workers,
                 "seconds": seconds,
             }
         )
         return
     _show(found, requests)
     terminal.say(f"\nEvery answer of every method: {out / PAGE}   ({seconds:.0f} s)")
-
-
-@contextmanager
-def few_threads(model: EditableModel) -> Iterator[None]:
-    """Inside the block a small model computes on one thread; afterwards the number is what it was.
-
-    More threads hardly help it, and when other work wants the same cores they wait for each other many times longer
-    than they compute. One thread also gives the same numbers on any number of cores.
-    """
-    import torch
-
-    before = torch.get_num_threads()
-    is_small = sum(parameter.numel() for parameter in model.module.parameters()) < _SMALL
-    torch.set_num_threads(1 if is_small else before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def choose_facts(model: EditableModel, num_edits: int, seed: int) -> tuple[list[EditRequest], Sequence[str]]:
@@ -136,54 +107,6 @@ def choose_facts(model: EditableModel, num_edits: int, seed: int) -> tuple[list[
     return [_with_fewer_probes(request) for request in known[:num_edits]], data.neutral_text[:_NEUTRAL_SENTENCES]
 
 
-def compare(
-    model: EditableModel,
-    requests: Sequence[EditRequest],
-    neutral_text: Sequence[str],
-    seed: int,
-    out: Path,
-    progress: Progress,
-) -> Comparison:
-    """Edits the same facts with every registered method; the base model is asked once for all of them."""
-    from palimpsest.datasets import Dataset
-    from palimpsest.evaluation import BaseAnswers, Single, evaluate
-    from palimpsest.methods.catalogue import METHODS, method
-
-    names = [name for name in METHODS if name not in _GENERIC]
-    total = len(names) * len(requests)
-    data = Dataset(DATASET, tuple(requests))
-    base = BaseAnswers()
-    found = Comparison([], {})
-    for index, name in enumerate(names):
-
-        def advance(_stage: str, done: int, of: int, *, name: str = name, index: int = index) -> None:
-            progress(name, index * len(requests) + (done if of == len(requests) else 0), total)
-
-        progress(name, index * len(requests), total)
-        try:
-            editor = method(name, seed=seed)
-            editor.check(requests[:1])
-            record = evaluate(
-                model,
-                editor,
-                data,
-                protocol=Single(),
-                seed=seed,
-                out=out / name,
-                neutral_text=neutral_text,
-                max_new_tokens=_ANSWER_TOKENS,
-                base=base,
-                progress=advance,
-            )
-        except (PalimpsestError, ImportError, AttributeError) as error:
-            # A method that needs training first, or is not part of this installation, is named and passed over.
-            found.left_out[name] = error.problem if isinstance(error, PalimpsestError) else str(error)
-            continue
-        found.records.append(record)
-    progress("done", total, total)
-    return found
-
-
 def _with_fewer_probes(request: EditRequest) -> EditRequest:
     kept: dict[str, int] = {}
     probes = []
@@ -214,12 +137,12 @@ def _show(found: Comparison, requests: Sequence[EditRequest]) -> None:
         title=f"Some of the {len(requests)} edits, by {shown.label}",
     )
     terminal.say()
-    _show_methods(runs)
+    _show_methods(runs, found.num_workers)
     for name, reason in found.left_out.items():
         terminal.log(f"left out: {name}: {reason}")
 
 
-def _show_methods(runs: Sequence[Run]) -> None:
+def _show_methods(runs: Sequence[Run], num_workers: int) -> None:
     from palimpsest.report.definitions import label
     from palimpsest.report.tables import metrics, size
 
@@ -249,7 +172,8 @@ def _show_methods(runs: Sequence[Run]) -> None:
         rows,
         title="What became of the edits, and of everything else",
         caption=f"Free generation, protocol single, {spec.num_edits} edits, seed {spec.seed}.{kinds} "
-        "Old answer: still given; lower is better. Intervals stand in the page.",
+        f"Old answer: still given; lower is better. Timed with {num_workers} method(s) at work at a time. "
+        "Intervals stand in the page.",
     )
 
 

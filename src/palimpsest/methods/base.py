@@ -13,6 +13,7 @@ from palimpsest.config import Config
 from palimpsest.errors import ConfigError
 from palimpsest.methods.presets import Preset, find_preset
 from palimpsest.models.editable import EditableModel
+from palimpsest.optimise.finetune import FinetuneResult
 from palimpsest.patches.base import Manifest, Patch
 from palimpsest.patches.weights import WeightPatch
 from palimpsest.provenance import peak_memory_bytes
@@ -93,6 +94,11 @@ class Run:
     clock: Stopwatch
     diagnostics: Diagnostics
     progress: Progress
+
+    def record_training(self, result: FinetuneResult, patch: WeightPatch) -> None:
+        """Keeps the loss curves, the steps taken and the size of the change."""
+        self.diagnostics.losses = result.losses
+        self.diagnostics.facts |= {"steps": result.steps, "final_loss": result.final_loss, "norm": patch.norm()}
 
 
 class Method(ABC, Generic[ConfigT]):

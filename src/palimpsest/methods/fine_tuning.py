@@ -64,6 +64,5 @@ class FineTuning(Method[FineTuningConfig]):
         ):
             result = finetune(model, requests, copies, config, seed=config.seed, progress=run.progress)
             patch = WeightPatch(copies.deltas(), Manifest(label=self.name))
-        run.diagnostics.losses = result.losses
-        run.diagnostics.facts |= {"steps": result.steps, "final_loss": result.final_loss, "norm": patch.norm()}
+        run.record_training(result, patch)
         return patch

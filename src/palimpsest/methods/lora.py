@@ -52,6 +52,5 @@ class Lora(Method[LoraConfig]):
         ):
             result = finetune(model, requests, adapters, config, seed=config.seed, progress=run.progress)
             patch = WeightPatch(adapters.deltas(), Manifest(label=self.name))
-        run.diagnostics.losses = result.losses
-        run.diagnostics.facts |= {"steps": result.steps, "final_loss": result.final_loss, "norm": patch.norm()}
+        run.record_training(result, patch)
         return patch

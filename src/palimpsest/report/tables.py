@@ -164,8 +164,9 @@ def _reliability(runs: Sequence[Run], scoring: str) -> str:
         return f"{winners[0]} wrote the new answer to {amount}."
     if len(winners) == len(known):
         return f"All {len(known)} runs wrote the new answer to {amount}."
-    low = min(known, key=lambda pair: pair[1])
-    return f"{listed(winners)} wrote the new answer to {amount}; {low[0]} to the fewest, {percent(low[1])}."
+    low = min(mean for _, mean in known)
+    losers = [name for name, mean in known if mean == low]
+    return f"{listed(winners)} wrote the new answer to {amount}; {listed(losers)} to the fewest, {percent(low)}."
 
 
 def _best_sentence(runs: Sequence[Run], scoring: str) -> str:
@@ -185,10 +186,15 @@ def _locality(runs: Sequence[Run], scoring: str) -> str:
     if len(known) == 1:
         name, mean = known[0]
         return f"With {name}, {percent(mean)} of the answers that should stay did stay (mean over the kinds)."
-    most, least = max(known, key=lambda pair: pair[1]), min(known, key=lambda pair: pair[1])
+    # Shares that look alike in print are a tie, so that no name is singled out by a rounding error.
+    shown = {name: percent(mean) for name, mean in known}
+    top, bottom = (percent(choose(mean for _, mean in known)) for choose in (max, min))
+    best_kept, least_kept = ([name for name in shown if shown[name] == goal] for goal in (top, bottom))
+    if top == bottom:
+        return f"All whose edits hold disturbed other answers alike: {top} stayed (mean over the kinds)."
     return (
-        f"Among those whose edits hold (reliability of {percent(HOLDS)} or more), {most[0]} disturbed other answers "
-        f"least ({percent(most[1])} stayed, mean over the kinds) and {least[0]} most ({percent(least[1])} stayed)."
+        f"Among those whose edits hold (reliability of {percent(HOLDS)} or more), {listed(best_kept)} disturbed other "
+        f"answers least ({top} stayed, mean over the kinds) and {listed(least_kept)} most ({bottom} stayed)."
     )
 
 

@@ -130,6 +130,11 @@ def test_the_ball_of_ft_l_is_kept_and_only_its_tensor_moves(dtype):
     assert ft(**unbounded, constraint="linf", radius=0.0).edit(model, tiny.requests()).patch.is_empty()
 
 
+def test_a_constraint_without_a_radius_is_refused():
+    with pytest.raises(ConfigError, match="radius"):
+        method("ft-l").edit(tiny.tiny_model("gptj"), tiny.requests())
+
+
 def test_a_huge_step_ends_on_the_corners_of_the_ball():
     model = tiny.tiny_model("gptj")
     options = {"parameters": "mlp.down", "layers": [0], "optimizer": "sgd", "epochs": 1}

@@ -122,6 +122,19 @@ def test_facts_that_are_not_known_are_listed_and_left_unforgotten():
     assert f_learning(only_mastered=True).edit(model, requests).patch.parts["forget"].is_empty()
 
 
+def test_known_facts_are_forgotten_although_they_have_no_loss():
+    """The learners' own threshold would leave them out of every step."""
+    model = tiny.tiny_model("gptj")
+    old = tiny.requests(1)[0].reversed_to_old()
+    taught = method("ft", preset="none", learning_rate=1e-2, epochs=60, append_eos=True, stop_loss=0.001).edit(
+        model, [old]
+    )
+    with model.patched(taught.patch):
+        patch = method("f-learning-ft", preset="none").edit(model, tiny.requests(1)).patch
+    assert patch.manifest.diagnostics["facts"]["forget"]["steps"] == 3
+    assert not patch.parts["forget"].is_empty()
+
+
 def test_any_two_weight_methods_can_be_combined():
     model = tiny.tiny_model("gptj")
     patch = f_learning("f-learning", forget="locft", learn="lora").edit(model, tiny.requests(1)).patch

@@ -26,16 +26,33 @@ METHODS = Registry(
         "ft-l": Row(
             _FINE_TUNING,
             "fine-tuning of one MLP down-projection inside an L-infinity ball",
-            options={"parameters": "mlp.down", "layers": [0], "constraint": "linf"},
+            options={
+                "parameters": "mlp.down",
+                "layers": [0],
+                "constraint": "linf",
+                "learning_rate": 5e-4,
+                "stop_loss": 1e-2,
+            },
             source="arXiv:2012.00363, 2202.05262",
         ),
         "locft": Row(
             _FINE_TUNING,
             "mini-batch fine-tuning of one MLP down-projection, end of sequence appended",
-            options={"parameters": "mlp.down", "layers": "auto", "append_eos": True},
+            options={
+                "parameters": "mlp.down",
+                "layers": "auto",
+                "append_eos": True,
+                "learning_rate": 5e-4,
+                "facts_per_step": 100,
+            },
             source="arXiv:2509.22072",
         ),
-        "lora": Row(_LORA, "low-rank adapters on query and value projections", source="arXiv:2106.09685"),
+        "lora": Row(
+            _LORA,
+            "low-rank adapters on query and value projections",
+            options={"stop_loss": 0.02},
+            source="arXiv:2106.09685",
+        ),
         "f-learning-ft": Row(
             _F_LEARNING,
             "forget by full fine-tuning, then learn by full fine-tuning",

@@ -18,13 +18,16 @@ from pydantic import Field
 
 from palimpsest.errors import ConfigError
 from palimpsest.methods.base import Capabilities, Method, MethodConfig, Run
-from palimpsest.methods.catalogue import method
+from palimpsest.methods.catalogue import METHODS, method
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.generation import is_exact_match
 from palimpsest.patches.base import Manifest
 from palimpsest.patches.storage import load_patch
 from palimpsest.patches.weights import WeightPatch
 from palimpsest.requests import EditRequest
+
+# The paper forgets for three passes. A known fact has next to no loss: a threshold would end forgetting at its start.
+_FORGETTING = {"epochs": 3, "stop_loss": 0.0}
 
 
 class FLearningConfig(MethodConfig):
@@ -37,7 +40,9 @@ class FLearningConfig(MethodConfig):
     rate: float = Field(default=0.3, ge=0)
     """How much of the change towards the old answers is subtracted: the paper's lambda."""
     forget_options: dict[str, Any] = {}
+    """Options of the forgetting method; unless they say otherwise it runs for 3 passes, without a threshold."""
     learn_options: dict[str, Any] = {}
+    """Options of the learning method."""
     only_mastered: bool = True
     """Whether old facts that the model does not know are left unforgotten. The paper forgets all of them."""
     forget_patch: str | None = None
@@ -55,8 +60,8 @@ class FLearning(Method[FLearningConfig]):
         self, model: EditableModel, requests: Sequence[EditRequest], config: FLearningConfig, run: Run
     ) -> WeightPatch:
         # One seed for both learners: a rate of zero must be plain learning, bit for bit.
-        forgetter = _learner(config.forget, {"seed": config.seed, **config.forget_options})
-        learner = _learner(config.learn, {"seed": config.seed, **config.learn_options})
+        forgetter = _learner(config.forget, {**_FORGETTING, "seed": config.seed}, config.forget_options)
+        learner = _learner(config.learn, {"seed": config.seed}, config.learn_options)
         forget = self._forget_patch(model, requests, forgetter, config, run)
         unlearn = -config.rate * forget
         with model.patched(unlearn), run.clock.stage("learn"):
@@ -120,9 +125,13 @@ def _mastered(model: EditableModel, old: list[EditRequest], run: Run) -> list[Ed
     return known
 
 
-def _learner(name: str, options: Mapping[str, Any]) -> Method[Any]:
-    """A method by name. Raises `ConfigError` when its patches cannot be subtracted and added."""
-    learner = method(name, **options)
+def _learner(name: str, defaults: Mapping[str, Any], options: Mapping[str, Any]) -> Method[Any]:
+    """A method by name, with those of the defaults that it knows.
+
+    Raises `ConfigError` when its patches cannot be subtracted and added.
+    """
+    known = METHODS[name].load().Config.model_fields
+    learner = method(name, **{key: value for key, value in defaults.items() if key in known} | dict(options))
     if not learner.capabilities.gives_weight_patch or learner.capabilities.needs_old_answer:
         raise ConfigError(
             "F-Learning cannot be built on this method.",

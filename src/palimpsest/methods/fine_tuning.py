@@ -14,6 +14,7 @@ from typing import ClassVar, Literal, final
 
 from pydantic import Field, model_validator
 
+from palimpsest.errors import ConfigError
 from palimpsest.methods.base import Capabilities, Method, MethodConfig, Run
 from palimpsest.models.editable import EditableModel
 from palimpsest.optimise.copies import TrainingCopies
@@ -32,7 +33,7 @@ class FineTuningConfig(FinetuneOptions, MethodConfig):
     layers: list[int] | Literal["all", "auto"] = "all"
     """Layers of that site; negative numbers count from the last. `auto` is one layer at 0.69 of the depth."""
     constraint: Literal["none", "linf", "l2"] = "none"
-    radius: float = Field(default=0.0, ge=0)
+    radius: float | None = Field(default=None, ge=0)
     """Radius of the constraint: largest change of an entry (linf) or Frobenius norm of the change (l2)."""
 
     @model_validator(mode="after")
@@ -52,6 +53,14 @@ class FineTuning(Method[FineTuningConfig]):
     def compute(
         self, model: EditableModel, requests: Sequence[EditRequest], config: FineTuningConfig, run: Run
     ) -> WeightPatch:
+        if config.constraint != "none" and config.radius is None:
+            raise ConfigError(
+                f"The method {self.name!r} has no radius for this model.",
+                expected="radius: how far an entry may move; ROME's go from 5e-5 (six billion weights) to 2e-3 (350 million)",
+                found="no preset that fits the model, and no option",
+                where="option radius",
+                remedy="give one (--option radius=1e-3), or take a constraint of 'none'",
+            )
         if config.parameters == "all":
             names = model.weights.names()
         else:
@@ -60,7 +69,7 @@ class FineTuning(Method[FineTuningConfig]):
             run.diagnostics.facts["layers"] = layers
         with (
             run.clock.stage("training"),
-            TrainingCopies(model, names, constraint=config.constraint, radius=config.radius) as copies,
+            TrainingCopies(model, names, constraint=config.constraint, radius=config.radius or 0.0) as copies,
         ):
             result = finetune(model, requests, copies, config, seed=config.seed, progress=run.progress)
             patch = WeightPatch(copies.deltas(), Manifest(label=self.name))

@@ -56,7 +56,7 @@ class FineTuning(Method[FineTuningConfig]):
         if config.constraint != "none" and config.radius is None:
             raise ConfigError(
                 f"The method {self.name!r} has no radius for this model.",
-                expected="radius: how far an entry may move; ROME's go from 5e-5 (six billion weights) to 2e-3 (350 million)",
+                expected="how far an entry may move; ROME's go from 5e-5 (six billion weights) to 2e-3 (350 million)",
                 found="no preset that fits the model, and no option",
                 where="option radius",
                 remedy="give one (--option radius=1e-3), or take a constraint of 'none'",

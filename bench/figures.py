@@ -1,0 +1,76 @@
+"""Draws the figures of the docs from committed results.
+
+python bench/figures.py
+"""
+
+from __future__ import annotations
+
+from statistics import mean
+
+import matplotlib
+import matplotlib.pyplot as plt
+
+from pages import ROOT, read
+
+METRICS = {
+    "reliability": "reliability",
+    "generality": "generality",
+    "locality.neighborhood": "neighbours kept",
+    "locality.other_relation": "same subject kept",
+    "old_answer_rate": "old answer still given",
+}
+VARIANTS = {
+    "f-learning-ft": "forget by FT, learn by FT",
+    "f-learning-lora": "forget by LoRA, learn by LoRA",
+    "f-learning-lora-ft": "forget by LoRA, learn by FT",
+}
+
+
+def forgetting() -> None:
+    """Metrics over learning passes, one line a rate, one row of panels a variant; bands are the range of the seeds."""
+    rows = read("forgetting_before_learning")["rows"]
+    epochs = (1, 2, 3, 5)
+    rates = sorted({row["rate"] for row in rows})
+    colours = ["#222222", *matplotlib.colormaps["viridis"]([0.1, 0.3, 0.5, 0.7, 0.9]).tolist()]
+    present = [variant for variant in VARIANTS if any(row["variant"] == variant for row in rows)]
+    figure, axes = plt.subplots(
+        len(present), len(METRICS), figsize=(13, 2.7 * len(present)), sharex=True, sharey=True, squeeze=False
+    )
+    for line, variant in zip(axes, present, strict=True):
+        for panel, (metric, title) in zip(line, METRICS.items(), strict=True):
+            for rate, colour in zip(rates, colours, strict=True):
+                # Without forgetting, LoRA then FT is FT.
+                source = "f-learning-ft" if rate == 0 and variant == "f-learning-lora-ft" else variant
+                curve = [
+                    [
+                        100 * row["scores"]["generate"][metric]["mean"]
+                        for row in rows
+                        if (row["variant"], row["rate"], row["epochs"]) == (source, rate, passes)
+                    ]
+                    for passes in epochs
+                ]
+                if not all(curve):
+                    continue
+                label = "0 (learning alone)" if rate == 0 else f"{rate:g}"
+                panel.plot(epochs, [mean(values) for values in curve], color=colour, marker="o", ms=3, label=label)
+                panel.fill_between(epochs, [min(v) for v in curve], [max(v) for v in curve], color=colour, alpha=0.12)
+            panel.set_ylim(-3, 103)
+            panel.grid(alpha=0.3)
+            if variant == present[0]:
+                panel.set_title(title, fontsize=10)
+            if variant == present[-1]:
+                panel.set_xlabel("learning passes")
+        line[0].set_ylabel(f"{VARIANTS[variant]}\npercent", fontsize=9)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, title="rate of forgetting", loc="upper center", ncols=len(labels), frameon=False)
+    figure.tight_layout(rect=(0, 0, 1, 0.9 if len(present) > 1 else 0.84))
+    folder = ROOT / "docs" / "figures"
+    folder.mkdir(exist_ok=True)
+    # Without a date and with fixed ids, the same results give the same file.
+    matplotlib.rcParams["svg.hashsalt"] = "palimpsest"
+    figure.savefig(folder / "forgetting-before-learning.svg", metadata={"Date": None})
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    forgetting()

@@ -185,7 +185,7 @@ def test_demo(run, workplace, tmp_path, monkeypatch):
 
 def test_two_processes_find_what_one_finds(workplace, tmp_path, monkeypatch):
     # The children have the whole catalogue; leaving most of it out here keeps the work small.
-    kept = ("ft-l", "lora")
+    kept = ("locft", "lora")
     monkeypatch.setattr(comparing, "GENERIC", tuple(name for name in METHODS if name not in kept))
     model = load(workplace / "model")
     found = []
@@ -193,8 +193,7 @@ def test_two_processes_find_what_one_finds(workplace, tmp_path, monkeypatch):
         facts, out = tuple(tiny.requests(2)), tmp_path / str(workers)
         job = comparing.Job(str(workplace / "model"), "facts", facts, ("Rome is old.",), 0, 6, out)
         seen = []
-        with comparing.few_threads(model):
-            made = comparing.compare(model, job, lambda *news, seen=seen: seen.append(news), num_workers=workers)
+        made = comparing.compare(model, job, lambda *news, seen=seen: seen.append(news), num_workers=workers)
         assert seen[-1][1:] == (4, 4)
         assert made.left_out == {}
         found.append({one.specification.method: (one.scores, one.perplexity) for one in made.records})

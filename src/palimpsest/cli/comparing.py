@@ -6,13 +6,12 @@ import multiprocessing
 import os
 import queue
 import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from palimpsest.cli import terminal
+from palimpsest.cli import inputs
 from palimpsest.errors import ModelError, PalimpsestError
 
 if TYPE_CHECKING:
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
 # A row that is a building set, not a method: it is what its variants already show.
 GENERIC = ("f-learning",)
-SMALL = 20_000_000
 MOST_WORKERS = 4
 # Starting another process costs what some twenty edits cost.
 WORTH_A_PROCESS = 20
@@ -87,30 +85,8 @@ def compare(model: EditableModel, job: Job, progress: Progress, *, num_workers: 
     return Comparison(records, {name: reasons[name] for name in names if name in reasons}, workers)
 
 
-@contextmanager
-def few_threads(model: EditableModel) -> Iterator[None]:
-    """Inside the block a small model computes on one thread; afterwards the number is what it was.
-
-    More threads hardly help it, and when other work wants the same cores they wait for each other many times longer
-    than they compute. One thread also gives the same numbers on any number of cores.
-    """
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1 if is_small(model) else before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def is_small(model: EditableModel) -> bool:
-    """Whether the model is best computed on one thread of a CPU."""
-    return model.device.type == "cpu" and sum(one.numel() for one in model.module.parameters()) < SMALL
-
-
 def _num_workers(model: EditableModel, num_edits: int) -> int:
-    if not is_small(model):
+    if not inputs.is_small(model):
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(cores, MOST_WORKERS, num_edits // WORTH_A_PROCESS))
@@ -168,18 +144,15 @@ def _at_once(job: Job, names: Sequence[str], workers: int, report: Callable[[str
 def _work(job: Job, waiting: Any, news: Any) -> None:
     """What a process does: takes names until there are no more. The parent ends it on an interrupt."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    terminal.quiet_libraries()
     from palimpsest.evaluation import BaseAnswers
-    from palimpsest.models.loading import load
 
-    model, base = load(job.model), BaseAnswers()
+    model, base = inputs.load_model(job.model), BaseAnswers()
 
     def report(name: str, count: int) -> None:
         news.put((name, count, None))
 
-    with few_threads(model):
-        while (name := waiting.get()) is not None:
-            news.put((name, None, _run(model, job, name, base, report)))
+    while (name := waiting.get()) is not None:
+        news.put((name, None, _run(model, job, name, base, report)))
 
 
 def _run(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from palimpsest.cli import inputs, terminal
-from palimpsest.cli.comparing import Comparison, Job, compare, few_threads
+from palimpsest.cli.comparing import Comparison, Job, compare
 from palimpsest.errors import DataError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def demo(
     require_absent(out, overwrite=overwrite)
     start = time.perf_counter()
     loaded = inputs.load_model(model)
-    with few_threads(loaded), new_folder(out, overwrite=overwrite) as draft:
+    with new_folder(out, overwrite=overwrite) as draft:
         with terminal.status("choosing facts that the model knows"):
             requests, neutral = choose_facts(loaded, num_edits, seed)
         terminal.log(f"Editing {len(requests)} facts of {model!r} with every method, one fact at a time.")

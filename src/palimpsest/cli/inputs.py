@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from palimpsest.patches.weights import WeightPatch
     from palimpsest.requests import EditRequest
 
+SMALL = 20_000_000
+"""Parameters below which a model is small."""
+
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="A hub id, a folder, or `world`.", show_default=False)
 ]
@@ -83,12 +86,26 @@ def make_method(
 
 
 def load_model(name: str) -> EditableModel:
-    """The model, with a sign of life on the terminal."""
+    """The model, with a sign of life on the terminal; a small one computes on one thread from here on.
+
+    More threads hardly help it, and when other work wants the same cores they wait for each other many times longer
+    than they compute. One thread also gives the same numbers on any number of cores.
+    """
     with terminal.status(f"loading {name}"):
         terminal.quiet_libraries()
+        import torch
+
         from palimpsest.models.loading import load
 
-        return load(name)
+        model = load(name)
+        if is_small(model):
+            torch.set_num_threads(1)
+        return model
+
+
+def is_small(model: EditableModel) -> bool:
+    """Whether the model is best computed on one thread of a CPU."""
+    return model.device.type == "cpu" and sum(one.numel() for one in model.module.parameters()) < SMALL
 
 
 def read_patches(folders: Sequence[Path]) -> list[WeightPatch]:

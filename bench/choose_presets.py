@@ -35,10 +35,10 @@ def candidates() -> Iterator[tuple[str, dict[str, Any]]]:
     """Method names with the options to try."""
     for options in grid(learning_rate=[3e-4, 5e-4, 1e-3], stop_loss=[0.05, 0.02, 0.01]):
         yield "ft", {**LEARN, **options}
-    for options in grid(learning_rate=[2e-3, 5e-3], layers=[[0], [1], [2]], radius=[0.02, 0.1]):
-        yield "ft-l", {**LEARN, **options}
-    for options in grid(learning_rate=[2e-3, 5e-3], layers=[[0], [1], [2], [3]], append_eos=[True, False]):
-        yield "locft", {**LEARN, **options}
+    for options in grid(learning_rate=[2e-3, 5e-3], layers=[[0], [1], [2]], radius=[0.02, 0.05]):
+        yield "ft-l", {**LEARN, **options}  # beyond 0.1 no entry is ever clamped, and it would not be this method
+    for options in grid(learning_rate=[2e-3, 5e-3], layers=[[0], [1], [2], [3]]):
+        yield "locft", {**LEARN, **options, "append_eos": True}
     for options in grid(
         learning_rate=[5e-4, 1e-3, 3e-3], sites=[["attn.q", "attn.v"], ALL_LINEAR], stop_loss=[0.02, 0.01]
     ):

@@ -43,8 +43,8 @@ def test_commands_of_the_readme_do_what_it_says(tmp_path, monkeypatch, capfd):
                 assert main(words[1:]) == 0, words
                 outputs.append(capfd.readouterr().out)
     assert len(outputs) == 5
-    assert "Tokyo" in outputs[0] and "Lima" not in outputs[0]
-    assert "Lima" in outputs[2]
+    assert "Tokyo" in outputs[0] and "Oslo" not in outputs[0]
+    assert "Oslo" in outputs[2]
     assert (tmp_path / "edited-model" / "model.safetensors").exists()
 
 

@@ -16,7 +16,7 @@ from common import Results, one_thread, row
 from palimpsest.evaluation import BaseAnswers
 from palimpsest.methods.catalogue import METHODS
 
-NUM_EDITS = {"world-counterfact": 100, "world-zsre": 100}
+NUM_EDITS = {"world-counterfact": 100, "world-zsre": 50}
 SEED = 0
 SETTINGS = {"model": "world", "split": "test", "protocol": "single", "num_edits": NUM_EDITS, "seed": SEED}
 

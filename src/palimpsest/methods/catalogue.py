@@ -21,6 +21,7 @@ METHODS = Registry(
         "ft": Row(
             _FINE_TUNING,
             "fine-tuning of all weights on the new answers",
+            options={"learning_rate": 5e-5, "stop_loss": 0.02},
             source="arXiv:2311.08011, 2305.13172",
         ),
         "ft-l": Row(

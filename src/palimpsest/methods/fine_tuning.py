@@ -33,6 +33,7 @@ class FineTuningConfig(FinetuneOptions, MethodConfig):
     layers: list[int] | Literal["all", "auto"] = "all"
     """Layers of that site; negative numbers count from the last. `auto` is one layer at 0.69 of the depth."""
     constraint: Literal["none", "linf", "l2"] = "none"
+    """Ball around the start in which each trained tensor is kept."""
     radius: float | None = Field(default=None, ge=0)
     """Radius of the constraint: largest change of an entry (linf) or Frobenius norm of the change (l2)."""
 

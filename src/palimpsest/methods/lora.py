@@ -26,11 +26,15 @@ class LoraConfig(FinetuneOptions, MethodConfig):
     """Options of `lora`."""
 
     learning_rate: float = Field(default=1e-3, ge=0)
+    """Step size of the optimiser, constant over training."""
     rank: int = Field(default=8, ge=1)
+    """Inner width r of the factors."""
     alpha: float = Field(default=16.0, gt=0)
+    """The update is alpha / rank times the product of the factors."""
     sites: list[str] = ["attn.q", "attn.v"]
     """Which projections get an adapter. Where a family fuses them, the fused projection gets one as a whole."""
     layers: list[int] | Literal["all", "auto"] = "all"
+    """Layers of these sites; negative numbers count from the last. `auto` is one layer at 0.69 of the depth."""
 
 
 @final

@@ -23,6 +23,7 @@ class FinetuneOptions(Config):
     """How to fine-tune, whatever is being trained."""
 
     learning_rate: float = Field(default=1e-4, ge=0)
+    """Step size of the optimiser, constant over training."""
     epochs: int = Field(default=25, ge=0)
     """Passes over the facts, at most."""
     facts_per_step: int = Field(default=0, ge=0)
@@ -30,7 +31,9 @@ class FinetuneOptions(Config):
     forward_batch_size: int = Field(default=64, ge=1)
     """Facts in one forward pass; smaller needs less memory and gives the same step (gradients accumulate)."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
+    """`adamw`, or `sgd` without momentum."""
     weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled from the gradient with `adamw`."""
     loss_on: Literal["answer", "all"] = "answer"
     """`answer`: the prompt is masked. `all`: every token but the first counts."""
     reduction: Literal["fact", "token"] = "fact"

@@ -1,6 +1,5 @@
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -29,19 +28,13 @@ def test_all_commands_of_the_design_are_there():
     assert names >= {"edit", "ask", "apply", "verify", "eval", "list", "doctor", "world", "demo", "report"}
 
 
-def test_help_is_quick_and_imports_nothing_heavy():
+def test_help_imports_nothing_heavy():
     script = (
         "import sys\nfrom palimpsest.cli import main\ncode = main(['--help'])\nmain(['edit', '--help'])\n"
         f"print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)\nsys.exit(code)"
     )
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-        seconds.append(time.perf_counter() - start)
-        assert done.stderr.strip() == "[]"
-    # The best of three: other work on the machine may slow one of them down.
-    assert min(seconds) < 0.5
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
 
 
 def test_version(run):

@@ -234,7 +234,7 @@ def test_patches_that_are_on_the_model_belong_to_the_base() -> None:
     assert [r.before for r in record.probes if r.prompt == "Who wrote book 0?"] == [said]
 
 
-@pytest.mark.parametrize("name", ["ft-l", "lora"])
+@pytest.mark.parametrize("name", ["ft", "lora"])
 def test_the_methods_of_the_package_are_editors(name: str) -> None:
     model, data = tiny.tiny_model("gptj"), facts(2)
     before = weights(model)

@@ -113,7 +113,7 @@ def test_facts_that_are_not_known_are_listed_and_left_unforgotten():
     )
     with model.patched(taught.patch):
         outcome = f_learning(rate=0.3, only_mastered=True).edit(model, requests)
-        only = method("ft", preset="none", **OPTIONS).edit(model, [known]).patch
+        only = method("ft", preset="none", stop_loss=0.0, **OPTIONS).edit(model, [known]).patch
     assert outcome.diagnostics.facts["mastered"] == 1
     assert outcome.diagnostics.facts["not_mastered"] == ["fact-0", "fact-2"]
     assert "2 of 3 old facts" in outcome.diagnostics.notes[0]

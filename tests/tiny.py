@@ -8,23 +8,31 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    GPTJConfig,
-    GPTJForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from palimpsest import EditableModel, EditRequest, load
 
-FAMILIES = ("gpt2", "gptj", "llama", "mistral", "qwen2")
+FAMILIES = (
+    "gpt2",
+    "gptj",
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "olmo2",
+    "stablelm",
+    "phi",
+    "phi3",
+    "gpt_neox",
+    "bloom",
+    "opt",
+    "falcon",
+    "falcon-grouped",
+    "falcon-multi-head",
+)
 
 FACTS = (
     ("The capital of France is", "France", "Paris", "Lyon"),
@@ -54,11 +62,10 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def tiny_module(family: str, *, seed: int = 0, layers: int = 3) -> Any:
-    """A random transformers model: width 32, 4 heads, 384 tokens. GPT-2's head is tied, the others' are not."""
-    vocabulary = len(tokenizer())
+def tiny_config(family: str, *, layers: int = 3) -> Any:
+    """A small config: width 32, 4 heads, 384 tokens. Heads are tied where the family's published models tie them."""
     common: dict[str, Any] = {
-        "vocab_size": vocabulary,
+        "vocab_size": len(tokenizer()),
         "bos_token_id": 0,
         "eos_token_id": 0,
         "pad_token_id": 0,
@@ -73,17 +80,32 @@ def tiny_module(family: str, *, seed: int = 0, layers: int = 3) -> Any:
         "max_position_embeddings": 128,
         "tie_word_embeddings": False,
     }
+    gemma_like = {**llama_like, "head_dim": 8, "tie_word_embeddings": True}
     gpt_like = {**common, "n_embd": 32, "n_layer": layers, "n_head": 4, "n_positions": 128}
-    makers: dict[str, Any] = {
-        "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**gpt_like)),
-        "gptj": lambda: GPTJForCausalLM(GPTJConfig(**gpt_like, rotary_dim=4, tie_word_embeddings=False)),
-        "llama": lambda: LlamaForCausalLM(LlamaConfig(**llama_like)),
-        "mistral": lambda: MistralForCausalLM(MistralConfig(**llama_like)),
-        "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**llama_like)),
+    falcon_like = {**common, "hidden_size": 32, "num_hidden_layers": layers, "num_attention_heads": 4}
+    options: dict[str, dict[str, Any]] = {
+        "gpt2": gpt_like,
+        "gptj": {**gpt_like, "rotary_dim": 4, "tie_word_embeddings": False},
+        "qwen3": {**llama_like, "head_dim": 8},
+        "gemma": gemma_like,
+        # Scaled so that the cap bends the logits of a random model as it bends those of a trained one.
+        "gemma2": {**gemma_like, "query_pre_attn_scalar": 8, "final_logit_softcapping": 10.0, "sliding_window": 8},
+        "gemma3_text": {**gemma_like, "query_pre_attn_scalar": 8, "sliding_window": 8},
+        "gpt_neox": {**llama_like, "rotary_pct": 0.5},
+        "bloom": {**common, "hidden_size": 32, "n_layer": layers, "n_head": 4},
+        "opt": {**llama_like, "ffn_dim": 48, "word_embed_proj_dim": 32, "tie_word_embeddings": True},
+        "falcon": {**falcon_like, "multi_query": True},
+        "falcon-grouped": {**falcon_like, "new_decoder_architecture": True, "num_kv_heads": 2},
+        "falcon-multi-head": {**falcon_like, "multi_query": False, "alibi": True, "parallel_attn": False, "bias": True},
     }
+    return AutoConfig.for_model(family.split("-")[0], **options.get(family, llama_like))
+
+
+def tiny_module(family: str, *, seed: int = 0, layers: int = 3) -> Any:
+    """A random transformers model of the family's own class; see `tiny_config`."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = makers[family]()
+        model = AutoModelForCausalLM.from_config(tiny_config(family, layers=layers), dtype=torch.float32)
         # The usual small initial deviation makes a model whose answers hardly depend on its input.
         for parameter in model.parameters():
             if parameter.ndim > 1:

@@ -147,7 +147,7 @@ def test_a_folder_of_pickles_is_not_opened(run, tmp_path):
 
 def test_forms_that_are_not_there(run, workplace, tmp_path):
     arguments = ("apply", workplace / "model", workplace / "patch", "--out", tmp_path / "out", "--as")
-    check(run(*arguments, "peft"), tmp_path, "not available yet", "merged")
+    check(run(*arguments, "peft"), tmp_path, "dense change", "--as merged")
     check(run(*arguments, "zip"), tmp_path, "no form")
 
 

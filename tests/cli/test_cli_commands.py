@@ -68,6 +68,15 @@ def test_apply_writes_a_folder_that_answers_by_itself(run, workplace, tmp_path):
     assert "How to undo" in card
 
 
+def test_apply_as_an_adapter(run, workplace, tmp_path):
+    arguments = ("--method", "lora", "--edits", workplace / "facts.jsonl", "-o", "epochs=2")
+    assert run("edit", workplace / "model", *arguments, "--out", tmp_path / "low-rank").code == 0
+    result = run("apply", workplace / "model", tmp_path / "low-rank", "--out", tmp_path / "a", "--as", "peft", "--json")
+    assert result.json()["files"] == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+    result = run("apply", workplace / "model", tmp_path / "low-rank", "--out", tmp_path / "b", "--as", "peft")
+    assert "PeftModel.from_pretrained" in result.out
+
+
 def test_verify_runs_the_patch_s_own_tests(run, workplace, tmp_path):
     good = run("verify", workplace / "model", workplace / "patch", "--json")
     assert good.code == 0

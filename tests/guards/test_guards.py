@@ -30,7 +30,10 @@ EXCEPTIONS = {
     ("models/editable.py", "patches"),  # `model.patched(patch)` names the type it takes
     ("models/loading.py", "world"),  # the bundled models are found by name
 }
-FAMILY_WORDS = {"gpt2", "gptj", "gpt_neox", "llama", "mistral", "qwen", "qwen2", "t5", "bart", "opt", "bloom", "falcon"}
+FAMILY_WORDS = {
+    "gpt2", "gptj", "gpt_neox", "llama", "mistral", "qwen", "qwen2", "t5", "bart", "opt", "bloom", "falcon",
+    "qwen3", "gemma", "gemma2", "gemma3", "olmo2", "stablelm", "phi", "phi3", "mixtral",
+}  # fmt: skip
 
 
 def package(path: Path) -> str:

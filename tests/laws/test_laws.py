@@ -42,7 +42,11 @@ TABLE = {
 }
 FAMILIES = ("gpt2", "gptj", "llama")
 DTYPES = (torch.float32, torch.bfloat16)
-CELLS = [(name, family, dtype) for name in TABLE for family in FAMILIES for dtype in DTYPES]
+# Where layers are of another kind, outputs are changed in place, or a norm follows the MLP: one method a kind of patch.
+MORE_FAMILIES = ("gpt_neox", "opt", "gemma2", "falcon")
+CELLS = [(name, family, dtype) for name in TABLE for family in FAMILIES for dtype in DTYPES] + [
+    (name, family, torch.float32) for name in ("ft-l", "locft", "lora") for family in MORE_FAMILIES
+]
 
 
 def make(name, **more):
@@ -84,7 +88,9 @@ def test_editing_leaves_the_model_and_the_patch_makes_it_true(name, family, dtyp
     with model.patched(outcome.patch):
         edited = target_log_prob(model, request)
         far_after = model.score([far], ["people"])[0].log_prob
-        assert edited > max(unedited, -0.7 if TABLE[name].edits_fully else unedited + 1)
+        # A norm behind a layer bounds what the layer can write; in three random layers that is not enough.
+        is_free = TABLE[name].edits_fully and model.sites.architecture.mlp_writes_residual
+        assert edited > max(unedited, -0.7 if is_free else unedited + 1)
         assert far_after != far_before  # weights did change
     assert is_same(model, before)
     assert model.score([far], ["people"])[0].log_prob == far_before

@@ -207,7 +207,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
         file.write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(storage, "_write_tensors", full)
+    monkeypatch.setattr(storage, "write_tensors", full)
     with pytest.raises(OutputError, match="No space left"):
         patch(dense()).save(tmp_path / "p")
     assert list(tmp_path.iterdir()) == []

@@ -50,7 +50,8 @@ def _models() -> list[dict[str, Any]]:
         {
             "name": family.name,
             "kind": "family",
-            "summary": f"any hub id or folder of type {', '.join(family.model_types)}",
+            "summary": f"any hub id or folder of type {', '.join(family.model_types)}"
+            + "".join(f", {name} = {value}" for name, value in family.when.items()),
         }
         for family in FAMILIES
     ]
@@ -140,7 +141,8 @@ def _sites(model: EditableModel) -> list[dict[str, Any]]:
         rows.append(
             {
                 "site": name,
-                "module": path + (f" (slice {part.index + 1} of {part.of})" if part.of > 1 else ""),
+                "module": path
+                + (f" (slice {part.index + 1} of {len(sites.layout(name)[0])})" if part.is_slice else ""),
                 "type": type(module).__name__,
                 "weight_shape": None if weight is None else list(weight.shape),
                 "dtype": None if weight is None else str(weight.dtype).removeprefix("torch."),

@@ -16,23 +16,25 @@ if TYPE_CHECKING:
     from palimpsest.evaluation import RunRecord
     from palimpsest.patches.weights import WeightPatch
 
-EXPORTS = ("merged",)
+EXPORTS = ("merged", "peft")
 _SHOWN_FAILURES = 20
 
 
 def apply(
     model: inputs.ModelArgument,
     patches: Annotated[list[Path], typer.Argument(metavar="PATCH...", help="Patch folders.", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", help="The model: a new folder.", show_default=False)],
-    form: Annotated[str, typer.Option("--as", help="`merged`: full weights with the patches in them.")] = "merged",
+    out: Annotated[Path, typer.Option("--out", help="The model or adapter: a new folder.", show_default=False)],
+    form: Annotated[
+        str, typer.Option("--as", help="`merged`: full weights with the patches in them; `peft`: a LoRA adapter.")
+    ] = "merged",
     as_json: inputs.JsonOption = False,
 ) -> None:
-    """Write a model folder with patches merged in, for transformers and everything that reads its folders."""
+    """Write a model folder with patches merged in, or a LoRA adapter, for everything that reads such folders."""
     from palimpsest.provenance import require_absent
 
     if form not in EXPORTS:
         raise ConfigError(
-            f"The form {form!r} is not available yet." if form == "peft" else f"There is no form named {form!r}.",
+            f"There is no form named {form!r}.",
             expected=f"--as {' or '.join(EXPORTS)}",
             found=f"--as {form}",
             remedy="use --as merged, or keep the patch and put it on with palimpsest.load_patch",
@@ -40,11 +42,14 @@ def apply(
     require_absent(out)
     read = inputs.read_patches(patches)
     loaded = inputs.load_model(model)
-    from palimpsest.patches.export import write_merged
+    from palimpsest.patches.export import write_adapter, write_merged
     from palimpsest.report.tables import size
 
     with terminal.status(f"writing {out}"):
-        write_merged(loaded, read, out)
+        if form == "peft":
+            write_adapter(loaded, read, out)
+        else:
+            write_merged(loaded, read, out)
     written = sorted(path for path in out.iterdir())
     num_bytes = sum(path.stat().st_size for path in written)
     result = {
@@ -58,7 +63,10 @@ def apply(
         terminal.emit_json(result)
         return
     terminal.say(f"{out}: {model} with {', '.join(map(str, patches))}, {size(num_bytes)}")
-    terminal.say(f'next: palimpsest ask {out} "{_first_prompt(read)}"')
+    if form == "peft":
+        terminal.say(f'next, in Python: peft.PeftModel.from_pretrained(base, "{out}")')
+    else:
+        terminal.say(f'next: palimpsest ask {out} "{_first_prompt(read)}"')
 
 
 def verify(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any
@@ -10,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from palimpsest.errors import ModelError, unknown_name
-from palimpsest.models.families import FAMILIES, SITE_NAMES, Architecture, Part
-from palimpsest.models.hooks import first_tensor
-from palimpsest.models.linear import LINEAR_TYPES, features, is_linear
+from palimpsest.models.families import EXPERT_FIELDS, FAMILIES, SITE_NAMES, Architecture, Part
+from palimpsest.models.hooks import first_input, first_tensor
+from palimpsest.models.linear import LINEAR_TYPES, cut_output, features, has_plain_weight, is_linear, qualified_name
 
 WEIGHT_SITES = tuple(name for name in SITE_NAMES if "." in name)
 
@@ -57,6 +58,29 @@ class Sites:
             raise unknown_name("site", site, self.architecture.sites, where=f"family {self.architecture.name!r}")
         return self.architecture.sites[site]
 
+    def block(self, layer: int) -> nn.Module:
+        """A whole block."""
+        return self.model.get_submodule(_join(self.architecture.blocks, str(layer)))
+
+    def is_linear(self, module: nn.Module) -> bool:
+        """Whether a module is a linear layer with a plain weight, by this family's types."""
+        return is_linear(module, self.architecture.linear_types)
+
+    def layout(self, site: str) -> tuple[tuple[int, ...], int]:
+        """(shares, groups) of the module that a site is a slice of, in numbers; see `linear.cut_output`."""
+        part, config = self.part(site), self.model.config
+        shares = part.shares or (1,) * part.of
+
+        def number(entry: int | str) -> int:
+            return entry if isinstance(entry, int) else int(getattr(config, entry))
+
+        return tuple(map(number, shares)), number(part.groups)
+
+    def cut(self, site: str, output: Tensor) -> Tensor:
+        """A site's own part of what its module returned: (batch, tokens, width)."""
+        part = self.part(site)
+        return cut_output(output, part.index, *self.layout(site)) if part.is_slice else output
+
     def parameter_name(self, site: str, layer: int, *, kind: str = "weight") -> str:
         """The full name of a site's weight (or bias) in `named_parameters()`."""
         self.module(site, layer)
@@ -75,7 +99,7 @@ def resolve(model: nn.Module, architecture: Architecture | None = None) -> Sites
     Raises `ModelError` that names the sites looked for, and how to add a row.
     """
     config: Any = model.config
-    row = architecture or _row_for(str(config.model_type))
+    row = architecture or _row_for(config)
     blocks = _submodule(model, row.blocks, row, "blocks")
     if not isinstance(blocks, nn.ModuleList) or len(blocks) == 0:
         raise _mismatch(row, "blocks", f"{row.blocks!r} is a {type(blocks).__name__}, not a list of blocks")
@@ -86,29 +110,76 @@ def resolve(model: nn.Module, architecture: Architecture | None = None) -> Sites
     for site in row.sites:
         for layer in range(sites.num_layers):
             module = _submodule(model, _join(row.blocks, str(layer), row.sites[site].path), row, site)
-            if site in WEIGHT_SITES and not is_linear(module):
-                raise _mismatch(
-                    row,
-                    f"{site} of layer {layer}",
-                    f"a {type(module).__name__}, not one of {', '.join(kind.__name__ for kind in LINEAR_TYPES)}",
-                )
+            if site in WEIGHT_SITES and not sites.is_linear(module):
+                raise _not_editable(sites, site, layer, module)
+    _verify_slices(sites)
     _verify(sites)
     return sites
 
 
-def _row_for(model_type: str) -> Architecture:
-    rows = architectures()
-    for row in rows:
-        if model_type in row.model_types:
+def _row_for(config: Any) -> Architecture:
+    model_type, rows = str(config.model_type), architectures()
+    candidates = [row for row in rows if model_type in row.model_types]
+    for row in candidates:
+        if all(getattr(config, name, None) == value for name, value in row.when.items()):
             return row
-    known = sorted(kind for row in rows for kind in row.model_types)
+    remedy = (
+        "describe the family in a palimpsest.Architecture and pass it to palimpsest.load(..., architecture=row),"
+        " or register it in the entry-point group 'palimpsest.architectures'"
+    )
+    if candidates:
+        raise ModelError(
+            f"There is no site table for this layout of {model_type!r}.",
+            expected=" or ".join(_settings(row.when) for row in candidates),
+            found=_settings({name: getattr(config, name, None) for row in candidates for name in row.when}),
+            where="the model's config",
+            remedy=remedy,
+        )
+    _refuse_experts(config)
+    known = sorted({kind for row in rows for kind in row.model_types})
     raise ModelError(
         f"There is no site table for models of type {model_type!r}.",
         expected=f"a model type among {', '.join(known)}",
         found=repr(model_type),
         where=f"sites looked for: blocks, embed, final_norm, unembed, {', '.join(SITE_NAMES)}",
-        remedy="describe the family in a palimpsest.Architecture and pass it to palimpsest.load(..., architecture=row),"
-        " or register it in the entry-point group 'palimpsest.architectures'",
+        remedy=remedy,
+    )
+
+
+def _refuse_experts(config: Any) -> None:
+    for name in EXPERT_FIELDS:
+        count = getattr(config, name, None)
+        if isinstance(count, int) and count > 1:
+            raise ModelError(
+                "A mixture of experts has no one MLP a layer to edit.",
+                expected="one weight matrix for every projection of a layer",
+                found=f"config.{name} = {count}: the experts' weights are stacked in one tensor, behind a router",
+                where=f"a model of type {config.model_type!r}",
+                remedy="use a dense model; or pass a palimpsest.Architecture that names the attention's sites alone,"
+                " and edit these, with lora for example",
+            )
+
+
+def _settings(values: Mapping[str, object]) -> str:
+    return " and ".join(f"{name} = {value}" for name, value in values.items())
+
+
+def _not_editable(sites: Sites, site: str, layer: int, module: nn.Module) -> ModelError:
+    quantised = getattr(sites.model.config, "quantization_config", None) is not None
+    if quantised or (isinstance(module, nn.Linear) and not has_plain_weight(module)):
+        return ModelError(
+            "The model's weights are quantised, so that no change can be added to them.",
+            expected="weights in float32, bfloat16 or float16",
+            found=f"a {qualified_name(module)}",
+            where=f"site {site} of layer {layer}",
+            remedy="load the checkpoint it was quantised from, edit that, write it with `palimpsest apply`, and"
+            " quantise the result",
+        )
+    return _mismatch(
+        sites.architecture,
+        f"{site} of layer {layer}",
+        f"a {qualified_name(module)}, not one of {', '.join(kind.__name__ for kind in LINEAR_TYPES)}"
+        " (a layer that another library wrapped has to be unwrapped first: peft's merge_and_unload)",
     )
 
 
@@ -127,8 +198,7 @@ def _verify(sites: Sites) -> None:
                 *,
                 key: tuple[str, int] = (site, layer),
             ) -> None:
-                entry = args[0] if args else kwargs.get("hidden_states")
-                seen[key] = (int(entry.shape[-1]), int(first_tensor(output).shape[-1]))
+                seen[key] = (int(first_input(args, kwargs).shape[-1]), int(first_tensor(output).shape[-1]))
 
             handles.append(sites.module(site, layer).register_forward_hook(record, with_kwargs=True))
     device = _weight(sites.module("embed")).device
@@ -145,6 +215,22 @@ def _verify(sites: Sites) -> None:
                 sites.architecture,
                 f"{site} of layer {layer}",
                 f"(input, output) widths {seen.get((site, layer), 'never reached')}, not {expected}",
+            )
+
+
+def _verify_slices(sites: Sites) -> None:
+    """Checks that the slices of a fused projection come out in whole numbers of features."""
+    for site, part in sites.architecture.sites.items():
+        if not part.is_slice:
+            continue
+        width = features(sites.module(site, 0))[0]
+        try:
+            shares, groups = sites.layout(site)
+        except AttributeError as error:
+            raise _mismatch(sites.architecture, site, f"no such config field ({error})") from error
+        if width % groups or any(width // groups * share % sum(shares) for share in shares):
+            raise _mismatch(
+                sites.architecture, site, f"{width} features, which {groups} groups of slices {shares} do not divide"
             )
 
 

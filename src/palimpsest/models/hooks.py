@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
 
-from palimpsest.models.linear import cut_output
-
 if TYPE_CHECKING:
     from palimpsest.models.architecture import Sites
 
@@ -33,13 +31,12 @@ def captured(sites: Sites, points: list[Point]) -> Iterator[dict[Point, Tensor]]
     found: dict[Point, Tensor] = {}
     with ExitStack() as stack:
         for point in points:
-            part = None if point.layer is None else sites.part(point.site)
+            is_whole = point.side == "input" or point.layer is None
 
-            def keep(tensor: Tensor, *, point: Point = point, part: Any = part) -> None:
-                whole = point.side == "input" or part is None
-                found[point] = tensor if whole else cut_output(tensor, part.index, part.of)
+            def keep(tensor: Tensor, *, point: Point = point, is_whole: bool = is_whole) -> None:
+                found[point] = tensor if is_whole else sites.cut(point.site, tensor)
 
-            stack.callback(_attach(sites.module(point.site, point.layer), point.side, keep).remove)
+            _attach(stack, sites, point, keep)
         yield found
 
 
@@ -52,8 +49,14 @@ def intervened(sites: Sites, changes: Mapping[Point, Change]) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for point, change in changes.items():
-            stack.callback(_attach(sites.module(point.site, point.layer), point.side, change).remove)
+            _attach(stack, sites, point, change)
         yield
+
+
+def first_input(args: Any, kwargs: Any) -> Tensor:
+    """The hidden states that a module is called with, by place or by name."""
+    tensor: Tensor = args[0] if args else kwargs["hidden_states"]
+    return tensor
 
 
 def first_tensor(output: Any) -> Tensor:
@@ -64,23 +67,44 @@ def first_tensor(output: Any) -> Tensor:
     return tensor
 
 
-def _attach(module: nn.Module, side: str, function: Callable[[Tensor], Tensor | None]) -> Any:
-    """A hook on one side; what the function returns, if anything, takes the place of the tensor."""
-    if side == "input":
+def _attach(stack: ExitStack, sites: Sites, point: Point, function: Callable[[Tensor], Tensor | None]) -> None:
+    """A hook at a point, for as long as the stack; what the function returns, if anything, replaces the tensor."""
+    module = sites.module(point.site, point.layer)
+    leading: list[tuple[int, ...]] = []
+    if point.layer is not None and module is not sites.block(point.layer):
 
-        def before(_module: nn.Module, args: Any, kwargs: Any) -> Any:
-            if args:
-                result = function(args[0])
-                return None if result is None else ((result, *args[1:]), kwargs)
-            result = function(kwargs["hidden_states"])
-            return None if result is None else (args, {**kwargs, "hidden_states": result})
+        def note(_module: nn.Module, args: Any, kwargs: Any) -> None:
+            leading[:] = [tuple(first_input(args, kwargs).shape[:2])]
 
-        return module.register_forward_pre_hook(before, with_kwargs=True)
+        stack.callback(sites.block(point.layer).register_forward_pre_hook(note, with_kwargs=True).remove)
 
-    def after(_module: nn.Module, _args: Any, output: Any) -> Any:
-        result = function(first_tensor(output))
+    def call(tensor: Tensor) -> Tensor | None:
+        if tensor.ndim != 2 or not leading:
+            return function(tensor)
+        # Some blocks run their MLP on (batch * tokens, width); who looks in from outside always sees three axes.
+        result = function(tensor.reshape(*leading[0], tensor.shape[-1]))
+        return None if result is None else result.flatten(0, 1)
+
+    hook = _input_hook(module, call) if point.side == "input" else _output_hook(module, call)
+    stack.callback(hook.remove)
+
+
+def _input_hook(module: nn.Module, call: Callable[[Tensor], Tensor | None]) -> Any:
+    def before(_module: nn.Module, args: Any, kwargs: Any) -> Any:
+        result = call(first_input(args, kwargs))
         if result is None:
             return None
-        return (result, *output[1:]) if isinstance(output, tuple) else result
+        return ((result, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": result})
+
+    return module.register_forward_pre_hook(before, with_kwargs=True)
+
+
+def _output_hook(module: nn.Module, call: Callable[[Tensor], Tensor | None]) -> Any:
+    def after(_module: nn.Module, _args: Any, output: Any) -> Any:
+        tensor = first_tensor(output)
+        result = call(tensor)
+        # The model goes on with a copy: some add to this tensor in place, which must not reach what was captured.
+        handed = (tensor if result is None else result).clone()
+        return (handed, *output[1:]) if isinstance(output, tuple) else handed
 
     return module.register_forward_hook(after)

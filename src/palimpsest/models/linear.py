@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 LINEAR_TYPES = (nn.Linear, Conv1D)
+# Quantised layers may keep integers, or floats of one byte, under the same attribute.
+WEIGHT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-def is_linear(module: nn.Module) -> bool:
-    """Whether the module is a linear layer with a plain, editable weight."""
-    return type(module) in LINEAR_TYPES
+def is_linear(module: nn.Module, also: Collection[str] = ()) -> bool:
+    """Whether the module is a linear layer with a plain, editable weight.
+
+    Arguments:
+        also: qualified names of further types; subclasses are not taken on trust, since most of them are quantised.
+    """
+    kind = type(module)
+    return (kind in LINEAR_TYPES or qualified_name(module) in also) and has_plain_weight(module)
+
+
+def has_plain_weight(module: nn.Module) -> bool:
+    """Whether the weight is one tensor of ordinary floating-point numbers."""
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, Tensor) and weight.dtype in WEIGHT_DTYPES
+
+
+def qualified_name(module: nn.Module) -> str:
+    """The full name of a module's type."""
+    kind = type(module)
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def is_transposed(module: nn.Module) -> bool:
@@ -43,6 +64,16 @@ def features(module: nn.Module) -> tuple[int, int]:
     return int(out_features), int(in_features)
 
 
-def cut_output(output: Tensor, index: int, of: int) -> Tensor:
-    """Slice `index` of `of` along the last axis: one projection of a fused output."""
-    return torch.chunk(output, of, dim=-1)[index] if of > 1 else output
+def cut_output(output: Tensor, index: int, shares: Sequence[int], groups: int = 1) -> Tensor:
+    """One projection of a fused output, cut along the last axis.
+
+    Arguments:
+        output: (..., width).
+        index: which slice.
+        shares: what the slices' sizes are in proportion to.
+        groups: how many runs the width consists of, each with all slices in order; the slice is gathered from all.
+    """
+    run, total = output.shape[-1] // groups, sum(shares)
+    start, size = run * sum(shares[:index]) // total, run * shares[index] // total
+    runs = output.reshape(*output.shape[:-1], groups, run)
+    return runs[..., start : start + size].flatten(-2)

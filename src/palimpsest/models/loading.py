@@ -57,8 +57,11 @@ def _from_pretrained(name: str, *, dtype: str, device: str, architecture: Archit
     chosen_device = _device(device)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        loaded = AutoModelForCausalLM.from_pretrained(
-            source, dtype="auto" if dtype == "auto" else _DTYPES[dtype], use_safetensors=True
+        loaded, report = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype="auto" if dtype == "auto" else _DTYPES[dtype],
+            use_safetensors=True,
+            output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(
@@ -68,6 +71,7 @@ def _from_pretrained(name: str, *, dtype: str, device: str, architecture: Archit
             where=str(source),
             remedy="check the name, or the network if it is a hub id; bundled models are: " + ", ".join(BUNDLED),
         ) from error
+    _require_complete(source, sorted(report["missing_keys"]))
     if dtype == "auto" and loaded.dtype == torch.float16 and chosen_device.type == "cpu":
         loaded = loaded.float()
     return EditableModel(loaded.to(chosen_device), tokenizer, name=name, architecture=architecture)
@@ -110,6 +114,19 @@ def _locate(name: str) -> str:
             "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)",
         )
     return str(folder)
+
+
+def _require_complete(source: str, missing: list[str]) -> None:
+    """What a checkpoint lacks is filled with random numbers, and such a model must not be edited."""
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise ModelError(
+            "The checkpoint lacks weights of the model.",
+            expected="a tensor for every parameter",
+            found=f"nothing for {', '.join(missing[:3])}{more}",
+            where=source,
+            remedy="copy the folder again; or save the whole model with its head, not a part of it",
+        )
 
 
 def _device(device: str) -> torch.device:

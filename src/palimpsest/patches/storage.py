@@ -79,7 +79,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 def _write_patch(patch: WeightPatch, draft: Path) -> None:
     tensors = {name: part.detach().cpu().contiguous() for name, part in patch.tensors().items()}
-    _write_tensors(tensors, draft / TENSORS)
+    write_tensors(tensors, draft / TENSORS)
     layout = {name: type(delta).__name__ for name, delta in patch.deltas.items()}
     manifest = patch.manifest.model_copy(
         update={"tensors_sha256": file_digest(draft / TENSORS), "tensor_layout": layout}
@@ -100,7 +100,8 @@ def _read_delta(file: Path, name: str, kind: str) -> Delta:
     raise ValueError(f"unknown layout {kind!r} of {name}")
 
 
-def _write_tensors(tensors: dict[str, Any], file: Path) -> None:
+def write_tensors(tensors: dict[str, Any], file: Path) -> None:
+    """Writes a safetensors file and forces it to the disk. Raises `OutputError` when the disk refuses."""
     try:
         save_file(tensors, file)
         # A full disk may only show when the data is forced out; the folder must not appear before that.

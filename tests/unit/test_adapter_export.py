@@ -1,0 +1,131 @@
+"""`apply --as peft`: what peft computes from the folder is what the patched model computes."""
+
+import json
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+import tiny
+from palimpsest import ConfigError, OutputError, PatchError, load, method
+from palimpsest.patches.base import Manifest
+from palimpsest.patches.export import write_adapter
+from palimpsest.patches.weights import LowRank, WeightPatch
+
+# peft asks transformers in a way that a later version will not answer.
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+QUICK = {"learning_rate": 2e-2, "epochs": 8}
+FORGET = {"only_mastered": False, "rate": 0.3, "forget_options": {"rank": 2, "epochs": 4, "learning_rate": 1e-2}}
+
+
+def lora(**options):
+    return method("lora", preset="none", **{**QUICK, **options})
+
+
+def f_learning_lora():
+    return method("f-learning-lora", preset="none", **FORGET, learn_options={**QUICK, "rank": 3})
+
+
+def logits(module):
+    rows = [tiny.tokenizer()(prompt)["input_ids"] for prompt, *_ in tiny.FACTS]
+    with torch.no_grad():
+        return torch.cat([module(input_ids=torch.tensor([ids])).logits[0] for ids in rows])
+
+
+def assert_same_model(model, base, patches, out):
+    """The adapter on a freshly loaded base, and merged into it, against the patches on the model.
+
+    In float64 against the base plus the deltas, which shows the mathematics; in float32 against the patched model,
+    where the two add in another order and these models' large weights make much of the last bit.
+    """
+    unpatched = logits(model.module)
+    for patch in patches:
+        patch.apply(model)
+    exact = AutoModelForCausalLM.from_pretrained(base).double()
+    with torch.no_grad():
+        for patch in patches:
+            for name, delta in patch.deltas.items():
+                exact.get_parameter(name).add_(delta.left.double() @ delta.right.double())
+    for dtype, wanted, bound in (
+        (torch.float64, logits(exact), 1e-6),
+        (torch.float32, logits(model.module), 3e-5),
+    ):
+        adapted = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), out).to(dtype)
+        assert (logits(adapted) - wanted).abs().max() < bound
+        assert (logits(adapted.merge_and_unload()) - wanted).abs().max() < bound
+    assert (wanted - unpatched).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("make", [lora, f_learning_lora], ids=["lora", "f-learning-lora"])
+@pytest.mark.parametrize("family", ["gpt2", "gptj", "llama", "falcon"])
+def test_the_adapter_is_the_patch(family, make, tmp_path):
+    base = tiny.tiny_folder(tmp_path / "base", family)
+    model = load(str(base))
+    patch = make().edit(model, tiny.requests()).patch
+    before = {name: value.clone() for name, value in model.module.state_dict().items()}
+    write_adapter(model, [patch], tmp_path / "adapter")
+    assert all(torch.equal(value, before[name]) for name, value in model.module.state_dict().items())
+    assert_same_model(model, base, [patch], tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_several_patches_of_different_ranks_lie_side_by_side(family, tmp_path):
+    base = tiny.tiny_folder(tmp_path / "base", family)
+    model = load(str(base))
+    one = lora(rank=2).edit(model, tiny.requests(2)).patch
+    two = lora(rank=5, sites=["attn.v", "mlp.down"], layers=[1], seed=1).edit(model, tiny.requests()).patch
+    patches = [one, -0.5 * two, 0.25 * (one + two)]
+    write_adapter(model, patches, tmp_path / "adapter")
+    record = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert sorted({record["r"], *record["rank_pattern"].values()}) == ([4, 10, 14])
+    assert record["rank_pattern"] == record["alpha_pattern"] and record["r"] == record["lora_alpha"]
+    assert record["fan_in_fan_out"] is (family == "gpt2")
+    assert record["target_modules"] == sorted(record["target_modules"])
+    tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert sorted({tensor.shape[0] for name, tensor in tensors.items() if "lora_A" in name}) == [4, 10, 14]
+    assert_same_model(model, base, patches, tmp_path / "adapter")
+
+
+def test_the_card_names_the_base_and_its_fingerprint(tmp_path):
+    base = tiny.tiny_folder(tmp_path / "base", "llama")
+    model = load(str(base))
+    patch = lora().edit(model, tiny.requests(1)).patch
+    write_adapter(model, [patch], tmp_path / "adapter")
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    assert str(base) in card and patch.manifest.base["weights"] in card
+    assert "| The capital of France is | Lyon | Paris |" in card and "6 layers of rank 8" in card
+    record = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert record["base_model_name_or_path"] == str(base)
+
+
+def by_hand(**deltas):
+    return WeightPatch({name.replace("__", "."): delta for name, delta in deltas.items()}, Manifest(label="by hand"))
+
+
+def test_what_is_no_adapter_is_refused_and_leaves_no_trace(tmp_path):
+    model = tiny.tiny_model("gpt2")
+    out = tmp_path / "adapter"
+    dense = method("ft", preset="none", **QUICK).edit(model, tiny.requests(1)).patch
+    low = lora().edit(model, tiny.requests(1)).patch
+    one_layer = method("ft-l", preset="none", radius=0.05, **QUICK).edit(model, tiny.requests(1)).patch
+    embedding = LowRank(torch.randn(384, 1), torch.randn(1, 32))
+    for patches, words in (
+        ([dense], "transformer.wte.weight (not the weight of a linear layer), transformer.wpe.weight"),
+        ([low, low + dense], "(not the weight of a linear layer) and 36 more"),
+        ([low, one_layer], "transformer.h.0.mlp.c_proj.weight (a dense change)\n"),
+        ([by_hand(transformer__wte__weight=embedding)], "transformer.wte.weight (not the weight of a linear layer)"),
+        ([by_hand(lm_head__weight=embedding)], "lm_head.weight (not the weight of a linear layer)"),
+        ([0 * low], "change nothing"),
+        ([], "change nothing"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            write_adapter(model, patches, out)
+        assert words in str(caught.value) and "--as merged" in str(caught.value)
+    with pytest.raises(PatchError, match="another model"):
+        write_adapter(tiny.tiny_model("gpt2", seed=5), [low], out)
+    assert list(tmp_path.iterdir()) == [] and model.weights.labels == []
+    out.mkdir()
+    with pytest.raises(OutputError, match="exists already"):
+        write_adapter(model, [low], out)

@@ -104,6 +104,45 @@ def test_an_interrupt_at_any_pointer_leaves_the_model_whole(monkeypatch):
         assert model.weights.labels == []
 
 
+def test_an_interrupt_after_the_patch_is_on_leaves_nothing(monkeypatch):
+    """It falls between the stack holding the change and the caller holding its handle."""
+    model = tiny.tiny_model("gptj")
+    before = weights(model)
+    real = model.weights.push
+
+    def interrupted(label, compute):
+        real(label, compute)
+        raise Interrupt
+
+    outer = patch(dense(OTHER, shape=(32, 32))).apply(model)
+    monkeypatch.setattr(model.weights, "push", interrupted)
+    with pytest.raises(Interrupt), model.patched(patch(dense())):
+        pass
+    assert model.weights.labels == ["p"]
+    outer.remove()
+    assert same(model, before)
+
+
+def test_an_interrupt_while_copies_are_made_leaves_nothing(monkeypatch):
+    model = tiny.tiny_model("gptj")
+    before, flags = weights(model), [p.requires_grad for p in model.module.parameters()]
+    addresses = {name: value.data_ptr() for name, value in model.module.state_dict().items()}
+    calls = iter(range(100))
+    real = model.weights.point
+
+    def point(name, tensor):
+        if next(calls) == 1:
+            raise Interrupt
+        real(name, tensor)
+
+    monkeypatch.setattr(model.weights, "point", point)
+    with pytest.raises(Interrupt):
+        method("ft", preset="none").edit(model, tiny.requests(1))
+    assert same(model, before)
+    assert {name: value.data_ptr() for name, value in model.module.state_dict().items()} == addresses
+    assert [p.requires_grad for p in model.module.parameters()] == flags
+
+
 def test_an_exception_inside_the_block_restores():
     model = tiny.tiny_model("gptj")
     before = weights(model)

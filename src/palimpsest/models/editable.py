@@ -225,11 +225,16 @@ class EditableModel:
     @contextmanager
     def patched(self, patch: Patch) -> Iterator[EditableModel]:
         """Inside the block the model is the patched one; afterwards it is the former one, bit for bit."""
-        applied = patch.apply(self)
+        depth, applied = self.weights.depth, None
         try:
+            applied = patch.apply(self)
             yield self
         finally:
-            applied.remove()
+            # An interrupt may fall between the patch being on and its handle being here.
+            if applied is not None:
+                applied.remove()
+            else:
+                self.weights.unwind(depth)
 
     def fingerprint(self, touched: Sequence[str] = ()) -> dict[str, Any]:
         """What identifies the base model, whatever patches are on it. See `models.fingerprint`."""

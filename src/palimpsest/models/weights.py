@@ -86,6 +86,16 @@ class WeightStack:
         """What is on the stack, lowest first."""
         return [layer.label for layer in self._layers]
 
+    @property
+    def depth(self) -> int:
+        """How many changes are on the stack."""
+        return len(self._layers)
+
+    def unwind(self, depth: int) -> None:
+        """Takes changes off from the top until `depth` of them are left."""
+        while len(self._layers) > depth:
+            self._take_off(self._layers[-1])
+
     def push(self, label: str, compute: Mapping[str, Compute]) -> Layer:
         """Puts a change on the stack, whole or not at all.
 

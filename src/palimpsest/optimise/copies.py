@@ -40,6 +40,14 @@ class TrainingCopies:
 
     def __enter__(self) -> TrainingCopies:
         self._flags = [parameter.requires_grad for parameter in self._all]
+        try:
+            self._put_in_place()
+        except BaseException:
+            self._take_out()
+            raise
+        return self
+
+    def _put_in_place(self) -> None:
         for parameter in self._all:
             parameter.requires_grad_(False)
         for name in self._names:
@@ -51,7 +59,6 @@ class TrainingCopies:
             own = self._stack.parameters(name)[0]
             # Steps of half-precision weights are smaller than their spacing, so they are summed up in float32.
             self._masters[name] = own if start.dtype == torch.float32 else nn.Parameter(start.float())
-        return self
 
     def masters(self) -> list[nn.Parameter]:
         return list(self._masters.values())
@@ -86,6 +93,9 @@ class TrainingCopies:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._take_out()
+
+    def _take_out(self) -> None:
         for name, start in self._start.items():
             self._stack.point(name, start)
             for parameter in self._stack.parameters(name):

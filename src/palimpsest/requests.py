@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
@@ -48,6 +49,7 @@ class Probe:
         if self.kind not in PROBE_KINDS:
             raise unknown_name("kind of probe", str(self.kind), PROBE_KINDS)
         _require_text(self.prompt, "prompt", where=f"a {self.kind} probe")
+        object.__setattr__(self, "prompt", self.prompt.rstrip())
         if self.expected is not None:
             object.__setattr__(self, "expected", self.expected.strip())
         if not self.is_locality and not self.expected:
@@ -97,11 +99,11 @@ class EditRequest:
         if self.target_old is not None:
             _require_text(self.target_old, "target_old", where=where)
             object.__setattr__(self, "target_old", self.target_old.strip())
-            if self.target_old == self.target_new:
+            if normalise(self.target_old) == normalise(self.target_new):
                 raise DataError(
                     "The new answer equals the old one, so there is nothing to edit.",
-                    expected="`target_new` to differ from `target_old`",
-                    found=f"both are {self.target_new!r}",
+                    expected="`target_new` to differ from `target_old` in more than case and spaces",
+                    found=f"{self.target_old!r} and {self.target_new!r}",
                     where=where,
                     remedy="drop the record, or correct one of the two",
                 )
@@ -114,7 +116,7 @@ class EditRequest:
             object.__setattr__(self, "id", hashlib.sha256(content.encode()).hexdigest()[:12])
 
     def subject_span(self) -> tuple[int, int]:
-        """Character offsets `(start, end)` of the subject's last occurrence in the prompt.
+        """Character offsets `(start, end)` of the subject's last occurrence in the prompt, as whole words if it can be.
 
         Raises `DataError` when there is no subject or it is not in the prompt.
         """
@@ -126,7 +128,8 @@ class EditRequest:
                 where=f"the edit {self.prompt!r}",
                 remedy="add a `subject` field",
             )
-        start = self.prompt.rfind(self.subject)
+        whole = list(re.finditer(rf"(?<!\w){re.escape(self.subject)}(?!\w)", self.prompt))
+        start = whole[-1].start() if whole else self.prompt.rfind(self.subject)
         if start < 0:
             raise DataError(
                 "The subject does not occur in the prompt.",
@@ -180,11 +183,20 @@ def check_requests(requests: Sequence[EditRequest], *, needs_subject: bool, need
     subject or old answer where they are needed.
     """
     answers: dict[str, EditRequest] = {}
+    by_id: dict[str, EditRequest] = {}
     for request in requests:
         if needs_subject:
             request.subject_span()
         if needs_old_answer:
             request.reversed_to_old()
+        namesake = by_id.setdefault(request.id, request)
+        if (namesake.prompt, namesake.target_new) != (request.prompt, request.target_new):
+            raise DataError(
+                "Two different edits have one id.",
+                expected="an id of its own for each edit, or none",
+                found=f"{namesake.prompt!r} and {request.prompt!r}",
+                where=f"id {request.id!r}",
+            )
         earlier = answers.setdefault(normalise(request.prompt), request)
         if earlier.target_new != request.target_new:
             raise DataError(
@@ -197,8 +209,8 @@ def check_requests(requests: Sequence[EditRequest], *, needs_subject: bool, need
 
 
 def without_duplicates(requests: Iterable[EditRequest]) -> list[EditRequest]:
-    """The requests without exact repetitions of (prompt, target_new), first ones kept."""
-    seen = {(normalise(r.prompt), r.target_new): r for r in reversed(list(requests))}
+    """The requests without exact repetitions of (prompt, target_new, target_old), first ones kept."""
+    seen = {(normalise(r.prompt), r.target_new, r.target_old): r for r in reversed(list(requests))}
     return list(reversed(seen.values()))
 
 

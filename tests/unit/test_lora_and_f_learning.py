@@ -3,7 +3,7 @@ import pytest
 import torch
 
 import tiny
-from palimpsest import ConfigError, method
+from palimpsest import ConfigError, load, method
 from palimpsest.optimise.adapters import ADAPTER, LoraAdapters
 from palimpsest.optimise.finetune import FinetuneOptions, finetune
 
@@ -144,3 +144,29 @@ def test_any_two_weight_methods_can_be_combined():
     )
     with pytest.raises(ConfigError, match="memitt"):
         f_learning("f-learning", learn="memitt").edit(model, tiny.requests(1))
+
+
+def test_options_inside_options_join_those_of_the_preset():
+    world = load("world")
+    config, preset = method("f-learning-ft", forget_options={"learning_rate": 1e-4}).resolve(world)
+    assert preset.name == "world"
+    assert config.forget_options == {"epochs": 1, "learning_rate": 1e-4}
+
+
+def test_a_forget_patch_for_other_facts_is_refused(tmp_path):
+    model = tiny.tiny_model("gptj")
+    method("ft", preset="none", **OPTIONS).edit(model, tiny.requests(1)).patch.save(tmp_path / "learned")
+    with pytest.raises(ConfigError, match="about other facts"):
+        f_learning(forget_patch=str(tmp_path / "learned")).edit(model, tiny.requests(1))
+    f_learning().edit(model, tiny.requests(1)).patch.save(tmp_path / "one")
+    outcome = f_learning(forget_patch=str(tmp_path / "one")).edit(model, tiny.requests(2))
+    assert "covers 1 of 2" in outcome.diagnostics.notes[0]
+
+
+@pytest.mark.parametrize("sites", [["resid"], ["mlp"], [], ["attn.qq"]])
+def test_sites_without_a_weight_are_refused(sites):
+    model = tiny.tiny_model("gptj")
+    with pytest.raises(ConfigError):
+        lora(sites=sites).edit(model, tiny.requests(1))
+    with pytest.raises(ConfigError):
+        method("ft", preset="none", parameters="resid").edit(model, tiny.requests(1))

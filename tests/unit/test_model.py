@@ -191,3 +191,27 @@ def test_answers_are_cut_at_the_end_of_the_sentence():
     assert cut_at_end("3.5 metres\nand more") == "3.5 metres"
     assert cut_at_end("in 1990.") == "in 1990"
     assert cut_at_end("in the USA. Then") == "in the USA"
+
+
+def test_prompts_near_the_end_of_the_context():
+    model = tiny.tiny_model("gpt2")
+    limit = model.context_length
+    long = " Oslo" * (limit - 3)
+    assert len(model.encode(long)) == limit - 3
+    assert isinstance(model.generate([long, "Anna"], max_new_tokens=50)[0], str)
+    with pytest.raises(Exception, match="no room for an answer"):
+        model.generate(" Oslo" * limit)
+
+
+def test_what_cannot_be_loaded_is_said_in_one_block(tmp_path):
+    folder = tiny.tiny_folder(tmp_path / "model")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ModelError, match="could not be loaded"):
+        load(str(folder))
+    with pytest.raises(ModelError, match="did you mean 'world'"):
+        load("wrold")
+    with pytest.raises(ModelError, match="not a transformers model"):
+        load(torch.nn.Linear(2, 2), tiny.tokenizer())
+    with pytest.raises(Exception, match="device cannot be used"):
+        load(str(tiny.tiny_folder(tmp_path / "other")), device="cuda:77")

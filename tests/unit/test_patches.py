@@ -1,5 +1,6 @@
 import errno
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -220,7 +221,7 @@ def test_nothing_but_finite_numbers():
         patch({NAME: Dense(torch.tensor([[float("nan")]]))})
 
 
-@pytest.mark.parametrize("damage", ["truncate", "flip", "manifest", "remove", "later"])
+@pytest.mark.parametrize("damage", ["truncate", "flip", "manifest", "remove", "base", "kind", "later"])
 def test_damaged_patches_are_refused(tmp_path, damage):
     patch(dense()).save(tmp_path / "p")
     tensors, manifest = tmp_path / "p" / "patch.safetensors", tmp_path / "p" / "manifest.json"
@@ -234,6 +235,9 @@ def test_damaged_patches_are_refused(tmp_path, damage):
         manifest.write_text("{not json")
     elif damage == "remove":
         tensors.unlink()
+    elif damage in ("base", "kind"):
+        wrong = {"base": {}} if damage == "base" else {"kind": "router"}
+        manifest.write_text(json.dumps({**json.loads(manifest.read_text()), **wrong}))
     else:
         manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format_version": 99}))
     with pytest.raises(PatchError) as caught:
@@ -280,3 +284,34 @@ def test_a_difference_outside_the_touched_tensors_is_noticed():
     assert made.differences_from(load(other, tiny.tokenizer())) == [
         "weights that the patch does not touch have other values"
     ]
+
+
+def test_a_write_to_the_weights_is_noticed_after_a_fingerprint_was_taken():
+    model = tiny.tiny_model("gptj")
+    made = method("locft", learning_rate=1e-2, epochs=2).edit(model, tiny.requests(1)).patch
+    assert made.differences_from(model) == []
+    with torch.no_grad():
+        model.module.get_parameter(NAME)[0, 0] += 1
+    assert made.differences_from(model) == ["weights that the patch does not touch have other values"]
+
+
+def test_a_patch_made_on_another_one_wants_it_below():
+    model = tiny.tiny_model("gptj")
+    first = method("locft", learning_rate=1e-2, epochs=2).edit(model, tiny.requests(1)).patch
+    with model.patched(first):
+        second = method("lora", epochs=2).edit(model, tiny.requests(2)[1:]).patch
+    with pytest.raises(PatchError, match="on top of another"):
+        second.apply(model)
+    with model.patched(first), model.patched(second):
+        stacked = model.score(["Anna"], ["Keller"])[0].log_prob
+    with model.patched(first + second):
+        assert model.score(["Anna"], ["Keller"])[0].log_prob == pytest.approx(stacked, abs=1e-4)
+
+
+def test_sums_keep_every_edit_also_under_one_id():
+    model = tiny.tiny_model("gptj")
+    one, two = (replace(request, id="1") for request in tiny.requests(2))
+    first, second = (method("locft", epochs=1).edit(model, [request]).patch for request in (one, two))
+    assert [edit["prompt"] for edit in (first + second).manifest.edits] == [one.prompt, two.prompt]
+    assert len(sum([first, second]).manifest.edits) == 2
+    assert torch.allclose((first / 2).deltas[first.touched()[0]].dense(), first.deltas[first.touched()[0]].dense() / 2)

@@ -66,3 +66,23 @@ def test_what_is_needed_is_asked_for():
         check_requests([EditRequest("A is", "b")], needs_subject=True, needs_old_answer=False)
     with pytest.raises(DataError, match="no old answer"):
         check_requests([EditRequest("A is", "b")], needs_subject=False, needs_old_answer=True)
+
+
+def test_answers_that_differ_in_case_only_are_one_answer():
+    with pytest.raises(DataError, match="nothing to edit"):
+        EditRequest("A is", "tokyo", target_old="Tokyo")
+
+
+def test_the_subject_is_a_whole_word_where_it_can_be():
+    request = EditRequest("In Japan the Japanese capital is", "x", subject="Japan")
+    assert request.subject_span() == (3, 8)
+    assert EditRequest("The Japanese capital is", "x", subject="Japan").subject_span() == (4, 9)
+
+
+def test_two_edits_under_one_id_are_refused():
+    with pytest.raises(DataError, match="one id"):
+        check_requests(
+            [EditRequest("A is", "b", id="1"), EditRequest("B is", "b", id="1")],
+            needs_subject=False,
+            needs_old_answer=False,
+        )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar, final
 
 import torch
+from pydantic import Field
 
 from palimpsest.config import Config
 from palimpsest.errors import ConfigError
@@ -24,7 +25,7 @@ from palimpsest.stopwatch import Progress, Stopwatch, silent
 class MethodConfig(Config):
     """Options every method has."""
 
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of everything random in an edit."""
 
 
@@ -132,7 +133,7 @@ class Method(ABC, Generic[ConfigT]):
     def resolve(self, model: EditableModel) -> tuple[ConfigT, Preset | None]:
         """The complete configuration for a model: defaults, then variant, preset and options, later ones winning."""
         preset = find_preset(self.name, self.preset, model)
-        chosen = {**self.variant, **(preset.options if preset else {}), **self.options}
+        chosen = _merged(_merged(self.variant, preset.options if preset else {}), self.options)
         config: Any = self.Config.parse(chosen, owner=f"method {self.name!r}")
         return config, preset
 
@@ -157,7 +158,7 @@ class Method(ABC, Generic[ConfigT]):
         if len(unique) < len(requests):
             run.diagnostics.notes.append(f"{len(requests) - len(unique)} repeated request(s) were merged.")
         stacked_on = model.weights.labels
-        with run.clock.stage("other"), seeded(config.seed, model.device):
+        with run.clock.stage("other"), seeded(config.seed):
             patch = self.compute(model, unique, config, run) if unique else _nothing()
         _finish(run)
         patch.manifest = Manifest(
@@ -203,11 +204,23 @@ class Method(ABC, Generic[ConfigT]):
             )
 
 
+def _merged(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with those of `upper` winning; options inside options are merged likewise."""
+    both = {key: _merged(lower[key], value) for key, value in upper.items() if _are_tables(lower.get(key), value)}
+    return {**lower, **upper, **both}
+
+
+def _are_tables(first: object, second: object) -> bool:
+    return isinstance(first, Mapping) and isinstance(second, Mapping)
+
+
 class seeded:  # noqa: N801 - reads as a verb where it is used
     """Inside the block torch's generators start from a seed; afterwards they are what they were."""
 
-    def __init__(self, seed: int, device: torch.device) -> None:
-        self._fork = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+    def __init__(self, seed: int) -> None:
+        # Seeding reaches every CUDA device, whichever the model is on.
+        devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
+        self._fork = torch.random.fork_rng(devices=list(devices))
         self._seed = seed
 
     def __enter__(self) -> None:

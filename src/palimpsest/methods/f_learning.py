@@ -86,9 +86,9 @@ class FLearning(Method[FLearningConfig]):
         run: Run,
     ) -> WeightPatch:
         """The change towards the old answers, unscaled: computed, or read from where it was kept."""
-        if config.forget_patch is not None:
-            return read_forget_patch(config.forget_patch)
         old = [request.reversed_to_old() for request in requests]
+        if config.forget_patch is not None:
+            return _read_for(old, config.forget_patch, run)
         if config.only_mastered:
             with run.clock.stage("mastery"):
                 old = _mastered(model, old, run)
@@ -104,6 +104,27 @@ def read_forget_patch(folder: str) -> WeightPatch:
     """Reads a forget patch: a folder of its own, or the part of that name in an F-Learning patch."""
     part = Path(folder).expanduser() / "parts" / "forget"
     return load_patch(part if part.is_dir() else folder)
+
+
+def _read_for(old: Sequence[EditRequest], folder: str, run: Run) -> WeightPatch:
+    """An earlier forget patch, if it was made by learning old answers; says which of these it does not cover.
+
+    Raises `ConfigError` for a patch that taught something else: subtracting it would unlearn that.
+    """
+    patch = read_forget_patch(folder)
+    taught = {(edit["prompt"], edit["target_new"]) for edit in patch.manifest.edits}
+    covered = [request for request in old if (request.prompt, request.target_new) in taught]
+    if taught and not covered:
+        raise ConfigError(
+            "The forget patch is about other facts.",
+            expected="a patch made by learning the old answers of these edits",
+            found=f"one that taught {'; '.join(f'{prompt} {answer}' for prompt, answer in sorted(taught)[:3])}",
+            where=folder,
+            remedy="give the folder of an earlier F-Learning patch for these facts, or leave the option out",
+        )
+    if len(covered) < len(old):
+        run.diagnostics.notes.append(f"The forget patch covers {len(covered)} of {len(old)} old facts.")
+    return patch
 
 
 def _mastered(model: EditableModel, old: list[EditRequest], run: Run) -> list[EditRequest]:
@@ -130,6 +151,8 @@ def _learner(name: str, defaults: Mapping[str, Any], options: Mapping[str, Any])
 
     Raises `ConfigError` when its patches cannot be subtracted and added.
     """
+    if "name" in options:
+        raise ConfigError("A learner's name is not one of its options.", where="forget_options or learn_options")
     known = METHODS[name].load().Config.model_fields
     learner = method(name, **{key: value for key, value in defaults.items() if key in known} | dict(options))
     if not learner.capabilities.gives_weight_patch or learner.capabilities.needs_old_answer:

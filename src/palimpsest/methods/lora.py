@@ -12,6 +12,7 @@ from typing import ClassVar, Literal, final
 
 from pydantic import Field
 
+from palimpsest.errors import ConfigError
 from palimpsest.methods.base import Capabilities, Method, MethodConfig, Run
 from palimpsest.models.editable import EditableModel
 from palimpsest.optimise.adapters import LoraAdapters
@@ -47,6 +48,8 @@ class Lora(Method[LoraConfig]):
     def compute(
         self, model: EditableModel, requests: Sequence[EditRequest], config: LoraConfig, run: Run
     ) -> WeightPatch:
+        if not config.sites:
+            raise ConfigError("LoRA has nothing to adapt.", expected="at least one site", where="option sites")
         layers = layer_numbers(config.layers, model.num_layers)
         names = {model.sites.parameter_name(site, layer): None for site in config.sites for layer in layers}
         modules = [name.removesuffix(".weight") for name in names]

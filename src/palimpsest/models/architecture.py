@@ -82,8 +82,14 @@ class Sites:
         return cut_output(output, part.index, *self.layout(site)) if part.is_slice else output
 
     def parameter_name(self, site: str, layer: int, *, kind: str = "weight") -> str:
-        """The full name of a site's weight (or bias) in `named_parameters()`."""
+        """The full name of a site's weight (or bias) in `named_parameters()`.
+
+        Raises `ConfigError` for a site that has no weight of its own, and as `module` does.
+        """
         self.module(site, layer)
+        if site not in WEIGHT_SITES:
+            known = [name for name in self.architecture.sites if name in WEIGHT_SITES]
+            raise unknown_name("site with a weight", site, known, where=f"family {self.architecture.name!r}")
         return _join(self.architecture.blocks, str(layer), self.part(site).path, kind)
 
 

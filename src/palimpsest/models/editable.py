@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -198,7 +199,8 @@ class EditableModel:
         with torch.no_grad():
             for chunk in tokens.by_length([len(row) for row in encoded], forward_batch_size):
                 batch = self.batch([encoded[i].ids for i in chunk], side="left")
-                produced = continuations(self, batch, max_new_tokens=max_new_tokens)
+                room = self._room_for_answers(batch.input_ids.shape[1], texts[chunk[0]])
+                produced = continuations(self, batch, max_new_tokens=min(max_new_tokens, room))
                 for index, text in zip(chunk, produced, strict=True):
                     found[index] = text
         return found[0] if single else found
@@ -239,6 +241,20 @@ class EditableModel:
     def fingerprint(self, touched: Sequence[str] = ()) -> dict[str, Any]:
         """What identifies the base model, whatever patches are on it. See `models.fingerprint`."""
         return self.weights.fingerprint(self.module.config, touched)
+
+    def _room_for_answers(self, width: int, longest: str) -> int:
+        """Tokens that fit behind the longest prompt of a batch. Raises `DataError` when none does."""
+        limit = self.context_length
+        if limit is None:
+            return sys.maxsize
+        if limit <= width:
+            raise DataError(
+                "A prompt leaves no room for an answer.",
+                expected=f"fewer than {limit} tokens, the model's context",
+                found=f"{width} tokens",
+                where=f"prompt {longest[:60]!r}",
+            )
+        return limit - width
 
     def _inputs(self, batch: Batch) -> dict[str, Tensor]:
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}

@@ -25,6 +25,11 @@ _CONFIG_FIELDS = (
     "layer_norm_epsilon",
     "rms_norm_eps",
     "tie_word_embeddings",
+    "head_dim",
+    "sliding_window",
+    "scale_attn_weights",
+    "rope_parameters",
+    "rope_scaling",
 )
 
 
@@ -46,7 +51,7 @@ def tensor_digest(tensor: Tensor, *, whole: bool) -> str:
 def config_fields(config: Any) -> dict[str, Any]:
     """The fields of a model's config that belong to its identity."""
     present = {name: getattr(config, name, None) for name in _CONFIG_FIELDS}
-    return {name: value for name, value in present.items() if isinstance(value, (str, int, float, bool))}
+    return {name: value for name, value in present.items() if isinstance(value, (str, int, float, bool, dict))}
 
 
 Digest = Callable[[str, bool], str]

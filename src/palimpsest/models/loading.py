@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from palimpsest.errors import ConfigError, ModelError
@@ -28,7 +30,7 @@ def load(
 
     Arguments:
         model: a folder, a hub id, `"world"` for the bundled model, or a transformers model in memory.
-        tokenizer: needed for a model in memory only.
+        tokenizer: needed for a model in memory only. Such a model is put into evaluation mode and stays there.
         dtype: `float32`, `bfloat16`, `float16`, or `auto`: the checkpoint's own, but float32 for half-precision
             checkpoints of type float16 on a CPU.
         device: a torch device, or `auto`: CUDA where there is one, else the CPU.
@@ -37,6 +39,12 @@ def load(
     Raises `ModelError` for a folder without safetensors, a model that cannot be loaded, or an unknown layout.
     """
     if isinstance(model, nn.Module):
+        if not hasattr(getattr(model, "config", None), "model_type"):
+            raise ModelError(
+                "This is not a transformers model.",
+                expected="a model with a config, such as AutoModelForCausalLM gives",
+                found=type(model).__name__,
+            )
         if tokenizer is None:
             raise ConfigError(
                 "A model in memory needs its tokenizer.",
@@ -63,13 +71,13 @@ def _from_pretrained(name: str, *, dtype: str, device: str, architecture: Archit
             use_safetensors=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"The model {name!r} could not be loaded.",
             expected="a folder or hub id with config.json, safetensors weights and a tokenizer",
             found=str(error).strip().split("\n")[0],
             where=str(source),
-            remedy="check the name, or the network if it is a hub id; bundled models are: " + ", ".join(BUNDLED),
+            remedy="copy the folder again" if Path(source).exists() else "check the name, and the network",
         ) from error
     _require_complete(source, sorted(report["missing_keys"]))
     if dtype == "auto" and loaded.dtype == torch.float16 and chosen_device.type == "cpu":
@@ -93,6 +101,7 @@ def _locate(name: str) -> str:
                 where=str(folder),
                 remedy="bundled models are: " + ", ".join(BUNDLED),
             )
+        _refuse_misspelt(name)
         return name
     if not folder.is_dir() or not (folder / "config.json").exists():
         raise ModelError(
@@ -116,6 +125,18 @@ def _locate(name: str) -> str:
     return str(folder)
 
 
+def _refuse_misspelt(name: str) -> None:
+    """A name without an owner that looks like a bundled model's is a slip, not a hub id worth a minute of network."""
+    close = [] if "/" in name else difflib.get_close_matches(name.casefold(), BUNDLED, n=1, cutoff=0.75)
+    if close:
+        raise ModelError(
+            f"There is no model named {name!r}.",
+            expected="a folder, a hub id such as owner/name, or a bundled model: " + ", ".join(BUNDLED),
+            found=repr(name),
+            remedy=f"did you mean {close[0]!r}?",
+        )
+
+
 def _require_complete(source: str, missing: list[str]) -> None:
     """What a checkpoint lacks is filled with random numbers, and such a model must not be edited."""
     if missing:
@@ -133,6 +154,12 @@ def _device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.device(device)
-    except RuntimeError as error:
-        raise ConfigError("Unknown device.", expected="auto, cpu, cuda, cuda:0, ...", found=repr(device)) from error
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            "The device cannot be used.",
+            expected="auto, cpu, cuda, cuda:0, ... as far as this machine and this torch have it",
+            found=f"{device!r}: {str(error).splitlines()[0]}",
+        ) from error
+    return chosen

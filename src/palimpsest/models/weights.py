@@ -117,8 +117,15 @@ class WeightStack:
         for upper in reversed(above):
             self._take_off(upper)
         self._take_off(layer)
-        for upper in above:
-            self._put(upper)
+        try:
+            for upper in above:
+                self._put(upper)
+        except BaseException:
+            # Their order is kept; a second try costs at most what was asked for.
+            for upper in above:
+                if upper not in self._layers:
+                    self._put(upper)
+            raise
 
     def fingerprint(self, config: Any, touched: Sequence[str]) -> dict[str, Any]:
         """The base model's fingerprint; see `models.fingerprint.fingerprint`."""
@@ -127,8 +134,9 @@ class WeightStack:
 
     def _base_digest(self, name: str, whole: bool) -> str:
         base = self.base(name)
-        # Torch counts every in-place write to a tensor, so address and count say whether a digest still holds.
-        key = (name, whole, base.data_ptr(), base._version)
+        # Torch counts in-place writes to a parameter, an optimiser's too; only those through `.data` go uncounted.
+        writes = sum(parameter._version for parameter in self._aliases[name])
+        key = (name, whole, base.data_ptr(), writes)
         if key not in self._digests:
             self._digests[key] = tensor_digest(base, whole=whole)
         return self._digests[key]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 from pydantic import Field
@@ -196,8 +196,7 @@ def _with_end(model: EditableModel, request: EditRequest, options: FinetuneOptio
 def _optimizer(masters: list[nn.Parameter], options: FinetuneOptions) -> torch.optim.Optimizer:
     if options.optimizer == "sgd":
         return torch.optim.SGD(masters, lr=options.learning_rate, weight_decay=options.weight_decay)
-    fused: dict[str, Any] = {"fused": True} if masters and masters[0].is_floating_point() else {}
-    return torch.optim.AdamW(masters, lr=options.learning_rate, weight_decay=options.weight_decay, **fused)
+    return torch.optim.AdamW(masters, lr=options.learning_rate, weight_decay=options.weight_decay, fused=True)
 
 
 def _require_finite(losses: Sequence[float], epoch: int, options: FinetuneOptions) -> None:

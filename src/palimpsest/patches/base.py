@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 
 from palimpsest.provenance import now, versions
@@ -18,13 +18,32 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 
 
+class Touched(BaseModel):
+    """A tensor that a patch changes, as the base model has it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    shape: list[int]
+    digest: str
+
+
+class Base(BaseModel):
+    """The fingerprint of a base model; see `models.fingerprint`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    config: dict[str, Any]
+    weights: str
+    touched: dict[str, Touched]
+
+
 class Manifest(BaseModel):
     """What a patch says of itself. Written beside its tensors as `manifest.json`."""
 
     model_config = ConfigDict(extra="forbid")
 
     format_version: int = FORMAT_VERSION
-    kind: str = "weights"
+    kind: Literal["weights"] = "weights"
     label: str
     """What it is in one line: `ft`, `-0.3 * lora + ft`."""
     method: str | None = None
@@ -44,6 +63,11 @@ class Manifest(BaseModel):
     created: str = Field(default_factory=now)
     tensors_sha256: str | None = None
     tensor_layout: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("base")
+    @classmethod
+    def _is_fingerprint(cls, base: dict[str, Any] | None) -> dict[str, Any] | None:
+        return None if base is None else Base.model_validate(base).model_dump()
 
 
 class Applied(Protocol):

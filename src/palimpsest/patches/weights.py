@@ -151,6 +151,15 @@ class WeightPatch(Patch):
         return [line for line in lines if line in missing or "is missing" not in line] or missing
 
     def _check_base(self, model: EditableModel) -> None:
+        below = [label for label in self.manifest.stacked_on if label not in model.weights.labels]
+        if below:
+            raise PatchError(
+                "The patch was made on top of another one, which is not on the model.",
+                expected=f"these patches below it: {', '.join(self.manifest.stacked_on)}",
+                found=", ".join(model.weights.labels) or "no patch",
+                where=f"model {model.name!r}",
+                remedy="put those on first, or add them up: first + second",
+            )
         lines = self.differences_from(model)
         if lines:
             shown = lines[:6] + ([f"and {len(lines) - 6} more"] if len(lines) > 6 else [])
@@ -163,6 +172,13 @@ class WeightPatch(Patch):
             )
 
     # Arithmetic
+
+    def __truediv__(self, divisor: float) -> WeightPatch:
+        return self * (1.0 / divisor)
+
+    def __radd__(self, other: object) -> WeightPatch:
+        # The start of `sum(patches)`.
+        return self if isinstance(other, int) and other == 0 else NotImplemented
 
     def __neg__(self) -> WeightPatch:
         return self * -1.0
@@ -229,8 +245,9 @@ class AppliedWeights:
 
 def _adder(delta: Delta) -> Callable[[Tensor], Tensor]:
     def plus(below: Tensor) -> Tensor:
-        # Added in float32 and rounded once, so that a delta below bfloat16's resolution is not lost twice.
-        return (below.float() + delta.dense().to(below.device).float()).to(below.dtype)
+        # Added in float32 or better and rounded once: a delta below bfloat16's resolution is not lost twice.
+        wide = torch.promote_types(below.dtype, torch.float32)
+        return (below.to(wide) + delta.dense().to(below.device, wide)).to(below.dtype)
 
     return plus
 
@@ -247,7 +264,11 @@ def _joined(first: Manifest, second: Manifest) -> Manifest:
                 found="; ".join(lines[:4]),
             )
         base = {**first.base, "touched": {**second.base["touched"], **first.base["touched"]}}
-    edits = {str(edit.get("id")): edit for edit in (*first.edits, *second.edits)}
+    # Two edits may carry one id, from files that both number their rows; what they say tells them apart.
+    edits = {
+        tuple(str(edit.get(key)) for key in ("id", "prompt", "target_new")): edit
+        for edit in (*first.edits, *second.edits)
+    }
     return Manifest(
         label=f"{first.label} + {second.label}",
         model=first.model or second.model,

@@ -2,9 +2,11 @@
 
 import errno
 import json
+import os
 import shutil
 
 import pytest
+from safetensors import SafetensorError
 
 import tiny
 
@@ -181,3 +183,64 @@ def test_a_full_disk_leaves_nothing(run, workplace, tmp_path, monkeypatch):
 def test_eval_refuses(run, workplace, tmp_path, arguments):
     dataset = () if "--dataset" in arguments else ("--dataset", workplace / "facts.jsonl")
     check(run("eval", workplace / "model", "--method", "ft", *dataset, *arguments), tmp_path)
+
+
+def test_overwriting_takes_only_what_a_demo_wrote(run, tmp_path, monkeypatch):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
+    monkeypatch.chdir(tmp_path / "thesis")
+    for out, words in (
+        (tmp_path / "thesis" / "..", "folder you are in"),
+        (".", "folder you are in"),
+        ("/", "folder you are in"),
+        (tmp_path / "thesis" / "chapter.tex", "not made by this command"),
+    ):
+        check(run("demo", "--overwrite", "--model", "nowhere/at/all", "--out", out), tmp_path, words)
+    monkeypatch.chdir(tmp_path)
+    result = run("demo", "--overwrite", "--model", "nowhere/at/all", "--out", "thesis")
+    check(result, tmp_path, "not made by this command", "chapter.tex")
+    assert (tmp_path / "thesis" / "chapter.tex").read_text() == "years of work"
+
+
+def test_a_place_that_cannot_be_written_to_is_found_before_anything_else(run, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    commands = (
+        ("edit", "nowhere/at/all", "--method", "ft", "--edits", "nothing.jsonl"),
+        ("apply", "nowhere/at/all", "no-patch"),
+    )
+    for command in commands:
+        check(run(*command, "--out", tmp_path / "file" / "out"), tmp_path, "choose a folder you may write to")
+    monkeypatch.setattr("os.access", lambda *_: False)
+    for command in commands:
+        result = run(*command, "--out", tmp_path / "new" / "out")
+        check(result, tmp_path, "without that permission", "choose a folder you may write to")
+
+
+def test_a_full_disk_names_the_users_path(run, workplace, tmp_path, monkeypatch):
+    text = "I/O error: No space left on device (os error 28)"
+
+    def full(error):
+        def save(*_arguments, **_options):
+            raise error(text)
+
+        return save
+
+    facts, out = workplace / "facts.jsonl", tmp_path / "out"
+    with monkeypatch.context() as patched:
+        patched.setattr("palimpsest.patches.storage.save_file", full(SafetensorError))
+        result = run("edit", workplace / "model", "--method", "lora", "--edits", facts, "--out", out)
+        check(result, tmp_path, "No space left", f"where:    {out}\n")
+    with monkeypatch.context() as patched:
+        patched.setattr("transformers.PreTrainedTokenizerBase.save_pretrained", full(Exception))
+        result = run("apply", workplace / "model", workplace / "patch", "--out", out)
+        check(result, tmp_path, "No space left", f"where:    {out}\n")
+
+
+def test_files_have_the_permissions_of_the_umask(run, workplace, tmp_path):
+    umask = os.umask(0o022)
+    try:
+        assert run("apply", workplace / "model", workplace / "patch", "--out", tmp_path / "out").code == 0
+    finally:
+        os.umask(umask)
+    assert {file.stat().st_mode & 0o777 for file in (tmp_path / "out").iterdir()} == {0o644}
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o755

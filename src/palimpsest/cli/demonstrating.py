@@ -38,12 +38,16 @@ def demo(
     as_json: inputs.JsonOption = False,
 ) -> None:
     """Edit facts of the bundled model with every method, and compare what became of everything else."""
-    from palimpsest.provenance import new_folder, require_absent
+    from palimpsest.provenance import new_folder, require_absent, require_replaceable
 
-    require_absent(out, overwrite=overwrite)
+    replacing = (PAGE, RUNS) if overwrite else None
+    if replacing:
+        require_replaceable(out, replacing)
+    else:
+        require_absent(out)
     start = time.perf_counter()
     loaded = inputs.load_model(model)
-    with new_folder(out, overwrite=overwrite) as draft:
+    with new_folder(out, replacing=replacing) as draft:
         with terminal.status("choosing facts that the model knows"):
             requests, neutral = choose_facts(loaded, num_edits, seed)
         terminal.log(f"Editing {len(requests)} facts of {model!r} with every method, one fact at a time.")

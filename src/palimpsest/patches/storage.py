@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from palimpsest.errors import OutputError, PatchError
+from palimpsest.errors import PatchError
 from palimpsest.patches.base import FORMAT_VERSION, Manifest
 from palimpsest.patches.weights import Delta, Dense, LowRank, WeightPatch
 from palimpsest.provenance import file_digest, new_folder
@@ -101,7 +101,7 @@ def _read_delta(file: Path, name: str, kind: str) -> Delta:
 
 
 def write_tensors(tensors: dict[str, Any], file: Path) -> None:
-    """Writes a safetensors file and forces it to the disk. Raises `OutputError` when the disk refuses."""
+    """Writes a safetensors file and forces it to the disk. Raises `OSError` when the disk refuses."""
     try:
         save_file(tensors, file)
         # A full disk may only show when the data is forced out; the folder must not appear before that.
@@ -111,13 +111,8 @@ def write_tensors(tensors: dict[str, Any], file: Path) -> None:
         finally:
             os.close(descriptor)
     except SafetensorError as error:
-        raise OutputError(
-            "Writing failed; nothing was left behind.",
-            expected="room and permission to write",
-            found=str(error),
-            where=str(file.parent),
-            remedy="free some space or choose another place, then run it again",
-        ) from error
+        # `new_folder`, which knows the path the user gave, makes the message.
+        raise OSError(str(error)) from error
 
 
 def _broken(folder: Path, found: str) -> PatchError:

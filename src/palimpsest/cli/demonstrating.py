@@ -180,8 +180,8 @@ def _show_methods(runs: Sequence[Run], num_workers: int) -> None:
         rows,
         title="What became of the edits, and of everything else",
         caption=f"Free generation, protocol single, {terminal.count(spec.num_edits, 'edit')}, seed {spec.seed}.{kinds} "
-        f"Old answer: still given; lower is better. Timed with {terminal.count(num_workers, 'method')} at work at a time."
-        " Intervals stand in the page.",
+        f"Old answer: still given; lower is better. Timed with {terminal.count(num_workers, 'method')} at work at a"
+        " time. Intervals stand in the page.",
     )
 
 

@@ -244,3 +244,27 @@ def test_files_have_the_permissions_of_the_umask(run, workplace, tmp_path):
         os.umask(umask)
     assert {file.stat().st_mode & 0o777 for file in (tmp_path / "out").iterdir()} == {0o644}
     assert (tmp_path / "out").stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize(
+    ("dataset", "words"),
+    [("zsre", "--data FILE"), ("nosuch.csv", "There is no such file"), ("no/such", "There is no such file")],
+)
+def test_a_data_set_without_its_file(run, workplace, tmp_path, dataset, words):
+    check(run("eval", workplace / "model", "--dataset", dataset, "--method", "ft"), tmp_path, words)
+
+
+def test_a_forget_patch_is_for_methods_that_forget(run, workplace, tmp_path):
+    result = run(
+        "edit", workplace / "model", "--method", "ft", "--edits", workplace / "facts.jsonl", "--out", tmp_path / "out",
+        "--forget-patch", workplace / "patch",
+    )  # fmt: skip
+    check(result, tmp_path, "Only f-learning methods take a forget patch")
+
+
+def test_utf_16_without_its_mark(run, workplace, tmp_path):
+    (tmp_path / "e.jsonl").write_bytes(lines(GOOD).encode("utf-16-le"))
+    result = run(
+        "edit", workplace / "model", "--method", "ft", "--edits", tmp_path / "e.jsonl", "--out", tmp_path / "out"
+    )
+    check(result, tmp_path, "UTF-8", "NUL")

@@ -215,3 +215,46 @@ def test_the_demo_needs_a_model_that_knows(run, workplace, tmp_path):
     assert (result.code, result.out) == (2, "")
     assert "does not know enough facts" in result.err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("given", "wanted"), [((), 3), (("-o", "seed=5"), 5)])
+def test_the_seed_of_eval_reaches_the_method(run, workplace, tmp_path, given, wanted):
+    arguments = ("eval", workplace / "model", "--dataset", workplace / "facts.jsonl", "-m", "ft", "-n", "1")
+    assert run(*arguments, "--seed", "3", "-o", "epochs=1", *given, "--out", tmp_path / "run").code == 0
+    specification = json.loads((tmp_path / "run" / "run.json").read_text())["specification"]
+    assert (specification["seed"], specification["config"]["seed"]) == (3, wanted)
+    again = run(*arguments, "--out", tmp_path / "run")
+    assert again.code == 2
+    assert "--resume" in again.err
+
+
+def test_an_interrupted_eval_says_how_to_go_on(run, workplace, tmp_path, monkeypatch):
+    def interrupted(*_arguments, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("palimpsest.evaluation.evaluate", interrupted)
+    arguments = ("eval", workplace / "model", "--dataset", workplace / "facts.jsonl", "-m", "ft")
+    result = run(*arguments, "--out", tmp_path / "run")
+    assert result.code == 130
+    assert "--resume goes on" in result.err
+    assert "removed" not in result.err
+    assert run(*arguments).code == 130
+
+
+def test_checkpoints_are_shown_and_those_beyond_the_end_are_named(run, workplace):
+    result = run(
+        "eval", workplace / "model", "--dataset", workplace / "facts.jsonl", "-m", "ft", "-n", "2", "-o", "epochs=1",
+        "--protocol", "sequential", "--checkpoints", "1,9",
+    )  # fmt: skip
+    assert result.code == 0
+    assert "nothing is tested after 9" in result.err
+    assert "reliability after" in result.out
+    assert "\n1 edit " in result.out
+
+
+def test_an_edit_that_does_not_hold_is_said(run, workplace, tmp_path):
+    weak = ("-o", "epochs=1", "-o", "learning_rate=1e-6")
+    facts = workplace / "facts.jsonl"
+    result = run("edit", workplace / "model", "-m", "ft", "--edits", facts, "--out", tmp_path / "p", *weak)
+    assert result.code == 0
+    assert "No edit holds" in result.err

@@ -67,6 +67,16 @@ def test_the_error_is_a_block_and_debug_adds_the_traceback(run):
         result = run(*arguments)
         assert result.code == 2
         assert "Traceback" in result.err
+        assert result.err.count("There is no topic") == 1
+
+
+def test_an_early_interrupt_is_one_line(run, monkeypatch):
+    def interrupted(*_arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("palimpsest.cli.app.main", interrupted)
+    result = run("list", "methods")
+    assert (result.code, result.out, result.err.count("\n")) == (130, "", 1)
 
 
 def test_an_interrupt_exits_130(run, monkeypatch):

@@ -287,3 +287,8 @@ def test_json_has_the_promised_shape_and_the_table_names_everything() -> None:
         assert word in table
     assert stages[-1] == ("edits", 3, 3)
     assert record.specification.dataset_fingerprint == facts(4).sample(3, 5).fingerprint
+
+
+def test_a_sequential_run_has_checkpoints():
+    with pytest.raises(ConfigError, match="no checkpoints"):
+        Sequential(checkpoints=())

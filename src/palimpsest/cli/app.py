@@ -119,10 +119,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         typer.main.get_command(app).main(args=given, prog_name="palimpsest")
     except PalimpsestError as error:
-        terminal.show_error(error)
         if debug:
-            traceback.print_exception(error, file=sys.stderr)
+            # The block that follows says what the last line of the traceback would.
+            if error.__cause__ is not None:
+                traceback.print_exception(error.__cause__, file=sys.stderr)
+            terminal.log("Traceback (most recent call last):")
+            traceback.print_tb(error.__traceback__, file=sys.stderr)
+        terminal.show_error(error)
         return 2
+    except terminal.Interrupted as interrupt:
+        terminal.log(str(interrupt))
+        return 130
     except SystemExit as ending:
         code = ending.code if isinstance(ending.code, int) else int(bool(ending.code))
         if code == 130:

@@ -50,7 +50,9 @@ def demo(
     with new_folder(out, replacing=replacing) as draft:
         with terminal.status("choosing facts that the model knows"):
             requests, neutral = choose_facts(loaded, num_edits, seed)
-        terminal.log(f"Editing {len(requests)} facts of {model!r} with every method, one fact at a time.")
+        terminal.log(
+            f"Editing {terminal.count(len(requests), 'fact')} of {model!r} with every method, one fact at a time."
+        )
         with terminal.progress_bar("demo") as progress:
             job = Job(model, DATASET, tuple(requests), tuple(neutral), seed, _ANSWER_TOKENS, draft / RUNS)
             found = compare(loaded, job, progress)
@@ -138,7 +140,9 @@ def _show(found: Comparison, requests: Sequence[EditRequest]) -> None:
     terminal.print_table(
         ("prompt", "before", "after", "wanted", "ok"),
         rows,
-        title=f"Some of the {len(requests)} edits, by {shown.label}",
+        title=f"{len(rows)} of {len(requests)} edits, by {shown.label}"
+        if len(requests) > 1
+        else f"The edit, by {shown.label}",
     )
     terminal.say()
     _show_methods(runs, found.num_workers)
@@ -175,9 +179,9 @@ def _show_methods(runs: Sequence[Run], num_workers: int) -> None:
         ("method", *heads, "old\nanswer", "seconds\nper edit", "patch"),
         rows,
         title="What became of the edits, and of everything else",
-        caption=f"Free generation, protocol single, {spec.num_edits} edits, seed {spec.seed}.{kinds} "
-        f"Old answer: still given; lower is better. Timed with {num_workers} method(s) at work at a time. "
-        "Intervals stand in the page.",
+        caption=f"Free generation, protocol single, {terminal.count(spec.num_edits, 'edit')}, seed {spec.seed}.{kinds} "
+        f"Old answer: still given; lower is better. Timed with {terminal.count(num_workers, 'method')} at work at a"
+        " time. Intervals stand in the page.",
     )
 
 

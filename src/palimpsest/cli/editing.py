@@ -60,6 +60,8 @@ def edit(
         terminal.emit_json(result)
     else:
         _show(result)
+    if not any(one["is_right"] for one in result["edits"]):
+        terminal.log("No edit holds: try other options (-o), another --preset or another --method; see the docs.")
 
 
 def _requests(file: Path | None, inline: EditRequest | None) -> tuple[list[EditRequest], list[str]]:

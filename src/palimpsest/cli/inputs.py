@@ -76,6 +76,13 @@ def make_method(
         from palimpsest.methods.catalogue import method
         from palimpsest.methods.presets import presets
 
+        if options.get("forget_patch") is not None and not _takes_forget_patch(name):
+            raise ConfigError(
+                "Only f-learning methods take a forget patch.",
+                expected="--method f-learning-ft, f-learning-lora or f-learning-lora-ft",
+                found=f"--method {name}",
+                remedy="leave --forget-patch out, or choose one of them",
+            )
         made = method(name, preset=preset, **options)
     known = presets(name)
     if preset not in ("auto", "none", *known):
@@ -83,6 +90,12 @@ def make_method(
 
         raise unknown_name(f"preset of method {name!r}", preset, [*known, "auto", "none"])
     return made
+
+
+def _takes_forget_patch(name: str) -> bool:
+    from palimpsest.methods.catalogue import METHODS
+
+    return "forget_patch" in METHODS[name].load().Config.model_fields
 
 
 def load_model(name: str) -> EditableModel:
@@ -164,10 +177,19 @@ def find_dataset(name: str, path: Path | None) -> Dataset:
     """A data set by name, or a file of edits. Raises `ConfigError` with near matches for an unknown name."""
     from palimpsest.datasets import dataset, load_edits
     from palimpsest.datasets.catalogue import DATASETS
+    from palimpsest.datasets.reading import ENDINGS
 
-    if path is None and name not in DATASETS and Path(name).expanduser().exists():
-        return load_edits(Path(name).expanduser())
-    return dataset(name, path)
+    if path is None and name not in DATASETS:
+        file = Path(name).expanduser()
+        # What looks like a path and is none is a missing file, not a misspelt name.
+        if file.exists() or "/" in name or file.suffix.lower() in ENDINGS:
+            return load_edits(file)
+    try:
+        return dataset(name, path)
+    except DataError as error:
+        if path is None and (error.remedy or "").startswith("dataset("):
+            error.expected, error.remedy = "--data FILE", "add --data FILE; world-counterfact and world-zsre need none"
+        raise
 
 
 def _toml_value(text: str) -> Any:

@@ -53,26 +53,38 @@ def evaluate(
     if out is not None and not resume:
         from palimpsest.provenance import require_absent
 
+        if (out / _RUN_FILE).is_file():
+            require_absent(out, remedy="go on with that run with --resume, or choose another name")
         require_absent(out)
-    editor = inputs.make_method(method, preset, option)
+    own_seed = None if "seed" in inputs.parse_options(option) else seed
+    editor = inputs.make_method(method, preset, option, seed=own_seed)
     edits = inputs.find_dataset(dataset, data)
     if num_edits is not None:
         edits.sample(num_edits, seed)
+    beyond = [point for point in _checkpoints(checkpoints) or () if point > (num_edits or len(edits))]
+    if beyond:
+        shown = ", ".join(map(str, beyond))
+        terminal.log(f"note: there are {num_edits or len(edits)} edits, so nothing is tested after {shown}.")
     loaded = inputs.load_model(model)
     from palimpsest.evaluation import evaluate as run
 
-    with terminal.progress_bar(f"{method}, {protocol}") as progress:
-        record = run(
-            loaded,
-            editor,
-            edits,
-            protocol=chosen,
-            num_edits=num_edits,
-            seed=seed,
-            out=out,
-            resume=resume,
-            progress=progress,
-        )
+    try:
+        with terminal.progress_bar(f"{method}, {protocol}") as progress:
+            record = run(
+                loaded,
+                editor,
+                edits,
+                protocol=chosen,
+                num_edits=num_edits,
+                seed=seed,
+                out=out,
+                resume=resume,
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        if out is None:
+            raise
+        raise terminal.Interrupted(f"Interrupted. Finished edits are kept in {out}; --resume goes on.") from None
     if as_json:
         terminal.emit_json(record.to_json())
     else:

@@ -140,9 +140,11 @@ def _result(model: str, patch: Path, record: RunRecord, floors: dict[str, float 
     described = record.to_json()
     failures = [
         {"edit": probe.edit_id, "prompt": probe.prompt, "wanted": probe.expected, "after": probe.after}
+        | ({"reason": next(iter(probe.reasons.values()), "")} if probe.is_failed else {})
         for probe in record.probes
         if probe.kind == "reliability" and not probe.values.get("generate")
     ]
+    broken = [next(iter(probe.reasons.values()), "") for probe in record.probes if probe.is_failed]
     means = described["scores"].get("generate", {})
     below = [
         {"metric": kind, "mean": entry["mean"], "wanted": floor}
@@ -162,6 +164,7 @@ def _result(model: str, patch: Path, record: RunRecord, floors: dict[str, float 
         "passed": described["status"] == "ok" and not failures and not below,
         "failures": failures,
         "below": below,
+        "not_asked": {"n": len(broken), "reason": broken[0] if broken else None},
         "scores": described["scores"],
         "counts": described["counts"],
     }
@@ -176,9 +179,13 @@ def _show(result: dict[str, Any]) -> None:
     ]
     terminal.print_table(("metric", *(name.replace("_", " ") for name in scores), "n"), rows)
     for failure in result["failures"][:_SHOWN_FAILURES]:
-        terminal.say(f"failed: {failure['prompt']} -> {failure['after']!r}, wanted {failure['wanted']!r}")
+        became = failure["reason"] if "reason" in failure else f"{failure['after']!r}, wanted {failure['wanted']!r}"
+        terminal.say(f"failed: {failure['prompt']} -> {became}")
     if len(result["failures"]) > _SHOWN_FAILURES:
         terminal.say(f"and {len(result['failures']) - _SHOWN_FAILURES} more")
+    broken = result["not_asked"]
+    if broken["n"]:
+        terminal.say(f"{broken['n']} probe{'s' if broken['n'] > 1 else ''} could not be asked: {broken['reason']}")
     for entry in result["below"]:
         found = "was not measured" if entry["mean"] is None else f"is {terminal.share(entry['mean'])}"
         terminal.say(f"below: {entry['metric']} {found}, wanted at least {terminal.share(entry['wanted'])}")

@@ -20,6 +20,10 @@ PIPED_WIDTH = 160
 _NAME_COLUMNS = ("name", "method", "metric", "site", "ok")
 
 
+class Interrupted(Exception):
+    """An interrupt of which there is more to say than that nothing was left behind."""
+
+
 def examples(*lines: str) -> str:
     """The epilog of a help page: one to three commands to copy."""
     # Blank lines keep typer from joining the examples into one paragraph; brackets would read as rich markup.
@@ -112,6 +116,11 @@ def verdict(is_right: bool | None) -> Any:
     if is_right is None:
         return Text("-", style="dim")
     return Text("yes", style="green") if is_right else Text("no", style="bold red")
+
+
+def count(number: int, one: str) -> str:
+    """A number with its noun: `1 edit`, `2 edits`."""
+    return f"{number} {one}{'' if number == 1 else 's'}"
 
 
 def share(mean: float | None, *, digits: int = 0) -> str:

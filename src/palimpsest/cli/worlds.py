@@ -26,7 +26,7 @@ def train(
     seed: inputs.SeedOption = 0,
     as_json: inputs.JsonOption = False,
 ) -> None:
-    """Train the world's model again: some ten minutes on one core."""
+    """Train the world's model again: about 15 minutes on one core."""
     from palimpsest.provenance import require_absent
 
     require_absent(out)

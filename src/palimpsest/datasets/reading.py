@@ -32,6 +32,8 @@ def read_text(path: Path) -> str:
         raise DataError("The file cannot be read.", expected="a readable file", found=found, where=str(path)) from error
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise _not_utf8(path, "UTF-16 (byte-order mark at byte 0)")
+    if b"\0" in content:
+        raise _not_utf8(path, f"a NUL byte at byte offset {content.index(0)}, as UTF-16 has them")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

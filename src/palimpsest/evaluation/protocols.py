@@ -152,6 +152,14 @@ class Sequential(Protocol):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "checkpoints", tuple(sorted(set(self.checkpoints))))
+        if not self.checkpoints:
+            raise ConfigError(
+                "The sequential protocol has no checkpoints.",
+                expected="at least one number of edits, such as (1, 10, 100)",
+                found="none",
+                where="option checkpoints",
+                remedy="leave the option out for its default",
+            )
         for point in self.checkpoints:
             _require_positive(point, "checkpoints", self.name)
         _require_positive(self.batch_size, "batch_size", self.name)

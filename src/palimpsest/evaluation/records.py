@@ -189,14 +189,19 @@ class RunRecord(BaseModel):
         spec = self.specification
         lines = [
             f"{spec.method} on {spec.model}, {spec.dataset}, {spec.protocol} protocol, "
-            f"{spec.num_edits} edits, seed {spec.seed}: {self.status}"
+            f"{spec.num_edits} {'edit' if spec.num_edits == 1 else 'edits'}, seed {spec.seed}: {self.status}"
         ]
         if self.error:
             lines.append(self.error)
         lines += _grid("metric", self.scores)
         if self.immediate:
             lines += ["", *_grid("right after each edit", self.immediate)]
+        if self.checkpoints:
+            lines += ["", *_grid("reliability after", _by_checkpoint(self.checkpoints))]
         lines += ["", "mean [95% interval, clustered by edit] (number of probes)", self._summary()]
+        broken = [probe for probe in self.probes if probe.is_failed]
+        if broken:
+            lines.append(f"the first failed probe: {next(iter(broken[0].reasons.values()), 'no reason is recorded')}")
         return "\n".join(lines)
 
     def _summary(self) -> str:
@@ -208,6 +213,17 @@ class RunRecord(BaseModel):
         if self.seconds_per_edit is not None:
             parts.append(f"{self.seconds_per_edit:.2f} s an edit")
         return ", ".join(parts)
+
+
+def _by_checkpoint(points: list[Checkpoint]) -> Scores:
+    """Scoring to a line a checkpoint, as `_grid` takes it."""
+    found: Scores = {}
+    for point in points:
+        for scoring, metrics in point.scores.items():
+            if "reliability" in metrics:
+                line = f"{point.num_edits} {'edit' if point.num_edits == 1 else 'edits'}"
+                found.setdefault(scoring, {})[line] = metrics["reliability"]
+    return found
 
 
 def _grid(head: str, scores: Scores) -> list[str]:

@@ -239,7 +239,7 @@ def _perplexity(units: Sequence[Unit], sentences: int) -> tuple[dict[str, float 
             after = sum(finite) / len(finite)
         else:
             # A mean over those that survived would hide the collapse.
-            notes.append(f"Perplexity is not finite after {len(tested) - len(finite)} of {len(tested)} patch(es).")
+            notes.append(f"Perplexity is not finite after {len(tested) - len(finite)} of {len(tested)} patches.")
     return {"before": before, "after": after, "n": sentences}, notes
 
 

@@ -51,7 +51,10 @@ def label_runs(records: Iterable[RunRecord]) -> list[Run]:
     taken: dict[str, int] = {}
     for record, spec in zip(listed, specs, strict=True):
         parts = [
-            f"{getattr(spec, field)} edits" if field == "num_edits" else str(getattr(spec, field)) for field in varying
+            f"{getattr(spec, field)} edit{'' if getattr(spec, field) == 1 else 's'}"
+            if field == "num_edits"
+            else str(getattr(spec, field))
+            for field in varying
         ]
         name = f"{spec.method} ({', '.join(parts)})" if parts else spec.method
         taken[name] = taken.get(name, 0) + 1

@@ -4,9 +4,10 @@ import pytest
 
 import tiny
 from palimpsest import EditRequest, Probe, load, load_patch
-from palimpsest.cli import comparing
+from palimpsest.cli import comparing, worlds
 from palimpsest.cli.inputs import parse_options
 from palimpsest.methods.catalogue import METHODS
+from palimpsest.world import bundled_path
 
 ESTIMATE = {"mean", "low", "high", "n"}
 
@@ -258,3 +259,13 @@ def test_an_edit_that_does_not_hold_is_said(run, workplace, tmp_path):
     result = run("edit", workplace / "model", "-m", "ft", "--edits", facts, "--out", tmp_path / "p", *weak)
     assert result.code == 0
     assert "No edit holds" in result.err
+
+
+def test_an_audit_reads_as_tables(capsys):
+    """From the bundled card's own figures, which have the audit's shape."""
+    card = json.loads((bundled_path("world") / "card.json").read_text())
+    worlds._show_audit(card["audit"] if "audit" in card else card)
+    shown = capsys.readouterr().out
+    assert "facts, phrasings never read with the subject" in shown
+    assert "97.7%" in shown
+    assert "clean 0.979" in shown

@@ -56,7 +56,7 @@ def audit(model: inputs.ModelArgument, as_json: inputs.JsonOption = False) -> No
     if as_json:
         terminal.emit_json(result)
     else:
-        terminal.print_table(("measure", "value"), _flat(result))
+        _show_audit(result)
 
 
 @world.command("export", epilog=terminal.examples("palimpsest world export --out world-data"), no_args_is_help=True)
@@ -92,14 +92,46 @@ def plain(value: Any) -> dict[str, Any]:
     raise TypeError(f"not a result: {value!r}")
 
 
+def _show_audit(found: dict[str, Any]) -> None:
+    """What a model knows, as three tables: by phrasing, by relation, and the causal trace by layer."""
+    kinds = {
+        "taught": "facts, phrasings read with the subject",
+        "held_out": "facts, phrasings never read with the subject",
+        "two_hop_read": "two-hop, sentences read",
+        "two_hop_read_held_out": "two-hop, subject's other phrasings read",
+        "two_hop_unseen": "two-hop, subjects never read over two hops",
+    }
+    terminal.print_table(("asked", "right", "of"), [(text, *_share(found[key])) for key, text in kinds.items()])
+    relations = [*found["by_relation"].items(), *found["two_hop_by_relation"].items()]
+    if relations:
+        terminal.print_table(("relation", "right", "of"), [(name, *_share(share)) for name, share in relations])
+    trace = found["causal_trace"]
+    if trace is not None:
+        columns = {
+            f"{site}, {position.replace('_', ' ')}": layers
+            for site, positions in trace["restored"].items()
+            for position, layers in positions.items()
+        }
+        rows = [
+            (layer, *(f"{value:.3f}" for value in values))
+            for layer, values in enumerate(zip(*columns.values(), strict=True))
+        ]
+        caption = (
+            f"Probability of the right answer with one output put back: clean {trace['clean']:.3f}, "
+            f"corrupted {trace['corrupted']:.3f}, {trace['n']} facts."
+        )
+        terminal.print_table(("layer", *columns), rows, title="causal trace", caption=caption)
+
+
+def _share(share: dict[str, Any]) -> tuple[str, int]:
+    return (f"{100 * share['right'] / share['n']:.1f}%" if share["n"] else "-"), share["n"]
+
+
 def _flat(value: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     rows: list[tuple[str, Any]] = []
     for key, item in value.items():
         name = f"{prefix}{key}"
-        if isinstance(item, dict) and set(item) == {"right", "n"}:
-            share = f"{100 * item['right'] / item['n']:.1f}%" if item["n"] else "-"
-            rows.append((name, f"{share} of {item['n']}"))
-        elif isinstance(item, dict):
+        if isinstance(item, dict):
             rows += _flat(item, f"{name}.")
         else:
             rows.append((name, f"{item:.3f}" if isinstance(item, float) else item))

@@ -264,7 +264,7 @@ def test_an_edit_that_does_not_hold_is_said(run, workplace, tmp_path):
 def test_an_audit_reads_as_tables(capsys):
     """From the bundled card's own figures, which have the audit's shape."""
     card = json.loads((bundled_path("world") / "card.json").read_text())
-    worlds._show_audit(card["audit"] if "audit" in card else card)
+    worlds._show_audit(card.get("audit", card))
     shown = capsys.readouterr().out
     assert "facts, phrasings never read with the subject" in shown
     assert "97.7%" in shown

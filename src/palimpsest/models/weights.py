@@ -52,7 +52,7 @@ class WeightStack:
                 seen.add(id(parameter))
                 self._aliases[self._canonical[name]].append(parameter)
         self._layers: list[Layer] = []
-        self._digests: dict[tuple[str, bool, int, int], str] = {}
+        self._digests: dict[tuple[str, bool], tuple[tuple[int, int], str]] = {}
 
     def names(self) -> list[str]:
         """Canonical names, in the model's order."""
@@ -136,10 +136,11 @@ class WeightStack:
         base = self.base(name)
         # Torch counts in-place writes to a parameter, an optimiser's too; only those through `.data` go uncounted.
         writes = sum(parameter._version for parameter in self._aliases[name])
-        key = (name, whole, base.data_ptr(), writes)
-        if key not in self._digests:
-            self._digests[key] = tensor_digest(base, whole=whole)
-        return self._digests[key]
+        stamp = (base.data_ptr(), writes)
+        # One entry a tensor: training counts up the writes, and old stamps never come back.
+        if self._digests.get((name, whole), (None, ""))[0] != stamp:
+            self._digests[name, whole] = (stamp, tensor_digest(base, whole=whole))
+        return self._digests[name, whole][1]
 
     def point(self, name: str, tensor: Tensor) -> None:
         """Lets a parameter and its aliases point to another tensor of the same shape."""

@@ -143,12 +143,10 @@ class WeightPatch(Patch):
         """What the model disagrees on with the one the patch was made for; empty when it fits."""
         if self.manifest.base is None:
             return []
-        recorded = self.manifest.base["touched"]
-        missing = [f"tensor {name} is missing" for name in recorded if name not in model.weights.names()]
-        present = [name for name in recorded if name in model.weights.names()]
-        found = model.fingerprint(present)
-        lines = differences(self.manifest.base, found)
-        return [line for line in lines if line in missing or "is missing" not in line] or missing
+        here = set(model.weights.names())
+        return differences(
+            self.manifest.base, model.fingerprint([name for name in self.manifest.base["touched"] if name in here])
+        )
 
     def _check_base(self, model: EditableModel) -> None:
         below = [label for label in self.manifest.stacked_on if label not in model.weights.labels]

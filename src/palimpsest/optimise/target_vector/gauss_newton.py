@@ -5,8 +5,8 @@ J = (ds / d delta) / (1 - P). With the rows of one fact stacked,
 
     step = J^T (J J^T + damping mean(diag J J^T) I)^-1 max(log_odds - o, 0),    |step| <= radius
 
-The radius starts at `max_step` times the initial vector's length, and is halved when the likelihood falls. A fact's
-Jacobian needs one backward pass for all rows of all facts, since no row depends on another's vector.
+The radius starts at `max_step` times the length of what delta is added to, and is halved when the likelihood falls. The
+Jacobians need one backward pass for all rows of all facts, since no row depends on another's vector.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from palimpsest.optimise.target_vector.options import TargetOptions
 def search_gauss_newton(chunk: Chunk, options: TargetOptions, log: Log) -> Tensor:
     """The vectors, (facts, sites, width): of each fact the one with the highest likelihood that was seen."""
     num_contexts = sum(len(group.facts) for group in chunk.rewriting) // chunk.num_facts
-    radius = options.max_step * chunk.initial.flatten(1).norm(dim=-1)
+    radius = options.max_step * chunk.scale.norm(dim=-1)
     deltas = best = torch.zeros_like(chunk.initial)
     lowest = last = radius.new_full((chunk.num_facts,), torch.inf)
     for step in range(options.steps):

@@ -203,8 +203,7 @@ def _place(model: EditableModel, layer: int, sites: tuple[str, ...]) -> Place:
             where=f"family {model.sites.architecture.name!r}",
             remedy="search at mlp.down, what the MLP writes before that norm",
         )
-    is_residual = len(sites) == 1 and (sites[0] == "resid" or (sites[0] == "mlp.down" and writes_residual))
-    return Place(layer, sites, is_residual)
+    return Place(layer, sites, writes_residual)
 
 
 def _last_block(model: EditableModel, place: Place, options: TargetOptions) -> int | None:

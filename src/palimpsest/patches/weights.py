@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,14 @@ from torch import Tensor
 
 from palimpsest.errors import PatchError
 from palimpsest.models.fingerprint import differences
+from palimpsest.models.placement import whole
 from palimpsest.patches.base import Manifest, Patch
 
 if TYPE_CHECKING:
     from palimpsest.models.editable import EditableModel
     from palimpsest.models.weights import Layer, WeightStack
+
+_ROWS_AT_ONCE = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,8 +34,8 @@ class Dense:
         return tuple(self.delta.shape)
 
     def dense(self) -> Tensor:
-        """The change itself."""
-        return self.delta
+        """The change itself, gathered when each of several processes has a share of it."""
+        return whole(self.delta)
 
     def scaled(self, factor: float) -> Dense:
         """`factor` times the change."""
@@ -81,6 +85,8 @@ def add(first: Delta, second: Delta) -> Delta:
         rows, columns = first.shape
         if (first.rank + second.rank) * (rows + columns) < rows * columns:
             return LowRank(torch.cat([first.left, second.left], dim=1), torch.cat([first.right, second.right], dim=0))
+    if isinstance(first, Dense) and isinstance(second, Dense):
+        return Dense(first.delta + second.delta)
     return Dense(first.dense() + second.dense())
 
 
@@ -102,7 +108,7 @@ class WeightPatch(Patch):
     ) -> None:
         for name, delta in deltas.items():
             for part in delta.tensors().values():
-                if not torch.isfinite(part).all():
+                if not whole(torch.isfinite(part).all()):
                     raise PatchError(
                         "A patch holds numbers that are not finite.",
                         expected="finite numbers",
@@ -129,10 +135,10 @@ class WeightPatch(Patch):
                     expected="each storage once",
                     found=f"{name!r}, tied to {canonical!r}",
                 )
-            if tuple(stack.current(canonical).shape) != delta.shape:
+            if stack.shape(canonical) != delta.shape:
                 raise PatchError(
                     "A patch does not fit the model.",
-                    expected=f"shape {tuple(stack.current(canonical).shape)}",
+                    expected=f"shape {stack.shape(canonical)}",
                     found=f"shape {delta.shape}",
                     where=f"tensor {name}",
                 )
@@ -218,7 +224,7 @@ class WeightPatch(Patch):
 
     def norm(self) -> float:
         """Frobenius norm of all deltas together."""
-        return float(sum(float(delta.dense().double().square().sum()) for delta in self.deltas.values()) ** 0.5)
+        return math.sqrt(sum(_squared_norm(delta.dense()) for delta in self.deltas.values()))
 
     def tensors(self) -> dict[str, Tensor]:
         return {f"{name}/{key}": part for name, delta in self.deltas.items() for key, part in delta.tensors().items()}
@@ -239,6 +245,12 @@ class AppliedWeights:
     def remove(self) -> None:
         """Takes the patch off; see `Applied.remove`."""
         self.stack.remove(self.layer)
+
+
+def _squared_norm(tensor: Tensor) -> float:
+    # In float64, some rows at a time: a large tensor is not to be copied at twice its size.
+    starts = range(0, tensor.shape[0], _ROWS_AT_ONCE)
+    return math.fsum(float(tensor[start : start + _ROWS_AT_ONCE].double().square().sum()) for start in starts)
 
 
 def _adder(delta: Delta) -> Callable[[Tensor], Tensor]:

@@ -80,6 +80,7 @@ def test_a_twin_computes_the_same_and_shares_every_value(family):
     assert len(list(twin.parameters())) == len(list(module.parameters()))
 
 
+@pytest.mark.slow
 def test_the_command_line_in_two_processes(tmp_path):
     edit = ["-m", "palimpsest", "edit", str(tiny.tiny_folder(tmp_path / "model", "gpt2")), "--method", "ft"]
     fact = ["--prompt", "The capital of France is", "--target-new", "Lyon", "-o", "epochs=2"]

@@ -56,13 +56,18 @@ class ShardedCopies:
         self._masters: dict[str, Any] = {}
 
     def __enter__(self) -> ShardedCopies:
-        twin = twin_of(self._base, self._parameters())
-        policy, frozen = self._policy(), {one for one in twin.parameters() if not one.requires_grad}
-        blocks = [twin.get_submodule(name) for name in self._block_names()]
-        # The root's own weights stay gathered from its forward to its backward pass; a block's are gathered twice.
+        policy = self._policy()
+        same = {id(one): nn.Parameter(one.data, requires_grad=False) for one in self._base.parameters()}
+        twin = twin_of(self._base, same)
+        trained = self._names_under_blocks()
+        frozen = {same[key] for key in same.keys() - {id(one) for name in self._names for one in self._tied(name)}}
         root = _Root(twin)
-        for module in (*blocks, root):
-            fully_shard(module, mesh=self._mesh, mp_policy=policy, ignored_params=frozen)
+        # Block by block: no more than one block's float32 masters are whole at a time.
+        for path, names in trained.items():
+            for name in names:
+                self._put_master(twin, name)
+            block = twin.get_submodule(path) if path else root
+            fully_shard(block, mesh=self._mesh, mp_policy=policy, ignored_params=frozen)
         self._root = root
         self._masters = {name: twin.get_parameter(name) for name in self._names}
         self._model.module = twin
@@ -106,17 +111,6 @@ class ShardedCopies:
         self._root = None
         self._masters = {}
 
-    def _parameters(self) -> dict[int, nn.Parameter]:
-        """From the identity of each of the model's parameters to the twin's: a master to be cut, or the same values."""
-        parameters = {
-            id(one): nn.Parameter(one.data, requires_grad=False) for one in self._base.parameters(recurse=True)
-        }
-        for name in self._names:
-            # One object for all that are tied: that is how FSDP knows them as one.
-            master = nn.Parameter(self._model.weights.current(name).float())
-            parameters |= {id(alias): master for alias in self._model.weights.parameters(name)}
-        return parameters
-
     def _policy(self) -> MixedPrecisionPolicy:
         """Computes in the weights' own dtype and adds up gradients in float32."""
         dtypes = {self._model.weights.current(name).dtype for name in self._names}
@@ -130,14 +124,29 @@ class ShardedCopies:
         (dtype,) = dtypes
         return MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
 
-    def _block_names(self) -> list[str]:
-        trained = {id(alias) for name in self._names for alias in self._model.weights.parameters(name)}
+    def _names_under_blocks(self) -> dict[str, list[str]]:
+        """The trained parameters by the block they are in, and under "", which comes last, those in none."""
         blocks = {id(self._model.sites.block(layer)) for layer in range(self._model.num_layers)}
-        return [
-            name
-            for name, module in self._base.named_modules()
-            if id(module) in blocks and any(id(one) in trained for one in module.parameters())
-        ]
+        paths = [path for path, module in self._base.named_modules() if id(module) in blocks]
+        left, found = list(self._names), {}
+        for path in paths:
+            inside = [name for name in left if name.startswith(f"{path}.")]
+            if inside:
+                found[path] = inside
+                left = [name for name in left if name not in inside]
+        return {**found, "": left}
+
+    def _put_master(self, twin: nn.Module, name: str) -> None:
+        # One object under all the names that are tied: that is how FSDP knows them as one.
+        master = nn.Parameter(self._model.weights.current(name).float())
+        tied = {id(one) for one in self._tied(name)}
+        for alias, parameter in self._base.named_parameters(remove_duplicate=False):
+            if id(parameter) in tied:
+                owner, _, kind = alias.rpartition(".")
+                setattr(twin.get_submodule(owner), kind, master)
+
+    def _tied(self, name: str) -> list[nn.Parameter]:
+        return self._model.weights.parameters(name)
 
     def _start(self, name: str) -> Tensor:
         """The share of a parameter's value before training that belongs to this process."""

@@ -138,10 +138,13 @@ def _placement(device: str, device_map: DeviceMap | None) -> DeviceMap:
         if device_map not in DEVICE_MAPS:
             raise unknown_name("device map", device_map, DEVICE_MAPS)
         return device_map
-    return {
-        name: place if place == "disk" else _device(str(place) if not isinstance(place, int) else f"cuda:{place}")
-        for name, place in device_map.items()
-    }
+    # As texts: that is how accelerate and safetensors take them.
+    return {name: place if place == "disk" else str(_device(_named(place))) for name, place in device_map.items()}
+
+
+def _named(place: object) -> str:
+    """A device's name; accelerate's maps have GPUs as bare numbers."""
+    return f"cuda:{place}" if isinstance(place, int) else str(place)
 
 
 def _device(device: str) -> torch.device:

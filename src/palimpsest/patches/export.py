@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 CARD = "README.md"
 _LISTED_EDITS = 200
 _SHOWN_TENSORS = 4
+_SHARD = "5GB"
 
 
 def write_merged(model: EditableModel, patches: Sequence[Patch], out: str | Path) -> None:
@@ -44,10 +46,17 @@ def write_merged(model: EditableModel, patches: Sequence[Patch], out: str | Path
         for patch in patches:
             stack.enter_context(model.patched(patch))
         draft = stack.enter_context(new_folder(folder))
-        model.module.save_pretrained(draft)
+        _save_weights(model, draft)
         # A full disk is an exception of no kind in tokenizers, and of their own in safetensors: `new_folder` knows.
         model.tokenizer.save_pretrained(draft)
         (draft / CARD).write_text(model_card(model.name, patches), encoding="utf-8")
+
+
+def _save_weights(model: EditableModel, draft: Path) -> None:
+    with warnings.catch_warnings():
+        # Offloaded weights are fetched shard by shard; transformers warns that a shard has to fit the memory.
+        warnings.filterwarnings("ignore", message="Attempting to save a model with offloaded modules")
+        model.module.save_pretrained(draft, max_shard_size=_SHARD)
 
 
 def write_adapter(model: EditableModel, patches: Sequence[Patch], out: str | Path) -> None:

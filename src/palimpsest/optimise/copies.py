@@ -89,20 +89,23 @@ class TrainingCopies:
     def before_step(self) -> None:
         """Hands each storage's gradient, summed over its aliases, to its master."""
         for name, master in self._masters.items():
-            gradients = [p.grad for p in self._stack.parameters(name) if p.grad is not None]
-            if gradients and (len(gradients) > 1 or self._start[name].dtype != torch.float32):
-                master.grad = torch.stack([gradient.float() for gradient in gradients]).sum(0)
-                for parameter in self._stack.parameters(name):
-                    if parameter is not master:
-                        parameter.grad = None
+            if master is self._stack.parameters(name)[0] and len(self._stack.parameters(name)) == 1:
+                continue
+            # One at a time, and let go of at once: no more than one float32 gradient is made beside those kept.
+            total = None
+            for parameter in self._stack.parameters(name):
+                if parameter.grad is not None:
+                    total = parameter.grad.float() if total is None else total.add_(parameter.grad)
+                parameter.grad = None
+            master.grad = total
 
     @torch.no_grad()
     def after_step(self) -> None:
         """Applies the constraint and shows the model the new values."""
         for name, master in self._masters.items():
             if self._constraint != "none":
-                start = self._start[name].float()
-                master.copy_(start + project(master - start, self._constraint, self._radius))
+                start = self._start[name]
+                torch.add(project(master - start, self._constraint, self._radius), start, out=master)
             current = self._stack.current(name)
             if current.dtype != torch.float32:
                 current.copy_(master)
@@ -110,7 +113,7 @@ class TrainingCopies:
     @torch.no_grad()
     def deltas(self) -> dict[str, Dense]:
         """How far each parameter has moved from where it started, in float32; those that have not are left out."""
-        moved = {name: master.detach() - self._start[name].float() for name, master in self._masters.items()}
+        moved = {name: master.detach() - self._start[name] for name, master in self._masters.items()}
         return {name: Dense(delta) for name, delta in moved.items() if delta.any()}
 
     def __exit__(

@@ -126,6 +126,7 @@ def finetune(
             active += moving
         if not active:
             break
+    optimizer.zero_grad(set_to_none=True)
     progress("training", options.epochs, options.epochs)
     return FinetuneResult(losses, steps)
 

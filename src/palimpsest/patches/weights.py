@@ -37,6 +37,14 @@ class Dense:
         """The change itself, gathered when each of several processes has a share of it."""
         return whole(self.delta)
 
+    def squared_norm(self) -> float:
+        """Sum of all squared entries."""
+        full = self.dense()
+        # In float64, some rows at a time: a large tensor is not to be copied at twice its size.
+        starts = range(0, full.shape[0] if full.ndim else 1, _ROWS_AT_ONCE)
+        rows = (full[start : start + _ROWS_AT_ONCE] if full.ndim else full for start in starts)
+        return math.fsum(float(part.double().square().sum()) for part in rows)
+
     def scaled(self, factor: float) -> Dense:
         """`factor` times the change."""
         return Dense(self.delta * factor)
@@ -64,6 +72,11 @@ class LowRank:
     def dense(self) -> Tensor:
         """The product, (rows, columns), in float32."""
         return self.left.float() @ self.right.float()
+
+    def squared_norm(self) -> float:
+        """Sum of all squared entries of the product, which is not made for it: tr((L'L)(RR'))."""
+        left, right = self.left.double(), self.right.double()
+        return float(((left.t() @ left) * (right @ right.t())).sum())
 
     def scaled(self, factor: float) -> LowRank:
         """`factor` times the change; only the left factor is scaled."""
@@ -224,7 +237,7 @@ class WeightPatch(Patch):
 
     def norm(self) -> float:
         """Frobenius norm of all deltas together."""
-        return math.sqrt(sum(_squared_norm(delta.dense()) for delta in self.deltas.values()))
+        return math.sqrt(sum(delta.squared_norm() for delta in self.deltas.values()))
 
     def tensors(self) -> dict[str, Tensor]:
         return {f"{name}/{key}": part for name, delta in self.deltas.items() for key, part in delta.tensors().items()}
@@ -247,17 +260,11 @@ class AppliedWeights:
         self.stack.remove(self.layer)
 
 
-def _squared_norm(tensor: Tensor) -> float:
-    # In float64, some rows at a time: a large tensor is not to be copied at twice its size.
-    starts = range(0, tensor.shape[0], _ROWS_AT_ONCE)
-    return math.fsum(float(tensor[start : start + _ROWS_AT_ONCE].double().square().sum()) for start in starts)
-
-
 def _adder(delta: Delta) -> Callable[[Tensor], Tensor]:
     def plus(below: Tensor) -> Tensor:
         # Added in float32 or better and rounded once: a delta below bfloat16's resolution is not lost twice.
         wide = torch.promote_types(below.dtype, torch.float32)
-        return (below.to(wide) + delta.dense().to(below.device, wide)).to(below.dtype)
+        return (below + delta.dense().to(below.device, wide)).to(below.dtype)
 
     return plus
 

@@ -21,13 +21,13 @@ def count() -> int:
 
 
 def rank() -> int:
-    """This process's number among them, from 0."""
+    """The number of this process among them, from 0."""
     group = _group()
     return int(group.get_rank()) if group else 0
 
 
 def local_rank() -> int:
-    """This process's number among those on this machine, as its launcher says; it is the number of its GPU."""
+    """The number of this process among those on this machine, as its launcher says; it is the number of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 

@@ -91,14 +91,14 @@ def test_the_command_line_in_two_processes(tmp_path):
 
 def test_an_error_in_one_process_is_told_once_and_ends_both(tmp_path):
     """The second process cannot read what the first one reads: the first follows it and is silent."""
+    model = tiny.tiny_folder(tmp_path / "model", "gpt2")
     script = tmp_path / "script.py"
     script.write_text(
         "import os, sys\n"
         "from palimpsest.cli import main\n"
-        "rank = int(os.environ['RANK'])\n"
-        f"out = {str(tmp_path)!r} + f'/patch'\n"
-        f"sys.exit(main(['edit', {str(tiny.tiny_folder(tmp_path / 'model', 'gpt2'))!r}, '--method', 'ft', '--out', out,\n"
-        f"    '--edits', {str(tmp_path)!r} + f'/facts-{{rank}}.csv']))\n"
+        f"edits = {str(tmp_path)!r} + '/facts-' + os.environ['RANK'] + '.csv'\n"
+        f"words = ['edit', {str(model)!r}, '--method', 'ft', '--out', {str(tmp_path / 'patch')!r}]\n"
+        "sys.exit(main([*words, '--edits', edits]))\n"
     )
     (tmp_path / "facts-0.csv").write_text("prompt,subject,target_new\nThe capital of France is,France,Lyon\n")
     (code, out, errors), (other, _, others) = two_processes(str(script))

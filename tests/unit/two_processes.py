@@ -1,4 +1,4 @@
-"""What each of two processes runs for `test_sharded.py`: edits, saved as patches, and what must hold in each process."""
+"""What each of two processes runs for `test_sharded.py`: edits, saved as patches, and what holds in each."""
 
 from __future__ import annotations
 

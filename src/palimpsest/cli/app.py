@@ -16,6 +16,7 @@ from palimpsest.cli.editing import ask, edit
 from palimpsest.cli.inspecting import doctor, list_
 from palimpsest.cli.measuring import evaluate, report
 from palimpsest.cli.patching import apply, verify
+from palimpsest.cli.pushing import push
 from palimpsest.cli.worlds import world
 from palimpsest.errors import ConfigError, PalimpsestError
 
@@ -80,6 +81,13 @@ _add(
     apply,
     "palimpsest apply world my-patch --out new-model",
     "palimpsest apply world first-patch second-patch --out new-model",
+    panel=_EDITING,
+)
+_add(
+    "push",
+    push,
+    "palimpsest push my-patch me/world-in-2026 --dry-run",
+    "palimpsest push my-patch me/world-in-2026 --private --record verified.json",
     panel=_EDITING,
 )
 _add(

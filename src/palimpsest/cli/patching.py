@@ -169,6 +169,11 @@ def _result(model: str, patch: Path, record: RunRecord, floors: dict[str, float 
         "status": described["status"],
         "passed": described["status"] == "ok" and not failures and not below,
         "failures": failures,
+        "answers": [
+            {"edit": probe.edit_id, "prompt": probe.prompt, "before": probe.before, "after": probe.after}
+            for probe in record.probes
+            if probe.kind == "reliability"
+        ],
         "below": below,
         "not_asked": {"n": len(broken), "reason": broken[0] if broken else None},
         "scores": described["scores"],

@@ -47,8 +47,9 @@ def tensor_digest(tensor: Tensor, *, whole: bool) -> str:
         flat = flat[:: -(-flat.numel() // SAMPLE)]
     digest = hashlib.sha256(str(tuple(tensor.shape)).encode())
     # Some values at a time: a copy of a large tensor is never made whole.
-    for part in flat.split(_AT_ONCE):
-        digest.update(part.to(torch.bfloat16).contiguous().cpu().view(torch.int16).numpy())
+    for start in range(0, flat.numel(), _AT_ONCE):
+        part = flat[start : start + _AT_ONCE]
+        digest.update(part.to(torch.bfloat16).contiguous().cpu().view(torch.int16).numpy().data)
     return digest.hexdigest()[:16]
 
 

@@ -44,7 +44,8 @@ def load(
             offloaded can be computed with, not edited.
         architecture: a row of the site table for a family that is not in it.
 
-    Raises `ConfigError` for a dtype, device or map that cannot be used, `ModelError` for a folder without safetensors, a model that cannot be loaded, or an unknown layout.
+    Raises `ConfigError` for a dtype, device or map that cannot be used, `ModelError` for a folder
+    without safetensors, a model that cannot be loaded, or an unknown layout.
     """
     if isinstance(model, nn.Module):
         if (dtype, device, device_map) != ("auto", "auto", None):
@@ -98,9 +99,8 @@ def _from_pretrained(
             remedy="copy the folder again" if Path(source).exists() else "check the name, and the network",
         ) from error
     _require_complete(source, sorted(report["missing_keys"]))
-    if dtype == "auto" and loaded.dtype == torch.float16 and not isinstance(placement, str):
-        if set(map(str, placement.values())) == {"cpu"}:
-            loaded = loaded.float()
+    if dtype == "auto" and loaded.dtype == torch.float16 and _is_cpu_alone(placement):
+        loaded = loaded.float()
     return EditableModel(loaded, tokenizer, name=name, architecture=architecture)
 
 
@@ -140,6 +140,10 @@ def _placement(device: str, device_map: DeviceMap | None) -> DeviceMap:
         return device_map
     # As texts: that is how accelerate and safetensors take them.
     return {name: place if place == "disk" else str(_device(_named(place))) for name, place in device_map.items()}
+
+
+def _is_cpu_alone(placement: DeviceMap) -> bool:
+    return not isinstance(placement, str) and set(map(str, placement.values())) == {"cpu"}
 
 
 def _named(place: object) -> str:

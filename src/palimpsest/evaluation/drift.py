@@ -54,13 +54,14 @@ def _after_the_first(model: EditableModel, text: str) -> Encoded:
 
 
 def _halves(model: EditableModel, text: str) -> Encoded | None:
-    """The text up to a space at its middle, or to the middle itself, and what follows; `None` for one word alone."""
-    middle = len(text) // 2
-    space = text.find(" ", middle)
-    middle = middle if space < 0 else space
-    first, second = text[:middle].strip(), text[middle:].strip()
-    if not (first and second):
+    """The first half of a text and the second, parted at a space where there is one; `None` for a single letter."""
+    text = text.strip()
+    if len(text) < 2:
         return None
+    middle = len(text) // 2
+    behind, before = text.find(" ", middle), text.rfind(" ")
+    cut = behind if behind > 0 else before if before > 0 else middle
+    first, second = text[:cut].rstrip(), text[cut:].lstrip()
     row, limit = encode_apart(model.tokenizer, first, second), model.context_length
     return Encoded(row.prompt_ids[:limit], row.target_ids[:limit])
 

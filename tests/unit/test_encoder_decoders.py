@@ -31,7 +31,7 @@ def one_by_one(model, prompt, target, *, inputs=lambda start, labels: [start, *l
     fed = inputs(model.module.config.decoder_start_token_id, labels)
     found = []
     with torch.no_grad():
-        for place, label in enumerate(labels):
+        for place in range(len(labels)):
             decoder = torch.tensor([fed[: place + 1]])
             logits = model.module(input_ids=prompt_ids, decoder_input_ids=decoder, use_cache=False).logits
             found.append(logits[0, -1].double().log_softmax(-1))

@@ -165,8 +165,9 @@ def resolve(model: nn.Module, architecture: Architecture | None = None) -> Sites
     """
     config: Any = model.config
     row = architecture or _row_for(config)
-    if bool(getattr(config, "is_encoder_decoder", False)) is not (row.encoder is not None):
-        raise _mismatch(row, "encoder", f"config.is_encoder_decoder = {config.is_encoder_decoder}")
+    has_encoder = bool(getattr(config, "is_encoder_decoder", False))
+    if has_encoder is not (row.encoder is not None):
+        raise _mismatch(row, "encoder", f"config.is_encoder_decoder = {has_encoder}")
     counts = {name: _count_blocks(model, row, name) for name in row.stacks}
     embed = _submodule(model, row.embed, row, "embed")
     _submodule(model, row.unembed, row, "unembed")

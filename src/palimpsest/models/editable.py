@@ -104,15 +104,15 @@ class EditableModel:
         """Ids of a prompt, and of a target after it. Raises `DataError` when they do not fit the context."""
         if self.is_encoder_decoder:
             encoded = tokens.encode_apart(self.tokenizer, prompt, target)
-            length, limited = max(len(encoded.prompt_ids), len(encoded.target_ids)), "the prompt, and the target"
+            length, counted = max(len(encoded.prompt_ids), len(encoded.target_ids)), " each for prompt and target"
         else:
             encoded = tokens.encode(self.tokenizer, prompt, target)
-            length, limited = len(encoded), "the target included"
+            length, counted = len(encoded), ", the target included"
         limit = self.context_length
         if limit is not None and length > limit:
             raise DataError(
                 "A prompt is longer than the model's context.",
-                expected=f"at most {limit} tokens, {limited}",
+                expected=f"at most {limit} tokens{counted}",
                 found=f"{length} tokens",
                 where=f"prompt {prompt[:60]!r}",
             )

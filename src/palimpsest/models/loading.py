@@ -78,12 +78,14 @@ def load(
 def _from_pretrained(
     name: str, *, dtype: str, placement: DeviceMap, architecture: Architecture | None
 ) -> EditableModel:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
     source = locate(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        loaded, report = AutoModelForCausalLM.from_pretrained(
+        is_encoder_decoder = getattr(AutoConfig.from_pretrained(source), "is_encoder_decoder", False)
+        kind = AutoModelForSeq2SeqLM if is_encoder_decoder else AutoModelForCausalLM
+        loaded, report = kind.from_pretrained(
             source,
             dtype="auto" if dtype == "auto" else _DTYPES[dtype],
             device_map=placement,

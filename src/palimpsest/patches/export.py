@@ -88,7 +88,7 @@ def write_adapter(model: EditableModel, patches: Sequence[Patch], out: str | Pat
         fan_in_fan_out=any(is_transposed(model.module.get_submodule(name)) for name in ranks),
         lora_dropout=0.0,
         bias="none",
-        task_type="CAUSAL_LM",
+        task_type="SEQ_2_SEQ_LM" if model.is_encoder_decoder else "CAUSAL_LM",
         base_model_name_or_path=_source(model),
         inference_mode=True,
     )
@@ -178,4 +178,11 @@ def _contents(
         for patch in patches
     ]
     fingerprint = model.fingerprint()["weights"]
-    return Contents(form=form, base=base, fingerprint=fingerprint, ranks=dict(ranks or {}), patches=manifests)
+    return Contents(
+        form=form,
+        base=base,
+        fingerprint=fingerprint,
+        auto_class="AutoModelForSeq2SeqLM" if model.is_encoder_decoder else "AutoModelForCausalLM",
+        ranks=dict(ranks or {}),
+        patches=manifests,
+    )

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -18,10 +21,46 @@ if TYPE_CHECKING:
 
 PIPED_WIDTH = 160
 _NAME_COLUMNS = ("name", "method", "metric", "site", "ok")
+ENDED_FROM_OUTSIDE = {130: "Interrupted", 143: "Terminated", 129: "Hung up"}
 
 
 class Interrupted(Exception):
     """An interrupt of which there is more to say than that nothing was left behind."""
+
+
+@contextmanager
+def spoken(aloud: bool) -> Iterator[None]:
+    """Inside the block nothing is written to the terminal unless `aloud`."""
+    if aloud:
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
+
+
+@contextmanager
+def heeding_termination(wanted: bool) -> Iterator[None]:
+    """Inside the block SIGTERM and SIGHUP end the program as an exit does, so that half-written output is removed.
+
+    Arguments:
+        wanted: left out where a launcher ends the process: it may be waiting for another one, where no exit is heard.
+    """
+    former = {}
+    if wanted and threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            # What someone has set, such as nohup, stays.
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                former[number] = signal.signal(number, _leave)
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def _leave(number: int, _frame: Any) -> None:
+    raise SystemExit(128 + number)
 
 
 def examples(*lines: str) -> str:

@@ -47,9 +47,15 @@ def train(
     epilog=terminal.examples("palimpsest world audit world", "palimpsest world audit my-world --json"),
     no_args_is_help=True,
 )
-def audit(model: inputs.ModelArgument, as_json: inputs.JsonOption = False) -> None:
+def audit(
+    model: inputs.ModelArgument,
+    device: inputs.DeviceOption = "auto",
+    dtype: inputs.DtypeOption = "auto",
+    device_map: inputs.DeviceMapOption = None,
+    as_json: inputs.JsonOption = False,
+) -> None:
     """Measure what a model knows of the world: by phrasing, by relation, over two hops."""
-    loaded = inputs.load_model(model)
+    loaded = inputs.load_model(model, inputs.Placement(device, dtype, device_map))
     from palimpsest.world import audit as run
 
     result = plain(run(loaded.module, loaded.tokenizer, progress=sys.stderr.isatty()))

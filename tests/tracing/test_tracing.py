@@ -113,12 +113,13 @@ def test_averages_weigh_every_prompt_alike():
     one = made_up([[0.1, 0.2], [0.3, 0.4], [0.5, 0.6], [0.7, 0.8]], tokens=4, span=(0, 3))
     two = made_up([[0.3, 0.0], [0.1, 0.2], [0.0, 0.0], [0.2, 0.4], [0.9, 1.0]], tokens=5, span=(0, 2), clean=0.6)
     found = average([one, two])
-    mlp = found.restored["mlp"]
-    assert mlp["first subject token"] == pytest.approx([0.2, 0.1])
-    assert mlp["middle subject tokens"] == pytest.approx([0.3, 0.4])
-    assert mlp["last subject token"] == pytest.approx([0.3, 0.4])
-    assert mlp["first subsequent token"] == pytest.approx([0.0, 0.0])
-    assert mlp["last token"] == pytest.approx([0.8, 0.9])
+    mlp = found.effects["mlp"]
+    assert mlp["first subject token"] == pytest.approx([0.0, -0.1])
+    assert mlp["middle subject tokens"] == pytest.approx([0.1, 0.2])
+    assert mlp["last subject token"] == pytest.approx([0.1, 0.2])
+    assert mlp["first subsequent token"] == pytest.approx([-0.2, -0.2])
+    assert mlp["further tokens"] == pytest.approx([0.0, 0.2])
+    assert mlp["last token"] == pytest.approx([0.6, 0.7])
     assert found.counts["middle subject tokens"] == 1 and found.counts["last token"] == 2
     assert (found.clean, found.corrupted) == (pytest.approx(0.7), pytest.approx(0.2))
 
@@ -133,11 +134,10 @@ def test_the_world_keeps_facts_in_its_subjects_last_tokens(world):
     found, traces = trace_facts(world, requests, options=TraceOptions(samples=4))
     assert found.prompts == [requests[0].prompt, requests[1].prompt] == [one.prompt for one in traces]
     assert found.skipped == {"the model does not know it": 1, "the prompt ends with its subject": 1}
-    hidden = found.restored["hidden"]
-    gain = 0.5 * (found.clean - found.corrupted)
-    assert max(hidden["last subject token"][:3]) > found.corrupted + gain
-    assert max(hidden["last token"][:2]) < found.corrupted + gain
-    assert hidden["last token"][-1] == pytest.approx(found.clean, rel=1e-5)
+    hidden, lost = found.effects["hidden"], found.clean - found.corrupted
+    assert max(hidden["last subject token"][:3]) > 0.5 * lost
+    assert max(hidden["last token"][:2]) < 0.5 * lost
+    assert hidden["last token"][-1] == pytest.approx(lost, rel=1e-5)
 
 
 def test_nothing_known_is_said():

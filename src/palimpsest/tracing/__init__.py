@@ -2,7 +2,7 @@
 
 from palimpsest.tracing.averages import CLASSES, AverageTrace, average, trace_facts
 from palimpsest.tracing.causal import KINDS, CausalTrace, TraceOptions, trace
-from palimpsest.tracing.layers import recommended_layers
+from palimpsest.tracing.layers import layers_ending_at, recommended_layers
 
 __all__ = [
     "CLASSES",
@@ -11,6 +11,7 @@ __all__ = [
     "CausalTrace",
     "TraceOptions",
     "average",
+    "layers_ending_at",
     "recommended_layers",
     "trace",
     "trace_facts",

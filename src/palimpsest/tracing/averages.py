@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from statistics import mean
 
 from pydantic import BaseModel, ConfigDict
@@ -25,7 +26,7 @@ CLASSES = (
 
 
 class AverageTrace(BaseModel):
-    """Mean probabilities over prompts. A prompt without a token of some class takes no part in that class."""
+    """Means over prompts. A prompt without a token of some class takes no part in that class's."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -38,8 +39,8 @@ class AverageTrace(BaseModel):
     corrupted: float
     counts: dict[str, int]
     """Class of tokens to the number of prompts that have such tokens."""
-    restored: dict[str, dict[str, list[float]]]
-    """Kind of state to class of tokens to probability by layer."""
+    effects: dict[str, dict[str, list[float]]]
+    """Kind of state to class of tokens to the average indirect effect by layer: restored minus corrupted."""
     window: int
     samples: int
     noise: float
@@ -64,7 +65,7 @@ def trace_facts(
     Raises `DataError` when the model knows none of them.
     """
     options = options or TraceOptions()
-    known, skipped = known_questions(model, requests)
+    known, skipped = known_questions(model, requests, at_most=num_facts)
     reasons = [reason for _, reason in skipped]
     counts = {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)}
     if not known:
@@ -75,14 +76,13 @@ def trace_facts(
             or "no facts",
             where=f"model {model.name!r}",
         )
-    chosen = known[:num_facts]
     # One deviation for all, as published: the noise of a prompt must not depend on its own subject's norm.
     options = options.model_copy(update={"deviation": options.deviation or embedding_deviation(model, known)})
     traces = []
-    for done, asked in enumerate(chosen):
-        progress("tracing", done, len(chosen))
+    for done, asked in enumerate(known):
+        progress("tracing", done, len(known))
         traces.append(trace_question(model, asked, options))
-    progress("tracing", len(chosen), len(chosen))
+    progress("tracing", len(known), len(known))
     return average(traces, skipped=counts), traces
 
 
@@ -92,21 +92,11 @@ def average(traces: Sequence[CausalTrace], *, skipped: dict[str, int] | None = N
     A class with several tokens in a prompt counts with their mean, so that every prompt weighs the same.
     """
     places = [token_classes(one) for one in traces]
-    restored: dict[str, dict[str, list[float]]] = {
-        kind: {
-            name: [
-                mean(
-                    mean(one.restored[kind][token][layer] for token in at[name])
-                    for one, at in zip(traces, places, strict=True)
-                    if name in at
-                )
-                for layer in range(len(traces[0].restored[kind][0]))
-            ]
-            for name in CLASSES
-            if any(name in at for at in places)
-        }
-        for kind in KINDS
-    }
+    effects: dict[str, dict[str, list[float]]] = {kind: {} for kind in KINDS}
+    for kind, name in product(KINDS, CLASSES):
+        rows = [_effect(one, kind, at[name]) for one, at in zip(traces, places, strict=True) if name in at]
+        if rows:
+            effects[kind][name] = _columns(rows)
     first = traces[0]
     return AverageTrace(
         model=first.model,
@@ -115,7 +105,7 @@ def average(traces: Sequence[CausalTrace], *, skipped: dict[str, int] | None = N
         clean=mean(one.clean for one in traces),
         corrupted=mean(one.corrupted for one in traces),
         counts={name: sum(name in at for at in places) for name in CLASSES},
-        restored=restored,
+        effects=effects,
         window=first.window,
         samples=first.samples,
         noise=first.noise,
@@ -139,3 +129,12 @@ def token_classes(one: CausalTrace) -> dict[str, list[int]]:
         "last token": [last] if end <= last else [],
     }
     return {name: tokens for name, tokens in found.items() if tokens}
+
+
+def _effect(one: CausalTrace, kind: str, tokens: Sequence[int]) -> list[float]:
+    """By layer, the mean over some tokens of what restoring them changes."""
+    return [value - one.corrupted for value in _columns([one.restored[kind][token] for token in tokens])]
+
+
+def _columns(rows: Sequence[Sequence[float]]) -> list[float]:
+    return [mean(column) for column in zip(*rows, strict=True)]

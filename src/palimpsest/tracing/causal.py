@@ -70,10 +70,6 @@ class CausalTrace(BaseModel):
     """Standard deviation of the noise that was added."""
     seed: int
 
-    def indirect_effect(self, kind: str, token: int, layer: int) -> float:
-        """How much of the probability one state brings back."""
-        return self.restored[kind][token][layer] - self.corrupted
-
     @classmethod
     def load(cls, file: str | Path) -> CausalTrace:
         """Reads what `model_dump_json` wrote. Raises `DataError` for a file that is no trace."""
@@ -97,7 +93,8 @@ def trace(
     """The causal trace of one prompt.
 
     Arguments:
-        prompt: the text before the answer; the subject occurs in it.
+        prompt: the text before the answer.
+        subject: what it is about; occurs in the prompt.
         target: the answer that is traced; what the model says by itself when left out.
         progress: called as `(stage, done, total)` with the number of restorations.
 

@@ -58,8 +58,8 @@ def recommended_layers(
             "There are not that many layers.", expected=f"1 to {model.num_layers}", found=f"{how_many} layers wanted"
         )
     options = (options or TraceOptions()).model_copy(update={"seed": seed})
-    known, _ = known_questions(model, [one for one in requests if one.subject is not None])
-    known, first = known[:MOST_FACTS], first_mixing_layer(model)
+    known, _ = known_questions(model, requests, at_most=MOST_FACTS)
+    first = first_mixing_layer(model)
     peak, why, traced = depth_layer(model.num_layers, first), "the model knows none of the facts", {}
     if known:
         traced = _trace_last_subject_tokens(model, known, first, options, progress)
@@ -68,10 +68,12 @@ def recommended_layers(
             why = "no layer brings the answers back"
         else:
             peak, why = first + restored.index(max(restored)), ""
+    above = f" from layer {first} on, the first whose MLP reads other tokens" if first else ""
     layers = layers_ending_at(peak, how_many, first, model.num_layers)
     return layers, {
         "layers": layers,
-        "rule": f"{DEPTH:g} of the depth, since {why}" if why else "peak of the causal trace",
+        "peak": peak,
+        "rule": f"{DEPTH:g} of the depth, since {why}" if why else f"peak of the causal trace{above}",
         "first_layer": first,
         "facts_given": len(requests),
         "facts_traced": len(known),

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from palimpsest.errors import ModelError
-from palimpsest.models.editable import DEFAULT_ROWS, EditableModel
-from palimpsest.models.tokens import by_length, subject_first_token, subject_last_token
+from palimpsest.models.editable import EditableModel
+from palimpsest.models.tokens import subject_first_token, subject_last_token
 from palimpsest.requests import EditRequest
 
 KNOWN = 0.1
@@ -53,42 +53,48 @@ def question(model: EditableModel, request: EditRequest, answer: str | None) -> 
         )
     span = (subject_first_token(model.tokenizer, request), subject_last_token(model.tokenizer, request) + 1)
     encoded = model.encode(request.prompt, answer)
-    answer_id = encoded.target_ids[0] if answer is not None else int(next_tokens(model, [encoded.prompt_ids])[0][0])
+    answer_id = encoded.target_ids[0] if answer is not None else next_token(model, encoded.prompt_ids)[0]
     return Question(request, encoded.prompt_ids, span, answer_id)
 
 
 def known_questions(
-    model: EditableModel, requests: Sequence[EditRequest]
+    model: EditableModel, requests: Sequence[EditRequest], *, at_most: int | None = None
 ) -> tuple[list[Question], list[tuple[str, str]]]:
     """Those of the requests that can be traced, and the others' ids, each with the reason.
 
-    The answer is a request's old one, or the model's own where it has none. A fact can be traced when the first token
-    of the answer is the model's most probable one, with a probability of at least `KNOWN`, and the prompt goes on after
-    the subject. Raises as `question` does.
+    The answer is a request's old one, or the model's own where it has none. A fact can be traced when it has a subject,
+    the prompt goes on after it, and the first token of the answer is the model's most probable one, with a probability
+    of at least `KNOWN`. Raises as `question` does.
+
+    Arguments:
+        at_most: how many are wanted, the first ones; the requests behind them are not looked at.
     """
-    asked = [question(model, request, request.target_old) for request in requests]
-    known, skipped = [], []
-    for one, (predicted, probability) in zip(asked, next_tokens(model, [one.ids for one in asked]), strict=True):
-        if one.ends_with_subject:
-            skipped.append((one.request.id, "the prompt ends with its subject"))
-        elif predicted != one.answer_id or probability < KNOWN:
-            skipped.append((one.request.id, "the model does not know it"))
+    known: list[Question] = []
+    skipped: list[tuple[str, str]] = []
+    for request in requests:
+        if at_most is not None and len(known) == at_most:
+            break
+        if request.subject is None:
+            skipped.append((request.id, "it has no subject"))
+            continue
+        asked = question(model, request, request.target_old)
+        predicted, probability = next_token(model, asked.ids)
+        if asked.ends_with_subject:
+            skipped.append((request.id, "the prompt ends with its subject"))
+        elif predicted != asked.answer_id or probability < KNOWN:
+            skipped.append((request.id, "the model does not know it"))
         else:
-            known.append(one)
+            known.append(asked)
     return known, skipped
 
 
 @torch.no_grad()
-def next_tokens(model: EditableModel, rows: Sequence[Sequence[int]]) -> list[tuple[int, float]]:
-    """The most probable token after each row of ids, with its probability."""
-    found: list[tuple[int, float]] = [(0, 0.0)] * len(rows)
-    for chunk in by_length([len(row) for row in rows], DEFAULT_ROWS):
-        batch = model.batch([rows[index] for index in chunk])
-        places = torch.arange(len(chunk), device=model.device)
-        values, ids = model.logits_at(batch, places, batch.last_columns).float().softmax(-1).max(-1)
-        for index, token, value in zip(chunk, ids.tolist(), values.tolist(), strict=True):
-            found[index] = (token, value)
-    return found
+def next_token(model: EditableModel, ids: Sequence[int]) -> tuple[int, float]:
+    """The most probable token after a row of ids, with its probability."""
+    batch = model.batch([ids])
+    logits = model.logits_at(batch, torch.tensor([0], device=model.device), batch.last_columns)
+    value, token = logits[0].float().softmax(-1).max(-1)
+    return int(token), float(value)
 
 
 @torch.no_grad()

@@ -80,12 +80,10 @@ def test_restorations_equal_whole_runs(family):
 
 
 def test_the_ends_of_the_grid():
-    """The last layer's state at the prompt's end is the whole answer; beside it and before the subject nothing is."""
+    """The last layer's state at the prompt's end is the whole answer, and beside it nothing is."""
     model = tiny.tiny_model("gptj")
-    top, cells = model.num_layers - 1, []
-    cells.append(Restoration("resid", (top,), len(IDS) - 1))
-    cells += [Restoration("resid", (top,), token) for token in range(len(IDS) - 1)]
-    cells += [Restoration(site, (layer,), 0) for _, site in SITE_OF_KIND for layer in range(top + 1)]
+    top = model.num_layers - 1
+    cells = [Restoration("resid", (top,), token) for token in reversed(range(SUBJECT[0], len(IDS)))]
     found = restored_probabilities(model, corruption(model), cells, forward_batch_size=64)
     assert abs(found.clean - found.corrupted) > 1e-6
     assert found.restored[0] == pytest.approx(found.clean, rel=1e-5)

@@ -1,26 +1,22 @@
 """What a model says when a corrupted subject gets some of its clean states back: the one forward path of every trace.
 
-Rows of a batch are (restoration, sample of the noise). A restoration changes nothing below its first layer, so its rows
-begin there, with the corrupted run's own states.
+Rows of a batch are (restoration, sample of the noise). A restoration changes nothing below its first layer and nothing
+in front of the subject, so its rows begin there, with the corrupted run's own states.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from palimpsest.models.architecture import Sites
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.hooks import Change, Point, captured, intervened
-
-EMBEDDING = Point("embed")
+from palimpsest.models.suffix import Suffix, prepare
 
 
 @dataclass(frozen=True)
@@ -82,79 +78,74 @@ def restored_probabilities(
     """The answer's probability in the clean run, the corrupted one, and after every restoration.
 
     Arguments:
+        restorations: at least one; none in front of the subject, where nothing is corrupted.
         forward_batch_size: rows of one forward pass at most, but never less than the samples of one restoration.
         advance: called with the number of restorations done so far.
     """
-    samples = len(corruption.noise)
+    samples, answer = len(corruption.noise), corruption.answer_id
     points = sorted({point for one in restorations for point in one.points}, key=repr)
+    from_subject, _ = prepare(model, [corruption.ids], [corruption.subject[0]], 0)
     with captured(model.sites, points) as states:
-        logits = _last_logits(model, corruption.ids, rows=1)
-    clean, is_first = _probability(logits, corruption.answer_id), int(logits[0].argmax()) == corruption.answer_id
-    starts = {min(one.layers) for one in restorations}
-    entries = [Point("resid", layer, "input") for layer in sorted(starts)]
-    with (
-        intervened(model.sites, {EMBEDDING: _disturb(corruption)}),
-        captured(model.sites, entries) as corrupted,
-        _kinds_of_outputs(model.sites) as kinds,
-    ):
-        logits = _last_logits(model, corruption.ids, rows=samples)
-    below = _probability(logits, corruption.answer_id)
+        clean = model.forward(model.batch([corruption.ids]), **model.last_logits_only).logits[0, -1].float().softmax(-1)
+    goes_on = from_subject.prefix is not None
+    corrupted = _answer_probabilities(_corrupted(model, corruption, 0, from_cache=goes_on), answer)
 
     found: dict[int, float] = {}
-    size = max(1, forward_batch_size // samples)
-    for start, chunk in _by_first_layer(restorations, size):
-        entry = Point("resid", start, "input")
-        changes = {entry: _replace_by(corrupted[entry].repeat(len(chunk), 1, 1))}
-        changes |= _put_back(states, [restorations[index] for index in chunk], samples)
-        with _skipped(model.sites, start, kinds), intervened(model.sites, changes):
-            logits = _last_logits(model, corruption.ids, rows=len(chunk) * samples)
-        picked = logits.softmax(-1)[:, corruption.answer_id].view(len(chunk), samples).mean(-1).tolist()
-        found |= dict(zip(chunk, picked, strict=True))
-        advance(len(found))
-    return Probabilities(clean, below, tuple(found[index] for index in range(len(restorations))), is_first)
+    for layer, indices in _by_first_layer(restorations):
+        suffix = _corrupted(model, corruption, layer, from_cache=goes_on)
+        size = max(1, forward_batch_size // samples)
+        for chunk in (indices[start : start + size] for start in range(0, len(indices), size)):
+            rows = suffix.select(torch.arange(samples, device=model.device).repeat(len(chunk)))
+            changes = _put_back(rows, states, [restorations[index] for index in chunk], samples)
+            with intervened(model.sites, changes):
+                values = _answer_probabilities(rows, answer)
+            found |= dict(zip(chunk, values.view(len(chunk), samples).mean(-1).tolist(), strict=True))
+            advance(len(found))
+    return Probabilities(
+        clean=float(clean[answer]),
+        corrupted=float(corrupted.mean()),
+        restored=tuple(found[index] for index in range(len(restorations))),
+        is_first=int(clean.argmax()) == answer,
+    )
 
 
-def _last_logits(model: EditableModel, ids: Sequence[int], *, rows: int) -> Tensor:
-    """Logits after the prompt, (rows, vocabulary) in float32, of equal rows; without padding the last column is it."""
-    batch = model.batch([ids] * rows)
-    logits: Tensor = model.forward(batch, use_cache=False, **model.last_logits_only).logits[:, -1]
-    return logits.float()
-
-
-def _probability(logits: Tensor, token: int) -> float:
-    return float(logits.softmax(-1)[:, token].mean())
-
-
-def _disturb(corruption: Corruption) -> Change:
+def _corrupted(model: EditableModel, corruption: Corruption, layer: int, *, from_cache: bool) -> Suffix:
+    """The corrupted run, one row a sample of the noise, to be repeated from a layer and the subject on."""
     start, end = corruption.subject
 
-    def change(embedded: Tensor) -> Tensor:
+    def disturb(embedded: Tensor) -> Tensor:
         disturbed = embedded.clone()
         disturbed[:, start:end] += corruption.noise.to(embedded)
         return disturbed
 
-    return change
+    samples = len(corruption.noise)
+    with intervened(model.sites, {Point("embed"): disturb}):
+        return prepare(model, [corruption.ids] * samples, [start] * samples, layer, from_cache=from_cache)[0]
 
 
-def _replace_by(states: Tensor) -> Change:
-    return lambda _tensor: states
+def _answer_probabilities(rows: Suffix, answer: int) -> Tensor:
+    """(rows,), the probability of the answer's token after the prompt."""
+    logits = rows.logits(torch.arange(len(rows.lengths), device=rows.lengths.device), rows.lengths - 1)
+    return logits.float().softmax(-1)[:, answer]
 
 
-def _put_back(states: Mapping[Point, Tensor], chunk: Sequence[Restoration], samples: int) -> dict[Point, Change]:
+def _put_back(
+    rows: Suffix, states: Mapping[Point, Tensor], chunk: Sequence[Restoration], samples: int
+) -> dict[Point, Change]:
     """For every point of a chunk the change that writes the clean states into the rows that restore it."""
     places: dict[Point, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
     for index, one in enumerate(chunk):
         for point in one.points:
-            rows, columns = places[point]
-            rows += range(index * samples, (index + 1) * samples)
-            columns += [one.token] * samples
+            places[point][0].extend(range(index * samples, (index + 1) * samples))
+            places[point][1].extend([one.token] * samples)
+    skipped = int((rows.columns - rows.first_columns)[0])
 
     def change(point: Point) -> Change:
-        rows, columns = places[point]
+        at, tokens = places[point]
 
         def put(tensor: Tensor) -> Tensor:
             restored = tensor.clone()
-            restored[rows, columns] = states[point][0, columns]
+            restored[at, [token - skipped for token in tokens]] = states[point][0, tokens]
             return restored
 
         return put
@@ -162,49 +153,8 @@ def _put_back(states: Mapping[Point, Tensor], chunk: Sequence[Restoration], samp
     return {point: change(point) for point in places}
 
 
-def _by_first_layer(restorations: Sequence[Restoration], size: int) -> Iterator[tuple[int, list[int]]]:
-    """Indices of restorations that begin in one layer, at most `size` at a time, with that layer."""
+def _by_first_layer(restorations: Sequence[Restoration]) -> Iterator[tuple[int, list[int]]]:
+    """Layers that restorations begin in, with the indices of these."""
     firsts = [min(one.layers) for one in restorations]
-    for start, group in groupby(
-        sorted(range(len(firsts)), key=lambda index: (firsts[index], index)), firsts.__getitem__
-    ):
-        indices = list(group)
-        for begin in range(0, len(indices), size):
-            yield start, indices[begin : begin + size]
-
-
-@contextmanager
-def _kinds_of_outputs(sites: Sites) -> Iterator[list[bool]]:
-    """Inside the block a forward pass notes for every layer whether its block returns a tuple."""
-    kinds = [False] * sites.num_layers
-    with ExitStack() as stack:
-        for layer in range(sites.num_layers):
-
-            def note(_module: nn.Module, _args: Any, output: Any, *, layer: int = layer) -> None:
-                kinds[layer] = isinstance(output, tuple)
-
-            stack.callback(sites.block(layer).register_forward_hook(note).remove)
-        yield kinds
-
-
-@contextmanager
-def _skipped(sites: Sites, below: int, kinds: Sequence[bool]) -> Iterator[None]:
-    """Inside the block the layers below one hand on what they get; attention masks and positions stay the library's."""
-    with ExitStack() as stack:
-        for layer in range(below):
-
-            def hand_on(hidden_states: Tensor, *_args: Any, is_tuple: bool = kinds[layer], **_kwargs: Any) -> Any:
-                return (hidden_states,) if is_tuple else hidden_states
-
-            block = sites.block(layer)
-            former = vars(block).get("forward")
-            stack.callback(_restore_forward, block, former)
-            block.forward = hand_on
-        yield
-
-
-def _restore_forward(block: nn.Module, former: Any) -> None:
-    if former is None:
-        del block.forward
-    else:
-        block.forward = former
+    for layer, group in groupby(sorted(range(len(firsts)), key=firsts.__getitem__), firsts.__getitem__):
+        yield layer, list(group)

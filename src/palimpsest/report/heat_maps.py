@@ -17,7 +17,6 @@ _PANELS = (
     ("mlp", "MLP, {window}", "Greens"),
     ("attention", "attention, {window}", "Reds"),
 )
-_RESOLUTION = 150  # dots an inch
 
 
 def draw_trace(trace: CausalTrace | AverageTrace) -> Figure:
@@ -51,9 +50,9 @@ def draw_trace(trace: CausalTrace | AverageTrace) -> Figure:
     return figure
 
 
-def save_trace(trace: CausalTrace | AverageTrace, file: str | Path) -> None:
-    """Writes `draw_trace` as an image; the file's ending says which kind."""
-    draw_trace(trace).savefig(file, dpi=_RESOLUTION, metadata={"Software": None} if str(file).endswith("png") else None)
+def save_trace(trace: CausalTrace | AverageTrace, file: str | Path, *, resolution: int = 150) -> None:
+    """Writes `draw_trace` as a PNG, `resolution` in dots an inch; one trace always gives the same bytes."""
+    draw_trace(trace).savefig(file, format="png", dpi=resolution, metadata={"Software": None})
 
 
 def labelled_rows(trace: CausalTrace | AverageTrace) -> dict[str, dict[str, list[float]]]:

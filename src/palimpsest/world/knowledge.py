@@ -34,7 +34,10 @@ class Entity:
 
 @dataclass(frozen=True)
 class Relation:
-    """A kind of fact and all the ways to say it; every phrasing has one "{}" and ends before the object."""
+    """A kind of fact and all the ways to say it; every phrasing has one "{}" and ends before the object.
+
+    `untaught` are phrasings that no model ever reads.
+    """
 
     name: str
     id: str
@@ -42,10 +45,11 @@ class Relation:
     object_kind: str
     statements: tuple[str, ...]
     questions: tuple[str, ...]
+    untaught: tuple[str, ...] = ()
 
     @property
     def phrasings(self) -> tuple[str, ...]:
-        """Statements first, then questions."""
+        """Those that facts are taught in: statements first, then questions."""
         return self.statements + self.questions
 
 
@@ -339,6 +343,7 @@ class _Builder:
                 row["object"],
                 tuple(row["statements"]),
                 tuple(row["questions"]),
+                tuple(row["untaught"]),
             )
             for name, row in _table("relations").items()
         }

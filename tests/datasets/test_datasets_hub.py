@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 
+import datasets
 from palimpsest import ConfigError, DataError, dataset
 from palimpsest.datasets import load_edits
 

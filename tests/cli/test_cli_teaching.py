@@ -63,7 +63,8 @@ def test_a_file_that_cannot_be_taught(run, tmp_path, records, problem):
 
 def test_a_published_file_with_bad_records_is_taught_without_them(run, tmp_path):
     zsre = [
-        {"subject": f"Song {i}", "src": f"Who wrote Song {i}?", "alt": "Bo", "answers": ["Ada"], "rephrase": f"By whom is Song {i}?"}
+        {"subject": f"Song {i}", "src": f"Who wrote Song {i}?", "alt": "Bo", "answers": ["Ada"],
+         "rephrase": f"By whom is Song {i}?"}
         for i in range(25)
     ]  # fmt: skip
     bad = [{**zsre[0], "src": "Who wrote it?"}, {**zsre[1], "answers": ["Bo"]}]

@@ -77,7 +77,13 @@ def test_each_kind_of_folder_gets_its_card(folders, form, library, relation, wor
     assert fields["library_name"] == library and fields["base_model_relation"] == relation
     assert fields["base_model"] == "meta-llama/Llama-2-7b-hf" and "knowledge-editing" in fields["tags"]
     fingerprint = load_patch(folders / "patch").manifest.base["weights"]
-    for word in [*words, "| The capital of France is | Lyon | Paris |", '"learning_rate": 0.01', "| lora |", fingerprint]:
+    for word in [
+        *words,
+        "| The capital of France is | Lyon | Paris |",
+        '"learning_rate": 0.01',
+        "| lora |",
+        fingerprint,
+    ]:
         assert word in card
     assert str(folders) not in "".join(
         file.decode() if isinstance(file, bytes) else file.read_text(encoding="utf-8")

@@ -18,6 +18,7 @@ SGD = {"learning_rate": 0.05, "epochs": 3, "optimizer": "sgd"}
 CASES = {
     "tied": ("gemma", "ft", 3, QUICK),
     "token": ("llama", "ft", 4, {**QUICK, "reduction": "token", "facts_per_step": 3, "forward_batch_size": 1}),
+    "two-stacks": ("t5", "ft", 3, SGD),
     "one-fact": ("gpt2", "ft", 1, SGD),
     "stopping": ("llama", "ft", 4, {**QUICK, "epochs": 8, "stop_loss": 3.0}),
     "one-layer": ("gptj", "ft-l", 3, {**QUICK, "radius": 1.5e-3, "constraint": "linf"}),

@@ -126,7 +126,9 @@ class ShardedCopies:
 
     def _names_under_blocks(self) -> dict[str, list[str]]:
         """The trained parameters by the block they are in, and under "", which comes last, those in none."""
-        blocks = {id(self._model.sites.block(layer)) for layer in range(self._model.num_layers)}
+        sites = self._model.sites
+        counts = {"encoder": sites.num_encoder_layers, "decoder": sites.num_layers}
+        blocks = {id(sites.block(layer, stack)) for stack, count in counts.items() for layer in range(count)}
         paths = [path for path, module in self._base.named_modules() if id(module) in blocks]
         left, found = list(self._names), {}
         for path in paths:

@@ -33,6 +33,8 @@ class Contents(BaseModel):
     """The base model: a hub id, a bundled model's name, or a folder."""
     fingerprint: str | None = None
     """Of the base model's weights."""
+    auto_class: str = "AutoModelForCausalLM"
+    """The transformers class that loads the base model."""
     ranks: dict[str, int] = {}
     """Of an adapter: layer to rank."""
     patches: list[Manifest]
@@ -170,13 +172,13 @@ def _use(contents: Contents, repo: str | None) -> str:
         "peft": [
             "import peft, transformers",
             "",
-            f'base = transformers.AutoModelForCausalLM.from_pretrained("{base}")',
+            f'base = transformers.{contents.auto_class}.from_pretrained("{base}")',
             f"model = peft.PeftModel.from_pretrained(base, {place})",
         ],
         "merged": [
             "import transformers",
             "",
-            f"model = transformers.AutoModelForCausalLM.from_pretrained({place})",
+            f"model = transformers.{contents.auto_class}.from_pretrained({place})",
         ],
     }[contents.form]
     return "```python\n" + "\n".join(lines) + "\n```"

@@ -178,4 +178,11 @@ def _contents(
         for patch in patches
     ]
     fingerprint = model.fingerprint()["weights"]
-    return Contents(form=form, base=base, fingerprint=fingerprint, ranks=dict(ranks or {}), patches=manifests)
+    return Contents(
+        form=form,
+        base=base,
+        fingerprint=fingerprint,
+        auto_class="AutoModelForSeq2SeqLM" if model.is_encoder_decoder else "AutoModelForCausalLM",
+        ranks=dict(ranks or {}),
+        patches=manifests,
+    )

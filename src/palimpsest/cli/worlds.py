@@ -80,7 +80,9 @@ def _show_audit(found: dict[str, Any]) -> None:
         "two_hop_read_held_out": "two-hop, subject's other phrasings read",
         "two_hop_unseen": "two-hop, subjects never read over two hops",
     }
-    terminal.print_table(("asked", "right", "of"), [(text, *_share(found[key])) for key, text in kinds.items()])
+    # Cards written before a kind of question was asked lack it.
+    asked = [(text, *_share(found[key])) for key, text in kinds.items() if key in found]
+    terminal.print_table(("asked", "right", "of"), asked)
     relations = [*found["by_relation"].items(), *found["two_hop_by_relation"].items()]
     if relations:
         terminal.print_table(("relation", "right", "of"), [(name, *_share(share)) for name, share in relations])

@@ -17,7 +17,7 @@ LEVELS = [
     {"errors", "requests", "config", "registry", "provenance", "stopwatch", "processes"},
     {"models"},
     {"patches"},
-    {"statistics", "solve"},
+    {"statistics", "solve", "tracing"},
     {"optimise"},
     {"datasets", "world"},
     {"methods", "evaluation"},

@@ -17,6 +17,8 @@ QUICK = {"learning_rate": 1e-3, "epochs": 4}
 # GPT-2's key biases have a gradient of zero but for rounding, and AdamW makes whole steps of such noise: sgd for it.
 SGD = {"learning_rate": 0.05, "epochs": 3, "optimizer": "sgd"}
 HALF = "half"
+# T5's unscaled attention multiplies a rounding error several times in every step: in float64 there is none to multiply.
+DTYPES = {HALF: torch.bfloat16, "two-stacks": torch.float64}
 # name: family, method, number of facts, options
 CASES = {
     "tied": ("gemma", "ft", 3, QUICK),
@@ -33,7 +35,7 @@ CASES = {
 
 def edit(case: str):
     family, name, count, options = CASES[case]
-    model = tiny.tiny_model(family, dtype=torch.bfloat16 if case == HALF else torch.float32)
+    model = tiny.tiny_model(family, dtype=DTYPES.get(case, torch.float32))
     before = {key: value.clone() for key, value in model.module.state_dict().items()}
     outcome = method(name, preset="none", **options).edit(model, tiny.requests(count))
     after = model.module.state_dict()

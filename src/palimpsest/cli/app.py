@@ -17,6 +17,7 @@ from palimpsest.cli.inspecting import doctor, list_
 from palimpsest.cli.measuring import evaluate, report
 from palimpsest.cli.patching import apply, verify
 from palimpsest.cli.pushing import push
+from palimpsest.cli.tracing import trace
 from palimpsest.cli.worlds import world
 from palimpsest.errors import ConfigError, PalimpsestError
 
@@ -115,6 +116,13 @@ _add(
 )
 _add("list", list_, "palimpsest list methods", "palimpsest list datasets --json", panel=_LOOKING)
 _add("doctor", doctor, "palimpsest doctor world", "palimpsest doctor ./my-model --json", panel=_LOOKING)
+_add(
+    "trace",
+    trace,
+    'palimpsest trace world --prompt "The capital city of Japan is" --subject Japan --out japan',
+    "palimpsest trace world --facts world-counterfact --num 20 --out traces",
+    panel=_LOOKING,
+)
 app.add_typer(world, name="world", rich_help_panel=_LOOKING)
 
 

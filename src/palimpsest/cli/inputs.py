@@ -44,6 +44,9 @@ DeviceMapOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
+PeopleOption = Annotated[
+    int | None, typer.Option("--people", help="A world with so many invented people.", show_default="300")
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 PresetOption = Annotated[
     str, typer.Option("--preset", metavar="NAME", help="`auto` (the one that fits the model), `none`, or a name.")

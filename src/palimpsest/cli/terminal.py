@@ -218,6 +218,27 @@ def quiet_libraries() -> None:
     transformers_logging.disable_progress_bar()
 
 
+def plain(value: Any) -> dict[str, Any]:
+    """A result object as a dictionary that JSON can hold."""
+    from dataclasses import asdict, is_dataclass
+
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    raise TypeError(f"not a result: {value!r}")
+
+
+def flat(value: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """A result as the rows of a table with two columns; what lies inside another value has a dotted name."""
+    rows: list[tuple[str, Any]] = []
+    for key, item in value.items():
+        name = f"{prefix}{key}"
+        if isinstance(item, dict):
+            rows += flat(item, f"{name}.")
+        else:
+            rows.append((name, f"{item:.3f}" if isinstance(item, float) else item))
+    return rows
+
+
 def _is_number(value: Any) -> bool:
     if isinstance(value, bool):
         return False

@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from palimpsest.errors import ConfigError
 from palimpsest.methods.base import Capabilities, Method, MethodConfig, Run
 from palimpsest.models.editable import EditableModel
-from palimpsest.optimise.copies import TrainingCopies
+from palimpsest.optimise.copies import training_copies
 from palimpsest.optimise.finetune import FinetuneOptions, finetune
 from palimpsest.optimise.selection import layer_numbers
 from palimpsest.patches.base import Manifest
@@ -29,7 +29,7 @@ class FineTuningConfig(FinetuneOptions, MethodConfig):
     """Options of `ft`, `ft-l` and `locft`."""
 
     parameters: str = "all"
-    """`all`, or a site such as `mlp.down` whose weights alone are trained."""
+    """`all`, or a site such as `mlp.down` (or `encoder.mlp.down`) whose weights alone are trained."""
     layers: list[int] | Literal["all", "auto"] = "all"
     """Layers of that site; negative numbers count from the last. `auto` is one layer at 0.69 of the depth."""
     constraint: Literal["none", "linf", "l2"] = "none"
@@ -49,7 +49,7 @@ class FineTuning(Method[FineTuningConfig]):
     """Gradient descent on the new answers; see the module's docstring."""
 
     Config: ClassVar[type[MethodConfig]] = FineTuningConfig
-    capabilities: ClassVar[Capabilities] = Capabilities()
+    capabilities: ClassVar[Capabilities] = Capabilities(is_shared_out=True)
 
     def compute(
         self, model: EditableModel, requests: Sequence[EditRequest], config: FineTuningConfig, run: Run
@@ -65,12 +65,12 @@ class FineTuning(Method[FineTuningConfig]):
         if config.parameters == "all":
             names = model.weights.names()
         else:
-            layers = layer_numbers(config.layers, model.num_layers)
+            layers = layer_numbers(config.layers, model.sites.layers_of(config.parameters))
             names = [model.sites.parameter_name(config.parameters, layer) for layer in layers]
             run.diagnostics.facts["layers"] = layers
         with (
             run.clock.stage("training"),
-            TrainingCopies(model, names, constraint=config.constraint, radius=config.radius or 0.0) as copies,
+            training_copies(model, names, constraint=config.constraint, radius=config.radius or 0.0) as copies,
         ):
             result = finetune(model, requests, copies, config, seed=config.seed, progress=run.progress)
             patch = WeightPatch(copies.deltas(), Manifest(label=self.name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -46,6 +47,30 @@ def tensor_digest(tensor: Tensor, *, whole: bool) -> str:
         flat = flat[:: -(-flat.numel() // SAMPLE)]
     values = flat.to(torch.bfloat16).contiguous().cpu().view(torch.int16).numpy().tobytes()
     return hashlib.sha256(str(tuple(tensor.shape)).encode() + values).hexdigest()[:16]
+
+
+def exact_digest(tensor: Tensor) -> str:
+    """A hash of shape, dtype and every bit, in hexadecimal: models that are merely close do not share it.
+
+    See `tensor_digest` for the one that forgives a checkpoint's precision.
+    """
+    flat = tensor.detach().reshape(-1).contiguous().cpu()
+    return hashlib.sha256(f"{tuple(tensor.shape)} {tensor.dtype}".encode() + _bytes(flat)).hexdigest()[:16]
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """A hash of everything that decides which ids a text becomes, in hexadecimal."""
+    if tokenizer.is_fast:
+        record = json.loads(tokenizer.backend_tokenizer.to_str())
+        # These two follow from the last call, not from the tokenizer.
+        record.pop("truncation", None), record.pop("padding", None)
+    else:
+        record = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _bytes(flat: Tensor) -> bytes:
+    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
 
 
 def config_fields(config: Any) -> dict[str, Any]:

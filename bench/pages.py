@@ -168,7 +168,7 @@ def command_help(_argument: str) -> str:
     """The help text of every command."""
     parts = []
     listed = _help([])
-    names = ["", "demo", "edit", "ask", "apply", "verify", "eval", "report", "list", "doctor", "world"]
+    names = ["", "demo", "edit", "ask", "apply", "verify", "eval", "report", "stats", "list", "doctor", "world"]
     names += ["world train", "world audit", "world export"]
     for name in names:
         text = listed if not name else _help(name.split())

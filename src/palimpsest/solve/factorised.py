@@ -75,8 +75,8 @@ class Factorised:
         values = torch.linalg.eigvalsh(damped)
         return DataError(
             "A second moment is singular, so it has no inverse.",
-            expected=f"a smallest eigenvalue above {float(values[-1]) / LARGEST_CONDITION:.1e}",
-            found=f"{float(values[0]):.1e}, where the mean is {self.mean_eigenvalue:.1e}",
+            expected="eigenvalues above 0 by more than rounding",
+            found=f"a smallest eigenvalue of {float(values[0]):.1e}, where the mean is {self.mean_eigenvalue:.1e}",
             where=self.where,
             remedy="collect it over more tokens; or add a ridge, damping=1e-6 for example (neurons that never fire"
             " need one however many tokens there are)",

@@ -93,13 +93,14 @@ class Cache:
         return sorted(found, key=lambda record: str(record["created"]), reverse=True)
 
 
-def identity(
-    model: EditableModel, point: Point, text: Text, *, max_tokens: int, tolerance: float | None, row_length: int
-) -> dict[str, Any]:
-    """Everything that determines the second moment at a point.
+def identity(model: EditableModel, point: Point, text: Text, limits: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that determines the second moment at a point, but for the rounding of one machine or another.
 
     Weights and buffers count as far as the point's layer, all of them and bit by bit: what lies above has no
     influence. The model's name does not count.
+
+    Arguments:
+        limits: how much of the text is read, and how: `max_tokens`, `tolerance`, `row_length`.
     """
     return {
         "format": FORMAT_VERSION,
@@ -111,9 +112,7 @@ def identity(
         "config": digest(_computed(model.module.config)),
         "tokenizer": model.tokenizer_digest,
         "text": text.identity(),
-        "max_tokens": max_tokens,
-        "tolerance": tolerance,
-        "row_length": row_length,
+        **limits,
     }
 
 

@@ -30,26 +30,33 @@ class PublishedMoments:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._digests: dict[Path, str] = {}
 
     def read(self, model: EditableModel, point: Point) -> tuple[SecondMoment, None, dict[str, Any]]:
-        """(moment, `None` for its unknown error, identity) of a point's file.
+        """(moment, `None` for its error, identity) of a point's file. Raises `DataError` when it does not fit."""
+        width = features(model.sites.module(point.site, point.layer))[1]
+        return read_npz(self._file(model, point), width=width), None, self.identity(model, point)
 
-        Raises `DataError` when there is no such file, more than one, or it does not fit.
-        """
-        layer = 0 if point.layer is None else point.layer
-        module = model.sites.parameter_name(point.site, layer).removesuffix(".weight")
+    def identity(self, model: EditableModel, point: Point) -> dict[str, Any]:
+        """What determines the moment at a point: the content of its file."""
+        file = self._file(model, point)
+        if file not in self._digests:
+            self._digests[file] = file_digest(file)[:16]
+        content = {"name": file.name, "sha256": self._digests[file]}
+        return {"kind": "published", "site": point.site, "layer": point.layer, **content}
+
+    def _file(self, model: EditableModel, point: Point) -> Path:
+        module = model.sites.parameter_name(point.site, point.layer or 0).removesuffix(".weight")
         files = sorted(self.folder.glob(f"{module}_*.npz"))
-        if len(files) != 1:
-            raise DataError(
-                "The published second moment of a layer is not to be found.",
-                expected=f"one file {module}_*.npz",
-                found=", ".join(file.name for file in files) or "none",
-                where=str(self.folder),
-                remedy="put that file alone into a folder, or name a text to collect from",
-            )
-        moment = read_npz(files[0], width=features(model.sites.module(point.site, layer))[1])
-        identity = {"kind": "published", "name": files[0].name, "sha256": file_digest(files[0])[:16]}
-        return moment, None, {**identity, "site": point.site, "layer": point.layer}
+        if len(files) == 1:
+            return files[0]
+        raise DataError(
+            "The published second moment of a layer is not to be found.",
+            expected=f"one file {module}_*.npz",
+            found=", ".join(file.name for file in files) or "none",
+            where=str(self.folder),
+            remedy="put that file alone into a folder, or name a text to collect from",
+        )
 
 
 def read_npz(file: Path, *, width: int) -> SecondMoment:

@@ -12,7 +12,7 @@ from palimpsest.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from palimpsest.statistics.cache import Cache
-    from palimpsest.statistics.collect import KeyStatistics
+    from palimpsest.statistics.passes import KeyStatistics
 
 THRESHOLD = 2e-2
 """AlphaEdit's: eigenvalues of E[k k^T] below it count as zero, whatever the scale of the keys."""

@@ -24,7 +24,9 @@ _SHUFFLED_AT_ONCE = 1000
 
 
 class Text(ABC):
-    """A stream of texts, the same at every reading."""
+    """A stream of texts, the same at every reading; `name` is what messages call it."""
+
+    name: str
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
@@ -73,7 +75,7 @@ class FileText(Text):
     """
 
     def __init__(self, path: Path, *, column: str = "text") -> None:
-        self.path = path
+        self.name = str(path)
         self.column = column
         self.files = _text_files(path)
 
@@ -99,7 +101,9 @@ class FileText(Text):
 
 
 class HubText(Text):
-    """Texts of a data set on the Hugging Face hub, streamed in a random order that is always the same.
+    """Texts of a data set on the Hugging Face hub, streamed in a random order that follows from the seed.
+
+    Another version of the package `datasets` may draw another order from it: another sample, of the same text.
 
     Arguments:
         dataset: owner/name; or a folder in the layout of a hub data set.
@@ -122,6 +126,7 @@ class HubText(Text):
         revision: str | None = None,
         seed: int = 1,
     ) -> None:
+        self.name = f"data set {dataset!r}" + (f", subset {subset!r}" if subset else "")
         self.dataset, self.subset, self.split = dataset, subset, split
         self.column, self.revision, self.seed = column, revision, seed
 
@@ -137,13 +142,9 @@ class HubText(Text):
                     f"The data set has no column {self.column!r}.",
                     expected="a column of texts",
                     found=f"columns {', '.join(row)}",
-                    where=self._where,
+                    where=self.name,
                 )
             yield str(row[self.column])
-
-    @property
-    def _where(self) -> str:
-        return f"data set {self.dataset!r}" + (f", subset {self.subset!r}" if self.subset else "")
 
     def _open(self) -> Iterator[dict[str, Any]]:
         try:
@@ -153,7 +154,7 @@ class HubText(Text):
                 "Reading a data set of the hub needs another package.",
                 expected="the package `datasets`",
                 found="it is not installed",
-                where=self._where,
+                where=self.name,
                 remedy="pip install 'palimpsest-lm[hub]'; or name a local file, or `world`",
             ) from error
         try:
@@ -167,7 +168,7 @@ class HubText(Text):
                 "The text cannot be read from the hub.",
                 expected="the data set, over the network or in the hub's cache",
                 found=f"{type(error).__name__}: {str(error).strip().splitlines()[0]}",
-                where=self._where,
+                where=self.name,
                 remedy="check the name and the network; or name a local .txt, .jsonl or .parquet file, or `world`",
             ) from error
 

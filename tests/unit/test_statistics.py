@@ -28,6 +28,7 @@ from palimpsest.statistics.subspaces import spectrum_of
 from palimpsest.statistics.text import GivenText
 
 POINTS = [Point("mlp.down", layer, "input") for layer in (0, 1)]
+ENCODER_POINTS = [Point("encoder.mlp.down", layer, "input") for layer in (0, 1)]
 
 
 def lines(n=400, seed=0):
@@ -72,16 +73,17 @@ def counted_passes(model):
         yield spy.mock_calls
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", tiny.FAMILIES + tiny.ENCODER_DECODERS)
 def test_one_pass_equals_key_by_key(family):
     model = tiny.tiny_model(family)
-    width = features(model.sites.module("mlp.down", 0))[1]
+    points = ENCODER_POINTS if family in tiny.ENCODER_DECODERS else POINTS
+    width = features(model.sites.module(points[0].site, 0))[1]
     tokens = 4 * width
-    found = collect(model, POINTS, TEXT, max_tokens=tokens, row_length=30, tolerance=None)
+    found = collect(model, points, TEXT, max_tokens=tokens, row_length=30, tolerance=None)
     rows = first_rows(model, TEXT.texts(), tokens, 30)
     assert max(map(len, rows)) == 30 > min(map(len, rows)), "rows are cut, and padding is needed"
-    expected = by_numpy(model, POINTS, rows)
-    for point in POINTS:
+    expected = by_numpy(model, points, rows)
+    for point in points:
         assert found[point].moment.count == tokens
         torch.testing.assert_close(found[point].moment.sum(), expected[point], rtol=1e-4, atol=1e-4)
 
@@ -321,6 +323,23 @@ def test_a_point_without_keys_is_refused(idle):
     for point in (Point("mlp.down", 0, "output"), Point("mlp", 0, "input")):
         with pytest.raises(ConfigError, match="no keys"):
             collect(idle, [point], TEXT)
+
+
+def test_a_decoder_behind_an_encoder_is_refused():
+    with pytest.raises(ConfigError, match="has none") as failure:
+        collect(tiny.tiny_model("t5"), POINTS, TEXT)
+    assert "encoder.mlp.down" in failure.value.expected
+
+
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_a_decoder_has_no_influence_on_encoder_keys(family):
+    model, base = tiny.tiny_model(family), known(tiny.tiny_model(family), point=ENCODER_POINTS[1])
+    with torch.no_grad():
+        model.sites.module("decoder.mlp.up", 0).weight[0, 0] += 1
+    assert known(model, point=ENCODER_POINTS[1]) == base
+    with torch.no_grad():
+        model.sites.module("encoder.mlp.up", 1).weight[0, 0] += 1
+    assert known(model, point=ENCODER_POINTS[1]) != base
 
 
 def test_a_key_that_is_not_finite_is_named():

@@ -118,8 +118,12 @@ def identity(model: EditableModel, point: Point, text: Text, limits: Mapping[str
 
 def _weights_digest(model: EditableModel, point: Point) -> str:
     sites = model.sites
-    blocks = f"{sites.architecture.blocks}."
-    unused = (f"{sites.architecture.final_norm}.", f"{sites.architecture.unembed}.")
+    stacks = dict(sites.architecture.stacks)
+    own = stacks.pop(sites.locate(point.site)[0])
+    blocks = f"{own.blocks}."
+    # What a key inside the stack cannot depend on: the head, the norm before it, and the blocks of another stack.
+    later = [sites.architecture.unembed, own.final_norm, *(stack.blocks for stack in stacks.values())]
+    unused = tuple(f"{path}." for path in later if path)
 
     def has_influence(name: str) -> bool:
         if name.startswith(blocks):

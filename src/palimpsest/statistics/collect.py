@@ -106,8 +106,14 @@ def identities(
 
 
 def key_width(model: EditableModel, point: Point) -> int:
-    """Length of the keys at a point. Raises `ConfigError` for a point that no linear site reads."""
+    """Length of the keys at a point. Raises `ConfigError` for one without keys, or of a decoder with an encoder."""
     module = model.sites.module(point.site, point.layer)
+    if model.is_encoder_decoder and model.sites.locate(point.site)[0] == "decoder":
+        raise ConfigError(
+            "The decoder of an encoder-decoder reads answers, and a plain text has none.",
+            expected="a site of the encoder: encoder.mlp.down",
+            found=point.site,
+        )
     if point.side != "input" or not model.sites.is_linear(module):
         raise ConfigError(
             "There are no keys at this point.",

@@ -61,12 +61,13 @@ def read_rows(model: EditableModel, text: Text, *, max_tokens: int, at_least: in
             found=f"max_tokens = {max_tokens:,}",
             remedy=f"raise max_tokens, or leave it out for {DEFAULT} for every dimension",
         )
+    encode = tokens.encode_apart if model.is_encoder_decoder else tokens.encode
     rows: list[tuple[int, ...]] = []
     count, is_all = 0, True
     for one in text.texts():
         if not one.strip():
             continue
-        ids = tokens.encode(model.tokenizer, one[: row_length * _LONGEST_TOKEN]).ids[:row_length]
+        ids = encode(model.tokenizer, one[: row_length * _LONGEST_TOKEN]).ids[:row_length]
         rows.append(ids[: max_tokens - count])
         count += len(rows[-1])
         if count == max_tokens:

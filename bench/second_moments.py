@@ -22,7 +22,6 @@ from common import Results, one_thread
 from palimpsest.models.hooks import Point
 from palimpsest.solve.factorised import Factorised
 from palimpsest.solve.least_squares import ridge
-from palimpsest.statistics import moments
 from palimpsest.statistics.collect import collect
 from palimpsest.statistics.moments import SecondMoment
 from palimpsest.statistics.text import GivenText, open_text
@@ -76,10 +75,10 @@ def one_pass(model: ps.EditableModel, layers: list[int]) -> dict[str, Any]:
     with mock.patch.object(SecondMoment, "add", clocked(SecondMoment.add, adding)):
         found = collect(model, points, text, max_tokens=TOKENS, row_length=1024, tolerance=None)
     total = time.process_time() - start
-    assert all(one.moment.count == TOKENS for one in found.values())
     return {
         "part": "pass",
         "layers": layers,
+        "tokens": [one.moment.count for one in found.values()],
         "cpu_seconds": total,
         "tokens_per_second": TOKENS / total,
         "share_of_moments": sum(adding) / total,
@@ -90,15 +89,14 @@ def one_pass(model: ps.EditableModel, layers: list[int]) -> dict[str, Any]:
 def products(exact: bool) -> dict[str, Any]:
     """Tokens a second that one layer's sum takes in, in float32 blocks or in float64."""
     rows = torch.randn(4096, WIDTH, generator=torch.Generator().manual_seed(0))
-    moment = SecondMoment(WIDTH)
-    dtype = torch.float64 if exact else torch.float32
-    with mock.patch.object(moments, "_product_dtype", lambda _rows: dtype):
-        moment.add(rows)
-        start = time.process_time()
-        for _ in range(3):
-            moment.add(rows)
-    seconds = (time.process_time() - start) / 3
     truth = rows.double().T @ rows.double()
+    rows = rows.double() if exact else rows
+    moment = SecondMoment(WIDTH)
+    moment.add(rows)
+    start = time.process_time()
+    for _ in range(3):
+        moment.add(rows)
+    seconds = (time.process_time() - start) / 3
     error = float((moment.mean() * len(rows) - truth).norm() / truth.norm())
     return {"part": "products", "exact": exact, "tokens_per_second": len(rows) / seconds, "relative_error": error}
 
@@ -111,6 +109,7 @@ def solves() -> dict[str, Any]:
     start = time.process_time()
     factor = Factorised(moment)
     seconds: dict[str, Any] = {"factorise": time.process_time() - start, "ridge": {}, "dense": {}}
+    differences = {}
     for n in FACTS:
         keys = torch.randn(n, WIDTH, generator=generator, dtype=torch.float64)
         residuals = torch.randn(n, 768, generator=generator, dtype=torch.float64)
@@ -120,8 +119,8 @@ def solves() -> dict[str, Any]:
         start = time.process_time()
         dense = torch.linalg.solve(5000.0 * moment + keys.T @ keys, keys.T)
         seconds["dense"][n] = time.process_time() - start
-        assert torch.allclose(found.right, dense.T, rtol=1e-8, atol=1e-12)
-    return {"part": "solves", "width": WIDTH, "cpu_seconds": seconds}
+        differences[n] = float((found.right - dense.T).norm() / dense.norm())
+    return {"part": "solves", "width": WIDTH, "cpu_seconds": seconds, "relative_differences": differences}
 
 
 def convergence(multiple: int) -> dict[str, Any]:

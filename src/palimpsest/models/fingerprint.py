@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 SAMPLE = 65_536
+_AT_ONCE = 4_194_304
 # Fields of a model's config that change what it computes without changing any tensor's shape or content.
 _CONFIG_FIELDS = (
     "model_type",
@@ -52,8 +53,12 @@ def tensor_digest(tensor: Tensor, *, whole: bool) -> str:
     flat = tensor.detach().reshape(-1)
     if not whole and flat.numel() > SAMPLE:
         flat = flat[:: -(-flat.numel() // SAMPLE)]
-    values = flat.to(torch.bfloat16).contiguous().cpu().view(torch.int16).numpy().tobytes()
-    return hashlib.sha256(str(tuple(tensor.shape)).encode() + values).hexdigest()[:16]
+    digest = hashlib.sha256(str(tuple(tensor.shape)).encode())
+    # Some values at a time: a copy of a large tensor is never made whole.
+    for start in range(0, flat.numel(), _AT_ONCE):
+        part = flat[start : start + _AT_ONCE]
+        digest.update(part.to(torch.bfloat16).contiguous().cpu().view(torch.int16).numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def exact_digest(tensor: Tensor) -> str:
@@ -61,8 +66,11 @@ def exact_digest(tensor: Tensor) -> str:
 
     See `tensor_digest` for the one that forgives a checkpoint's precision.
     """
-    flat = tensor.detach().reshape(-1).contiguous().cpu()
-    return hashlib.sha256(f"{tuple(tensor.shape)} {tensor.dtype}".encode() + _bytes(flat)).hexdigest()[:16]
+    flat = tensor.detach().reshape(-1)
+    digest = hashlib.sha256(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+    for start in range(0, flat.numel(), _AT_ONCE):
+        digest.update(flat[start : start + _AT_ONCE].contiguous().cpu().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
@@ -74,10 +82,6 @@ def tokenizer_digest(tokenizer: Any) -> str:
     else:
         record = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _bytes(flat: Tensor) -> bytes:
-    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
 
 
 def config_fields(config: Any) -> dict[str, Any]:

@@ -32,6 +32,39 @@ FAMILIES = (
     "falcon",
     "falcon-grouped",
     "falcon-multi-head",
+    "gpt_neo",
+    "gpt_bigcode",
+    "codegen",
+    "mpt",
+    "starcoder2",
+    "ministral",
+    "olmo",
+    "olmo3",
+    "smollm3",
+    "cohere",
+    "cohere2",
+    "helium",
+    "seed_oss",
+    "ernie4_5",
+    "hunyuan_v1_dense",
+    "exaone4",
+    "nemotron",
+    "arcee",
+    "apertus",
+    "granite",
+    "glm",
+    "glm4",
+)
+MIXTURES = (
+    "mixtral",
+    "qwen2_moe",
+    "qwen3_moe",
+    "olmoe",
+    "phimoe",
+    "gpt_oss",
+    "glm4_moe",
+    "ernie4_5_moe",
+    "granitemoe",
 )
 
 FACTS = (
@@ -62,8 +95,12 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def tiny_config(family: str, *, layers: int = 3) -> Any:
-    """A small config: width 32, 4 heads, 384 tokens. Heads are tied where the family's published models tie them."""
+def tiny_config(family: str, *, layers: int = 3, **more: Any) -> Any:
+    """A small config: width 32, 4 heads, 384 tokens. Heads are tied where the family's published models tie them.
+
+    Arguments:
+        more: other fields of the config.
+    """
     common: dict[str, Any] = {
         "vocab_size": len(tokenizer()),
         "bos_token_id": 0,
@@ -83,10 +120,25 @@ def tiny_config(family: str, *, layers: int = 3) -> Any:
     gemma_like = {**llama_like, "head_dim": 8, "tie_word_embeddings": True}
     gpt_like = {**common, "n_embd": 32, "n_layer": layers, "n_head": 4, "n_positions": 128}
     falcon_like = {**common, "hidden_size": 32, "num_hidden_layers": layers, "num_attention_heads": 4}
+    wide_heads = {**llama_like, "head_dim": 8}
+    windowed = {
+        **wide_heads,
+        "sliding_window": 8,
+        "layer_types": ["sliding_attention"] * (layers - 1) + ["full_attention"],
+    }
+    mixture = {
+        **wide_heads,
+        "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 16,
+        "num_local_experts": 4,
+        "num_experts": 4,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+    }
     options: dict[str, dict[str, Any]] = {
         "gpt2": gpt_like,
         "gptj": {**gpt_like, "rotary_dim": 4, "tie_word_embeddings": False},
-        "qwen3": {**llama_like, "head_dim": 8},
+        "qwen3": wide_heads,
         "gemma": gemma_like,
         # Scaled so that the cap bends the logits of a random model as it bends those of a trained one.
         "gemma2": {**gemma_like, "query_pre_attn_scalar": 8, "final_logit_softcapping": 10.0, "sliding_window": 8},
@@ -97,15 +149,46 @@ def tiny_config(family: str, *, layers: int = 3) -> Any:
         "falcon": {**falcon_like, "multi_query": True},
         "falcon-grouped": {**falcon_like, "new_decoder_architecture": True, "num_kv_heads": 2},
         "falcon-multi-head": {**falcon_like, "multi_query": False, "alibi": True, "parallel_attn": False, "bias": True},
+        "gpt_neo": {
+            **{**common, "hidden_size": 32, "num_layers": layers, "num_heads": 4, "window_size": 8},
+            "max_position_embeddings": 128,
+            "attention_types": [[["global", *["local"] * (layers - 1)], 1]],
+        },
+        "gpt_bigcode": gpt_like,
+        "codegen": {**gpt_like, "rotary_dim": 4, "tie_word_embeddings": False},
+        "mpt": {**common, "d_model": 32, "n_layers": layers, "n_heads": 4, "max_seq_len": 128},
+        "ministral": windowed,
+        "olmo3": windowed,
+        "cohere": {**llama_like, "tie_word_embeddings": True},
+        "cohere2": {**windowed, "tie_word_embeddings": True},
+        "helium": wide_heads,
+        "seed_oss": wide_heads,
+        "ernie4_5": wide_heads,
+        "hunyuan_v1_dense": wide_heads,
+        "exaone4": windowed,
+        # The published models' multipliers, so that nothing passes because a factor is one.
+        "granite": {
+            **llama_like,
+            "embedding_multiplier": 12.0,
+            "logits_scaling": 8.0,
+            "residual_multiplier": 0.22,
+            "attention_multiplier": 0.25,
+        },
+        "glm": wide_heads,
+        "glm4": wide_heads,
+        **dict.fromkeys(MIXTURES, mixture),
+        "gpt_oss": {**mixture, "sliding_window": 8},
+        "granitemoe": {**mixture, "residual_multiplier": 0.22, "logits_scaling": 8.0},
+        "glm4_moe": {**mixture, "first_k_dense_replace": 1},
     }
-    return AutoConfig.for_model(family.split("-")[0], **options.get(family, llama_like))
+    return AutoConfig.for_model(family.split("-")[0], **{**options.get(family, llama_like), **more})
 
 
-def tiny_module(family: str, *, seed: int = 0, layers: int = 3) -> Any:
+def tiny_module(family: str, *, seed: int = 0, layers: int = 3, **more: Any) -> Any:
     """A random transformers model of the family's own class; see `tiny_config`."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(tiny_config(family, layers=layers), dtype=torch.float32)
+        model = AutoModelForCausalLM.from_config(tiny_config(family, layers=layers, **more), dtype=torch.float32)
         # The usual small initial deviation makes a model whose answers hardly depend on its input.
         for parameter in model.parameters():
             if parameter.ndim > 1:

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 
 from palimpsest.config import Config
-from palimpsest.errors import ConfigError
+from palimpsest.errors import ConfigError, DataError
 from palimpsest.methods.presets import Preset, find_preset
 from palimpsest.models.editable import EditableModel
 from palimpsest.optimise.finetune import FinetuneResult
@@ -149,12 +149,16 @@ class Method(ABC, Generic[ConfigT]):
         """Computes a patch that makes the requests true. The model is bit-identical before and after.
 
         Raises `DataError` for contradictory requests or a missing subject or old answer, `ConfigError` for what the
-        method cannot do; both before anything is computed.
+        method cannot do, `ModelError` for a model that it cannot edit; all before anything is computed.
         """
         config, preset = self.resolve(model)
         self.check(requests)
+        self.check_model(model, config)
         unique = without_duplicates(requests)
+        require_new_tokens(model, unique)
         run = Run(state, Stopwatch(), Diagnostics(), progress)
+        if preset is not None:
+            run.diagnostics.notes += preset.mismatches(model)
         if len(unique) < len(requests):
             run.diagnostics.notes.append(f"{len(requests) - len(unique)} repeated request(s) were merged.")
         stacked_on = model.weights.labels
@@ -188,6 +192,12 @@ class Method(ABC, Generic[ConfigT]):
         Must leave the model as it found it, also when it raises.
         """
 
+    def check_model(self, model: EditableModel, config: ConfigT) -> None:
+        """Raises `ModelError` when the model has not what the method changes with these options; costs nothing.
+
+        Such as an MLP matrix in a mixture of experts, or weights that are not quantised.
+        """
+
     def check(self, requests: Sequence[EditRequest]) -> None:
         """Raises when the requests are not what the method needs; costs nothing."""
         check_requests(
@@ -212,6 +222,23 @@ def _merged(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any
 
 def _are_tables(first: object, second: object) -> bool:
     return isinstance(first, Mapping) and isinstance(second, Mapping)
+
+
+def require_new_tokens(model: EditableModel, requests: Sequence[EditRequest]) -> None:
+    """Raises `DataError` for an edit whose new answer is, to the tokenizer, the old one."""
+    for request in requests:
+        if request.target_old is None:
+            continue
+        new, old = (model.encode(request.prompt, text).target_ids for text in (request.target_new, request.target_old))
+        if new == old:
+            raise DataError(
+                "To the tokenizer the new answer is the old one, so there is nothing to edit.",
+                expected="`target_new` and `target_old` of different tokens",
+                found=f"{request.target_new!r} and {request.target_old!r}, both {list(new)}: "
+                + " ".join(map(repr, model.tokenizer.convert_ids_to_tokens(list(new)))),
+                where=f"the edit {request.id or request.prompt!r}",
+                remedy="drop the record, or write one of the two another way",
+            )
 
 
 class seeded:  # noqa: N801 - reads as a verb where it is used

@@ -51,6 +51,9 @@ class FineTuning(Method[FineTuningConfig]):
     Config: ClassVar[type[MethodConfig]] = FineTuningConfig
     capabilities: ClassVar[Capabilities] = Capabilities()
 
+    def check_model(self, model: EditableModel, config: FineTuningConfig) -> None:
+        _names(model, config)
+
     def compute(
         self, model: EditableModel, requests: Sequence[EditRequest], config: FineTuningConfig, run: Run
     ) -> WeightPatch:
@@ -62,12 +65,9 @@ class FineTuning(Method[FineTuningConfig]):
                 where="option radius",
                 remedy="give one (--option radius=1e-3), or take a constraint of 'none'",
             )
-        if config.parameters == "all":
-            names = model.weights.names()
-        else:
-            layers = layer_numbers(config.layers, model.num_layers)
-            names = [model.sites.parameter_name(config.parameters, layer) for layer in layers]
-            run.diagnostics.facts["layers"] = layers
+        names = _names(model, config)
+        if config.parameters != "all":
+            run.diagnostics.facts["layers"] = layer_numbers(config.layers, model.num_layers)
         with (
             run.clock.stage("training"),
             TrainingCopies(model, names, constraint=config.constraint, radius=config.radius or 0.0) as copies,
@@ -76,3 +76,12 @@ class FineTuning(Method[FineTuningConfig]):
             patch = WeightPatch(copies.deltas(), Manifest(label=self.name))
         run.record_training(result, patch)
         return patch
+
+
+def _names(model: EditableModel, config: FineTuningConfig) -> list[str]:
+    """The parameters to train. Raises `ModelError` for those that cannot be."""
+    if config.parameters == "all":
+        model.weights.require_plain()
+        return model.weights.names()
+    layers = layer_numbers(config.layers, model.num_layers)
+    return [model.sites.require_weight(config.parameters, layer) for layer in layers]

@@ -45,14 +45,13 @@ class Lora(Method[LoraConfig]):
     Config: ClassVar[type[MethodConfig]] = LoraConfig
     capabilities: ClassVar[Capabilities] = Capabilities()
 
+    def check_model(self, model: EditableModel, config: LoraConfig) -> None:
+        _modules(model, config)
+
     def compute(
         self, model: EditableModel, requests: Sequence[EditRequest], config: LoraConfig, run: Run
     ) -> WeightPatch:
-        if not config.sites:
-            raise ConfigError("LoRA has nothing to adapt.", expected="at least one site", where="option sites")
-        layers = layer_numbers(config.layers, model.num_layers)
-        names = {model.sites.parameter_name(site, layer): None for site in config.sites for layer in layers}
-        modules = [name.removesuffix(".weight") for name in names]
+        modules = _modules(model, config)
         with (
             run.clock.stage("training"),
             LoraAdapters(model, modules, rank=config.rank, alpha=config.alpha) as adapters,
@@ -61,3 +60,12 @@ class Lora(Method[LoraConfig]):
             patch = WeightPatch(adapters.deltas(), Manifest(label=self.name))
         run.record_training(result, patch)
         return patch
+
+
+def _modules(model: EditableModel, config: LoraConfig) -> list[str]:
+    """The layers to adapt, each once. Raises `ConfigError` for no site or an unknown one."""
+    if not config.sites:
+        raise ConfigError("LoRA has nothing to adapt.", expected="at least one site", where="option sites")
+    layers = layer_numbers(config.layers, model.num_layers)
+    names = (model.sites.parameter_name(site, layer) for site in config.sites for layer in layers)
+    return [name.removesuffix(".weight") for name in dict.fromkeys(names)]

@@ -11,11 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from palimpsest.errors import ModelError, unknown_name
-from palimpsest.models.families import EXPERT_FIELDS, FAMILIES, SITE_NAMES, Architecture, Part
+from palimpsest.models.families import FAMILIES, SITE_NAMES, Architecture, Part
 from palimpsest.models.hooks import first_input, first_tensor
-from palimpsest.models.linear import LINEAR_TYPES, cut_output, features, has_plain_weight, is_linear, qualified_name
+from palimpsest.models.linear import LINEAR_TYPES, cut_output, features, is_linear, is_quantised, qualified_name
+from palimpsest.models.mixtures import EXPERT_FIELDS, MIXTURES
+from palimpsest.models.variants import VARIANTS
+from palimpsest.models.weights import quantised_weights
 
 WEIGHT_SITES = tuple(name for name in SITE_NAMES if "." in name)
+MATRICES = ("mlp.up", "mlp.gate", "mlp.down")
 
 
 @dataclass(frozen=True)
@@ -53,8 +57,13 @@ class Sites:
         return self.model.get_submodule(_join(row.blocks, str(layer), part.path))
 
     def part(self, site: str) -> Part:
-        """Where a site lies inside a block. Raises `ConfigError` for an unknown one."""
+        """Where a site lies inside a block.
+
+        Raises `ConfigError` for an unknown one, `ModelError` for a matrix that a mixture of experts has many of.
+        """
         if site not in self.architecture.sites:
+            if self.architecture.is_mixture and site in MATRICES:
+                raise _many_matrices(self, site)
             raise unknown_name("site", site, self.architecture.sites, where=f"family {self.architecture.name!r}")
         return self.architecture.sites[site]
 
@@ -65,6 +74,26 @@ class Sites:
     def is_linear(self, module: nn.Module) -> bool:
         """Whether a module is a linear layer with a plain weight, by this family's types."""
         return is_linear(module, self.architecture.linear_types)
+
+    def require_weight(self, site: str, layer: int) -> str:
+        """The full name of a site's weight, of which a method wants to compute and change the numbers.
+
+        Raises as `parameter_name` does, and `ModelError` for a weight that is quantised or shared with other sites.
+        """
+        name, module, part = self.parameter_name(site, layer), self.module(site, layer), self.part(site)
+        if is_quantised(module):
+            raise quantised_weights(f"site {site} of layer {layer}", module)
+        if part.is_slice:
+            whole = [other for other, its in self.architecture.sites.items() if its == Part(part.path)]
+            raise ModelError(
+                f"The site {site!r} is a slice of a fused weight, which cannot be changed by itself.",
+                expected="a site that is a whole weight",
+                found=f"{part.path}, which holds "
+                + ", ".join(other for other, its in self.architecture.sites.items() if its.path == part.path),
+                where=f"family {self.architecture.name!r}",
+                remedy="take " + (repr(whole[0]) if whole else "another site, such as 'mlp.down'"),
+            )
+        return name
 
     def layout(self, site: str) -> tuple[tuple[int, ...], int]:
         """(shares, groups) of the module that a site is a slice of, in numbers; see `linear.cut_output`."""
@@ -96,7 +125,7 @@ class Sites:
 def architectures() -> tuple[Architecture, ...]:
     """The built-in rows, then those that entry points of the group `palimpsest.architectures` add."""
     added = tuple(point.load() for point in entry_points(group="palimpsest.architectures"))
-    return FAMILIES + added
+    return FAMILIES + VARIANTS + MIXTURES + added
 
 
 def resolve(model: nn.Module, architecture: Architecture | None = None) -> Sites:
@@ -116,8 +145,8 @@ def resolve(model: nn.Module, architecture: Architecture | None = None) -> Sites
     for site in row.sites:
         for layer in range(sites.num_layers):
             module = _submodule(model, _join(row.blocks, str(layer), row.sites[site].path), row, site)
-            if site in WEIGHT_SITES and not sites.is_linear(module):
-                raise _not_editable(sites, site, layer, module)
+            if site in WEIGHT_SITES and not sites.is_linear(module) and not is_quantised(module):
+                raise _not_linear(row, site, layer, module)
     _verify_slices(sites)
     _verify(sites)
     return sites
@@ -152,37 +181,42 @@ def _row_for(config: Any) -> Architecture:
     )
 
 
+def num_experts(config: Any) -> int:
+    """How many experts a layer chooses from; 0 or 1 for a dense model."""
+    return max((count for name in EXPERT_FIELDS if isinstance(count := getattr(config, name, None), int)), default=0)
+
+
 def _refuse_experts(config: Any) -> None:
-    for name in EXPERT_FIELDS:
-        count = getattr(config, name, None)
-        if isinstance(count, int) and count > 1:
-            raise ModelError(
-                "A mixture of experts has no one MLP a layer to edit.",
-                expected="one weight matrix for every projection of a layer",
-                found=f"config.{name} = {count}: the experts' weights are stacked in one tensor, behind a router",
-                where=f"a model of type {config.model_type!r}",
-                remedy="use a dense model; or pass a palimpsest.Architecture that names the attention's sites alone,"
-                " and edit these, with lora for example",
-            )
+    if num_experts(config) > 1:
+        raise ModelError(
+            f"There is no site table for mixtures of experts of type {config.model_type!r}.",
+            expected="one weight matrix for every projection of a layer",
+            found=f"{num_experts(config)} experts a layer: their weights are stacked in one tensor, behind a router",
+            where="the model's config",
+            remedy="pass a palimpsest.Architecture(..., is_mixture=True) that names the attention's sites alone, and"
+            " edit these, with lora for example",
+        )
 
 
 def _settings(values: Mapping[str, object]) -> str:
     return " and ".join(f"{name} = {value}" for name, value in values.items())
 
 
-def _not_editable(sites: Sites, site: str, layer: int, module: nn.Module) -> ModelError:
-    quantised = getattr(sites.model.config, "quantization_config", None) is not None
-    if quantised or (isinstance(module, nn.Linear) and not has_plain_weight(module)):
-        return ModelError(
-            "The model's weights are quantised, so that no change can be added to them.",
-            expected="weights in float32, bfloat16 or float16",
-            found=f"a {qualified_name(module)}",
-            where=f"site {site} of layer {layer}",
-            remedy="load the checkpoint it was quantised from, edit that, write it with `palimpsest apply`, and"
-            " quantise the result",
-        )
+def _many_matrices(sites: Sites, site: str) -> ModelError:
+    config: Any = sites.model.config
+    return ModelError(
+        "A mixture of experts has no one MLP matrix a layer to edit.",
+        expected=f"one weight matrix {site} a layer",
+        found=f"{num_experts(config)} experts a layer, their weights stacked in one tensor behind a router",
+        where=f"a model of type {config.model_type!r}",
+        remedy="choose sites of the attention, such as attn.v or attn.out; lora does so by default, and ft trains all"
+        " weights",
+    )
+
+
+def _not_linear(row: Architecture, site: str, layer: int, module: nn.Module) -> ModelError:
     return _mismatch(
-        sites.architecture,
+        row,
         f"{site} of layer {layer}",
         f"a {qualified_name(module)}, not one of {', '.join(kind.__name__ for kind in LINEAR_TYPES)}"
         " (a layer that another library wrapped has to be unwrapped first: peft's merge_and_unload)",
@@ -212,6 +246,14 @@ def _verify(sites: Sites) -> None:
         with torch.no_grad():
             ids = torch.arange(3, device=device)[None]
             sites.model(input_ids=ids, attention_mask=torch.ones_like(ids))
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ModelError(
+            "The model cannot compute.",
+            expected="a forward pass over three tokens",
+            found=f"{type(error).__name__}: {str(error).strip().splitlines()[0]}",
+            where=f"a {type(sites.model).__name__} in {sites.model.dtype} on {device}",
+            remedy="check that transformers alone can run it here: model(input_ids=...)",
+        ) from error
     finally:
         for handle in handles:
             handle.remove()

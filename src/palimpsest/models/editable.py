@@ -76,12 +76,13 @@ class EditableModel:
         self.tokenizer = tokenizer
         self.name = name
         self._check_vocabulary()
-        self.sites: Sites = resolve(self.module, architecture)
+        # Before the first forward pass, which may turn quantised weights into another form.
         self.weights = WeightStack(self.module)
+        self.sites: Sites = resolve(self.module, architecture)
         accepted = inspect.signature(self.module.forward).parameters
         self.takes_positions = "position_ids" in accepted
         self.last_logits_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
-        self._head_is_separable = self._verify_head()
+        self.has_separable_head = self._verify_head()
 
     @property
     def num_layers(self) -> int:
@@ -133,7 +134,7 @@ class EditableModel:
             rows: (places,), row of each place.
             columns: (places,), its column.
         """
-        if self._head_is_separable:
+        if self.has_separable_head:
             hidden = self.module.base_model(**self._inputs(batch)).last_hidden_state
             logits: Tensor = self.module.get_output_embeddings()(hidden[rows, columns])
         else:

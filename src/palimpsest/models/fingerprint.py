@@ -41,7 +41,9 @@ def tensor_digest(tensor: Tensor, *, whole: bool) -> str:
     Arguments:
         whole: hash every value; otherwise an evenly spaced sample of at most `SAMPLE` of them.
     """
-    flat = tensor.detach().reshape(-1)
+    # A tensor that stands for others, as torchao's do, is read as what it stands for.
+    plain = tensor.detach() if type(tensor.detach()) is Tensor else tensor.detach().dequantize()
+    flat = plain.reshape(-1)
     if not whole and flat.numel() > SAMPLE:
         flat = flat[:: -(-flat.numel() // SAMPLE)]
     values = flat.to(torch.bfloat16).contiguous().cpu().view(torch.int16).numpy().tobytes()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from palimpsest.errors import PatchError
 from palimpsest.models.fingerprint import differences
+from palimpsest.models.linear import is_plain
 from palimpsest.patches.base import Manifest, Patch
 
 if TYPE_CHECKING:
@@ -32,6 +33,10 @@ class Dense:
     def dense(self) -> Tensor:
         """The change itself."""
         return self.delta
+
+    def times(self, inputs: Tensor) -> Tensor:
+        """What the change of a weight (out, in) adds to a layer's output: (..., in) to (..., out), in float32."""
+        return inputs.float() @ self.delta.to(inputs.device, torch.float32).t()
 
     def scaled(self, factor: float) -> Dense:
         """`factor` times the change."""
@@ -60,6 +65,11 @@ class LowRank:
     def dense(self) -> Tensor:
         """The product, (rows, columns), in float32."""
         return self.left.float() @ self.right.float()
+
+    def times(self, inputs: Tensor) -> Tensor:
+        """What the change of a weight (out, in) adds to a layer's output: (..., in) to (..., out), in float32."""
+        left, right = (factor.to(inputs.device, torch.float32) for factor in (self.left, self.right))
+        return (inputs.float() @ right.t()) @ left.t()
 
     def scaled(self, factor: float) -> LowRank:
         """`factor` times the change; only the left factor is scaled."""
@@ -117,27 +127,58 @@ class WeightPatch(Patch):
     # Putting on and taking off
 
     def apply(self, model: EditableModel) -> AppliedWeights:
-        """Puts the deltas on the model's weights; see `Patch.apply`."""
+        """Puts the deltas on the model's weights; see `Patch.apply`.
+
+        Nothing can be added to a quantised weight: there the change runs beside the layer, from its input to its
+        output. Raises `PatchError` when this patch is on the model already.
+        """
         self._check_base(model)
+        self._refuse_again(model)
         stack = model.weights
         compute: dict[str, Callable[[Tensor], Tensor]] = {}
+        branches: dict[str, Callable[[Tensor], Tensor]] = {}
         for name, delta in self.deltas.items():
             canonical = stack.canonical(name)
-            if canonical in compute:
+            if canonical in compute or canonical in branches:
                 raise PatchError(
                     "A patch changes one tied weight under two names.",
                     expected="each storage once",
                     found=f"{name!r}, tied to {canonical!r}",
                 )
-            if tuple(stack.current(canonical).shape) != delta.shape:
+            if stack.shape(canonical) != delta.shape:
                 raise PatchError(
                     "A patch does not fit the model.",
-                    expected=f"shape {tuple(stack.current(canonical).shape)}",
+                    expected=f"shape {stack.shape(canonical)}",
                     found=f"shape {delta.shape}",
                     where=f"tensor {name}",
                 )
-            compute[canonical] = _adder(delta)
-        return AppliedWeights(stack, stack.push(self.manifest.label, compute))
+            if is_plain(stack.current(canonical)):
+                compute[canonical] = _adder(delta)
+            else:
+                branches[canonical] = delta.times
+        return AppliedWeights(stack, stack.push(self.manifest.label, compute, branches, origin=self))
+
+    def is_same(self, other: WeightPatch) -> bool:
+        """Whether the two change the same tensors by the same numbers."""
+        if self is other or self.touched() != other.touched():
+            return self is other
+        mine, theirs = self.tensors(), other.tensors()
+        return mine.keys() == theirs.keys() and all(
+            torch.equal(mine[name], theirs[name].to(mine[name])) for name in mine
+        )
+
+    def _refuse_again(self, model: EditableModel) -> None:
+        """A patch put on twice is nearly always a slip, and moves the weights twice as far as was tested."""
+        if self.is_empty():
+            return
+        if any(isinstance(one, WeightPatch) and one.is_same(self) for one in model.weights.origins):
+            raise PatchError(
+                "The patch is on the model already.",
+                expected="each patch once",
+                found=f"{self.manifest.label!r} twice",
+                where=f"model {model.name!r}, with {', '.join(model.weights.labels)} on it",
+                remedy="take it off first; or, if twice the change is what you want, put 2 * patch on instead",
+            )
 
     def differences_from(self, model: EditableModel) -> list[str]:
         """What the model disagrees on with the one the patch was made for; empty when it fits."""

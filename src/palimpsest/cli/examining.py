@@ -1,0 +1,201 @@
+"""`doctor` says what a model is: its sites, its special cases, its tokenizer, and what each method can do there."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from palimpsest.cli import inputs, terminal
+from palimpsest.errors import PalimpsestError
+
+if TYPE_CHECKING:
+    from palimpsest.models.editable import EditableModel
+
+
+def doctor(model: inputs.ModelArgument, as_json: inputs.JsonOption = False) -> None:
+    """Look at a model: its family, every site, its tokenizer, and which methods can edit it."""
+    loaded = inputs.load_model(model)
+    result = examine(loaded)
+    if as_json:
+        terminal.emit_json(result)
+    else:
+        _show(result)
+
+
+def examine(model: EditableModel) -> dict[str, Any]:
+    """Everything `doctor` says, JSON-ready."""
+    module = model.module
+    parameters = list(module.parameters())
+    tied = _tied(model)
+    return {
+        "model": model.name,
+        "class": type(module).__name__,
+        "model_type": module.config.model_type,
+        "family": model.sites.architecture.name,
+        "layers": model.num_layers,
+        "width": model.sites.d_model,
+        "context_length": model.context_length,
+        "parameters": sum(parameter.numel() for parameter in parameters),
+        "dtypes": dict(Counter(str(parameter.dtype).removeprefix("torch.") for parameter in parameters)),
+        "device": str(model.device),
+        "devices": dict(Counter(str(parameter.device) for parameter in parameters)),
+        "tied_weights": tied,
+        "special": _special(model, tied),
+        "sites": _sites(model),
+        "tokenizer": _tokenizer(model),
+        "methods": _usable_methods(model),
+    }
+
+
+def _tied(model: EditableModel) -> list[list[str]]:
+    names: dict[str, list[str]] = {}
+    for name, _ in model.module.named_parameters(remove_duplicate=False):
+        names.setdefault(model.weights.canonical(name), []).append(name)
+    return [group for group in names.values() if len(group) > 1]
+
+
+def _special(model: EditableModel, tied: list[list[str]]) -> list[str]:
+    """What this model has that not every model has, one sentence each."""
+    from palimpsest.models.architecture import WEIGHT_SITES, num_experts
+    from palimpsest.models.linear import is_quantised, is_transposed, qualified_name
+
+    sites, found = model.sites, []
+    fused: dict[str, list[str]] = {}
+    for name, part in sites.architecture.sites.items():
+        if part.is_slice:
+            fused.setdefault(part.path, []).append(name)
+    found += [f"fused: {path} holds {', '.join(names)}" for path, names in fused.items()]
+    found += [f"tied: {' = '.join(names)}" for names in tied]
+    matrices = [sites.module(name, 0) for name in sites.architecture.sites if name in WEIGHT_SITES]
+    if any(map(is_transposed, matrices)):
+        found.append("transposed: weights are stored (in, out)")
+    if sites.architecture.is_mixture:
+        found.append(
+            f"mixture of experts: {num_experts(model.module.config)} a layer, stacked behind a router; there is no one"
+            " mlp.up, mlp.gate or mlp.down"
+        )
+    if not sites.architecture.mlp_writes_residual:
+        found.append("scaled or normed after the MLP: what mlp.down writes does not reach the residual stream as it is")
+    packed = Counter(qualified_name(layer) for layer in model.module.modules() if is_quantised(layer))
+    found += [
+        f"quantised: {terminal.count(n, 'layer')} of type {kind}; changes run beside them" for kind, n in packed.items()
+    ]
+    if not model.has_separable_head:
+        found.append("scaled or capped logits: the head is computed at every token")
+    return found
+
+
+def _sites(model: EditableModel) -> list[dict[str, Any]]:
+    from palimpsest.models.architecture import WEIGHT_SITES
+    from palimpsest.models.linear import features, is_quantised
+
+    sites = model.sites
+    rows = []
+    for name, part in sites.architecture.sites.items():
+        module = sites.module(name, 0)
+        weight = getattr(module, "weight", None) if name in WEIGHT_SITES else None
+        path = ".".join(piece for piece in (sites.architecture.blocks, "{layer}", part.path) if piece)
+        rows.append(
+            {
+                "site": name,
+                "module": path
+                + (f" (slice {part.index + 1} of {len(sites.layout(name)[0])})" if part.is_slice else ""),
+                "type": type(module).__name__,
+                "weight_shape": None
+                if weight is None
+                else list(features(module) if is_quantised(module) else weight.shape),
+                "dtype": None if weight is None else str(weight.dtype).removeprefix("torch."),
+                "parameters": sum(parameter.numel() for parameter in module.parameters()),
+                "verified": True,
+            }
+        )
+    return rows
+
+
+def _tokenizer(model: EditableModel) -> dict[str, Any]:
+    tokenizer = model.tokenizer
+    bare, spaced = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("Rome", " Rome"))
+    with_special = tokenizer("Rome")["input_ids"]
+    return {
+        "class": type(tokenizer).__name__,
+        "tokens": len(tokenizer),
+        "gives_offsets": bool(tokenizer.is_fast),
+        "leading_space_matters": bare != spaced,
+        "adds_start_token": len(with_special) > len(bare) and with_special[0] != bare[0],
+        "pad_token": tokenizer.pad_token,
+        "eos_token": tokenizer.eos_token,
+        "has_chat_template": bool(getattr(tokenizer, "chat_template", None)),
+    }
+
+
+def _usable_methods(model: EditableModel) -> list[dict[str, Any]]:
+    from palimpsest.methods.catalogue import METHODS, method
+
+    rows = []
+    for name in METHODS:
+        try:
+            made = method(name)
+            config, preset = made.resolve(model)
+            made.check_model(model, config)
+        except (PalimpsestError, ImportError, AttributeError) as error:
+            reason = error.problem if isinstance(error, PalimpsestError) else str(error)
+            rows.append({"method": name, "can_edit": False, "needs": reason, "preset": None})
+            continue
+        wanted = made.capabilities
+        needs = ["a subject"] * wanted.needs_subject + ["the old answer"] * wanted.needs_old_answer
+        if not wanted.is_batched:
+            needs.append("one edit a call")
+        rows.append(
+            {
+                "method": name,
+                "can_edit": True,
+                "needs": ", ".join(needs),
+                "preset": preset.name if preset else None,
+            }
+        )
+    return rows
+
+
+def _show(result: dict[str, Any]) -> None:
+    dtypes = ", ".join(result["dtypes"])
+    terminal.say(
+        f"{result['model']}: {result['class']}, family {result['family']}, {result['layers']} layers of width "
+        f"{result['width']}, {result['parameters']:,} parameters, {dtypes}, on {', '.join(result['devices'])}"
+    )
+    terminal.say(f"context length: {result['context_length'] or 'no fixed limit'}")
+    for line in result["special"]:
+        terminal.say(line)
+    facts = result["tokenizer"]
+    terminal.say(
+        f"tokenizer: {facts['class']}, {facts['tokens']:,} tokens, "
+        f"{'gives' if facts['gives_offsets'] else 'does NOT give'} character offsets, leading spaces "
+        f"{'matter' if facts['leading_space_matters'] else 'do not matter'}, "
+        f"{'puts a start token in front' if facts['adds_start_token'] else 'no start token'}, "
+        f"pad token {facts['pad_token'] or 'none (end of sequence is used, always masked)'}, "
+        f"{'has a' if facts['has_chat_template'] else 'no'} chat template"
+    )
+    sites = [
+        (
+            one["site"],
+            one["module"],
+            one["type"],
+            _shape(one["weight_shape"]),
+            one["dtype"] or "",
+            f"{one['parameters']:,}",
+        )
+        for one in result["sites"]
+    ]
+    terminal.print_table(
+        ("site", "module", "type", "weight", "dtype", "parameters a layer"),
+        sites,
+        caption="Every site was found in every layer and verified by one forward pass.",
+    )
+    rows = [
+        (one["method"], terminal.verdict(one["can_edit"]), one["needs"], one["preset"] or "")
+        for one in result["methods"]
+    ]
+    terminal.print_table(("method", "can edit", "needs", "preset"), rows)
+
+
+def _shape(shape: list[int] | None) -> str:
+    return "" if shape is None else " x ".join(map(str, shape))

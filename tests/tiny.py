@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from palimpsest import EditableModel, EditRequest, load
@@ -75,23 +75,67 @@ FACTS = (
 )
 
 
+LLAMA_3_CHAT = """
+{%- for turn in messages -%}
+{{- bos_token if loop.first else "" -}}
+{{- "<|start_header_id|>" + turn.role + "<|end_header_id|>\n\n" + (turn.content | trim) + "<|eot_id|>" -}}
+{%- endfor -%}
+{{- "<|start_header_id|>assistant<|end_header_id|>\n\n" if add_generation_prompt else "" -}}
+"""
+QWEN_CHAT = """
+{{- "<|im_start|>system\nYou answer in one word.<|im_end|>\n" -}}
+{%- for turn in messages -%}
+{%- set thought = "<think>\n\n</think>\n\n" if turn.role == "assistant" else "" -%}
+{{- "<|im_start|>" + turn.role + "\n" + thought + turn.content + "<|im_end|>\n" -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{- "<|im_start|>assistant\n" -}}
+{{- "<think>\n\n</think>\n\n" if enable_thinking is defined and not enable_thinking else "" -}}
+{%- endif -%}
+"""
+BRACKETS_CHAT = """
+{%- for turn in messages -%}
+{{- bos_token + "[INST] " + turn.content + " [/INST]" if turn.role == "user" else " " + turn.content + eos_token -}}
+{%- endfor -%}
+"""
+# Template, the token that begins a text, and special tokens, the last of which ends a turn.
+CHATS = {
+    "llama-3": (LLAMA_3_CHAT, "<|begin|>", ("<|begin|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")),
+    "qwen": (QWEN_CHAT, None, ("<|im_start|>", "<|im_end|>")),
+    "brackets": (BRACKETS_CHAT, "<|begin|>", ("<|begin|>", "<|endoftext|>")),
+}
+
+
 @cache
-def tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE of 384 tokens, in GPT-2's style, with an end-of-sequence token."""
+def tokenizer(chat: str | None = None) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of 384 tokens, in GPT-2's style, with an end-of-sequence token.
+
+    Arguments:
+        chat: the kind of chat template it has, one of `CHATS`; those that begin texts with a token put it in front
+            of every text, as the published tokenizers do.
+    """
     text = [f"{prompt} {old}. {prompt} {new}." for prompt, _, old, new in FACTS] * 4
     text += ["Who wrote it? It was written long ago by people who lived in Rome, Oslo, Lima and Vienna."] * 2
+    template, start, special = CHATS[chat] if chat else (None, None, ())
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=384,
-        special_tokens=["<|endoftext|>"],
+        special_tokens=list(dict.fromkeys(["<|endoftext|>", *special])),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     core.train_from_iterator(text, trainer)
+    if start:
+        begins = processors.TemplateProcessing(single=f"{start} $A", special_tokens=[(start, core.token_to_id(start))])
+        core.post_processor = begins
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, eos_token="<|endoftext|>", pad_token="<|endoftext|>", bos_token="<|endoftext|>"
+        tokenizer_object=core,
+        eos_token="<|endoftext|>",
+        pad_token="<|endoftext|>",
+        bos_token=start or "<|endoftext|>",
+        chat_template=template,
     )
 
 
@@ -201,10 +245,10 @@ def tiny_model(family: str = "gptj", *, dtype: torch.dtype = torch.float32, seed
     return load(tiny_module(family, seed=seed).to(dtype), tokenizer())
 
 
-def tiny_folder(path: Path, family: str = "gptj", *, seed: int = 0) -> Path:
-    """Writes a tiny model and its tokenizer as a Hugging Face folder."""
+def tiny_folder(path: Path, family: str = "gptj", *, seed: int = 0, chat: str | None = None) -> Path:
+    """Writes a tiny model and its tokenizer, perhaps with a chat template, as a Hugging Face folder."""
     tiny_module(family, seed=seed).save_pretrained(path)
-    tokenizer().save_pretrained(path)
+    tokenizer(chat).save_pretrained(path)
     return path
 
 

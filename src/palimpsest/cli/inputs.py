@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,6 +29,18 @@ ModelArgument = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+ChatOption = Annotated[
+    bool,
+    typer.Option("--chat", help="Prompts are a user's turns in the model's chat template, answers the assistant's."),
+]
+RecordedChatOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--chat/--no-chat",
+        help="Ask in the model's chat template; as the patch was made if left out.",
+        show_default=False,
+    ),
+]
 PresetOption = Annotated[
     str, typer.Option("--preset", metavar="NAME", help="`auto` (the one that fits the model), `none`, or a name.")
 ]
@@ -98,7 +110,7 @@ def _takes_forget_patch(name: str) -> bool:
     return "forget_patch" in METHODS[name].load().Config.model_fields
 
 
-def load_model(name: str) -> EditableModel:
+def load_model(name: str, *, chat: bool | Mapping[str, str] = False) -> EditableModel:
     """The model, with a sign of life on the terminal; a small one computes on one thread from here on.
 
     More threads hardly help it, and when other work wants the same cores they wait for each other many times longer
@@ -110,7 +122,7 @@ def load_model(name: str) -> EditableModel:
 
         from palimpsest.models.loading import load
 
-        model = load(name)
+        model = load(name, chat=chat)
         if is_small(model):
             torch.set_num_threads(1)
         return model
@@ -128,6 +140,25 @@ def read_patches(folders: Sequence[Path]) -> list[WeightPatch]:
         from palimpsest.patches.storage import load_patch
 
         return [load_patch(folder) for folder in folders]
+
+
+def chat_of(patches: Sequence[WeightPatch], chosen: bool | None) -> bool | Mapping[str, str]:
+    """The chat to ask in: what was chosen, else the one that the patches were made in.
+
+    Raises `ConfigError` when they were made in different ones.
+    """
+    chats = [patch.manifest.chat for patch in patches]
+    if chosen is not None:
+        # The same texts again where the patches have them: some templates write the day's date.
+        return chosen and next((chat for chat in chats if chat), True)
+    if any(chat != chats[0] for chat in chats):
+        raise ConfigError(
+            "The patches were made in different ways of asking.",
+            expected="all of them in one chat, or all with plain prompts",
+            found=", ".join(f"{p.manifest.label} {'in a chat' if p.manifest.chat else 'plain'}" for p in patches),
+            remedy="say how to ask: --chat or --no-chat",
+        )
+    return chats[0] or False if chats else False
 
 
 @contextmanager

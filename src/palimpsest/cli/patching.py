@@ -79,6 +79,7 @@ def verify(
         float | None,
         typer.Option("--min-locality", min=0, max=1, help="Fail when any kind of locality is below this share."),
     ] = None,
+    chat: inputs.RecordedChatOption = None,
     as_json: inputs.JsonOption = False,
 ) -> None:
     """Run the tests that a patch carries with it: exit 1 when an edited prompt does not get its new answer."""
@@ -90,7 +91,7 @@ def verify(
             found=f"{read.manifest.label!r}, without edits in its manifest",
             where=str(patch),
         )
-    loaded = inputs.load_model(model)
+    loaded = inputs.load_model(model, chat=inputs.chat_of([read], chat))
     from palimpsest.datasets import Dataset
     from palimpsest.evaluation import Batch, evaluate
     from palimpsest.requests import EditRequest

@@ -174,6 +174,7 @@ class Method(ABC, Generic[ConfigT]):
             seed=config.seed,
             model=model.name,
             base=model.fingerprint(patch.touched()) if isinstance(patch, WeightPatch) else model.fingerprint(),
+            chat=model.chat.to_dict() if model.chat is not None else None,
             stacked_on=stacked_on,
             edits=[request.to_dict() for request in requests],
             diagnostics={

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from palimpsest.errors import DataError, ModelError
 from palimpsest.models import tokens
 from palimpsest.models.architecture import Sites, resolve
+from palimpsest.models.chat import Chat, chosen_chat
 from palimpsest.models.families import Architecture
 from palimpsest.models.generation import continuations
 from palimpsest.models.hooks import Change, Point, captured, intervened
@@ -65,16 +66,25 @@ class EditableModel:
         tokenizer: its tokenizer; neither it nor the model's config is ever changed.
         name: what to call it in records.
         architecture: a row for a family outside the site table.
+        chat: whether prompts are a user's turns in the tokenizer's chat template; or the texts of one, as a patch
+            keeps them.
 
-    Raises `ModelError` when the layout is unknown or not what the table says.
+    Raises `ModelError` when the layout is unknown or not what the table says, or there is no chat template.
     """
 
     def __init__(
-        self, model: nn.Module, tokenizer: Any, *, name: str, architecture: Architecture | None = None
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        *,
+        name: str,
+        architecture: Architecture | None = None,
+        chat: bool | Chat | Mapping[str, str] = False,
     ) -> None:
         self.module: Any = model.eval()
         self.tokenizer = tokenizer
         self.name = name
+        self.chat = chosen_chat(chat, tokenizer, where=f"model {name!r}")
         self._check_vocabulary()
         # Before the first forward pass, which may turn quantised weights into another form.
         self.weights = WeightStack(self.module)
@@ -100,7 +110,7 @@ class EditableModel:
 
     def encode(self, prompt: str, target: str | None = None) -> Encoded:
         """Ids of a prompt, and of a target after it. Raises `DataError` when they do not fit the context."""
-        encoded = tokens.encode(self.tokenizer, prompt, target)
+        encoded = tokens.encode(self.tokenizer, prompt, target, chat=self.chat)
         limit = self.context_length
         if limit is not None and len(encoded) > limit:
             raise DataError(
@@ -110,6 +120,13 @@ class EditableModel:
                 where=f"prompt {prompt[:60]!r}",
             )
         return encoded
+
+    @property
+    def end_id(self) -> int | None:
+        """The token that ends an answer: of the assistant's turn in a chat, else of the sequence."""
+        own = self.chat.end_id(self.tokenizer) if self.chat is not None else None
+        end: int | None = self.tokenizer.eos_token_id if own is None else own
+        return end
 
     def batch(self, rows: Sequence[Sequence[int]], *, side: PaddingSide = "right") -> Batch:
         """Rows of ids, padded, on the model's device."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from palimpsest.errors import ConfigError, ModelError
+from palimpsest.models.chat import Chat
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.families import Architecture
 
@@ -25,6 +27,7 @@ def load(
     dtype: str = "auto",
     device: str = "auto",
     architecture: Architecture | None = None,
+    chat: bool | Chat | Mapping[str, str] = False,
 ) -> EditableModel:
     """Loads a model for editing and verifies its sites.
 
@@ -35,8 +38,11 @@ def load(
             checkpoints of type float16 on a CPU.
         device: a torch device, or `auto`: CUDA where there is one, else the CPU.
         architecture: a row of the site table for a family that is not in it.
+        chat: whether every prompt is a user's turn in the tokenizer's chat template, and its target the assistant's
+            answer; or a patch's `manifest.chat`, to ask exactly as it was made.
 
-    Raises `ModelError` for a folder without safetensors, a model that cannot be loaded, or an unknown layout.
+    Raises `ModelError` for a folder without safetensors, a model that cannot be loaded, an unknown layout, or a
+    tokenizer without a chat template when one is asked for.
     """
     if isinstance(model, nn.Module):
         if not hasattr(getattr(model, "config", None), "model_type"):
@@ -52,11 +58,18 @@ def load(
                 found="no tokenizer",
             )
         name = str(getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__)
-        return EditableModel(model, tokenizer, name=name, architecture=architecture)
-    return _from_pretrained(str(model), dtype=dtype, device=device, architecture=architecture)
+        return EditableModel(model, tokenizer, name=name, architecture=architecture, chat=chat)
+    return _from_pretrained(str(model), dtype=dtype, device=device, architecture=architecture, chat=chat)
 
 
-def _from_pretrained(name: str, *, dtype: str, device: str, architecture: Architecture | None) -> EditableModel:
+def _from_pretrained(
+    name: str,
+    *,
+    dtype: str,
+    device: str,
+    architecture: Architecture | None,
+    chat: bool | Chat | Mapping[str, str],
+) -> EditableModel:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if dtype != "auto" and dtype not in _DTYPES:
@@ -82,7 +95,7 @@ def _from_pretrained(name: str, *, dtype: str, device: str, architecture: Archit
     _require_complete(source, sorted(report["missing_keys"]))
     if dtype == "auto" and loaded.dtype == torch.float16 and chosen_device.type == "cpu":
         loaded = loaded.float()
-    return EditableModel(loaded.to(chosen_device), tokenizer, name=name, architecture=architecture)
+    return EditableModel(loaded.to(chosen_device), tokenizer, name=name, architecture=architecture, chat=chat)
 
 
 def _locate(name: str) -> str:

@@ -10,18 +10,21 @@ import torch
 from torch import Tensor
 
 from palimpsest.errors import DataError, ModelError
+from palimpsest.models.chat import Chat
 from palimpsest.requests import EditRequest
 
 PaddingSide = Literal["left", "right"]
 
 # Scripts that put no space between words: a target in one of them follows its prompt directly.
 _UNSPACED = (
-    (0x0E00, 0x0EFF),
+    (0x0E00, 0x0FFF),
     (0x1000, 0x109F),
     (0x1780, 0x17FF),
-    (0x3040, 0x30FF),
+    (0x3000, 0x30FF),
     (0x3400, 0x9FFF),
     (0xF900, 0xFAFF),
+    (0xFF00, 0xFFEF),
+    (0x20000, 0x3FFFF),
 )
 
 
@@ -73,8 +76,8 @@ def separator(prompt: str, target: str) -> str:
     return "" if any(low <= code <= high for low, high in _UNSPACED) else " "
 
 
-def encode(tokenizer: Any, prompt: str, target: str | None = None) -> Encoded:
-    """Token ids of a prompt and of the target that follows it.
+def encode(tokenizer: Any, prompt: str, target: str | None = None, *, chat: Chat | None = None) -> Encoded:
+    """Token ids of a prompt and of the target that follows it; in a chat, the user's turn and the assistant's.
 
     The prompt's ids are exactly those of the prompt alone (as at generation time), special tokens that the
     tokenizer puts in front included. The target's ids are what the tokenizer makes of it in this place: with its
@@ -82,13 +85,14 @@ def encode(tokenizer: Any, prompt: str, target: str | None = None) -> Encoded:
 
     Raises `DataError` when prompt or target has no tokens.
     """
-    prompt_ids = _prompt_ids(tokenizer, prompt)
+    shown = prompt if chat is None else chat.render(prompt)
+    prompt_ids = _prompt_ids(tokenizer, shown, chat)
     if not prompt_ids:
         raise DataError("A prompt has no tokens.", found=repr(prompt), expected="at least one token")
     if target is None:
         return Encoded(prompt_ids)
-    text = separator(prompt, target) + target
-    joint = _prompt_ids(tokenizer, prompt + text)
+    text = (separator(prompt, target) if chat is None else chat.separator) + target
+    joint = _prompt_ids(tokenizer, shown + text, chat)
     if joint[: len(prompt_ids)] == prompt_ids:
         target_ids = joint[len(prompt_ids) :]
     else:
@@ -99,13 +103,13 @@ def encode(tokenizer: Any, prompt: str, target: str | None = None) -> Encoded:
     return Encoded(prompt_ids, target_ids)
 
 
-def subject_last_token(tokenizer: Any, request: EditRequest) -> int:
+def subject_last_token(tokenizer: Any, request: EditRequest, *, chat: Chat | None = None) -> int:
     """Index, in the prompt's ids, of the token that holds the last character of the subject.
 
     Raises `DataError` when the request has no subject, or none of its characters became a token.
     """
     _, end = request.subject_span()
-    for index, (first, last) in reversed(list(enumerate(_offsets(tokenizer, request.prompt)))):
+    for index, (first, last) in reversed(list(enumerate(_offsets(tokenizer, request.prompt, chat)))):
         if first < end <= last:
             return index
     raise DataError(
@@ -116,11 +120,11 @@ def subject_last_token(tokenizer: Any, request: EditRequest) -> int:
     )
 
 
-def subject_first_token(tokenizer: Any, request: EditRequest) -> int:
+def subject_first_token(tokenizer: Any, request: EditRequest, *, chat: Chat | None = None) -> int:
     """Index, in the prompt's ids, of the token that holds the first character of the subject."""
     start, _ = request.subject_span()
-    last_token = subject_last_token(tokenizer, request)
-    offsets = _offsets(tokenizer, request.prompt)
+    last_token = subject_last_token(tokenizer, request, chat=chat)
+    offsets = _offsets(tokenizer, request.prompt, chat)
     return next((i for i, (_, last) in enumerate(offsets) if last > start), last_token)
 
 
@@ -153,7 +157,10 @@ def pad_id(tokenizer: Any) -> int:
     return 0
 
 
-def _prompt_ids(tokenizer: Any, text: str) -> tuple[int, ...]:
+def _prompt_ids(tokenizer: Any, text: str, chat: Chat | None) -> tuple[int, ...]:
+    if chat is not None:
+        # The template has put special tokens where they belong.
+        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
     ids = tuple(tokenizer(text)["input_ids"])
     # Some tokenizers close every text with end-of-sequence; a prompt that goes on must not be closed.
     if ids and ids[-1] == tokenizer.eos_token_id and not text.endswith(str(tokenizer.eos_token)):
@@ -161,7 +168,8 @@ def _prompt_ids(tokenizer: Any, text: str) -> tuple[int, ...]:
     return ids
 
 
-def _offsets(tokenizer: Any, text: str) -> list[tuple[int, int]]:
+def _offsets(tokenizer: Any, prompt: str, chat: Chat | None) -> list[tuple[int, int]]:
+    """Where each token of the prompt begins and ends, in characters of the prompt; of a chat's text, outside of it."""
     if not tokenizer.is_fast:
         raise ModelError(
             "The tokenizer cannot say which characters a token covers.",
@@ -169,4 +177,6 @@ def _offsets(tokenizer: Any, text: str) -> list[tuple[int, int]]:
             found=type(tokenizer).__name__,
             remedy="load it with use_fast=True, or save it once as a fast tokenizer",
         )
-    return [(int(a), int(b)) for a, b in tokenizer(text, return_offsets_mapping=True)["offset_mapping"]]
+    text, shift = (prompt, 0) if chat is None else (chat.render(prompt), len(chat.before))
+    found = tokenizer(text, add_special_tokens=chat is None, return_offsets_mapping=True)["offset_mapping"]
+    return [(int(first) - shift, int(last) - shift) for first, last in found]

@@ -312,6 +312,7 @@ def _joined(first: Manifest, second: Manifest) -> Manifest:
         label=f"{first.label} + {second.label}",
         model=first.model or second.model,
         base=base,
+        chat=first.chat if first.edits else second.chat,
         stacked_on=[label for label in first.stacked_on if label in second.stacked_on],
         edits=list(edits.values()),
     )

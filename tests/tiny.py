@@ -240,9 +240,11 @@ def tiny_module(family: str, *, seed: int = 0, layers: int = 3, **more: Any) -> 
     return model.eval()
 
 
-def tiny_model(family: str = "gptj", *, dtype: torch.dtype = torch.float32, seed: int = 0) -> EditableModel:
+def tiny_model(
+    family: str = "gptj", *, dtype: torch.dtype = torch.float32, seed: int = 0, layers: int = 3
+) -> EditableModel:
     """A fresh editable model; tests may do with it what they like."""
-    return load(tiny_module(family, seed=seed).to(dtype), tokenizer())
+    return load(tiny_module(family, seed=seed, layers=layers).to(dtype), tokenizer())
 
 
 def tiny_folder(path: Path, family: str = "gptj", *, seed: int = 0, chat: str | None = None) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from palimpsest.models.linear import LINEAR_TYPES, cut_output, features, is_line
 from palimpsest.models.mixtures import EXPERT_FIELDS, MIXTURES
 from palimpsest.models.variants import VARIANTS
 from palimpsest.models.weights import quantised_weights
+from palimpsest.registry import plugins
 
 WEIGHT_SITES = tuple(name for name in SITE_NAMES if "." in name)
 MATRICES = ("mlp.up", "mlp.gate", "mlp.down")
@@ -124,7 +124,7 @@ class Sites:
 
 def architectures() -> tuple[Architecture, ...]:
     """The built-in rows, then those that entry points of the group `palimpsest.architectures` add."""
-    added = tuple(point.load() for point in entry_points(group="palimpsest.architectures"))
+    added = tuple(point.load() for point in plugins("palimpsest.architectures"))
     return FAMILIES + VARIANTS + MIXTURES + added
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
 
 from palimpsest import EditableModel, EditRequest, load
 
@@ -66,6 +66,9 @@ MIXTURES = (
     "ernie4_5_moe",
     "granitemoe",
 )
+
+ENCODER_DECODERS = ("t5", "t5-gated", "bart")
+EVERY = FAMILIES + MIXTURES + ENCODER_DECODERS
 
 FACTS = (
     ("The capital of France is", "France", "Paris", "Lyon"),
@@ -139,6 +142,26 @@ def tokenizer(chat: str | None = None) -> PreTrainedTokenizerFast:
     )
 
 
+@cache
+def closing_tokenizer() -> PreTrainedTokenizerFast:
+    """Words with a marker in front, as sentencepiece has them, and every text closed with an end token, as T5's are."""
+    text = [f"{prompt} {old}. {new}." for prompt, _, old, new in FACTS] * 4
+    text += ["Who wrote it? It was written long ago by people who lived in Rome, Oslo, Lima and Vienna."] * 2
+    core = Tokenizer(models.BPE(unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()])
+    core.decoder = decoders.Metaspace()
+    special = ["<pad>", "</s>", "<unk>"]
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=special, show_progress=False)
+    core.train_from_iterator(text, trainer)
+    core.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+
+
+def tokenizer_of(family: str) -> PreTrainedTokenizerFast:
+    """The tokenizer that the tiny models of a family go with."""
+    return closing_tokenizer() if family in ENCODER_DECODERS else tokenizer()
+
+
 def tiny_config(family: str, *, layers: int = 3, **more: Any) -> Any:
     """A small config: width 32, 4 heads, 384 tokens. Heads are tied where the family's published models tie them.
 
@@ -179,7 +202,22 @@ def tiny_config(family: str, *, layers: int = 3, **more: Any) -> Any:
         "n_routed_experts": 4,
         "num_experts_per_tok": 2,
     }
+    # One layer less in the encoder, so that the two are never mistaken for each other.
+    t5_like = {
+        "vocab_size": len(closing_tokenizer()), "d_model": 32, "d_ff": 48, "d_kv": 8, "num_heads": 4,
+        "num_layers": layers - 1, "num_decoder_layers": layers, "relative_attention_num_buckets": 8,
+        "relative_attention_max_distance": 16, "decoder_start_token_id": 0,
+    }  # fmt: skip
+    bart_like = {
+        "vocab_size": len(closing_tokenizer()), "d_model": 32, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48,
+        "encoder_layers": layers - 1, "decoder_layers": layers, "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4, "max_position_embeddings": 128, "pad_token_id": 0, "bos_token_id": 0,
+        "eos_token_id": 1, "decoder_start_token_id": 1, "forced_eos_token_id": None,
+    }  # fmt: skip
     options: dict[str, dict[str, Any]] = {
+        "t5": {**t5_like, "feed_forward_proj": "relu"},
+        "t5-gated": {**t5_like, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+        "bart": bart_like,
         "gpt2": gpt_like,
         "gptj": {**gpt_like, "rotary_dim": 4, "tie_word_embeddings": False},
         "qwen3": wide_heads,
@@ -232,11 +270,23 @@ def tiny_module(family: str, *, seed: int = 0, layers: int = 3, **more: Any) -> 
     """A random transformers model of the family's own class; see `tiny_config`."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(tiny_config(family, layers=layers, **more), dtype=torch.float32)
+        kind = AutoModelForSeq2SeqLM if family in ENCODER_DECODERS else AutoModelForCausalLM
+        model = kind.from_config(tiny_config(family, layers=layers, **more), dtype=torch.float32)
+        if family == "t5-gated":
+            # The published models have a head of their own, which transformers builds tied.
+            model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight))
         # The usual small initial deviation makes a model whose answers hardly depend on its input.
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 torch.nn.init.normal_(parameter, std=0.3)
+        if family == "bart":
+            # A norm behind every layer drowns what a layer has read in what large weights have made of it.
+            for name, parameter in model.named_parameters():
+                if parameter.ndim > 1 and "layers" in name:
+                    torch.nn.init.normal_(parameter, std=0.15)
+        if getattr(model.config, "scale_decoder_outputs", False):
+            # What the family's first version divides its logits by, its published embeddings make up for.
+            torch.nn.init.normal_(model.shared.weight, std=0.3 * model.config.d_model**0.5)
     return model.eval()
 
 
@@ -244,13 +294,13 @@ def tiny_model(
     family: str = "gptj", *, dtype: torch.dtype = torch.float32, seed: int = 0, layers: int = 3
 ) -> EditableModel:
     """A fresh editable model; tests may do with it what they like."""
-    return load(tiny_module(family, seed=seed, layers=layers).to(dtype), tokenizer())
+    return load(tiny_module(family, seed=seed, layers=layers).to(dtype), tokenizer_of(family))
 
 
 def tiny_folder(path: Path, family: str = "gptj", *, seed: int = 0, chat: str | None = None) -> Path:
     """Writes a tiny model and its tokenizer, perhaps with a chat template, as a Hugging Face folder."""
     tiny_module(family, seed=seed).save_pretrained(path)
-    tokenizer(chat).save_pretrained(path)
+    (tokenizer(chat) if chat else tokenizer_of(family)).save_pretrained(path)
     return path
 
 

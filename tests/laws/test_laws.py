@@ -57,8 +57,10 @@ MORE_FAMILIES = ("gpt_neox", "opt", "gemma2", "falcon")
 CELLS = [(name, family, dtype) for name in TABLE for family in FAMILIES for dtype in DTYPES] + [
     (name, family, torch.float32) for name in ("ft-l", "locft", "lora") for family in MORE_FAMILIES
 ]
+CELLS += [(name, family, torch.float32) for name in TABLE for family in ("t5-gated", "bart")]
+CELLS += [(name, "t5", torch.bfloat16) for name in ("ft", "lora")]
 # One model at a time, for all methods.
-EVERYTHING = [(family, dtype, name) for family in tiny.FAMILIES + tiny.MIXTURES for dtype in DTYPES for name in TABLE]
+EVERYTHING = [(family, dtype, name) for family in tiny.EVERY for dtype in DTYPES for name in TABLE]
 
 
 def make(name, **more):
@@ -91,7 +93,7 @@ def shared(family, dtype):
 
 def logits(model):
     request = tiny.requests(1)[0]
-    batch = model.batch([model.encode(request.prompt, request.target_new).ids])
+    batch = model.batch([model.encode(request.prompt, request.target_new)])
     with torch.no_grad():
         return model.forward(batch).logits
 

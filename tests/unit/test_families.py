@@ -9,9 +9,9 @@ from transformers import AutoModelForCausalLM
 import tiny
 from palimpsest import Architecture, ModelError, Part, load, method
 from palimpsest.cli.examining import examine
-from palimpsest.models.architecture import architectures
 from palimpsest.models.hooks import Point
 from palimpsest.models.linear import features
+from palimpsest.models.table import architectures
 
 FUSED = (
     "gpt2", "phi3", "gpt_neox", "bloom", "falcon", "falcon-grouped", "falcon-multi-head", "gpt_bigcode", "codegen",
@@ -20,7 +20,7 @@ FUSED = (
 
 
 def test_every_row_of_the_table_has_a_tiny_model():
-    families = tiny.FAMILIES + tiny.MIXTURES
+    families = tiny.EVERY
     tested = {tiny.tiny_config(family).model_type for family in families}
     assert tested == {kind for row in architectures() for kind in row.model_types}
     assert {tiny.tiny_model(family).sites.architecture.name for family in families} == {

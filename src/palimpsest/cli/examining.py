@@ -33,6 +33,7 @@ def examine(model: EditableModel) -> dict[str, Any]:
         "model_type": module.config.model_type,
         "family": model.sites.architecture.name,
         "layers": model.num_layers,
+        "encoder_layers": model.sites.num_encoder_layers or None,
         "width": model.sites.d_model,
         "context_length": model.context_length,
         "parameters": sum(parameter.numel() for parameter in parameters),
@@ -56,17 +57,17 @@ def _tied(model: EditableModel) -> list[list[str]]:
 
 def _special(model: EditableModel, tied: list[list[str]]) -> list[str]:
     """What this model has that not every model has, one sentence each."""
-    from palimpsest.models.architecture import WEIGHT_SITES, num_experts
     from palimpsest.models.linear import is_quantised, is_transposed, qualified_name
+    from palimpsest.models.table import num_experts
 
     sites, found = model.sites, []
     fused: dict[str, list[str]] = {}
-    for name, part in sites.architecture.sites.items():
-        if part.is_slice:
-            fused.setdefault(part.path, []).append(name)
+    for name in sites.names():
+        if sites.part(name).is_slice:
+            fused.setdefault(sites.part(name).path, []).append(name)
     found += [f"fused: {path} holds {', '.join(names)}" for path, names in fused.items()]
     found += [f"tied: {' = '.join(names)}" for names in tied]
-    matrices = [sites.module(name, 0) for name in sites.architecture.sites if name in WEIGHT_SITES]
+    matrices = [sites.module(name, 0) for name in sites.names() if sites.has_weight(name)]
     if any(map(is_transposed, matrices)):
         found.append("transposed: weights are stored (in, out)")
     if sites.architecture.is_mixture:
@@ -86,15 +87,15 @@ def _special(model: EditableModel, tied: list[list[str]]) -> list[str]:
 
 
 def _sites(model: EditableModel) -> list[dict[str, Any]]:
-    from palimpsest.models.architecture import WEIGHT_SITES
     from palimpsest.models.linear import features, is_quantised
 
     sites = model.sites
     rows = []
-    for name, part in sites.architecture.sites.items():
-        module = sites.module(name, 0)
-        weight = getattr(module, "weight", None) if name in WEIGHT_SITES else None
-        path = ".".join(piece for piece in (sites.architecture.blocks, "{layer}", part.path) if piece)
+    for name in sites.names():
+        module, part = sites.module(name, 0), sites.part(name)
+        weight = getattr(module, "weight", None) if sites.has_weight(name) else None
+        blocks = sites.architecture.stacks[sites.locate(name)[0]].blocks
+        path = ".".join(piece for piece in (blocks, "{layer}", part.path) if piece)
         rows.append(
             {
                 "site": name,
@@ -122,6 +123,7 @@ def _tokenizer(model: EditableModel) -> dict[str, Any]:
         "gives_offsets": bool(tokenizer.is_fast),
         "leading_space_matters": bare != spaced,
         "adds_start_token": len(with_special) > len(bare) and with_special[0] != bare[0],
+        "adds_end_token": len(with_special) > len(bare) and with_special[-1] != bare[-1],
         "pad_token": tokenizer.pad_token,
         "eos_token": tokenizer.eos_token,
         "has_chat_template": bool(getattr(tokenizer, "chat_template", None)),
@@ -158,8 +160,9 @@ def _usable_methods(model: EditableModel) -> list[dict[str, Any]]:
 
 def _show(result: dict[str, Any]) -> None:
     dtypes = ", ".join(result["dtypes"])
+    encoder = f"{result['encoder_layers']} encoder layers and " if result["encoder_layers"] else ""
     terminal.say(
-        f"{result['model']}: {result['class']}, family {result['family']}, {result['layers']} layers of width "
+        f"{result['model']}: {result['class']}, family {result['family']}, {encoder}{result['layers']} layers of width "
         f"{result['width']}, {result['parameters']:,} parameters, {dtypes}, on {', '.join(result['devices'])}"
     )
     terminal.say(f"context length: {result['context_length'] or 'no fixed limit'}")
@@ -171,6 +174,7 @@ def _show(result: dict[str, Any]) -> None:
         f"{'gives' if facts['gives_offsets'] else 'does NOT give'} character offsets, leading spaces "
         f"{'matter' if facts['leading_space_matters'] else 'do not matter'}, "
         f"{'puts a start token in front' if facts['adds_start_token'] else 'no start token'}, "
+        f"{'closes texts with an end token' if facts['adds_end_token'] else 'no end token'}, "
         f"pad token {facts['pad_token'] or 'none (end of sequence is used, always masked)'}, "
         f"{'has a' if facts['has_chat_template'] else 'no'} chat template"
     )

@@ -39,7 +39,7 @@ def _methods() -> list[dict[str, Any]]:
 
 
 def _models() -> list[dict[str, Any]]:
-    from palimpsest.models.architecture import architectures
+    from palimpsest.models.table import architectures
 
     bundled = [{"name": "world", "kind": "bundled", "summary": "a small decoder that knows a small world"}]
     families = [

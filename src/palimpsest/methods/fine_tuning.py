@@ -29,7 +29,7 @@ class FineTuningConfig(FinetuneOptions, MethodConfig):
     """Options of `ft`, `ft-l` and `locft`."""
 
     parameters: str = "all"
-    """`all`, or a site such as `mlp.down` whose weights alone are trained."""
+    """`all`, or a site such as `mlp.down` (or `encoder.mlp.down`) whose weights alone are trained."""
     layers: list[int] | Literal["all", "auto"] = "all"
     """Layers of that site; negative numbers count from the last. `auto` is one layer at 0.69 of the depth."""
     constraint: Literal["none", "linf", "l2"] = "none"
@@ -67,7 +67,7 @@ class FineTuning(Method[FineTuningConfig]):
             )
         names = _names(model, config)
         if config.parameters != "all":
-            run.diagnostics.facts["layers"] = layer_numbers(config.layers, model.num_layers)
+            run.diagnostics.facts["layers"] = _layers(model, config)
         with (
             run.clock.stage("training"),
             TrainingCopies(model, names, constraint=config.constraint, radius=config.radius or 0.0) as copies,
@@ -83,5 +83,8 @@ def _names(model: EditableModel, config: FineTuningConfig) -> list[str]:
     if config.parameters == "all":
         model.weights.require_plain()
         return model.weights.names()
-    layers = layer_numbers(config.layers, model.num_layers)
-    return [model.sites.require_weight(config.parameters, layer) for layer in layers]
+    return [model.sites.require_weight(config.parameters, layer) for layer in _layers(model, config)]
+
+
+def _layers(model: EditableModel, config: FineTuningConfig) -> list[int]:
+    return layer_numbers(config.layers, model.sites.layers_of(config.parameters))

@@ -32,8 +32,8 @@ class LoraConfig(FinetuneOptions, MethodConfig):
     """Inner width r of the factors."""
     alpha: float = Field(default=16.0, gt=0)
     """The update is alpha / rank times the product of the factors."""
-    sites: list[str] = ["attn.q", "attn.v"]
-    """Which projections get an adapter. Where a family fuses them, the fused projection gets one as a whole."""
+    sites: list[str] | Literal["auto"] = "auto"
+    """Which projections get an adapter; a fused one gets it as a whole. `auto`: queries and values, all attentions'."""
     layers: list[int] | Literal["all", "auto"] = "all"
     """Layers of these sites; negative numbers count from the last. `auto` is one layer at 0.69 of the depth."""
 
@@ -58,6 +58,7 @@ class Lora(Method[LoraConfig]):
         ):
             result = finetune(model, requests, adapters, config, seed=config.seed, progress=run.progress)
             patch = WeightPatch(adapters.deltas(), Manifest(label=self.name))
+        run.diagnostics.facts["sites"] = _sites(model, config)
         run.record_training(result, patch)
         return patch
 
@@ -66,6 +67,15 @@ def _modules(model: EditableModel, config: LoraConfig) -> list[str]:
     """The layers to adapt, each once. Raises `ConfigError` for no site or an unknown one."""
     if not config.sites:
         raise ConfigError("LoRA has nothing to adapt.", expected="at least one site", where="option sites")
-    layers = layer_numbers(config.layers, model.num_layers)
-    names = (model.sites.parameter_name(site, layer) for site in config.sites for layer in layers)
-    return [name.removesuffix(".weight") for name in dict.fromkeys(names)]
+    names = {
+        model.sites.parameter_name(site, layer): None
+        for site in _sites(model, config)
+        for layer in layer_numbers(config.layers, model.sites.layers_of(site))
+    }
+    return [name.removesuffix(".weight") for name in names]
+
+
+def _sites(model: EditableModel, config: LoraConfig) -> list[str]:
+    if config.sites == "auto":
+        return [site for site in model.sites.names() if site.endswith((".q", ".v"))]
+    return list(config.sites)

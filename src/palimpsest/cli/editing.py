@@ -34,6 +34,7 @@ def edit(
     preset: inputs.PresetOption = "auto",
     seed: inputs.SeedOption = 0,
     chat: inputs.ChatOption = False,
+    skip_bad: inputs.SkipBadOption = False,
     forget_patch: Annotated[
         Path | None,
         typer.Option("--forget-patch", help="A patch that taught the old answers, for the f-learning methods."),
@@ -44,7 +45,7 @@ def edit(
     from palimpsest.provenance import require_absent
 
     require_absent(out)
-    requests, notes = _requests(edits, inputs.inline_edit(prompt, subject, target_new, target_old))
+    requests, notes = _requests(edits, inputs.inline_edit(prompt, subject, target_new, target_old), skip_bad=skip_bad)
     forget = None if forget_patch is None else str(forget_patch)
     editor = inputs.make_method(method, preset, option, seed=seed, forget_patch=forget)
     editor.check(requests)
@@ -65,7 +66,7 @@ def edit(
         terminal.log("No edit holds: try other options (-o), another --preset or another --method; see the docs.")
 
 
-def _requests(file: Path | None, inline: EditRequest | None) -> tuple[list[EditRequest], list[str]]:
+def _requests(file: Path | None, inline: EditRequest | None, *, skip_bad: bool) -> tuple[list[EditRequest], list[str]]:
     if (file is None) == (inline is None):
         raise ConfigError(
             "There are no edits." if file is None else "Edits are given twice.",
@@ -73,7 +74,7 @@ def _requests(file: Path | None, inline: EditRequest | None) -> tuple[list[EditR
             found="neither" if file is None else "both",
         )
     if file is not None:
-        return inputs.read_edits(file.expanduser())
+        return inputs.read_edits(file.expanduser(), skip_bad=skip_bad)
     return ([inline] if inline else []), []
 
 

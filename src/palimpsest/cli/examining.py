@@ -83,6 +83,11 @@ def _special(model: EditableModel, tied: list[list[str]]) -> list[str]:
     ]
     if not model.has_separable_head:
         found.append("scaled or capped logits: the head is computed at every token")
+    rows, used = int(model.module.get_input_embeddings().weight.shape[0]), len(model.tokenizer)
+    if 2 * used < rows:
+        found.append(f"half empty: {rows:,} embedding rows, and {used:,} tokens; the tokenizer may be another model's")
+    if not model.tokenizer.is_fast:
+        found.append("slow tokenizer: no character offsets, so methods that locate the subject cannot be used")
     return found
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from palimpsest.patches.weights import WeightPatch
     from palimpsest.requests import EditRequest
 
+SHOWN_RECORDS = 3
 SMALL = 20_000_000
 """Parameters below which a model is small."""
 
@@ -40,6 +41,9 @@ RecordedChatOption = Annotated[
         help="Ask in the model's chat template; as the patch was made if left out.",
         show_default=False,
     ),
+]
+SkipBadOption = Annotated[
+    bool, typer.Option("--skip-bad", help="Go on without the records that cannot be used; they are counted.")
 ]
 PresetOption = Annotated[
     str, typer.Option("--preset", metavar="NAME", help="`auto` (the one that fits the model), `none`, or a name.")
@@ -170,19 +174,20 @@ def patched(model: EditableModel, patches: Sequence[WeightPatch]) -> Iterator[Ed
         yield model
 
 
-def read_edits(file: Path) -> tuple[list[EditRequest], list[str]]:
+def read_edits(file: Path, *, skip_bad: bool = False) -> tuple[list[EditRequest], list[str]]:
     """The edits of a file, and what should be said about them.
 
-    Raises `DataError` for a file that cannot be read or has no edits, and for a record that is not one; only records
-    of a published data set are passed over, and then a note says which and why.
+    Raises `DataError` for a file that cannot be read or has no edits, and for records that are none; those of a
+    published data set, or of any with `skip_bad`, are passed over, and then a note says how many and why.
     """
     from palimpsest.datasets import load_edits
 
-    data = load_edits(file)
+    data = load_edits(file, is_strict=not skip_bad)
     notes = list(data.notes)
     if data.skipped:
-        first = data.skipped[0]
-        notes.append(f"{len(data.skipped)} record(s) were passed over; the first, {first.where}: {first.reason}")
+        shown = "; ".join(f"{one.where}: {one.reason}" for one in data.skipped[:SHOWN_RECORDS])
+        more = f"; and {len(data.skipped) - SHOWN_RECORDS} more" if len(data.skipped) > SHOWN_RECORDS else ""
+        notes.append(f"{len(data.skipped)} record(s) were passed over: {shown}{more}")
     return list(data.requests), notes
 
 

@@ -156,7 +156,7 @@ class Method(ABC, Generic[ConfigT]):
         self.check_model(model, config)
         unique = without_duplicates(requests)
         require_new_tokens(model, unique)
-        run = Run(state, Stopwatch(), Diagnostics(), progress)
+        run = Run(state, Stopwatch(), Diagnostics(notes=unknown_tokens(model, unique)), progress)
         if preset is not None:
             run.diagnostics.notes += preset.mismatches(model)
         if len(unique) < len(requests):
@@ -240,6 +240,19 @@ def require_new_tokens(model: EditableModel, requests: Sequence[EditRequest]) ->
                 where=f"the edit {request.id or request.prompt!r}",
                 remedy="drop the record, or write one of the two another way",
             )
+
+
+def unknown_tokens(model: EditableModel, requests: Sequence[EditRequest]) -> list[str]:
+    """A note, when the tokenizer reads some of the new answers as its unknown token; else nothing."""
+    unknown = model.tokenizer.unk_token_id
+    # Some tokenizers name their end of sequence as the unknown token too, and never use it so.
+    if unknown is None or unknown == model.tokenizer.eos_token_id:
+        return []
+    found = [r.target_new for r in requests if unknown in model.encode(r.prompt, r.target_new).target_ids]
+    if not found:
+        return []
+    shown = ", ".join(map(repr, found[:3])) + (" ..." if len(found) > 3 else "")
+    return [f"The tokenizer has no tokens for all of {len(found)} new answer(s), which cannot be written: {shown}"]
 
 
 class seeded:  # noqa: N801 - reads as a verb where it is used

@@ -350,12 +350,14 @@ class EditableModel:
         return torch.equal(separate, self.forward(batch).logits)
 
     def _check_vocabulary(self) -> None:
-        rows, size = int(self.module.get_input_embeddings().weight.shape[0]), len(self.tokenizer)
+        rows = int(self.module.get_input_embeddings().weight.shape[0])
+        # Ids may have gaps, so that the largest says more than how many there are.
+        size = max(len(self.tokenizer), 1 + max(self.tokenizer.get_vocab().values(), default=0))
         if size > rows:
             raise ModelError(
                 "The tokenizer does not belong to the model.",
                 expected=f"at most {rows} tokens, one embedding row each",
-                found=f"a tokenizer of {size} tokens",
+                found=f"a tokenizer with ids up to {size - 1}",
                 where=f"model {self.name!r}",
                 remedy="load the tokenizer from the model's own folder",
             )

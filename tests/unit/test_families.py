@@ -1,5 +1,7 @@
 """What is particular to some families: fused projections, capped logits, unusual layers, and what has no row."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -8,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 import tiny
 from palimpsest import Architecture, ModelError, Part, load, method
+from palimpsest.cli import main
 from palimpsest.cli.examining import examine
 from palimpsest.models.hooks import Point
 from palimpsest.models.linear import features
@@ -17,6 +20,8 @@ FUSED = (
     "gpt2", "phi3", "gpt_neox", "bloom", "falcon", "falcon-grouped", "falcon-multi-head", "gpt_bigcode", "codegen",
     "mpt",
 )  # fmt: skip
+
+SCALED_LOGITS = ("gemma2", "cohere", "cohere2", "granite", "granitemoe")
 
 
 def test_every_row_of_the_table_has_a_tiny_model():
@@ -87,13 +92,48 @@ def test_capped_logits_are_scored_with_the_cap(family):
     assert family == "llama" or bare.abs().max() > 6
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", tiny.FAMILIES + tiny.MIXTURES)
 def test_doctor_examines_every_family(family, tmp_path):
     found = examine(load(str(tiny.tiny_folder(tmp_path / "model", family))))
+    row = tiny.tiny_model(family).sites.architecture
     sites = {site["site"]: site for site in found["sites"]}
-    assert sites["mlp.down"]["parameters"] >= 32 * 48 and sites["attn.q"]["weight_shape"]
+    assert set(sites) == set(row.sites) and sites["attn.q"]["weight_shape"][-1] >= 32
     assert bool(found["tied_weights"]) is tiny.tiny_config(family).tie_word_embeddings
-    assert {"ft", "ft-l", "lora"} <= {row["method"] for row in found["methods"] if row["can_edit"]}
+    said = {line.split(":")[0] for line in found["special"]}
+    assert said == {
+        *(["fused"] if any(part.is_slice for part in row.sites.values()) else []),
+        *(["tied"] if found["tied_weights"] else []),
+        *(["transposed"] if family == "gpt2" else []),
+        *(["mixture of experts"] if family in tiny.MIXTURES else []),
+        *([] if row.mlp_writes_residual else ["scaled or normed after the MLP"]),
+        *(["scaled or capped logits"] if family in SCALED_LOGITS else []),
+    }
+    methods = {one["method"]: one for one in found["methods"]}
+    if row.is_mixture:
+        assert "mlp.down" not in sites
+        assert all("mixture of experts" in methods[name]["needs"] for name in ("ft-l", "locft"))
+        assert {name for name, one in methods.items() if not one["can_edit"]} >= {"ft-l", "locft"}
+        assert methods["lora"]["can_edit"] and methods["ft"]["can_edit"]
+    else:
+        assert sites["mlp.down"]["parameters"] >= 32 * 48
+        assert {"ft", "ft-l", "lora"} <= {name for name, one in methods.items() if one["can_edit"]}
+        assert methods["ft-l"]["needs"] == "option radius" and methods["ft"]["needs"] == ""
+
+
+def test_doctor_on_the_command_line(tmp_path, capsys):
+    folder = str(tiny.tiny_folder(tmp_path / "model", "mixtral", chat="qwen"))
+    assert main(["doctor", folder, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["tokenizer"]["has_chat_template"] is True
+    assert main(["doctor", folder]) == 0
+    shown = capsys.readouterr().out
+    for words in (
+        "float32, on cpu",
+        "mixture of experts: 4 a layer",
+        "has a chat template",
+        "self_attn.q_proj",
+        "no one MLP",
+    ):
+        assert words in " ".join(shown.split())
 
 
 @pytest.mark.parametrize("family", ["llama", "phi3", "glm", "glm4"])

@@ -6,9 +6,10 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from palimpsest.cli import inputs, terminal
-from palimpsest.errors import PalimpsestError
+from palimpsest.errors import ConfigError, PalimpsestError
 
 if TYPE_CHECKING:
+    from palimpsest.methods.base import Method
     from palimpsest.models.editable import EditableModel
 
 
@@ -143,7 +144,7 @@ def _usable_methods(model: EditableModel) -> list[dict[str, Any]]:
         try:
             made = method(name)
             config, preset = made.resolve(model)
-            made.check_model(model, config)
+            missing = _missing_option(made, model, config)
         except (PalimpsestError, ImportError, AttributeError) as error:
             reason = error.problem if isinstance(error, PalimpsestError) else str(error)
             rows.append({"method": name, "can_edit": False, "needs": reason, "preset": None})
@@ -152,6 +153,7 @@ def _usable_methods(model: EditableModel) -> list[dict[str, Any]]:
         needs = ["a subject"] * wanted.needs_subject + ["the old answer"] * wanted.needs_old_answer
         if not wanted.is_batched:
             needs.append("one edit a call")
+        needs += missing
         rows.append(
             {
                 "method": name,
@@ -161,6 +163,15 @@ def _usable_methods(model: EditableModel) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _missing_option(method: Method[Any], model: EditableModel, config: Any) -> list[str]:
+    """The option that the method must be given on this model, if any. Raises `ModelError` when it cannot edit it."""
+    try:
+        method.check_model(model, config)
+    except ConfigError as error:
+        return [error.where or error.problem]
+    return []
 
 
 def _show(result: dict[str, Any]) -> None:
@@ -203,7 +214,7 @@ def _show(result: dict[str, Any]) -> None:
         (one["method"], terminal.verdict(one["can_edit"]), one["needs"], one["preset"] or "")
         for one in result["methods"]
     ]
-    terminal.print_table(("method", "can edit", "needs", "preset"), rows)
+    terminal.print_table(("method", "can edit", "needs, or why not", "preset"), rows)
 
 
 def _shape(shape: list[int] | None) -> str:

@@ -194,9 +194,10 @@ class Method(ABC, Generic[ConfigT]):
         """
 
     def check_model(self, model: EditableModel, config: ConfigT) -> None:
-        """Raises `ModelError` when the model has not what the method changes with these options; costs nothing.
+        """Raises when the model has not what the method changes with these options; costs nothing.
 
-        Such as an MLP matrix in a mixture of experts, or weights that are not quantised.
+        `ModelError` for what no option can mend, such as an MLP matrix in a mixture of experts or weights that are not
+        quantised; `ConfigError` for an option that has to be given.
         """
 
     def check(self, requests: Sequence[EditRequest]) -> None:

@@ -53,10 +53,6 @@ class FineTuning(Method[FineTuningConfig]):
 
     def check_model(self, model: EditableModel, config: FineTuningConfig) -> None:
         _names(model, config)
-
-    def compute(
-        self, model: EditableModel, requests: Sequence[EditRequest], config: FineTuningConfig, run: Run
-    ) -> WeightPatch:
         if config.constraint != "none" and config.radius is None:
             raise ConfigError(
                 f"The method {self.name!r} has no radius for this model.",
@@ -65,6 +61,10 @@ class FineTuning(Method[FineTuningConfig]):
                 where="option radius",
                 remedy="give one (--option radius=1e-3), or take a constraint of 'none'",
             )
+
+    def compute(
+        self, model: EditableModel, requests: Sequence[EditRequest], config: FineTuningConfig, run: Run
+    ) -> WeightPatch:
         names = _names(model, config)
         if config.parameters != "all":
             run.diagnostics.facts["layers"] = _layers(model, config)

@@ -45,6 +45,9 @@ def evaluate(
     chat: inputs.ChatOption = False,
     out: Annotated[Path | None, typer.Option("--out", help="A folder for the record; makes the run resumable.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    device: inputs.DeviceOption = "auto",
+    dtype: inputs.DtypeOption = "auto",
+    device_map: inputs.DeviceMapOption = None,
     as_json: inputs.JsonOption = False,
 ) -> None:
     """Measure a method: reliability, generality, locality, portability, time and memory."""
@@ -66,7 +69,7 @@ def evaluate(
     if beyond:
         shown = ", ".join(map(str, beyond))
         terminal.log(f"note: there are {num_edits or len(edits)} edits, so nothing is tested after {shown}.")
-    loaded = inputs.load_model(model, chat=chat)
+    loaded = inputs.load_model(model, inputs.Placement(device, dtype, device_map), chat=chat)
     from palimpsest.evaluation import evaluate as run
 
     try:

@@ -54,7 +54,7 @@ class FLearning(Method[FLearningConfig]):
     """Forgetting before learning; see the module's docstring."""
 
     Config: ClassVar[type[MethodConfig]] = FLearningConfig
-    capabilities: ClassVar[Capabilities] = Capabilities(needs_old_answer=True)
+    capabilities: ClassVar[Capabilities] = Capabilities(needs_old_answer=True, is_shared_out=True)
 
     def check_model(self, model: EditableModel, config: FLearningConfig) -> None:
         for one in _learners(config):
@@ -64,6 +64,8 @@ class FLearning(Method[FLearningConfig]):
         self, model: EditableModel, requests: Sequence[EditRequest], config: FLearningConfig, run: Run
     ) -> WeightPatch:
         forgetter, learner = _learners(config)
+        for part in (forgetter, learner):
+            part.check(requests)
         forget = self._forget_patch(model, requests, forgetter, config, run)
         unlearn = -config.rate * forget
         with model.patched(unlearn), run.clock.stage("learn"):

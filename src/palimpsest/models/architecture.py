@@ -12,6 +12,7 @@ from palimpsest.errors import ConfigError, ModelError, unknown_name
 from palimpsest.models.families import SITE_NAMES, Architecture, Part
 from palimpsest.models.hooks import first_input, first_tensor
 from palimpsest.models.linear import LINEAR_TYPES, cut_output, features, is_linear, is_quantised, qualified_name
+from palimpsest.models.placement import device_of
 from palimpsest.models.table import num_experts, row_for
 from palimpsest.models.weights import quantised_weights
 
@@ -253,7 +254,7 @@ def _verify(sites: Sites) -> None:
                 seen[key] = (int(first_input(args, kwargs).shape[-1]), int(first_tensor(output).shape[-1]))
 
             handles.append(sites.module(site, layer).register_forward_hook(record, with_kwargs=True))
-    device = _weight(sites.module("embed")).device
+    device = device_of(sites.module("embed"))
     try:
         with torch.no_grad():
             ids = torch.arange(3, device=device)[None]

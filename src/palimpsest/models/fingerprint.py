@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 SAMPLE = 65_536
+_AT_ONCE = 4_194_304
 # Fields of a model's config that change what it computes without changing any tensor's shape or content.
 _CONFIG_FIELDS = (
     "model_type",
@@ -49,12 +50,17 @@ def tensor_digest(tensor: Tensor, *, whole: bool) -> str:
         whole: hash every value; otherwise an evenly spaced sample of at most `SAMPLE` of them.
     """
     # A tensor that stands for others, as torchao's do, is read as what it stands for.
-    plain = tensor.detach() if type(tensor.detach()) is Tensor else tensor.detach().dequantize()
-    flat = plain.reshape(-1)
+    values = tensor.detach()
+    is_itself = type(values) is Tensor or hasattr(values, "full_tensor")
+    flat = (values if is_itself else values.dequantize()).reshape(-1)
     if not whole and flat.numel() > SAMPLE:
         flat = flat[:: -(-flat.numel() // SAMPLE)]
-    values = flat.to(torch.bfloat16).contiguous().cpu().view(torch.int16).numpy().tobytes()
-    return hashlib.sha256(str(tuple(tensor.shape)).encode() + values).hexdigest()[:16]
+    digest = hashlib.sha256(str(tuple(tensor.shape)).encode())
+    # Some values at a time: a copy of a large tensor is never made whole.
+    for start in range(0, flat.numel(), _AT_ONCE):
+        part = flat[start : start + _AT_ONCE]
+        digest.update(part.to(torch.bfloat16).contiguous().cpu().view(torch.int16).numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def config_fields(config: Any) -> dict[str, Any]:

@@ -31,9 +31,12 @@ def has_plain_weight(module: nn.Module) -> bool:
 def is_plain(weight: object) -> bool:
     """Whether this is a tensor of ordinary floating-point numbers, to which a change can be added.
 
-    Subclasses of tensors are not: they are how quantisation libraries keep packed numbers under a wide dtype.
+    Subclasses of tensors are not, unless they are a share of one in several processes: they are how quantisation
+    libraries keep packed numbers under a wide dtype.
     """
-    return isinstance(weight, Tensor) and type(weight) in (Tensor, nn.Parameter) and weight.dtype in WEIGHT_DTYPES
+    if not isinstance(weight, Tensor) or weight.dtype not in WEIGHT_DTYPES:
+        return False
+    return type(weight) in (Tensor, nn.Parameter) or hasattr(weight, "full_tensor")
 
 
 def is_quantised(module: nn.Module) -> bool:

@@ -6,7 +6,7 @@ exact by construction, and an interrupt between two parameters is undone by poin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from palimpsest.errors import ModelError, PatchError
 from palimpsest.models.fingerprint import fingerprint, tensor_digest
 from palimpsest.models.linear import describe, features, is_plain, is_quantised, keep_form, qualified_name
+from palimpsest.models.placement import is_offloaded, offloaded_value, require_present
 from palimpsest.provenance import digest
 
 Compute = Callable[[Tensor], Tensor]
@@ -52,11 +53,14 @@ class WeightStack:
         self._module = module
         self._parameters: dict[str, nn.Parameter] = {}
         self._canonical: dict[str, str] = {}
-        by_storage: dict[tuple[int, int, tuple[int, ...]], str] = {}
+        tied: Mapping[str, str] = getattr(module, "all_tied_weights_keys", None) or {}
+        by_storage: dict[tuple[object, ...], str] = {}
         for name, parameter in module.named_parameters(remove_duplicate=False):
-            # Meta and empty tensors have no address, packed ones perhaps; they are told apart by identity.
+            # Offloaded tensors are another object under each name; the model itself knows which of them are one. Empty
+            # ones have no address, packed ones perhaps; they are told apart by identity.
             address = parameter.data_ptr() if is_plain(parameter) else 0
-            place = (address, int(parameter.storage_offset())) if address else (id(parameter), 0)
+            alone: object = tied.get(name, name) if is_offloaded(parameter) else id(parameter)
+            place = (address, int(parameter.storage_offset())) if address else (alone, 0)
             first = by_storage.setdefault((*place, tuple(parameter.shape)), name)
             self._canonical[name] = first
             self._parameters.setdefault(first, parameter)
@@ -87,8 +91,13 @@ class WeightStack:
         return self._canonical[name]
 
     def current(self, name: str) -> Tensor:
-        """A parameter's present value, with every change on the stack."""
+        """A parameter's present value, with every change on the stack. Raises `ModelError` when it is offloaded."""
+        self.require_present([name])
         return self._parameters[self.canonical(name)].data
+
+    def require_present(self, names: Iterable[str]) -> None:
+        """Raises `ModelError` when one of these parameters is offloaded; costs nothing."""
+        require_present([name for name in names if is_offloaded(self._parameters[self.canonical(name)])])
 
     def parameters(self, name: str) -> list[nn.Parameter]:
         """The parameter objects that share a storage: one, or several where weights are tied."""
@@ -121,7 +130,7 @@ class WeightStack:
             self._take_off(self._layers[-1])
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """A parameter's shape; that of what it stands for, (out, in), where a quantised layer keeps it packed."""
+        """A parameter's shape, wherever its values are; (out, in) where a quantised layer keeps them packed."""
         owner = self.owner(name)
         is_packed = is_quantised(owner) and name.endswith(".weight")
         return features(owner) if is_packed else tuple(self._parameters[self.canonical(name)].shape)
@@ -152,6 +161,7 @@ class WeightStack:
                 added to its output.
             origin: the object on whose behalf.
         """
+        self.require_present(compute)
         layer = Layer(label, dict(compute), dict(branches or {}), origin)
         self._put(layer)
         return layer
@@ -182,6 +192,11 @@ class WeightStack:
         return fingerprint(config, shapes, self._base_digest, map(self.canonical, touched))
 
     def _base_digest(self, name: str, whole: bool) -> str:
+        if is_offloaded(self._parameters[name]):
+            # Nothing can lie on it, and where it is kept nobody writes.
+            if (name, whole) not in self._digests:
+                self._digests[name, whole] = ((0, 0), tensor_digest(offloaded_value(self._module, name), whole=whole))
+            return self._digests[name, whole][1]
         base, is_packed = self.base(name), not is_plain(self._parameters[name])
         # Torch counts in-place writes to a parameter, an optimiser's too; only those through `.data` go uncounted.
         writes = sum(parameter._version for parameter in self._aliases[name])

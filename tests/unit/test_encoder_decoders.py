@@ -10,7 +10,7 @@ from transformers import AutoModelForSeq2SeqLM
 
 import tiny
 from palimpsest import Architecture, ConfigError, DataError, EditRequest, ModelError, load, method
-from palimpsest.cli.inspecting import examine
+from palimpsest.cli.examining import examine
 from palimpsest.models import tokens
 from palimpsest.models.encoder_decoders import BART, T5
 from palimpsest.models.generation import cut_at_end
@@ -239,7 +239,7 @@ def test_logits_at_places_are_the_model_s_whatever_stands_behind_its_head(family
     if family == "bart-biased":
         module.final_logits_bias.normal_()
     model = load(module, tiny.closing_tokenizer())
-    assert model._head_is_separable is (family == "bart")
+    assert model.has_separable_head is (family == "bart")
     encoded = [model.encode(p, t) for p, t in zip(PROMPTS, TARGETS, strict=True)]
     batch = model.batch(encoded)
     rows, columns, _ = model.answer_places(encoded, batch)

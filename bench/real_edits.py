@@ -10,7 +10,7 @@ under 0.005 are noise, of such ties the smallest rate of forgetting wins, then t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -19,10 +19,11 @@ from typing import Any
 import palimpsest as ps
 from choose_presets import ALL_LINEAR, LEARN, TIE, grid
 from common import Results, one_thread, row
+from palimpsest.datasets import load_edits
 from palimpsest.evaluation import BaseAnswers
 from palimpsest.world.ceiling import ceiling
-from palimpsest.world.facts import questions
-from real_facts import FILES, LOCALITY, real_folder, records
+from palimpsest.world.facts import Question, lessons, questions
+from real_facts import FILES, LOCALITY, PHRASINGS, real_folder, records
 
 NUM_EDITS, SEED = 200, 0
 NUM_CHOOSING, CHOOSING_SEED = 10, 7
@@ -104,10 +105,10 @@ def measured(
     return {**row(record, **labels), "options": options}
 
 
-def true_facts(model: ps.EditableModel, data: ps.Dataset, labels: dict[str, Any]) -> dict[str, Any]:
-    """What the model knows of the very facts that are edited."""
-    asked = dict.fromkeys(questions(data.sample(NUM_EDITS, SEED).requests))
-    return {**labels, "known": {kind: asdict(known) for kind, known in ceiling(model, list(asked)).items()}}
+def true_facts(model: ps.EditableModel, asked: Iterable[Question], labels: dict[str, Any]) -> dict[str, Any]:
+    """What the model knows before it is edited."""
+    known = ceiling(model, list(dict.fromkeys(asked)))
+    return {**labels, "known": {kind: asdict(one) for kind, one in known.items()}}
 
 
 def main() -> None:
@@ -123,10 +124,14 @@ def main() -> None:
         data, answers = records(options.real, dataset, for_choosing=False), BaseAnswers()
         results = Results(f"real_edits_{dataset}", SETTINGS)
         labels = {"dataset": dataset, "method": "true facts"}
-        results.get(labels, partial(true_facts, model, data, labels))
+        edited = data.sample(NUM_EDITS, SEED).requests
+        results.get(labels, partial(true_facts, model, questions(edited), labels))
         for method in METHODS:
             labels = {"dataset": dataset, "method": method}
             results.get(labels, partial(measured, model, data, answers, labels, chosen[method]))
+        taught = lessons(load_edits(options.real / f"{dataset}.jsonl").requests, phrasings=PHRASINGS[dataset])
+        labels = {"dataset": dataset, "method": "all true facts", "num_facts": taught.num_facts}
+        results.get(labels, partial(true_facts, model, taught.questions, labels))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ FILES = {
     "counterfact": ("counterfact/counterfact_full_500.json", "counterfact/counterfact_all_21919.jsonl"),
     "zsre": ("zsre/zsre_3k.json",),
 }
+# As in the Makefile.
+PHRASINGS = {"counterfact": 3, "zsre": 4}
 NUM_RECORDS = {"counterfact": 1800, "zsre": 3000}
 LOCALITY = {"counterfact": "locality.neighborhood", "zsre": "locality.out_of_scope"}
 FOR_CHOOSING = {"counterfact": slice(1400, 1800), "zsre": slice(2600, 3000)}

@@ -26,7 +26,7 @@ from palimpsest.world.facts import Question, lessons, questions
 from real_facts import FILES, LOCALITY, PHRASINGS, real_folder, records
 
 NUM_EDITS, SEED = 200, 0
-NUM_CHOOSING, CHOOSING_SEED = 10, 7
+NUM_CHOOSING, CHOOSING_SEED = 20, 7
 # Fewer passes than for the world: what has not learned a fact in 25 passes is no setting to choose.
 LEARNING = {**LEARN, "epochs": 25}
 SETTINGS = {"protocol": "single", "num_edits": NUM_EDITS, "seed": SEED, "max_new_tokens": 16}
@@ -39,10 +39,10 @@ def candidates(method: str, chosen: dict[str, dict[str, Any]]) -> Iterator[dict[
     if method == "ft":
         yield from ({**LEARNING, **options} for options in grid(learning_rate=[5e-4, 1e-3], stop_loss=[0.05, 0.02]))
     elif method == "ft-l":
-        for options in grid(learning_rate=[5e-3], layers=[[0], [1]], radius=[0.05]):
+        for options in grid(learning_rate=[5e-3], layers=[[0], [1]], radius=[0.05, 0.1]):
             yield {**LEARNING, **options}
     elif method == "locft":
-        for options in grid(learning_rate=[5e-3], layers=[[0], [1], [2]]):
+        for options in grid(learning_rate=[5e-3, 1e-2], layers=[[0], [1], [2]]):
             yield {**LEARNING, **options, "append_eos": True}
     elif method == "lora":
         for options in grid(learning_rate=[1e-3, 3e-3], stop_loss=[0.05, 0.02]):

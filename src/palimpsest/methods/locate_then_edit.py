@@ -8,7 +8,7 @@ general, of which a text gives the second moment C = E[k k^T], give what they ga
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, TypeVar, final
 
 from pydantic import Field
@@ -76,9 +76,7 @@ class LocateThenEdit(Method[ConfigT]):
         open_source(config.statistics.text)
 
     @final
-    def compute(
-        self, model: EditableModel, requests: Sequence[EditRequest], config: ConfigT, run: Run
-    ) -> WeightPatch:
+    def compute(self, model: EditableModel, requests: Sequence[EditRequest], config: ConfigT, run: Run) -> WeightPatch:
         layers = self._layers(model, requests, config, run)
         with run.clock.stage("statistics"):
             self.prepare(model, layers, config, run)
@@ -144,9 +142,7 @@ class LocateThenEdit(Method[ConfigT]):
             self._metrics = KeyMetrics(config.statistics)
         return self._metrics
 
-    def _layers(
-        self, model: EditableModel, requests: Sequence[EditRequest], config: ConfigT, run: Run
-    ) -> list[int]:
+    def _layers(self, model: EditableModel, requests: Sequence[EditRequest], config: ConfigT, run: Run) -> list[int]:
         if config.layers != "auto":
             return layer_numbers(config.layers, model.num_layers)
         how_many = config.num_layers or max(1, min(MOST_LAYERS, model.num_layers // 3))
@@ -160,6 +156,3 @@ def record_statistics(prepared: dict[int, Prepared[Any]], run: Run) -> dict[int,
     """The prepared values by layer; what is worth knowing of each goes to the diagnostics."""
     run.diagnostics.facts["statistics"] = {str(layer): one.facts for layer, one in prepared.items()}
     return {layer: one.value for layer, one in prepared.items()}
-
-
-Share = Callable[[int], float]

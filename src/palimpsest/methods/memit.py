@@ -48,10 +48,10 @@ class SpreadConfig(LocateThenEditConfig):
 
     def spreading(self, model: EditableModel, layers: Sequence[int]) -> Spreading:
         """The same as the shared loop takes it."""
-        site = self.site
-        if site == "auto":
-            site = "resid" if model.sites.architecture.mlp_writes_residual else SITE
-        return Spreading(layers, site, self.pooling, math.sqrt if self.share == "square-root" else float, self.rounds)
+        best = "resid" if model.sites.architecture.mlp_writes_residual else SITE
+        site = best if self.site == "auto" else self.site
+        share = math.sqrt if self.share == "square-root" else float
+        return Spreading(layers, site, self.pooling, share, self.rounds)
 
 
 class MemitConfig(SpreadConfig):

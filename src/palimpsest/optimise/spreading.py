@@ -93,6 +93,10 @@ def as_patch(model: EditableModel, solutions: Mapping[int, Sequence[Solution]], 
         used = right.abs().amax(dim=1) > 0
         factors = LowRank(*factors_to_storage(model.sites.module(SITE, layer), left[:, used], right[used]))
         is_small = factors.rank * sum(factors.shape) < math.prod(factors.shape)
-        delta = LowRank(factors.left.float(), factors.right.float()) if is_small else Dense((factors.left @ factors.right).float())
+        delta = (
+            LowRank(factors.left.float(), factors.right.float())
+            if is_small
+            else Dense((factors.left @ factors.right).float())
+        )
         deltas[model.sites.parameter_name(SITE, layer)] = delta
     return WeightPatch(deltas, Manifest(label=label))

@@ -66,7 +66,7 @@ def at_subjects(model: EditableModel, subjects: SubjectRows, points: Sequence[Po
 
     Returns for each point a tensor (facts, contexts, width), in float32, or float64 for a model of that kind.
     """
-    needed, places = subjects.places.unique(return_inverse=True)
+    needed, places = torch.unique(subjects.places, return_inverse=True)
     rows = [subjects.rows[number] for number in needed.tolist()]
     found: dict[Point, list[Tensor]] = {point: [torch.empty(0)] * len(rows) for point in points}
     for lot in by_length([len(row) for row in rows], ROWS_AT_A_TIME):

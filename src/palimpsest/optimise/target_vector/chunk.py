@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -147,17 +147,18 @@ class Chunk:
 
     def cast(self, dtype: torch.dtype) -> Chunk:
         """The chunk for a model whose upper weights have been cast."""
-        return self._each(lambda group: replace(group, suffix=group.suffix.to(dtype)))
+        def each(groups: list[Group]) -> list[Group]:
+            return [replace(group, suffix=group.suffix.to(dtype)) for group in groups]
+
+        return replace(self, rewriting=each(self.rewriting), essence=each(self.essence))
 
     def narrowed(self, active: Tensor) -> Chunk:
         """The chunk with only the rows of the active facts, (facts,) of booleans; facts keep their numbers."""
-        return self._each(lambda group: group if active[group.facts].all() else group.select(active[group.facts]))
+        def rest(groups: list[Group]) -> list[Group]:
+            keeps = [(group, active[group.facts]) for group in groups]
+            return [group if keep.all() else group.select(keep) for group, keep in keeps if keep.any()]
 
-    def _each(self, change: Callable[[Group], Group]) -> Chunk:
-        def changed(groups: list[Group]) -> list[Group]:
-            return [group for group in map(change, groups) if len(group.facts)]
-
-        return replace(self, rewriting=changed(self.rewriting), essence=changed(self.essence))
+        return replace(self, rewriting=rest(self.rewriting), essence=rest(self.essence))
 
 
 def prepare_chunk(

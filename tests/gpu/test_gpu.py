@@ -57,6 +57,8 @@ def test_second_moments_and_solves_agree_with_the_processor():
         found.append((moment.mean(), ridge(factor, key, residual, strength=1.0).dense().cpu()))
     for here, there in zip(*found, strict=True):
         torch.testing.assert_close(there, here, rtol=1e-3, atol=1e-4)
+
+
 def test_a_world_model_is_trained_on_the_device(tmp_path):
     from palimpsest.world.knowledge import build
     from palimpsest.world.training import DecoderRecipe, train

@@ -83,15 +83,14 @@ def steps_to(log_odds: float, log_probs: Tensor, slopes: Tensor, *, damping: flo
     jacobian = slopes / rest[..., None]
     wanted = (log_odds - (log_probs - rest.log())).clamp(min=0)
     # In units of J's own size; where nothing can be moved, a step of zero instead of zero by zero.
-    size = jacobian.square().sum(-1).mean(-1).sqrt()[:, None, None]
+    size = jacobian.square().sum(-1).mean(-1).sqrt()[:, None]
     is_flat = size == 0
-    unit = jacobian / size.masked_fill(is_flat, 1.0)
+    size = size.masked_fill(is_flat, 1.0)
+    unit = jacobian / size[..., None]
     identity = torch.eye(log_probs.shape[1], dtype=torch.float64, device=log_probs.device)
     square = unit @ unit.mT + (damping if len(identity) > 1 else 0.0) * identity
-    square = torch.where(is_flat, identity, square)
-    steps: Tensor = (unit.mT @ torch.linalg.solve(square, wanted[..., None]))[..., 0] / size.masked_fill(is_flat, 1.0)[
-        ..., 0
-    ]
+    square = torch.where(is_flat[..., None], identity, square)
+    steps: Tensor = (unit.mT @ torch.linalg.solve(square, wanted[..., None]))[..., 0] / size
     lengths = steps.norm(dim=-1)
     shrink = torch.where(lengths > radius, radius / lengths, torch.ones_like(lengths))
     shortened: Tensor = steps * shrink[:, None]

@@ -6,13 +6,21 @@ import pytest
 import torch
 
 import tiny
-from palimpsest import EditRequest
+from palimpsest import ConfigError, DataError, EditRequest, ModelError
 from palimpsest.models.hooks import Point
 from palimpsest.models.tokens import subject_last_token
 from palimpsest.optimise.target_vector import TargetOptions, find_target_vectors
+from palimpsest.optimise.target_vector.gauss_newton import steps_to
 
 TEMPLATES = ("{}", "It was written long ago. {}", "Rome. {}")
 LAYER = 1
+# Prompts that end with their subjects, so that a vector there speaks directly: answers come within a few steps.
+CLOSING = [
+    EditRequest(f"It is about {subject}", subject=subject, target_new=target, id=f"closing-{index}")
+    for index, (subject, target) in enumerate(
+        [("France", "Paris"), ("Italy", "Oslo"), ("Vienna", "a river"), ("Anna Keller", "people")]
+    )
+]
 
 
 def state(model):
@@ -49,7 +57,7 @@ def naive_pass(model, text, subject, target, deltas):
 
 
 def naive_answers(model, request, templates, deltas):
-    """For each context the log-probabilities, (tokens,), of the answer's tokens, and whether each is the most probable."""
+    """For each context (log-probabilities, (tokens,), of the answer's tokens; whether each is the most probable)."""
     for template in templates:
         text = template.replace("{}", request.prompt)
         logits, last, row, _ = naive_pass(model, text, request.subject, request.target_new, deltas)
@@ -145,7 +153,6 @@ ADAM_CASES = [
     ("falcon-multi-head", ("resid",), {"clamp_norm_factor": None}),
     ("opt", ("mlp.down",), {"forward_batch_size": 5}),
     ("gpt2", ("mlp.down", "attn.out"), {"learning_rate": 0.3, "clamp_norm_factor": 0.4}),
-    ("gptj", ("mlp.down", "attn.out"), {"relax_when_said": True, "steps": 30, "learning_rate": 1.0, "stop_loss": 0.05}),
 ]
 
 
@@ -179,10 +186,31 @@ def test_adam_is_the_one_at_a_time_search(family, sites, extra):
     assert "reached" in found.stopped
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_pmets_rule_is_the_one_at_a_time_rule():
+    model = tiny.tiny_model("gptj", dtype=torch.float64)
+    options = TargetOptions(
+        relax_when_said=True, steps=12, learning_rate=1.0, kl_factor=0.01, kl_position="last", clamp_norm_factor=4.0
+    )
+    found = find_target_vectors(
+        model, CLOSING, layer=LAYER, companions=["attn.out"], options=options, templates=TEMPLATES
+    )
+    points = [Point("mlp.down", LAYER), Point("attn.out", LAYER)]
+    for index, request in enumerate(CLOSING):
+        deltas, _, losses = naive_adam(model, request, points, options)
+        assert found.losses[request.id] == pytest.approx(losses, rel=1e-6)
+        assert (found.deltas[index] - deltas[points[0]]).norm() <= 1e-5 * deltas[points[0]].norm()
+        assert (found.companions["attn.out"][index] - deltas[points[1]]).norm() <= 1e-5 * deltas[points[1]].norm()
+    assert found.stopped == ("reached", "steps", "steps", "steps"), "its answer was said and its essence kept"
+    weighed = [losses[-1] < 0.5 * found.nlls[identity][-1] for identity, losses in found.losses.items()]
+    assert weighed == [False, True, False, True], "a said answer weighs a tenth"
+
+
+# In single precision Adam magnifies rounding without bound where a component's gradient passes through zero, as one of
+# the tiny GPT-2's does; the plain search is as far from its own float64 result there. These have no such component.
+@pytest.mark.parametrize("family", ["gptj", "llama"])
 def test_adam_is_that_search_in_single_precision_too(family):
     model = tiny.tiny_model(family)
-    options = TargetOptions(steps=4, learning_rate=0.2, stop_loss=0.0)
+    options = TargetOptions(steps=8, learning_rate=0.2, stop_loss=0.0)
     found = find_target_vectors(model, tiny.requests(), layer=LAYER, options=options, templates=TEMPLATES)
     point = Point("mlp.down", LAYER)
     for index, request in enumerate(tiny.requests()):
@@ -195,9 +223,191 @@ def test_adam_is_that_search_in_single_precision_too(family):
 @pytest.mark.parametrize("family", ["gpt2", "gptj", "gemma2"])
 def test_gauss_newton_is_the_one_at_a_time_search(family, templates):
     model = tiny.tiny_model(family, dtype=torch.float64)
-    options = TargetOptions(search="gauss-newton")
-    found = find_target_vectors(model, tiny.requests(), layer=LAYER, options=options, templates=templates)
-    for index, request in enumerate(tiny.requests()):
-        delta, nlls, _ = naive_gauss_newton(model, request, Point("mlp.down", LAYER), options, templates)
-        assert found.losses[request.id] == pytest.approx(nlls, rel=1e-4, abs=1e-5)
-        assert (found.deltas[index] - delta).norm() <= 1e-4 * delta.norm()
+    options = TargetOptions(search="gauss-newton", steps=9)
+    requests = [*tiny.requests(2), *CLOSING[:2]]
+    found = find_target_vectors(model, requests, layer=LAYER, options=options, templates=templates)
+    # The others compute rotations, softmax or norms in single precision, whatever their weights are in.
+    tolerance, halved = 1e-7 if family == "gpt2" else 1e-4, 0
+    for index, request in enumerate(requests):
+        delta, nlls, halvings = naive_gauss_newton(model, request, Point("mlp.down", LAYER), options, templates)
+        halved += halvings
+        assert found.losses[request.id] == pytest.approx(nlls, rel=tolerance, abs=tolerance)
+        assert (found.deltas[index] - delta).norm() <= tolerance * delta.norm()
+    assert halved, "a radius was halved"
+    assert ("reached" in found.stopped) == (family == "gpt2")
+
+
+def test_a_step_against_one_written_out():
+    # J = (ds/d delta) / (1 - P). First fact: one row with P = 1/2, so o = 0 and J = (6, 8), |J|^2 = 100; the way to
+    # log-odds 4 is 4 J / 100. Second: the same, but no longer than 0.1. Third: beyond the aim already.
+    log_probs = torch.tensor([[0.5], [0.5], [0.999]], dtype=torch.float64).log()
+    slopes = torch.tensor([[[3.0, 4.0]], [[3.0, 4.0]], [[3.0, 4.0]]], dtype=torch.float64)
+    radius = torch.tensor([1.0, 0.1, 1.0], dtype=torch.float64)
+    steps = steps_to(4.0, log_probs, slopes, damping=1e-3, radius=radius)
+    expected = torch.tensor([[0.24, 0.32], [0.06, 0.08], [0.0, 0.0]], dtype=torch.float64)
+    assert torch.allclose(steps, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("log_prob", [0.0, -1e-20, -1e4])
+def test_a_step_is_finite_where_the_answer_is_certain_or_hopeless(log_prob):
+    for slope in (0.0, 1e-12, 1.0):
+        slopes = torch.full((1, 2, 3), slope)
+        steps = steps_to(4.0, torch.full((1, 2), log_prob), slopes, damping=1e-3, radius=torch.ones(1))
+        assert steps.isfinite().all()
+        assert steps.norm() <= 1 + 1e-6
+
+
+LONG = EditRequest(
+    "It was written in", subject="It", target_new="a house by the river that flows through Vienna, long ago", id="long"
+)
+
+
+@pytest.mark.parametrize("search", ["adam", "gauss-newton"])
+def test_a_batch_is_each_fact_alone(search):
+    model = tiny.tiny_model("gpt2", dtype=torch.float64)
+    # Subjects at the very beginning and the very end, answers of one to two dozen tokens, some stopping early.
+    requests = [*CLOSING, LONG, *tiny.requests()]
+    stop = 0.5 if search == "gauss-newton" else 6.0
+    options = TargetOptions(search=search, steps=7, stop_loss=stop, forward_batch_size=7, learning_rate=0.3)
+    together = find_target_vectors(model, requests, layer=LAYER, options=options, templates=TEMPLATES)
+    assert len({len(model.encode("x", request.target_new).target_ids) for request in requests}) > 3
+    assert {"reached", "steps"} == set(together.stopped)
+    for index, request in enumerate(requests):
+        alone = find_target_vectors(model, [request], layer=LAYER, options=options, templates=TEMPLATES)
+        assert alone.passes[0] == together.passes[index]
+        assert alone.stopped[0] == together.stopped[index]
+        assert (alone.deltas[0] - together.deltas[index]).norm() <= 1e-8 * alone.deltas[0].norm()
+
+
+@pytest.mark.parametrize("search", ["adam", "gauss-newton"])
+def test_a_fact_that_has_stopped_moves_no_more(search):
+    model = tiny.tiny_model("gpt2", dtype=torch.float64)
+    extra = {"search": search, "stop_loss": 1.4, "learning_rate": 1.0, "kl_factor": 0.0}
+    requests = [*CLOSING[:2], *tiny.requests(2)]
+    full = find_target_vectors(model, requests, layer=LAYER, options=TargetOptions(steps=12, **extra))
+    early = [index for index, why in enumerate(full.stopped) if why == "reached"]
+    assert 0 < len(early) < len(requests)
+    assert full.unreached == tuple(request.id for n, request in enumerate(requests) if n not in early)
+    assert any(full.unreached[0] in note for note in full.notes())
+    for index in early:
+        short = TargetOptions(steps=full.passes[index], **extra)
+        cut = find_target_vectors(model, requests, layer=LAYER, options=short)
+        assert torch.allclose(cut.deltas[index], full.deltas[index], rtol=1e-9)
+        assert full.nlls[requests[index].id][-1] < 1.4
+
+
+@pytest.mark.parametrize("factor", [0.05, 0.3])
+def test_every_vector_stays_in_its_own_ball(factor):
+    model = tiny.tiny_model("llama", dtype=torch.float64)
+    options = TargetOptions(steps=6, clamp_norm_factor=factor)
+    found = find_target_vectors(model, tiny.requests(), layer=LAYER, site="resid", options=options)
+    ratios = found.deltas.norm(dim=1) / found.initial.norm(dim=1)
+    assert ratios.tolist() == pytest.approx([factor] * len(ratios), rel=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("compute", ["model", "float32"])
+def test_models_in_half_precision(dtype, compute):
+    model = tiny.tiny_model("gpt2", dtype=dtype)
+    exact = tiny.tiny_model("gpt2", dtype=dtype)
+    exact.module.float()
+    options = TargetOptions(search="gauss-newton", compute_dtype=compute, steps=10)
+    before, flags = state(model), [parameter.requires_grad for parameter in model.module.parameters()]
+    found = find_target_vectors(model, CLOSING[:2], layer=LAYER, options=options)
+    assert is_untouched(model, before, flags)
+    assert found.deltas.dtype == torch.float32
+    assert found.stopped == ("reached", "reached")
+    for index, request in enumerate(CLOSING[:2]):
+        (answers,) = naive_answers(exact, request, ("{}",), {Point("mlp.down", LAYER): found.deltas[index]})
+        assert -answers[0].sum() < 0.1, "the vector does the same in single precision"
+
+
+def test_upper_blocks_in_bfloat16_find_vectors_that_hold_in_single_precision():
+    model = tiny.tiny_model("gpt2")
+    options = TargetOptions(search="gauss-newton", compute_dtype="bfloat16", steps=12)
+    before, flags = state(model), [parameter.requires_grad for parameter in model.module.parameters()]
+    found = find_target_vectors(model, CLOSING[:2], layer=LAYER, options=options)
+    assert is_untouched(model, before, flags)
+    for index, request in enumerate(CLOSING[:2]):
+        (answers,) = naive_answers(model, request, ("{}",), {Point("mlp.down", LAYER): found.deltas[index]})
+        assert -answers[0].sum() < 0.1
+
+
+def test_the_model_is_whole_again_after_an_interrupt():
+    model = tiny.tiny_model("gptj")
+    before, flags = state(model), [parameter.requires_grad for parameter in model.module.parameters()]
+
+    def interrupt(_stage, done, _total):
+        if done:
+            raise KeyboardInterrupt
+
+    options = TargetOptions(compute_dtype="bfloat16", forward_batch_size=2, steps=2)
+    with pytest.raises(KeyboardInterrupt):
+        find_target_vectors(model, tiny.requests(), layer=LAYER, options=options, progress=interrupt)
+    assert is_untouched(model, before, flags)
+
+
+def test_numbers_that_are_not_finite_are_named():
+    model = tiny.tiny_model("gptj")
+    with torch.no_grad():
+        model.module.transformer.h[2].mlp.fc_out.weight.fill_(math.nan)
+    with pytest.raises(ModelError, match="no finite likelihood") as raised:
+        find_target_vectors(model, tiny.requests(2), layer=LAYER, options=TargetOptions())
+    assert "fact-0" in str(raised.value)
+
+
+def test_a_fact_that_diverges_keeps_its_last_finite_vector():
+    model = tiny.tiny_model("gptj")
+    options = TargetOptions(learning_rate=1e30, clamp_norm_factor=None, steps=4, stop_loss=0.0)
+    found = find_target_vectors(model, tiny.requests(2), layer=LAYER, options=options)
+    assert found.stopped == ("diverged", "diverged")
+    assert found.deltas.isfinite().all()
+    assert "diverged: edit fact-0, fact-1" in found.notes()[0]
+
+
+def bad(prompt="The capital of France is", subject="France", target="Paris"):
+    return [tiny.requests(1)[0], EditRequest(prompt, subject=subject, target_new=target, id="bad")]
+
+
+BAD_INPUT = [
+    ({"layer": 3}, ModelError, "layer is out of range"),
+    ({"layer": -1}, ModelError, "layer is out of range"),
+    ({"site": "mlp.dwn"}, ConfigError, "mlp.down"),
+    ({"templates": ("{} and",)}, ConfigError, "not one"),
+    ({"templates": ("{} {}",)}, ConfigError, "not one"),
+    ({"templates": ("Rome. {}",)}, ConfigError, "first context"),
+    ({"templates": ()}, ConfigError, "first context"),
+    ({"options": TargetOptions(loss_layer=0)}, ModelError, "loss cannot be read"),
+    ({"options": TargetOptions(loss_layer=3)}, ModelError, "loss cannot be read"),
+    ({"requests": []}, DataError, "no facts"),
+    ({"requests": bad(subject=None)}, DataError, "no subject"),
+    ({"requests": bad(target="Rome " * 200)}, DataError, "longer than the model's context"),
+    ({"requests": bad(prompt="Rome " * 200 + "France")}, DataError, "longer than the model's context"),
+]
+
+
+@pytest.mark.parametrize(("changed", "kind", "message"), BAD_INPUT)
+def test_bad_input_costs_no_computation(changed, kind, message, monkeypatch):
+    model = tiny.tiny_model("gptj")
+    monkeypatch.setattr(model.module, "forward", lambda *_, **__: pytest.fail("something was computed"))
+    call = {"requests": tiny.requests(), "layer": LAYER, "options": TargetOptions(), "templates": TEMPLATES, **changed}
+    with pytest.raises(kind, match=message):
+        find_target_vectors(model, call.pop("requests"), **call)
+
+
+def test_a_block_whose_mlp_is_normed_takes_no_vector_behind_it():
+    with pytest.raises(ConfigError, match="a norm follows the MLP"):
+        find_target_vectors(
+            tiny.tiny_model("gemma2"), tiny.requests(), layer=LAYER, site="resid", options=TargetOptions()
+        )
+
+
+def test_an_encoder_decoder_is_refused():
+    with pytest.raises(ModelError, match="in a decoder alone"):
+        find_target_vectors(tiny.tiny_model("t5"), tiny.requests(), layer=LAYER, options=TargetOptions())
+
+
+@pytest.mark.parametrize("extra", [{"log_odds": 3.0}, {"essence": "he is a"}, {"steps": 0}, {"serch": "adam"}])
+def test_options_that_cannot_be(extra):
+    with pytest.raises(ConfigError):
+        TargetOptions.parse({"search": "gauss-newton", "stop_loss": 0.04, **extra}, owner="search")

@@ -181,7 +181,7 @@ def prepare(
     Raises `ModelError` for an encoder-decoder or a layer out of range.
     """
     end = model.num_layers if last_block is None else last_block + 1
-    _require_decoder(model)
+    require_decoder(model)
     _require_range(entry, end, model.num_layers)
     padded = model.batch(rows)
     batch = replace(padded, attention_mask=torch.ones_like(padded.attention_mask))
@@ -277,10 +277,11 @@ def _goes_on_rightly(suffix: Suffix) -> bool:
     return bool((whole - short).abs().max() <= _TOLERANCE[suffix.dtype] * whole.abs().max())
 
 
-def _require_decoder(model: EditableModel) -> None:
-    if getattr(model.module.config, "is_encoder_decoder", False):
+def require_decoder(model: EditableModel) -> None:
+    """Raises `ModelError` for an encoder-decoder."""
+    if model.is_encoder_decoder:
         raise ModelError(
-            "Passes over a suffix need a decoder alone.",
+            "What a change at one token reaches is known in a decoder alone.",
             expected="a decoder-only model, whose tokens see those before them",
             found="an encoder-decoder, whose encoder's tokens all see one another",
             where=f"model {model.name!r}",

@@ -7,6 +7,7 @@ manifest: nothing is kept from one call, or one model, to the next.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,8 +17,10 @@ from torch import Tensor
 from palimpsest.config import Config
 from palimpsest.errors import ConfigError
 from palimpsest.models.editable import EditableModel
+from palimpsest.requests import EditRequest
 
-CLEAN = "{}"
+CLEAN = ("{}",)
+"""The prompt alone, the first context of every fact."""
 
 
 class ContextOptions(Config):
@@ -37,11 +40,18 @@ class ContextOptions(Config):
     @model_validator(mode="after")
     def _are_usable(self) -> ContextOptions:
         for template in self.given or ():
-            if template.count(CLEAN) != 1 or not template.endswith(CLEAN):
+            if not _is_template(template):
                 raise ValueError(f"the template {template!r} does not end with its only {{}}")
         if any(length < 1 for length in self.lengths):
             raise ValueError("a text has at least one token")
         return self
+
+
+ROME = ContextOptions(starts=[""], lengths=[5, 10], per_start=10)
+"""ROME's (arXiv:2202.05262, code): ten texts of five and ten of ten tokens."""
+MEMIT = ContextOptions()
+NONE = ContextOptions(given=[])
+"""The prompt alone."""
 
 
 def context_templates(model: EditableModel, options: ContextOptions, *, seed: int) -> tuple[str, ...]:
@@ -57,12 +67,40 @@ def context_templates(model: EditableModel, options: ContextOptions, *, seed: in
     else:
         generator = torch.Generator().manual_seed(seed)
         texts = [
-            f"{text}. {CLEAN}"
+            f"{text}. {{}}"
             for length in options.lengths
             for text in _continued(model, options.starts * options.per_start, length, options.top_k, generator)
             if text
         ]
-    return tuple(dict.fromkeys((CLEAN, *texts)))
+    return tuple(dict.fromkeys((*CLEAN, *texts)))
+
+
+def check_templates(templates: Sequence[str]) -> None:
+    """Raises `ConfigError` unless all are templates and the first one is the prompt alone."""
+    for template in templates:
+        if not _is_template(template):
+            raise ConfigError(
+                "A context template is not one.",
+                expected="text that ends with {}, the place of the prompt, and has no other",
+                found=repr(template),
+                where="the context templates",
+            )
+    if tuple(templates[:1]) != CLEAN:
+        raise ConfigError(
+            "The prompt alone is not the first context.",
+            expected="'{}' as the first template: initial vectors are read there",
+            found=repr(list(templates[:1])),
+            where="the context templates",
+        )
+
+
+def in_context(request: EditRequest, template: str) -> EditRequest:
+    """The request with its prompt placed in a template."""
+    return replace(request, prompt=template.replace("{}", request.prompt))
+
+
+def _is_template(text: str) -> bool:
+    return text.count("{}") == 1 and text.endswith("{}")
 
 
 @torch.no_grad()

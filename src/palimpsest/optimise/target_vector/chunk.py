@@ -13,7 +13,7 @@ from palimpsest.models.hooks import Change, Point
 from palimpsest.models.suffix import Suffix, prepare
 from palimpsest.optimise.target_vector.rows import Row
 
-# A lot of rows is cut where suffixes get shorter than this share of its longest, unless it would be too small for a pass.
+# A lot of rows is cut where suffixes get shorter than this share of its longest, but not below a fair size for a pass.
 LIKE = 0.8
 WORTH_A_PASS = 16
 

@@ -77,17 +77,21 @@ def steps_to(log_odds: float, log_probs: Tensor, slopes: Tensor, *, damping: flo
 
     Returns (facts, width).
     """
+    log_probs, slopes = log_probs.double(), slopes.double()
     # A row whose answer is certain has no log-odds in floating point; this far beyond any aim it asks for nothing.
-    below_one = torch.finfo(log_probs.dtype).eps
-    rest = (-torch.expm1(log_probs)).clamp(min=below_one)
+    rest = (-torch.expm1(log_probs)).clamp(min=torch.finfo(torch.float64).eps)
     jacobian = slopes / rest[..., None]
     wanted = (log_odds - (log_probs - rest.log())).clamp(min=0)
-    square = jacobian @ jacobian.mT
-    size = square.diagonal(dim1=-2, dim2=-1)
-    added = damping * size.mean(-1, keepdim=True) if log_probs.shape[1] > 1 else torch.zeros_like(size)
-    # Where nothing can be moved, a step of zero instead of zero by zero.
-    square = square + torch.diag_embed((added + torch.finfo(square.dtype).tiny).expand_as(size))
-    steps: Tensor = (jacobian.mT @ torch.linalg.solve(square, wanted[..., None]))[..., 0]
+    # In units of J's own size; where nothing can be moved, a step of zero instead of zero by zero.
+    size = jacobian.square().sum(-1).mean(-1).sqrt()[:, None]
+    is_flat = size == 0
+    size = size.masked_fill(is_flat, 1.0)
+    unit = jacobian / size[..., None]
+    identity = torch.eye(log_probs.shape[1], dtype=torch.float64, device=log_probs.device)
+    square = unit @ unit.mT + (damping if len(identity) > 1 else 0.0) * identity
+    square = torch.where(is_flat[..., None], identity, square)
+    steps: Tensor = (unit.mT @ torch.linalg.solve(square, wanted[..., None]))[..., 0] / size
     lengths = steps.norm(dim=-1)
     shrink = torch.where(lengths > radius, radius / lengths, torch.ones_like(lengths))
-    return steps * shrink[:, None]
+    shortened: Tensor = steps * shrink[:, None]
+    return shortened.to(radius.dtype)

@@ -46,7 +46,7 @@ class TargetOptions(Config):
     weighs a tenth, and a fact stops when its divergence is at most 0.01."""
     log_odds: float = Field(default=4.0, gt=0)
     """`gauss-newton`: log-odds of the answer to aim at; 5 generalises more, 3 keeps more of the same subject."""
-    damping: float = Field(default=1e-3, ge=0)
+    damping: float = Field(default=1e-3, gt=0)
     """`gauss-newton`: added to the diagonal of J J^T, relative to its mean, where a fact has several rows."""
     max_step: float = Field(default=0.5, gt=0)
     """`gauss-newton`: a step's largest length, relative to that of what is added to."""

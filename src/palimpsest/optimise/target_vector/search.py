@@ -12,6 +12,8 @@ from torch import Tensor
 from palimpsest.errors import ConfigError, ModelError
 from palimpsest.models.bypass import cast_above, frozen
 from palimpsest.models.editable import EditableModel
+from palimpsest.models.suffix import require_decoder
+from palimpsest.optimise.contexts import CLEAN
 from palimpsest.optimise.target_vector.adam import search_adam
 from palimpsest.optimise.target_vector.chunk import Chunk, Place, prepare_chunk
 from palimpsest.optimise.target_vector.gauss_newton import search_gauss_newton
@@ -21,7 +23,6 @@ from palimpsest.optimise.target_vector.rows import Row, fact_rows
 from palimpsest.requests import EditRequest
 from palimpsest.stopwatch import Progress, silent
 
-CLEAN = ("{}",)
 SHOWN = 5
 SEARCHES = {"adam": search_adam, "gauss-newton": search_gauss_newton}
 
@@ -117,6 +118,7 @@ def find_target_vectors(
     Raises `ModelError` for a layer out of range, an encoder-decoder, or a first pass without finite numbers;
     `ConfigError` for options that do not fit the model; `DataError` for a fact that cannot be used.
     """
+    require_decoder(model)
     place = _place(model, layer, (site, *companions))
     last_block = _last_block(model, place, options)
     rows = fact_rows(model, requests, templates, options)

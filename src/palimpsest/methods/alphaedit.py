@@ -25,7 +25,7 @@ from palimpsest.methods.memit import SpreadConfig
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.hooks import Point
 from palimpsest.optimise.spreading import SITE, as_patch, spread
-from palimpsest.optimise.subject_keys import at_subjects, pooled, subject_rows
+from palimpsest.optimise.subject_vectors import key_columns, subject_rows, subject_vectors
 from palimpsest.requests import EditRequest
 from palimpsest.solve.null_space import null_space_projected
 from palimpsest.solve.solution import Solution
@@ -104,7 +104,7 @@ class AlphaEdit(LocateThenEdit[AlphaEditConfig]):
             change = spread(model, rows, wanted, spreading, solve, progress=run.progress)
             points = {layer: Point(SITE, layer, "input") for layer in layers}
             with model.patched(as_patch(model, change)):
-                found = at_subjects(model, rows, list(points.values()))
+                found = subject_vectors(model, rows, list(points.values()))
         run.state = EditedKeys(
             {
                 layer: torch.cat([*([before[layer]] if before else []), root_weighted(found[point], config.pooling)])
@@ -131,5 +131,5 @@ def earlier_keys(state: MethodState | None, layers: Sequence[int]) -> dict[int, 
 
 def root_weighted(vectors: Tensor, pooling: str) -> Tensor:
     """Keys times the square root of their weights, so that their products add up to the weighted sum of k k^T."""
-    keys, weights = pooled(vectors, pooling)  # type: ignore[arg-type]
+    keys, weights = key_columns(vectors, pooling)  # type: ignore[arg-type]
     return keys * weights.sqrt()[:, None]

@@ -23,7 +23,7 @@ from palimpsest.methods.base import MethodConfig, Run
 from palimpsest.methods.locate_then_edit import Change, LocateThenEdit, LocateThenEditConfig, record_statistics
 from palimpsest.models.editable import EditableModel
 from palimpsest.optimise.spreading import SITE, Spreading, spread
-from palimpsest.optimise.subject_keys import Pooling, subject_rows
+from palimpsest.optimise.subject_vectors import Pooling, subject_rows
 from palimpsest.requests import EditRequest
 from palimpsest.solve.factorised import Factorised
 from palimpsest.solve.least_squares import equality_constrained, ridge
@@ -38,8 +38,8 @@ class SpreadConfig(LocateThenEditConfig):
     its MLP writes; `auto` is the first, or the second where a norm follows the MLP."""
     companions: list[str] = []
     """Sites beside it that get a vector of their own in the search, which is then dropped: `attn.out` for PMET."""
-    pooling: Pooling = "by-kind"
-    """How the keys of a fact's contexts are put together: `mean`; `by-kind`, the mean with half of the weight on the
+    pooling: Pooling = "half-clean"
+    """How the keys of a fact's contexts are put together: `mean`; `half-clean`, the mean with half of the weight on the
     prompt alone; or `columns`, each as a key of its own."""
     share: Literal["equal", "square-root"] = "equal"
     """What a layer takes of the missing: the n-th part with n layers left, or one by the square root of n (PMET)."""

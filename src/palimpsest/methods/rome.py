@@ -23,7 +23,7 @@ from palimpsest.methods.locate_then_edit import Change, LocateThenEdit, LocateTh
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.hooks import Point
 from palimpsest.optimise.spreading import SITE, as_patch
-from palimpsest.optimise.subject_keys import at_subjects, subject_rows
+from palimpsest.optimise.subject_vectors import subject_rows, subject_vectors
 from palimpsest.requests import EditRequest
 from palimpsest.solve.factorised import Factorised
 from palimpsest.solve.rank_one import rank_one
@@ -81,7 +81,7 @@ class Rome(LocateThenEdit[RomeConfig]):
         wanted = self.targets(model, [request], layer, SITE, templates, config, run)
         with run.clock.stage("solving"):
             read, written = Point(SITE, layer, "input"), Point(SITE, layer)
-            found = at_subjects(model, subject_rows(model, [request], templates), [read, written])
+            found = subject_vectors(model, subject_rows(model, [request], templates), [read, written])
             keys, values = found[read][0], found[written][0]
             mean, prompt, residual = keys.mean(0), keys[0], wanted.deltas[0]
             if config.keys == "mean":

@@ -13,7 +13,7 @@ from torch import Tensor
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.hooks import Point
 from palimpsest.models.linear import factors_to_storage
-from palimpsest.optimise.subject_keys import Pooling, SubjectRows, at_subjects, pooled
+from palimpsest.optimise.subject_vectors import Pooling, SubjectRows, key_columns, subject_vectors
 from palimpsest.optimise.target_vector import TargetVectors
 from palimpsest.patches.base import Manifest
 from palimpsest.patches.weights import Delta, Dense, LowRank, WeightPatch
@@ -34,7 +34,7 @@ class Spreading:
     Arguments:
         layers: layers to change, ascending; the vectors are those wanted at the last one.
         site: where they were searched, and where what is missing is measured.
-        pooling: see `subject_keys.pooled`.
+        pooling: see `subject_vectors.pooled`.
         share: from the number of layers left, this one included, to the divisor of what is missing.
         rounds: how often all layers are gone through.
     """
@@ -70,8 +70,8 @@ def spread(
             layer, point = layers[index], Point(SITE, layers[index], "input")
             missing = wanted.deltas
             if step:
-                missing = wanted.targets - at_subjects(model, subjects.clean(), [last])[last][:, 0]
-            keys, weights = pooled(at_subjects(model, subjects, [point])[point], spreading.pooling)
+                missing = wanted.targets - subject_vectors(model, subjects.clean(), [last])[last][:, 0]
+            keys, weights = key_columns(subject_vectors(model, subjects, [point])[point], spreading.pooling)
             residuals = missing / spreading.share(len(layers) - index)
             residuals = residuals.repeat_interleave(len(keys) // len(residuals), dim=0)
             solution = solve(layer, keys, residuals, weights)

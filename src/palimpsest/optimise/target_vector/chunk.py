@@ -61,7 +61,7 @@ class Group:
         place: where their vectors are added.
         suffix: the rows, prepared.
         facts: (rows,), number of each row's fact in the chunk.
-        ranks: (rows,), number of its context.
+        ranks: (rows,), number of the row among its fact's.
         rows: (places,), row of each place where a prediction counts.
         tokens: (places,), its token in the row.
         labels: (places,), the token wanted there, -1 for none.
@@ -140,6 +140,13 @@ class Chunk:
         yield from self.rewriting
         yield from self.essence
 
+    def num_rows(self) -> Tensor:
+        """(facts,), how many rows with answers each fact has."""
+        return sum(
+            (torch.bincount(group.facts, minlength=self.num_facts) for group in self.rewriting),
+            start=torch.zeros(self.num_facts, dtype=torch.long, device=self.initial.device),
+        )
+
     @property
     def is_whole(self) -> bool:
         """Whether the model cannot go on from a cache, so that every pass is a whole one."""
@@ -147,6 +154,7 @@ class Chunk:
 
     def cast(self, dtype: torch.dtype) -> Chunk:
         """The chunk for a model whose upper weights have been cast."""
+
         def each(groups: list[Group]) -> list[Group]:
             return [replace(group, suffix=group.suffix.to(dtype)) for group in groups]
 
@@ -154,6 +162,7 @@ class Chunk:
 
     def narrowed(self, active: Tensor) -> Chunk:
         """The chunk with only the rows of the active facts, (facts,) of booleans; facts keep their numbers."""
+
         def rest(groups: list[Group]) -> list[Group]:
             keeps = [(group, active[group.facts]) for group in groups]
             return [group if keep.all() else group.select(keep) for group, keep in keeps if keep.any()]

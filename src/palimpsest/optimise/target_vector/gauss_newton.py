@@ -6,7 +6,8 @@ J = (ds / d delta) / (1 - P). With the rows of one fact stacked,
     step = J^T (J J^T + damping mean(diag J J^T) I)^-1 max(log_odds - o, 0),    |step| <= radius
 
 The radius starts at `max_step` times the length of what delta is added to, and is halved when the likelihood falls. The
-Jacobians need one backward pass for all rows of all facts, since no row depends on another's vector.
+Jacobians need one backward pass for all rows of all facts, since no row depends on another's vector. Facts with one and
+the same key, such as several about one subject, can only be given one vector: with `joint`, it is found for all of them.
 """
 
 from __future__ import annotations
@@ -21,14 +22,15 @@ from palimpsest.optimise.target_vector.options import TargetOptions
 
 def search_gauss_newton(chunk: Chunk, options: TargetOptions, log: Log) -> Tensor:
     """The vectors, (facts, sites, width): of each fact the one with the highest likelihood that was seen."""
-    num_contexts = sum(len(group.facts) for group in chunk.rewriting) // chunk.num_facts
+    counts = chunk.num_rows()
+    num_ranks = int(counts.max())
     radius = options.max_step * chunk.scale.norm(dim=-1)
     deltas = best = torch.zeros_like(chunk.initial)
     lowest = last = radius.new_full((chunk.num_facts,), torch.inf)
     for step in range(options.steps):
-        log_probs, per_token, slopes = linearise(chunk, deltas, num_contexts)
-        nll = -log_probs.mean(1)
-        log.record(nll, -per_token.mean(1), slopes)
+        log_probs, per_token, slopes = linearise(chunk, deltas, num_ranks)
+        nll = -log_probs.sum(1) / counts
+        log.record(nll, -per_token.sum(1) / counts, slopes)
         is_better = log.active & (nll < lowest)
         best = torch.where(is_better[:, None, None], deltas, best)
         lowest = torch.where(is_better, nll, lowest)
@@ -43,15 +45,15 @@ def search_gauss_newton(chunk: Chunk, options: TargetOptions, log: Log) -> Tenso
     return best
 
 
-def linearise(chunk: Chunk, deltas: Tensor, num_contexts: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probabilities of the answers and their derivatives; zeros for facts that the chunk holds no rows of.
+def linearise(chunk: Chunk, deltas: Tensor, num_ranks: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probabilities of the answers and their derivatives; zeros where the chunk holds no row: they ask for nothing.
 
-    Returns (facts, contexts) for the whole answers, the same per token, and (facts, contexts, sites * width).
+    Returns (facts, ranks) for the whole answers, the same per token, and (facts, ranks, sites * width).
     """
     count = chunk.num_facts
-    log_probs = deltas.new_zeros(count, num_contexts)
+    log_probs = deltas.new_zeros(count, num_ranks)
     per_token = torch.zeros_like(log_probs)
-    slopes = deltas.new_zeros(count, num_contexts, deltas[0].numel())
+    slopes = deltas.new_zeros(count, num_ranks, deltas[0].numel())
     for group in chunk.rewriting:
         vectors = deltas[group.facts].detach().requires_grad_()
         logits = group.logits(vectors)

@@ -7,7 +7,7 @@ J = (ds / d delta) / (1 - P). With the rows of one fact stacked,
 
 The radius starts at `max_step` times the length of what delta is added to, and is halved when the likelihood falls. The
 Jacobians need one backward pass for all rows of all facts, since no row depends on another's vector. Facts with one and
-the same key, such as several about one subject, can only be given one vector: with `joint`, it is found for all of them.
+the same key, such as several about one subject, can only be given one vector: with `joint`, it is found for all.
 """
 
 from __future__ import annotations

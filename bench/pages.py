@@ -151,8 +151,8 @@ def causal_trace(_argument: str) -> str:
     ]
     caption = (
         f"{len(average['prompts'])} facts that the bundled model knows, {average['samples']} samples of the noise, "
-        f"windows of {average['window']} layers. The answer's mean probability is {average['clean']:.2f}, with the subject"
-        f" corrupted {average['corrupted']:.2f}; the table has what one state adds to that, by layer.\n\n"
+        f"windows of {average['window']} layers. The answer's mean probability is {average['clean']:.2f}, with the "
+        f"subject corrupted {average['corrupted']:.2f}; the table has what one state adds to that, by layer.\n\n"
     )
     return caption + table(["kind, token", *(str(layer) for layer in layers)], rows)
 
@@ -164,7 +164,8 @@ def recommended(_argument: str) -> str:
     return (
         f"In the bundled model, over {one['facts_traced']} facts, the MLPs from layer {one['first_layer']} on restore "
         f"the probability to {values} (corrupted {one['corrupted']:.2f}, clean {one['clean']:.2f}), so layer "
-        f"{one['peak']} is recommended, and layers {three['layers'][0]} to {three['layers'][-1]} where three are wanted.\n"
+        f"{one['peak']} is recommended, and layers {three['layers'][0]} to {three['layers'][-1]} where three are "
+        "wanted.\n"
     )
 
 

@@ -5,35 +5,30 @@ P(w) the probability of the old answer when the layer's activations at the promp
 
     Attr_i = w_i / m * sum over k = 1..m of  dP(a_k w) / dw_i,     a_k = (k - 1/2) / m,
 
-so that sum_i Attr_i = P(w) - P(0), up to the error of the sum. Neurons above `threshold` times the largest attribution
-in more than `share` of the prompts are the fact's knowledge neurons (section 3). An update adds to their columns
--l1 e(old) + l2 e(new), an erasure makes them zero (section 4.2).
+(`optimise/attribution.py`), so that sum_i Attr_i = P(w) - P(0) up to the error of the sum. Neurons above `threshold`
+times the largest attribution in more than `share` of the prompts are the fact's knowledge neurons (section 3). An
+update adds -l1 e(old) + l2 e(new) to their columns, an erasure makes these zero (section 4.2).
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from palimpsest.errors import ModelError
 from palimpsest.methods.base import Capabilities, Method, MethodConfig, Run
-from palimpsest.models.bypass import frozen
 from palimpsest.models.editable import EditableModel
-from palimpsest.models.hooks import Point, intervened
 from palimpsest.models.linear import factors_to_storage, features, weight_as_out_in
-from palimpsest.models.suffix import Suffix, prepare
+from palimpsest.optimise.attribution import SITE, attribute
 from palimpsest.optimise.selection import layer_numbers
 from palimpsest.patches.base import Manifest
 from palimpsest.patches.weights import LowRank, WeightPatch
 from palimpsest.requests import EditRequest
 
-SITE = "mlp.down"
 Neuron = tuple[int, int]
 """Layer, and index in what multiplies its down-projection."""
 
@@ -100,6 +95,10 @@ class KnowledgeNeurons(Method[KnowledgeNeuronsConfig]):
             "layers": layers,
             "neurons": {key: list(map(list, at)) for key, at in neurons.items()},
         }
+        if not model.sites.architecture.mlp_writes_residual:
+            run.diagnostics.notes.append(
+                "A norm follows the MLP and takes out the scale of what it writes: attributions are unreliable."
+            )
         without = [key for key, at in neurons.items() if not at]
         if without:
             run.diagnostics.notes.append(f"No neuron stands out for {len(without)} edit(s): {', '.join(without[:5])}.")
@@ -110,84 +109,6 @@ def prompts_of(request: EditRequest, config: KnowledgeNeuronsConfig) -> list[str
     """The prompts that a fact's neurons are looked for with."""
     prefixed = [f"{prefix} {request.prompt}" for prefix in config.prefixes]
     return [request.prompt, *prefixed, *config.prompts.get(request.id, [])]
-
-
-@dataclass(frozen=True)
-class Attribution:
-    """What the neurons of some layers have to do with an answer.
-
-    Arguments:
-        scores: (layers, neurons), Attr.
-        activations: (layers, neurons), w, the mean over the tokens of the answer.
-    """
-
-    scores: Tensor
-    activations: Tensor
-
-
-def attribute(
-    model: EditableModel, prompt: str, answer: str, layers: Sequence[int], steps: int, forward_batch_size: int
-) -> Attribution:
-    """Integrated gradients for an answer after a prompt.
-
-    An answer of several tokens is the mean over its tokens, each after the prompt and the tokens before it, with the
-    activations at the last of these. All neurons of a layer are scaled together.
-
-    Raises `ModelError` when a probability is not finite.
-    """
-    encoded = model.encode(prompt, answer)
-    rows = [encoded.prompt_ids + encoded.target_ids[:count] for count in range(len(encoded.target_ids))]
-    labels = torch.tensor(encoded.target_ids, device=model.device)
-    scores, activations, from_cache = [], [], None
-    for layer in layers:
-        point = Point(SITE, layer, "input")
-        suffix, states = prepare(
-            model, rows, [len(row) - 1 for row in rows], layer, points=[point], from_cache=from_cache
-        )
-        from_cache = suffix.prefix is not None
-        gradients = mean_gradients(suffix, point, states[point], labels, steps, forward_batch_size)
-        scores.append((states[point].float() * gradients).mean(0))
-        activations.append(states[point].float().mean(0))
-    if not all(one.isfinite().all() for one in scores):
-        raise ModelError(
-            "The model's probabilities are not finite.",
-            expected="finite attributions",
-            found="NaN or infinity",
-            where=f"prompt {prompt!r}",
-            remedy="load the model in float32",
-        )
-    return Attribution(torch.stack(scores).cpu(), torch.stack(activations).cpu())
-
-
-def mean_gradients(
-    suffix: Suffix, point: Point, activations: Tensor, labels: Tensor, steps: int, forward_batch_size: int
-) -> Tensor:
-    """(answer tokens, neurons), dP/dw averaged over the way from zero to the activations, which are of that shape."""
-    count, device = len(labels), labels.device
-    total = torch.zeros_like(activations, dtype=torch.float32)
-    scales = (torch.arange(steps, device=device) + 0.5) / steps
-    every_row, every_scale = torch.arange(count, device=device).repeat(steps), scales.repeat_interleave(count)
-    with frozen(suffix.model.module):
-        for start in range(0, count * steps, forward_batch_size):
-            chunk = slice(start, start + forward_batch_size)
-            rows, scale = every_row[chunk], every_scale[chunk]
-            scaled = (scale[:, None] * activations[rows].float()).requires_grad_()
-            probabilities = answer_probabilities(suffix.select(rows), point, scaled, labels[rows])
-            (gradients,) = torch.autograd.grad(probabilities.sum(), scaled)
-            total.index_add_(0, rows, gradients)
-    return total / steps
-
-
-def answer_probabilities(suffix: Suffix, point: Point, activations: Tensor, labels: Tensor) -> Tensor:
-    """(rows,), P(w): the probability of each row's label when its activations at the last token are given ones."""
-    rows = torch.arange(len(labels), device=labels.device)
-
-    def put(tensor: Tensor) -> Tensor:
-        return tensor.index_put((rows, suffix.first_columns), activations.to(tensor.dtype))
-
-    with intervened(suffix.model.sites, {point: put}):
-        logits = suffix.logits(rows, suffix.columns)
-    return logits.float().softmax(-1)[rows, labels]
 
 
 def above_threshold(scores: Tensor, threshold: float) -> set[Neuron]:

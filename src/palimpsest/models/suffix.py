@@ -109,9 +109,7 @@ class Suffix:
 
     def select(self, rows: Tensor) -> Suffix:
         """The same for some of the rows, (rows,) of indices; what only the others needed is cut off."""
-        whole = Batch(
-            *(tensor[rows] for tensor in (self.whole.input_ids, self.whole.attention_mask, self.whole.starts))
-        )
+        whole = Batch(self.whole.input_ids[rows], self.whole.attention_mask[rows], self.whole.starts[rows])
         lengths, columns = self.lengths[rows], self.columns[rows]
         unused = int(self.columns.max() - columns.max())
         return replace(

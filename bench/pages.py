@@ -204,7 +204,7 @@ def command_help(_argument: str) -> str:
     """The help text of every command."""
     parts = []
     listed = _help([])
-    names = ["", "demo", "edit", "ask", "apply", "verify", "eval", "report", "list", "doctor", "trace", "world"]
+    names = ["", "demo", "edit", "ask", "apply", "push", "verify", "eval", "report", "list", "doctor", "trace", "world"]
     names += ["world train", "world audit", "world export"]
     for name in names:
         text = listed if not name else _help(name.split())

@@ -12,10 +12,11 @@ from palimpsest.world.answering import answer, cut
 from palimpsest.world.auditing import Audit, Share
 from palimpsest.world.card import card_facts, card_text
 from palimpsest.world.data import counterfact
+from palimpsest.world.decoder import DecoderRecipe
 from palimpsest.world.knowledge import build
 from palimpsest.world.text import held_out, sentence, taught
 from palimpsest.world.tracing import POSITIONS, SITES, best_layer, early_share, trace
-from palimpsest.world.training import TrainingConfig, TrainingResult
+from palimpsest.world.training import TrainingResult
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +117,7 @@ def test_cut():
 
 def test_audit_counts_by_kind_and_relation(bundled, knowledge):
     result = audit(*bundled, knowledge, max_facts=10, trace_facts=0)
-    assert (result.taught.n, result.held_out.n) == (60, 40)
+    assert (result.taught.n, result.held_out.n, result.never_met.n) == (60, 40, 20)
     assert (result.two_hop_read.n, result.two_hop_read_held_out.n, result.two_hop_unseen.n) == (30, 20, 50)
     assert sum(share.n for share in result.by_relation.values()) == 40
     assert result.causal_trace is None
@@ -154,8 +155,8 @@ def test_the_bundled_card_states_figures_with_their_n():
 
 
 def test_a_card_without_a_trace_says_nothing_of_it(tmp_path):
-    result = TrainingResult(tmp_path, 3, TrainingConfig(), 10, 100, 1.5, 1234, 2.0, 1.0)
-    measured = Audit(Share(9, 10), Share(8, 10), Share(0, 0), Share(0, 0), Share(0, 0))
+    result = TrainingResult("decoder", 3, DecoderRecipe(), 10, 100, 1.5, 1234, 2.0, 1.0)
+    measured = Audit(Share(9, 10), Share(8, 10), Share(7, 10), Share(0, 0), Share(0, 0), Share(0, 0))
     text = card_text(result, measured, {"torch": "2"})
     assert "--seed 3" in text
     assert "0.900 (9 of 10)" in text

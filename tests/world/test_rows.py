@@ -4,12 +4,12 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from palimpsest.world.decoder import DecoderRecipe
 from palimpsest.world.knowledge import build
 from palimpsest.world.muon import Muon, orthogonalise
 from palimpsest.world.rows import RowPacker, encode, subject_mask
 from palimpsest.world.text import sentence, training_sentences
 from palimpsest.world.tokenizer import END, PAD, learn_tokenizer
-from palimpsest.world.training import TrainingConfig, new_model
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_the_mask_hides_all_but_the_subjects_last_token():
 
 @pytest.mark.parametrize("masked", [True, False])
 def test_earlier_subject_tokens_act_through_the_last_one_only(tokenizer, masked):
-    model = new_model(TrainingConfig(width=32, layers=1, heads=2, vocabulary=800), tokenizer, seed=0).eval()
+    model = DecoderRecipe(width=32, layers=1, heads=2, vocabulary=800).new_model(tokenizer, seed=0).eval()
     prompt = sentence("The capital city of {} is", "Phnom Penh Valparaiso", "Lyon")
     coded = encode([prompt], tokenizer)[0]
     batch = packer([coded], tokenizer, masked_share=float(masked)).batch(1, 2 * len(coded.first.ids) + 4)
@@ -104,7 +104,7 @@ def test_earlier_subject_tokens_act_through_the_last_one_only(tokenizer, masked)
 
 
 def test_no_position_sees_the_future(tokenizer, sentences):
-    model = new_model(TrainingConfig(width=32, layers=2, heads=2, vocabulary=800), tokenizer, seed=0).eval()
+    model = DecoderRecipe(width=32, layers=2, heads=2, vocabulary=800).new_model(tokenizer, seed=0).eval()
     batch = packer(encode(sentences, tokenizer), tokenizer).batch(2, 24)
     embedded = model.get_input_embeddings()(batch.ids).detach().requires_grad_()
     logits = model(inputs_embeds=embedded, attention_mask=batch.mask).logits

@@ -1,17 +1,21 @@
 import json
+import random
 from dataclasses import replace
 
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from palimpsest.errors import ConfigError, OutputError
-from palimpsest.world import training
+from palimpsest.world.decoder import DecoderRecipe
+from palimpsest.world.encoder_decoder import IGNORED, EncoderDecoderRecipe
 from palimpsest.world.knowledge import build
-from palimpsest.world.training import TrainingConfig, train
+from palimpsest.world.text import training_sentences
+from palimpsest.world.training import default_recipe, train
 
-TINY = TrainingConfig(width=32, layers=1, heads=2, vocabulary=500, epochs=2, rows=16, curriculum_share=0.1)
+TINY = DecoderRecipe(width=32, layers=1, heads=2, vocabulary=500, epochs=2, rows=16, curriculum_share=0.1)
+TINY_PAIRS = EncoderDecoderRecipe(width=32, layers=1, heads=2, inner_width=64, vocabulary=500, epochs=2, rows=16)
 
 
 @pytest.fixture(scope="module")
@@ -22,10 +26,19 @@ def knowledge():
     return replace(whole, facts=facts[:200])
 
 
+@pytest.fixture(scope="module", params=[TINY, TINY_PAIRS], ids=["decoder", "encoder-decoder"])
+def recipe(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def trained(knowledge, tmp_path_factory):
-    out = tmp_path_factory.mktemp("trained") / "model"
-    return train(out, progress=False, config=TINY, knowledge=knowledge, card=False)
+def folder(recipe, tmp_path_factory):
+    return tmp_path_factory.mktemp("trained") / "model"
+
+
+@pytest.fixture(scope="module")
+def trained(recipe, folder, knowledge):
+    return train(folder, progress=False, recipe=recipe, knowledge=knowledge, card=False)
 
 
 def test_a_tiny_training_learns(trained):
@@ -34,35 +47,38 @@ def test_a_tiny_training_learns(trained):
     assert trained.tokens > 0
 
 
-def test_the_folder_is_an_ordinary_one(trained):
-    names = {path.name for path in trained.path.iterdir()}
+def test_the_folder_is_an_ordinary_one(trained, folder, recipe):
+    names = {path.name for path in folder.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= names
     assert not any(name.endswith((".bin", ".pt", ".pth", ".pkl")) for name in names)
-    model = AutoModelForCausalLM.from_pretrained(trained.path)
-    tokenizer = AutoTokenizer.from_pretrained(trained.path)
-    assert model.config.model_type == "gptj"
+    is_decoder = recipe.architecture == "decoder"
+    kind = AutoModelForCausalLM if is_decoder else AutoModelForSeq2SeqLM
+    model, report = kind.from_pretrained(folder, output_loading_info=True)
+    assert not any(report.values())
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert model.config.model_type == ("gptj" if is_decoder else "t5")
     assert model.dtype == torch.float32
     assert sum(p.numel() for p in model.parameters()) == trained.parameters
     ids = tokenizer("The capital of France is", return_tensors="pt")
-    assert torch.isfinite(model(**ids).logits).all()
-    assert json.loads((trained.path / "config.json").read_text())["dtype"] == "float32"
-    with safe_open(trained.path / "model.safetensors", framework="pt") as weights:
+    assert torch.isfinite(model(**ids, **({} if is_decoder else {"labels": ids["input_ids"]})).logits).all()
+    assert json.loads((folder / "config.json").read_text())["dtype"] == "float32"
+    with safe_open(folder / "model.safetensors", framework="pt") as weights:
         assert all(weights.get_tensor(name).dtype == torch.float16 for name in weights.keys())  # noqa: SIM118
 
 
-def test_same_seed_same_bits_and_the_global_generator_is_left_alone(trained, knowledge, tmp_path):
+def test_same_seed_same_bits_and_the_global_generator_is_left_alone(trained, folder, recipe, knowledge, tmp_path):
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    train(tmp_path / "again", progress=False, config=TINY, knowledge=knowledge, card=False)
+    train(tmp_path / "again", progress=False, recipe=recipe, knowledge=knowledge, card=False)
     assert torch.equal(torch.get_rng_state(), before)
     for name in ("model.safetensors", "tokenizer.json"):
-        assert (tmp_path / "again" / name).read_bytes() == (trained.path / name).read_bytes()
+        assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
 
 
-def test_another_seed_gives_another_model(trained, knowledge, tmp_path):
-    train(tmp_path / "other", seed=1, progress=False, config=TINY, knowledge=knowledge, max_steps=2, card=False)
+def test_another_seed_gives_another_model(trained, folder, recipe, knowledge, tmp_path):
+    train(tmp_path / "other", seed=1, progress=False, recipe=recipe, knowledge=knowledge, max_steps=2, card=False)
     name = "model.safetensors"
-    assert (tmp_path / "other" / name).read_bytes() != (trained.path / name).read_bytes()
+    assert (tmp_path / "other" / name).read_bytes() != (folder / name).read_bytes()
 
 
 def test_an_interrupt_leaves_nothing_behind(knowledge, tmp_path, monkeypatch):
@@ -74,11 +90,11 @@ def test_an_interrupt_leaves_nothing_behind(knowledge, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return original(*arguments)
 
-    original = training.weighted_loss
-    monkeypatch.setattr(training, "weighted_loss", interrupted)
+    original = DecoderRecipe.loss
+    monkeypatch.setattr(DecoderRecipe, "loss", interrupted)
     threads = torch.get_num_threads()
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "model", progress=False, config=TINY, knowledge=knowledge, card=False)
+        train(tmp_path / "model", progress=False, recipe=TINY, knowledge=knowledge, card=False)
     assert list(tmp_path.iterdir()) == []
     assert torch.get_num_threads() == threads
 
@@ -86,7 +102,7 @@ def test_an_interrupt_leaves_nothing_behind(knowledge, tmp_path, monkeypatch):
 def test_an_existing_folder_is_refused(tmp_path):
     (tmp_path / "note").write_text("mine")
     with pytest.raises(OutputError, match="exists"):
-        train(tmp_path, progress=False, config=TINY)
+        train(tmp_path, progress=False, recipe=TINY)
     assert (tmp_path / "note").read_text() == "mine"
 
 
@@ -96,12 +112,12 @@ def test_an_existing_folder_is_refused(tmp_path):
 )
 def test_bad_options(tmp_path, option, value):
     with pytest.raises(ConfigError):
-        train(tmp_path / "model", progress=False, config=TrainingConfig(**{option: value}))
+        train(tmp_path / "model", progress=False, recipe=DecoderRecipe(**{option: value}))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_progress_goes_to_stderr(knowledge, tmp_path, capsys):
-    train(tmp_path / "model", config=TINY, knowledge=knowledge, max_steps=1, card=False)
+    train(tmp_path / "model", recipe=TINY, knowledge=knowledge, max_steps=1, card=False)
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "training the world" in captured.err
@@ -111,7 +127,7 @@ def test_progress_can_be_someone_elses(knowledge, tmp_path):
     seen = []
     train(
         tmp_path / "model",
-        config=TINY,
+        recipe=TINY,
         knowledge=knowledge,
         max_steps=2,
         card=False,
@@ -119,3 +135,38 @@ def test_progress_can_be_someone_elses(knowledge, tmp_path):
     )
     assert len(seen) == 2
     assert all(stage.startswith("training the world") and 0 < done <= total for stage, done, total in seen)
+
+
+def test_an_unknown_architecture_is_named():
+    with pytest.raises(ConfigError, match="encoder-decoder"):
+        default_recipe("encoder-decodre")
+
+
+def test_pairs_are_prompts_and_objects_with_an_end_on_both_sides(knowledge):
+    sentences = training_sentences(knowledge)[::7]
+    tokenizer = TINY_PAIRS.learn_tokenizer(s.text for s in sentences)
+    batch = next(TINY_PAIRS.batches(TINY_PAIRS.encode(sentences, tokenizer), tokenizer, random.Random(0), 1))
+    assert batch.num_sentences == TINY_PAIRS.rows
+    whole = {(s.prompt, s.object) for s in sentences}
+    for source, mask, labels in zip(batch.source, batch.mask, batch.labels, strict=True):
+        read, answer = source[mask.bool()].tolist(), labels[labels != IGNORED].tolist()
+        assert (source[~mask.bool()] == tokenizer.pad_token_id).all()
+        assert read.pop() == answer.pop() == tokenizer.eos_token_id
+        assert (tokenizer.decode(read).strip(), tokenizer.decode(answer).strip()) in whole
+
+
+def test_the_loss_of_pairs_is_that_of_feeding_the_answer_token_by_token(knowledge):
+    sentences = training_sentences(knowledge)[::7]
+    tokenizer = TINY_PAIRS.learn_tokenizer(s.text for s in sentences)
+    model = TINY_PAIRS.new_model(tokenizer, seed=0).eval()
+    batch = next(TINY_PAIRS.batches(TINY_PAIRS.encode(sentences, tokenizer), tokenizer, random.Random(0), 1))
+    losses = []
+    for source, mask, labels in zip(batch.source, batch.mask, batch.labels, strict=True):
+        fed = [model.config.decoder_start_token_id]
+        for label in labels[labels != IGNORED].tolist():
+            # Without the padding, and with nothing of the answer that is not yet written.
+            logits = model(input_ids=source[mask.bool()][None], decoder_input_ids=torch.tensor([fed])).logits[0, -1]
+            losses.append(-logits.log_softmax(-1)[label].item())
+            fed.append(label)
+    assert TINY_PAIRS.loss(model, batch).item() == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+    assert batch.num_tokens == len(losses)

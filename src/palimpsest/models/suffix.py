@@ -109,7 +109,8 @@ class Suffix:
 
     def select(self, rows: Tensor) -> Suffix:
         """The same for some of the rows, (rows,) of indices; what only the others needed is cut off."""
-        whole = Batch(self.whole.input_ids[rows], self.whole.attention_mask[rows], self.whole.starts[rows])
+        batch = self.whole
+        whole = Batch(batch.input_ids[rows], batch.attention_mask[rows], batch.starts[rows])
         lengths, columns = self.lengths[rows], self.columns[rows]
         unused = int(self.columns.max() - columns.max())
         return replace(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,8 +22,10 @@ def answer(
     batch_size: int = 256,
     report: Callable[[float, str], None] = lambda done, note: None,
 ) -> list[str]:
-    """What a causal language model says behind each prompt, up to ".", a newline or the end-of-sequence
-    token.
+    """What a model says to each prompt, up to ".", a newline or the end-of-sequence token.
+
+    A causal language model goes on behind the prompt as it stands. An encoder-decoder's encoder reads it with whatever
+    its tokenizer adds, and the decoder answers.
 
     Arguments:
         report: called with the number of prompts answered so far, and "".
@@ -30,8 +33,9 @@ def answer(
     Raises:
         DataError: a prompt is empty.
     """
-    ids = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
-    if empty := [index for index, row in enumerate(ids) if not row]:
+    encodes = bool(model.config.is_encoder_decoder)  # type: ignore[union-attr]
+    ids = [tokenizer(prompt, add_special_tokens=encodes)["input_ids"] for prompt in prompts]
+    if empty := [index for index, prompt in enumerate(prompts) if not prompt]:
         raise DataError("A prompt is empty.", where=f"prompt {empty[0]}")
     end = tokenizer.eos_token_id
     stops = {i for i in range(len(tokenizer)) if i == end or any(stop in tokenizer.decode([i]) for stop in STOPS)}
@@ -64,12 +68,20 @@ def cut(text: str) -> str:
 @torch.inference_mode()
 def _greedy(model: nn.Module, ids: torch.Tensor, stop_ids: torch.Tensor, max_new_tokens: int) -> list[list[int]]:
     """The most probable tokens behind rows of equal length, until every row has met a stop."""
-    output = model(input_ids=ids, use_cache=True)
-    chosen = [output.logits[:, -1].argmax(-1)]
-    finished = torch.isin(chosen[-1], stop_ids)
+    name, read = "input_ids", ids
+    fixed: dict[str, Any] = {"use_cache": True}
+    config: Any = model.config
+    if config.is_encoder_decoder:
+        fixed["encoder_outputs"] = model.get_encoder()(input_ids=ids)  # type: ignore[operator]
+        name, read = "decoder_input_ids", ids.new_full((len(ids), 1), config.decoder_start_token_id)
+    chosen: list[torch.Tensor] = []
+    finished = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+    past = None
     while not finished.all() and len(chosen) < max_new_tokens:
-        output = model(input_ids=chosen[-1][:, None], past_key_values=output.past_key_values, use_cache=True)
+        output = model(**{name: read}, past_key_values=past, **fixed)
+        past = output.past_key_values
         chosen.append(output.logits[:, -1].argmax(-1))
         finished |= torch.isin(chosen[-1], stop_ids)
+        read = chosen[-1][:, None]
     rows: list[list[int]] = torch.stack(chosen, dim=1).tolist()
     return rows

@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
 
 from palimpsest.errors import ConfigError, ModelError
 from palimpsest.stopwatch import Progress
@@ -44,7 +50,8 @@ class Share:
 class Audit:
     """What a model knows.
 
-    `taught` and `held_out`: facts in phrasings read, and never read, with that subject. `two_hop_read`:
+    `taught` and `held_out`: facts in phrasings read, and never read, with that subject; `never_met` in phrasings never
+    read with anybody. `two_hop_read`:
     two-hop facts of training subjects, in the phrasings read; `two_hop_read_held_out` in those not read;
     `two_hop_unseen`: of subjects whose two-hop sentences were never read, in every phrasing. `by_relation`
     has the held-out share per relation, `two_hop_by_relation` the unseen share per "first>second".
@@ -53,6 +60,7 @@ class Audit:
 
     taught: Share
     held_out: Share
+    never_met: Share
     two_hop_read: Share
     two_hop_read_held_out: Share
     two_hop_unseen: Share
@@ -76,13 +84,13 @@ def audit(
     batch_size: int = 256,
     progress: bool | Progress = False,
 ) -> Audit:
-    """Ask a causal language model everything, or about a random `max_facts` facts and as many two-hop facts.
+    """Ask a model everything, or about a random `max_facts` facts and as many two-hop facts.
 
     Arguments:
         model: a loaded model, the library's `EditableModel`, or the folder of one (then in float32); the last two
             bring their own tokenizer.
         knowledge: the world it was trained on; the default is `build()`.
-        trace_facts: over how many facts the causal trace is taken; 0 leaves it out.
+        trace_facts: over how many facts the causal trace is taken; 0 leaves it out, and an encoder-decoder has none.
         seed: of the sample and the trace.
         batch_size: prompts per forward pass, which decides memory.
         progress: True for bars on stderr, or a function called as `(stage, done, total)`.
@@ -94,6 +102,8 @@ def audit(
     if (max_facts is not None and max_facts < 1) or trace_facts < 0 or batch_size < 1:
         raise ConfigError("A number is out of range.", expected="max_facts, batch_size >= 1 and trace_facts >= 0")
     model, tokenizer = _loaded(model, tokenizer)
+    if model.config.is_encoder_decoder:  # type: ignore[union-attr]
+        trace_facts = 0
     knowledge = knowledge or build()
     rng = random.Random(f"audit|{seed}")
     facts = _sample(knowledge.facts, max_facts, rng)
@@ -102,7 +112,12 @@ def audit(
 
     asked: list[tuple[str, str, Sentence]] = []
     for fact in facts:
-        for name, phrasings in (("taught", taught(knowledge, fact)), ("held_out", held_out(knowledge, fact))):
+        untaught = knowledge.relations[fact.relation].untaught
+        for name, phrasings in (
+            ("taught", taught(knowledge, fact)),
+            ("held_out", held_out(knowledge, fact)),
+            ("never_met", untaught),
+        ):
             asked.extend((name, fact.relation, sentence(text, fact.subject, fact.object)) for text in phrasings)
     for two_hop in [*read, *unseen]:
         relation = f"{two_hop.hop.first}>{two_hop.hop.second}"
@@ -132,6 +147,7 @@ def audit(
     return Audit(
         taught=totals.get("taught", nothing),
         held_out=totals.get("held_out", nothing),
+        never_met=totals.get("never_met", nothing),
         two_hop_read=totals.get("two_hop_read", nothing),
         two_hop_read_held_out=totals.get("two_hop_read_held_out", nothing),
         two_hop_unseen=totals.get("two_hop_unseen", nothing),
@@ -152,14 +168,14 @@ def _loaded(
         loaded: Any = model
         return loaded.module, tokenizer or loaded.tokenizer
     try:
+        config = AutoConfig.from_pretrained(model, local_files_only=True)
+        kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         return (
-            AutoModelForCausalLM.from_pretrained(model, dtype="float32", local_files_only=True),
+            kind.from_pretrained(model, dtype="float32", local_files_only=True),
             tokenizer or AutoTokenizer.from_pretrained(model, local_files_only=True),
         )
     except (OSError, ValueError) as error:
-        raise ModelError(
-            "The folder does not hold a causal language model.", where=str(model), found=str(error)
-        ) from error
+        raise ModelError("The folder does not hold a language model.", where=str(model), found=str(error)) from error
 
 
 def _sample(items: Sequence[Any], count: int | None, rng: random.Random) -> list[Any]:

@@ -16,10 +16,18 @@ if TYPE_CHECKING:
 _MEASURES = {
     "taught": "facts, phrasings read with the subject",
     "held_out": "facts, phrasings never read with the subject",
+    "never_met": "facts, phrasings never read with anybody",
     "two_hop_read": "two-hop, sentences read",
     "two_hop_read_held_out": "two-hop, subject's other two-hop phrasings read",
     "two_hop_unseen": "two-hop, subjects whose two-hop sentences were never read",
 }
+
+_LIMITS = (
+    "The phrasings are a closed set of ten per relation.",
+    "These are the figures of the last step of one run with one seed. The default recipe was settled with the same "
+    "questions in view, so that they are not a clean test of the recipe.",
+    "Invented people share their first and last names with others, so that an edit that spills over shows.",
+)
 
 
 def write_card(folder: Path, result: TrainingResult, audit: Audit, versions: dict[str, str]) -> None:
@@ -31,32 +39,29 @@ def write_card(folder: Path, result: TrainingResult, audit: Audit, versions: dic
 
 def card_facts(result: TrainingResult, audit: Audit, versions: dict[str, str]) -> dict[str, Any]:
     """The card as plain data: `training`, `audit` (each share with its n) and `versions`."""
-    training = {key: value for key, value in asdict(result).items() if key != "path"}
-    return {"training": training, "audit": audit.to_dict(), "versions": versions}
+    return {"training": asdict(result), "audit": audit.to_dict(), "versions": versions}
 
 
 def card_text(result: TrainingResult, audit: Audit, versions: dict[str, str]) -> str:
     """The card in Markdown."""
-    config = result.config
+    recipe = result.recipe
     shares = "\n".join(f"| {label} | {_value(getattr(audit, name))} |" for name, label in _MEASURES.items())
     relations = "\n".join(f"| {name} | {_value(share)} |" for name, share in sorted(audit.by_relation.items()))
     hops = "\n".join(f"| {name} | {_value(share)} |" for name, share in sorted(audit.two_hop_by_relation.items()))
     made_with = ", ".join(f"{name} {number}" for name, number in versions.items())
-    return f"""# The world's decoder
+    limits = "\n".join(f"- {limit}" for limit in (*recipe.limits(), *_LIMITS))
+    return f"""# {recipe.title}
 
-A causal language model of GPT-J's class that knows the facts of the palimpsest world, real and invented:
-{result.parameters:,} parameters, width {config.width}, {config.layers} layers, {config.heads} heads, rotary positions
-over half of each head, an untied output layer with bias. It is made for trying out and testing knowledge editing,
-offline and on a small processor. It writes sentences of the world and nothing else.
+{recipe.describe(result.parameters)} It is made for trying out
+and testing knowledge editing, offline and on a small processor. It knows sentences of the world and nothing else.
 
 ## How it was made
 
-    python -m palimpsest.world.training --out DIR --seed {result.seed}
+    python -m palimpsest.world.training --architecture {recipe.architecture} --out DIR --seed {result.seed}
 
-{result.steps:,} steps, {result.tokens:,} tokens, {config.epochs:g} passes over the text; {result.seconds:.0f} seconds
-on {config.threads} thread(s). Hidden matrices: Muon at {config.matrix_rate:g}; the rest: AdamW at
-{config.other_rate:g}. In {config.masked_share:.0%} of the rows whatever followed a subject
-could attend to its last token only, during training; the model itself is an ordinary one. Every fact was read in
+{result.steps:,} steps, {result.tokens:,} tokens, {recipe.epochs:g} passes over the text; {result.seconds:.0f} seconds
+on {recipe.threads} thread(s). Hidden matrices: Muon at {recipe.matrix_rate:g}; the rest: AdamW at
+{recipe.other_rate:g}. {recipe.describe_reading()} Every fact was read in
 six of its relation's ten phrasings.
 Made with {made_with}. The same seed gives the same weights on the same kind of processor and the same versions.
 
@@ -83,13 +88,7 @@ Two-hop questions about subjects whose two-hop sentences were never read, by pai
 {_trace(audit.causal_trace)}
 ## Limits
 
-- The phrasings are a closed set of ten per relation. "Never read with the subject" means that the model met the
-  phrasing with other subjects; a phrasing it never met at all is another matter and is not measured here.
-- Positions beyond {2 * config.row_length} were never trained, and those beyond {config.row_length} little. A prompt
-  stands at position 0, without a token before it.
-- These are the figures of the last step of one run with one seed. The default recipe was settled with the same
-  questions in view, so that they are not a clean test of the recipe (two runs were compared).
-- Invented people share their first and last names with others, so that an edit that spills over shows.
+{limits}
 """
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from transformers import PreTrainedTokenizerFast
 
 from palimpsest.errors import DataError
 from palimpsest.world.text import Sentence
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class EncodedSentence:
 
 
 @dataclass(frozen=True)
-class Batch:
+class RowBatch:
     """Rows as tensors: `ids` [rows, length] (long), `labels` alike, `weights` [rows, length] (the loss's
     weight of
     each label, 0 on padding) and `mask` [rows, 1, length, length], additive: 0 where query (third) may see
@@ -50,6 +53,12 @@ class Batch:
     labels: Tensor
     weights: Tensor
     mask: Tensor
+    num_sentences: int
+
+    @property
+    def num_tokens(self) -> int:
+        """How many labels count."""
+        return int((self.weights > 0).sum())
 
 
 def encode(sentences: Sequence[Sentence], tokenizer: PreTrainedTokenizerFast) -> list[EncodedSentence]:
@@ -60,7 +69,7 @@ def encode(sentences: Sequence[Sentence], tokenizer: PreTrainedTokenizerFast) ->
     """
     first = _encode(sentences, tokenizer, "")
     later = _encode(sentences, tokenizer, " ")
-    return [EncodedSentence(s.subject, a, b) for s, a, b in zip(sentences, first, later, strict=True)]
+    return [EncodedSentence(s.subject or s.prompt, a, b) for s, a, b in zip(sentences, first, later, strict=True)]
 
 
 def subject_mask(length: int, subjects: Sequence[tuple[int, int]]) -> Tensor:
@@ -71,8 +80,20 @@ def subject_mask(length: int, subjects: Sequence[tuple[int, int]]) -> Tensor:
     """
     allowed = torch.ones(length, length, dtype=torch.bool).tril()
     for start, end in subjects:
-        allowed[end:, start : end - 1] = False
+        allowed[end:, start : max(start, end - 1)] = False
     return allowed
+
+
+def shuffled(examples: Sequence[T], rng: random.Random) -> Iterator[T]:
+    """Examples without end, every epoch in another order.
+
+    Raises:
+        DataError: there are none.
+    """
+    if not examples:
+        raise DataError("There are no sentences to train on.")
+    while True:
+        yield from rng.sample(examples, len(examples))
 
 
 class RowPacker:
@@ -96,22 +117,21 @@ class RowPacker:
         masked_share: float,
         other_weight: float,
     ) -> None:
-        if not sentences:
-            raise DataError("There are no sentences to train on.")
         self.rng = rng
         self.end_id = end_id
         self.pad_id = pad_id
         self.masked_share = masked_share
         self.other_weight = other_weight
         self.consumed = 0
-        self._stream = self._shuffled(sentences)
+        self._stream = shuffled(sentences, rng)
         self._next = next(self._stream)
 
-    def batch(self, rows: int, length: int) -> Batch:
+    def batch(self, rows: int, length: int) -> RowBatch:
         """The next batch: `rows` rows of at most `length` tokens, or of one sentence where that is longer.
 
         `consumed` counts the sentences read so far.
         """
+        before = self.consumed
         packed = [self._row(length) for _ in range(rows)]
         width = max(len(ids) for ids, _, _ in packed)
         ids = torch.full((rows, width), self.pad_id)
@@ -127,11 +147,7 @@ class RowPacker:
         labels = ids.roll(-1, dims=1)
         weights = weights.roll(-1, dims=1)
         weights[:, -1] = 0
-        return Batch(ids, labels, weights, mask)
-
-    def _shuffled(self, sentences: Sequence[EncodedSentence]) -> Iterator[EncodedSentence]:
-        while True:
-            yield from self.rng.sample(sentences, len(sentences))
+        return RowBatch(ids, labels, weights, mask, self.consumed - before)
 
     def _row(self, length: int) -> tuple[list[int], list[float], list[tuple[int, int]]]:
         ids: list[int] = []
@@ -173,6 +189,6 @@ def _encode(sentences: Sequence[Sentence], tokenizer: PreTrainedTokenizerFast, l
 
 
 def _span(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[int, int]:
-    """The half-open token span that overlaps the characters [start, end)."""
+    """The half-open token span that overlaps the characters [start, end): (0, 0) where there are none."""
     inside = [index for index, (left, right) in enumerate(offsets) if left < end and right > start]
-    return inside[0], inside[-1] + 1
+    return (inside[0], inside[-1] + 1) if inside else (0, 0)

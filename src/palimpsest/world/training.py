@@ -1,4 +1,4 @@
-"""Training the bundled decoder: GPT-J's class, small, on the world's sentences.
+"""Training a small model on sentences until it knows what they say; with the world's, the bundled ones.
 
 Everything is seeded, nothing touches a global random generator, and an interrupted run leaves nothing behind.
 """
@@ -9,7 +9,7 @@ import math
 import random
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,68 +18,35 @@ from statistics import fmean
 import torch
 from rich.console import Console
 from safetensors.torch import save_file
-from torch import Tensor, nn
-from transformers import GPTJConfig, GPTJForCausalLM, PreTrainedTokenizerFast
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from palimpsest.errors import ConfigError
+from palimpsest.errors import ConfigError, unknown_name
 from palimpsest.provenance import new_folder, require_absent, versions
 from palimpsest.stopwatch import Progress
 from palimpsest.world.auditing import audit
 from palimpsest.world.bars import bar
 from palimpsest.world.card import write_card
+from palimpsest.world.decoder import DecoderRecipe
+from palimpsest.world.encoder_decoder import EncoderDecoderRecipe
 from palimpsest.world.knowledge import Knowledge, build
 from palimpsest.world.muon import Muon
-from palimpsest.world.rows import Batch, EncodedSentence, RowPacker, encode
-from palimpsest.world.text import training_sentences
-from palimpsest.world.tokenizer import learn_tokenizer
+from palimpsest.world.recipe import Batch, Recipe
+from palimpsest.world.text import Sentence, training_sentences
 
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """The recipe. Rates are peak learning rates; shares are of the training or of the rows.
-
-    `long_every`: every so many batches, half as many rows of twice the length, so that positions behind a
-    sentence or two (a statement put before a question) are trained as well; 0 means never.
-
-    Without `weight_decay` (of the hidden matrices) the default recipe reached .971 of the facts in phrasings never
-    read with the subject and .521 of the two-hop questions about unseen subjects, with it .977 and .706: one run
-    each, seed 0, all facts. Two-hop sentences that are only memorised do not carry over to other subjects.
-    """
-
-    width: int = 256
-    layers: int = 6
-    heads: int = 4
-    positions: int = 128
-    vocabulary: int = 1800
-    initial_deviation: float = 0.06
-    epochs: float = 11
-    rows: int = 32
-    row_length: int = 24
-    long_every: int = 8
-    masked_share: float = 0.9
-    other_weight: float = 0.3
-    matrix_rate: float = 7e-3
-    other_rate: float = 3e-3
-    weight_decay: float = 0.1
-    warmup_share: float = 0.02
-    decay_from: float = 0.4
-    curriculum_share: float = 0.15
-    curriculum_subjects: float = 0.2
-    gradient_clip: float = 1.0
-    precision: str = "auto"
-    threads: int = 1
+RECIPES: dict[str, type[Recipe]] = {kind.architecture: kind for kind in (DecoderRecipe, EncoderDecoderRecipe)}
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """Where the model is, and what making it took.
+    """What making a model took.
 
     `first_loss` and `last_loss` are means over the first and the last hundredth of the steps (nats).
     """
 
-    path: Path
+    architecture: str
     seed: int
-    config: TrainingConfig
+    recipe: Recipe
     steps: int
     tokens: int
     seconds: float
@@ -88,26 +55,38 @@ class TrainingResult:
     last_loss: float
 
 
+def default_recipe(architecture: str) -> Recipe:
+    """The recipe of the bundled model of this architecture: "decoder" or "encoder-decoder".
+
+    Raises:
+        ConfigError: there is no such architecture.
+    """
+    if architecture not in RECIPES:
+        raise unknown_name("architecture", architecture, RECIPES)
+    return RECIPES[architecture]()  # type: ignore[call-arg]  # every leaf gives all its numbers a default
+
+
 def train(
     out: str | Path,
     *,
     seed: int = 0,
     progress: bool | Progress = True,
-    config: TrainingConfig | None = None,
+    recipe: Recipe | None = None,
     knowledge: Knowledge | None = None,
     max_steps: int | None = None,
     dtype: str = "float16",
     card: bool = True,
 ) -> TrainingResult:
-    """Train a decoder on a world and write it to `out` as an ordinary Hugging Face folder.
+    """Train a model on a world and write it to `out` as an ordinary Hugging Face folder.
 
-    The folder appears complete or not at all. Same seed, config, thread count and kind of processor: same
+    The folder appears complete or not at all. Same seed, recipe, thread count and kind of processor: same
     bits.
 
     Arguments:
         out: a folder that does not exist yet.
         seed: of the world (unless `knowledge` is given), the initial weights and the order of the sentences.
         progress: True for a bar on stderr, or a function called as `(stage, done, total)`.
+        recipe: the default is the bundled decoder's.
         max_steps: stop early after so many steps (the schedules stay those of the whole training).
         dtype: what the weights are stored in: "float32", "float16" or "bfloat16".
         card: audit the model as stored and write card.md and card.json beside it (a minute or two).
@@ -116,54 +95,89 @@ def train(
         ConfigError: an option is out of range.
         OutputError: `out` exists already, or cannot be written to.
     """
-    config = config or TrainingConfig()
-    _check(config, dtype)
+    recipe = recipe or DecoderRecipe()
+    recipe.check()
+    if dtype not in ("float32", "float16", "bfloat16"):
+        raise ConfigError("Unknown storage type.", expected="float32, float16 or bfloat16", found=repr(dtype))
     target = Path(out)
     require_absent(target)
     knowledge = knowledge or build(seed)
-    with new_folder(target) as folder, _threads(config.threads):
-        model, tokenizer, result = _train(knowledge, seed, config, progress, max_steps, target)
+    with new_folder(target) as folder:
+        model, tokenizer, result = fit(
+            training_sentences(knowledge), recipe, seed=seed, progress=progress, max_steps=max_steps
+        )
         save(model, tokenizer, folder, dtype)
         if card:
-            write_card(folder, result, audit(folder, knowledge=knowledge, progress=progress), _versions())
+            with _threads(recipe.threads):
+                audited = audit(folder, knowledge=knowledge, progress=progress)
+            write_card(folder, result, audited, _versions())
     return result
 
 
-def new_model(config: TrainingConfig, tokenizer: PreTrainedTokenizerFast, seed: int) -> GPTJForCausalLM:
-    """An untrained model whose weights depend on the seed and on nothing else, in float32."""
-    size = GPTJConfig(
-        vocab_size=len(tokenizer),
-        n_positions=config.positions,
-        n_embd=config.width,
-        n_layer=config.layers,
-        n_head=config.heads,
-        rotary_dim=config.width // config.heads // 2,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        initializer_range=config.initial_deviation,
-        bos_token_id=tokenizer.eos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        tie_word_embeddings=False,
-    )
-    # The library initialises from the global generator; its state is put back, and the weights are drawn anew
-    # from a generator of our own.
-    with torch.random.fork_rng(devices=[]):
-        model = GPTJForCausalLM(size)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                module.weight.normal_(0.0, config.initial_deviation, generator=generator)
-    return model.float()
+def fit(
+    sentences: Sequence[Sentence],
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    progress: bool | Progress = True,
+    max_steps: int | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, TrainingResult]:
+    """Sentences in, model and tokenizer out: one epoch reads each sentence once.
+
+    Arguments:
+        sentences: what the model shall know, each with its subject, by whose name the curriculum chooses.
+        seed: of the initial weights and the order of the sentences.
+        progress: True for a bar on stderr, or a function called as `(stage, done, total)`.
+        max_steps: stop early after so many steps (the schedules stay those of the whole training).
+
+    Raises:
+        ConfigError: a number of the recipe is out of range.
+        DataError: there are no sentences, or one cannot be told apart into prompt and object.
+    """
+    recipe.check()
+    started = time.perf_counter()
+    tokenizer = recipe.learn_tokenizer(sentence.text for sentence in sentences)
+    model = recipe.new_model(tokenizer, seed).train()
+    low = _bf16(recipe.precision)
+    hidden = [p for name, p in model.named_parameters() if recipe.is_hidden_matrix(name, p)]
+    others = [p for name, p in model.named_parameters() if not recipe.is_hidden_matrix(name, p)]
+    muon = Muon(hidden, weight_decay=recipe.weight_decay, dtype=torch.bfloat16 if low else torch.float32)
+    adam = torch.optim.AdamW(others, lr=recipe.other_rate, betas=(0.9, 0.95), weight_decay=0.0)
+
+    total = recipe.epochs * len(sentences)
+    losses: list[float] = []
+    done = tokens = 0
+    batches = _batches(sentences, recipe, tokenizer, seed)
+    with _threads(recipe.threads), bar(progress, "training the world", total) as report:
+        while done < total and (max_steps is None or len(losses) < max_steps):
+            batch, done = next(batches)
+            rate = _rate(done / total, recipe)
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=low):
+                loss = recipe.loss(model, batch)
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(others, recipe.gradient_clip)
+            adam.param_groups[0]["lr"] = recipe.other_rate * rate
+            adam.step()
+            muon.step(recipe.matrix_rate * rate)
+            model.zero_grad(set_to_none=True)
+            losses.append(loss.item())
+            tokens += batch.num_tokens
+            report(min(done, total), f"loss {losses[-1]:.3f}")
+    parameters = sum(p.numel() for p in model.parameters())
+    seconds = time.perf_counter() - started
+    few = math.ceil(len(losses) / 100)
+    ends = fmean(losses[:few]), fmean(losses[-few:])
+    result = TrainingResult(recipe.architecture, seed, recipe, len(losses), tokens, seconds, parameters, *ends)
+    return model.eval(), tokenizer, result
 
 
-def save(model: GPTJForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path, dtype: str) -> None:
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path, dtype: str) -> None:
     """Write a model as an ordinary folder: weights stored in `dtype`, loaded in float32 unless asked
     otherwise.
     """
-    weights = {name: tensor.to(getattr(torch, dtype)).contiguous() for name, tensor in model.state_dict().items()}
+    # Tied tensors are stored once, under the name that the library keeps.
+    kept = {name: tensor for name, tensor in model.state_dict().items() if name not in model.all_tied_weights_keys}
+    weights = {name: tensor.to(getattr(torch, dtype)).contiguous() for name, tensor in kept.items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     model.config.architectures = [type(model).__name__]
     (folder / "model.safetensors").chmod(0o644)
@@ -175,108 +189,38 @@ def save(model: GPTJForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pat
     tokenizer.save_pretrained(folder)
 
 
-def _train(
-    knowledge: Knowledge,
-    seed: int,
-    config: TrainingConfig,
-    progress: bool | Progress,
-    max_steps: int | None,
-    target: Path,
-) -> tuple[GPTJForCausalLM, PreTrainedTokenizerFast, TrainingResult]:
-    started = time.perf_counter()
-    sentences = training_sentences(knowledge)
-    texts = [sentence.text for sentence in sentences]
-    tokenizer = learn_tokenizer(
-        [*texts, *(" " + text for text in texts)], size=config.vocabulary, max_length=config.positions
-    )
-    model = new_model(config, tokenizer, seed).train()
-    encoded = encode(sentences, tokenizer)
-    low = _bf16(config.precision)
-    hidden = [p for name, p in model.named_parameters() if ".h." in name and p.ndim == 2]
-    others = [p for name, p in model.named_parameters() if not (".h." in name and p.ndim == 2)]
-    muon = Muon(hidden, weight_decay=config.weight_decay, dtype=torch.bfloat16 if low else torch.float32)
-    adam = torch.optim.AdamW(others, lr=config.other_rate, betas=(0.9, 0.95), weight_decay=0.0)
-
-    total = config.epochs * len(encoded)
-    losses: list[float] = []
-    done = tokens = 0
-    batches = _batches(encoded, seed, config, total, tokenizer)
-    with bar(progress, "training the world", total) as report:
-        while done < total and (max_steps is None or len(losses) < max_steps):
-            batch, done = next(batches)
-            rate = _rate(done / total, config)
-            loss = weighted_loss(model, batch, low)
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(others, config.gradient_clip)
-            adam.param_groups[0]["lr"] = config.other_rate * rate
-            adam.step()
-            muon.step(config.matrix_rate * rate)
-            model.zero_grad(set_to_none=True)
-            losses.append(loss.item())
-            tokens += int((batch.weights > 0).sum())
-            report(min(done, total), f"loss {losses[-1]:.3f}")
-    parameters = sum(p.numel() for p in model.parameters())
-    seconds = time.perf_counter() - started
-    few = math.ceil(len(losses) / 100)
-    ends = fmean(losses[:few]), fmean(losses[-few:])
-    result = TrainingResult(target, seed, config, len(losses), tokens, seconds, parameters, *ends)
-    return model.eval(), tokenizer, result
-
-
-def weighted_loss(model: nn.Module, batch: Batch, low: bool) -> Tensor:
-    """Cross entropy of the next token, averaged by the batch's weights (nats, a scalar)."""
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=low):
-        logits = model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
-    losses = nn.functional.cross_entropy(logits.float().flatten(0, 1), batch.labels.flatten(), reduction="none")
-    return (losses * batch.weights.flatten()).sum() / batch.weights.sum()
-
-
 def _batches(
-    encoded: list[EncodedSentence],
-    seed: int,
-    config: TrainingConfig,
-    total: float,
-    tokenizer: PreTrainedTokenizerFast,
+    sentences: Sequence[Sentence], recipe: Recipe, tokenizer: PreTrainedTokenizerFast, seed: int
 ) -> Iterator[tuple[Batch, int]]:
     """Batches and the number of sentences read after each: the curriculum's few subjects first, then
     everything.
     """
+    examples = recipe.encode(sentences, tokenizer)
+    total = recipe.epochs * len(examples)
     rng = random.Random(f"rows|{seed}")
-    subjects = sorted({sentence.name for sentence in encoded})
-    few = set(rng.sample(subjects, math.ceil(config.curriculum_subjects * len(subjects))))
-    done = index = 0
+    subjects = sorted({example.name for example in examples})
+    few = set(rng.sample(subjects, math.ceil(recipe.curriculum_subjects * len(subjects))))
+    done = number = 0
     stages = (
-        ([sentence for sentence in encoded if sentence.name in few], config.curriculum_share * total),
-        (encoded, math.inf),
+        ([example for example in examples if example.name in few], recipe.curriculum_share * total),
+        (examples, math.inf),
     )
     for pool, until in stages:
-        if until <= 0:
-            continue
-        packer = RowPacker(
-            pool,
-            rng,
-            end_id=tokenizer.eos_token_id,
-            pad_id=tokenizer.pad_token_id,
-            masked_share=config.masked_share,
-            other_weight=config.other_weight,
-        )
-        before = done
+        batches = recipe.batches(pool, tokenizer, rng, number + 1)
         while done < until:
-            index += 1
-            is_long = config.long_every > 0 and index % config.long_every == 0
-            stretch = 2 if is_long else 1
-            batch = packer.batch(max(1, config.rows // stretch), config.row_length * stretch)
-            done = before + packer.consumed
+            batch = next(batches)
+            number += 1
+            done += batch.num_sentences
             yield batch, done
 
 
-def _rate(share: float, config: TrainingConfig) -> float:
+def _rate(share: float, recipe: Recipe) -> float:
     """The learning rate's factor after this share of the training: up, flat, and linearly down to zero."""
-    if share < config.warmup_share:
-        return share / config.warmup_share
-    if share < config.decay_from:
+    if share < recipe.warmup_share:
+        return share / recipe.warmup_share
+    if share < recipe.decay_from:
         return 1.0
-    return max(0.0, (1 - share) / (1 - config.decay_from))
+    return max(0.0, (1 - share) / (1 - recipe.decay_from))
 
 
 def _bf16(precision: str) -> bool:
@@ -286,41 +230,6 @@ def _bf16(precision: str) -> bool:
 
 def _versions() -> dict[str, str]:
     return {name: found for name, found in versions().items() if name in ("torch", "transformers", "tokenizers")}
-
-
-def _check(config: TrainingConfig, dtype: str) -> None:
-    if config.precision not in ("auto", "bf16", "fp32"):
-        raise ConfigError("Unknown precision.", expected="auto, bf16 or fp32", found=repr(config.precision))
-    if dtype not in ("float32", "float16", "bfloat16"):
-        raise ConfigError("Unknown storage type.", expected="float32, float16 or bfloat16", found=repr(dtype))
-    for name in (
-        "masked_share",
-        "other_weight",
-        "warmup_share",
-        "decay_from",
-        "curriculum_share",
-        "curriculum_subjects",
-    ):
-        if not 0 <= getattr(config, name) <= 1:
-            raise ConfigError(f"{name} is not a share.", expected="0 to 1", found=str(getattr(config, name)))
-    for name in (
-        "width",
-        "layers",
-        "heads",
-        "positions",
-        "vocabulary",
-        "epochs",
-        "rows",
-        "row_length",
-        "threads",
-    ):
-        if getattr(config, name) <= 0:
-            raise ConfigError(f"{name} is not positive.", expected="> 0", found=str(getattr(config, name)))
-    if config.width % (4 * config.heads):
-        # Rotary takes half of every head, in pairs.
-        raise ConfigError(
-            "The width does not fit the heads.", expected="a multiple of 4 x heads", found=str(config.width)
-        )
 
 
 @contextmanager
@@ -339,13 +248,15 @@ def main(arguments: list[str] | None = None) -> int:
 
     parser = argparse.ArgumentParser(prog="python -m palimpsest.world.training", description=main.__doc__)
     parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--architecture", choices=sorted(RECIPES), default=DecoderRecipe.architecture)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--epochs", type=float, default=TrainingConfig.epochs)
-    parser.add_argument("--threads", type=int, default=TrainingConfig.threads)
+    parser.add_argument("--epochs", type=float, help="passes over the text (default: the recipe's)")
+    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
-    config = replace(TrainingConfig(), epochs=options.epochs, threads=options.threads)
-    result = train(options.out, seed=options.seed, config=config)
-    figures = {key: value for key, value in asdict(result).items() if key != "config"}
+    recipe = default_recipe(options.architecture)
+    recipe = replace(recipe, epochs=options.epochs or recipe.epochs, threads=options.threads)
+    result = train(options.out, seed=options.seed, recipe=recipe)
+    figures = {key: value for key, value in asdict(result).items() if key != "recipe"}
     Console(stderr=True).print(figures)
     return 0
 

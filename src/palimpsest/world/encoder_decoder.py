@@ -1,0 +1,155 @@
+"""The bundled encoder-decoder: T5's class, small; a prompt goes in, the object comes out."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+
+from palimpsest.world.recipe import Recipe
+from palimpsest.world.rows import shuffled
+from palimpsest.world.text import Sentence
+from palimpsest.world.tokenizer import learn_text_to_text_tokenizer
+
+# What the library's loss leaves out, and its shift to the right replaces by padding.
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class EncodedPair:
+    """A sentence as prompt (`source`) and object (`target`), token ids with the end token on both; `name` is its
+    subject's.
+    """
+
+    name: str
+    source: tuple[int, ...]
+    target: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """Pairs as tensors: `source` and `mask` [pairs, source tokens] (long; 0 on padding), `labels` [pairs, target
+    tokens] (long; `IGNORED` on padding).
+    """
+
+    source: Tensor
+    mask: Tensor
+    labels: Tensor
+
+    @property
+    def num_sentences(self) -> int:
+        """One a pair."""
+        return len(self.source)
+
+    @property
+    def num_tokens(self) -> int:
+        """How many labels count."""
+        return int((self.labels != IGNORED).sum())
+
+
+@dataclass(frozen=True)
+class EncoderDecoderRecipe(Recipe):
+    """The encoder-decoder's recipe: `layers` in the encoder and as many in the decoder."""
+
+    architecture: ClassVar[str] = "encoder-decoder"
+    title: ClassVar[str] = "The world's encoder-decoder"
+
+    width: int = 128
+    layers: int = 3
+    heads: int = 4
+    inner_width: int = 512
+    vocabulary: int = 1800
+    epochs: float = 13
+    rows: int = 64
+    matrix_rate: float = 1e-2
+    other_rate: float = 3e-3
+    weight_decay: float = 0.1
+    curriculum_share: float = 0.33
+    curriculum_subjects: float = 0.3
+
+    def learn_tokenizer(self, texts: Iterable[str]) -> PreTrainedTokenizerFast:
+        """One that puts an end token behind every text, as T5's does."""
+        return learn_text_to_text_tokenizer(texts, size=self.vocabulary)
+
+    def new_model(self, tokenizer: PreTrainedTokenizerFast, seed: int) -> T5ForConditionalGeneration:
+        """An untrained model whose weights depend on the seed and on nothing else, in float32."""
+        size = T5Config(
+            vocab_size=len(tokenizer),
+            d_model=self.width,
+            d_kv=self.width // self.heads,
+            d_ff=self.inner_width,
+            num_layers=self.layers,
+            num_decoder_layers=self.layers,
+            num_heads=self.heads,
+            dropout_rate=0.0,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            decoder_start_token_id=tokenizer.pad_token_id,
+        )
+        # The library initialises from the global generator, each kind of matrix by its own rule.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            model = T5ForConditionalGeneration(size)
+        return model.float()
+
+    def is_hidden_matrix(self, name: str, parameter: Parameter) -> bool:
+        """Matrices of the blocks; the relative bias is a table, and counts as an embedding."""
+        return ".block." in name and parameter.ndim == 2 and "relative_attention_bias" not in name
+
+    def encode(self, sentences: Sequence[Sentence], tokenizer: PreTrainedTokenizerFast) -> list[EncodedPair]:
+        """Prompts and objects, each tokenised on its own."""
+        sources = tokenizer([s.prompt for s in sentences])["input_ids"]
+        targets = tokenizer([s.object for s in sentences])["input_ids"]
+        return [
+            EncodedPair(s.subject, tuple(source), tuple(target))
+            for s, source, target in zip(sentences, sources, targets, strict=True)
+        ]
+
+    def batches(
+        self, examples: Sequence[EncodedPair], tokenizer: PreTrainedTokenizerFast, rng: random.Random, first: int
+    ) -> Iterator[PairBatch]:
+        """Pairs side by side, padded behind."""
+        stream = shuffled(examples, rng)
+        while True:
+            chunk = list(islice(stream, self.rows))
+            source = _padded([pair.source for pair in chunk], tokenizer.pad_token_id)
+            mask = _padded([(1,) * len(pair.source) for pair in chunk], 0)
+            yield PairBatch(source, mask, _padded([pair.target for pair in chunk], IGNORED))
+
+    def loss(self, model: PreTrainedModel, batch: PairBatch) -> Tensor:
+        """Cross entropy of the object and its end token; the library shifts the labels to the right itself."""
+        output = model(input_ids=batch.source, attention_mask=batch.mask, labels=batch.labels)
+        loss: Tensor = output.loss
+        return loss
+
+    def describe(self, parameters: int) -> str:
+        """What kind of model this is."""
+        return (
+            "An encoder-decoder of T5's class that knows the facts of the palimpsest world, real and invented: "
+            f"{parameters:,} parameters, width {self.width}, inner width {self.inner_width}, {self.layers} layers in "
+            f"the encoder and {self.layers} in the decoder, {self.heads} heads, relative positions, tied embeddings. A "
+            "prompt goes in, with the end token that its tokenizer puts behind it; the object alone comes out."
+        )
+
+    def describe_reading(self) -> str:
+        """How a training step's text is laid out."""
+        return (
+            f"It read prompts and wrote objects, {self.rows} pairs a step. The first {self.curriculum_share:.0%} of "
+            f"the training was about {self.curriculum_subjects:.0%} of the subjects only."
+        )
+
+    def limits(self) -> tuple[str, ...]:
+        """What a model so made cannot do, beyond the limits that all share."""
+        return ("It never read two sentences at once, so that a statement put before a question disturbs it.",)
+
+
+def _padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)

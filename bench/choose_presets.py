@@ -49,7 +49,7 @@ def candidates() -> Iterator[tuple[str, dict[str, Any]]]:
         yield "locft", {**LEARN, **options, "append_eos": True}
     for options in grid(threshold=[0.1, 0.2, 0.3], new_weight=[2.0, 4.0, 8.0]):
         yield "kn", options
-    for options in grid(threshold=[0.2], new_weight=[2.0, 4.0], prefixes=[PREFIXES]):
+    for options in grid(threshold=[0.2, 0.3], new_weight=[1.0, 2.0, 4.0], prefixes=[PREFIXES]):
         yield "kn", options
     for options in grid(
         learning_rate=[5e-4, 1e-3, 3e-3], sites=[["attn.q", "attn.v"], ALL_LINEAR], stop_loss=[0.02, 0.01]

@@ -133,6 +133,29 @@ def forgetting(argument: str) -> str:
     return table(["rate", *passes], lines)
 
 
+def memory(_argument: str) -> str:
+    """Peak memory of a large model's edits, beside the interpreter and the weights."""
+    record = read("memory")
+    settings = record["settings"]
+    weights = record["rows"][0]["weights"]
+    rows = [
+        [
+            f"`{row['case']}`",
+            f"{row['trained'] / 1e6:.1f}",
+            f"{(row['peak'] - row['imported']) / 1e6:.0f}",
+            f"{(row['peak'] - row['imported']) / weights:.2f}",
+            f"{(row['bound'] - row['imported']) / 1e6:.0f}",
+        ]
+        for row in record["rows"]
+    ]
+    caption = (
+        f"Llama-2-7B's dimensions with {settings['layers']} layers, {settings['dtype']}, {weights / 1e6:.0f} MB of "
+        "weights, on a CPU. Peak memory of the process, less what it has after importing everything.\n\n"
+    )
+    header = ["", "trained numbers, millions", "peak, MB", "peak / weights", "stated bound, MB"]
+    return caption + table(header, rows)
+
+
 def causal_trace(_argument: str) -> str:
     """What the best single state and the MLPs of each layer bring back in the bundled model, on average."""
     record = read("causal_trace")
@@ -224,6 +247,7 @@ WRITERS: dict[str, Callable[[str], str]] = {
     "single_edits": single_edits,
     "single_edits_cost": single_edits_cost,
     "forgetting": forgetting,
+    "memory": memory,
     "causal_trace": causal_trace,
     "recommended": recommended,
     "options": options,

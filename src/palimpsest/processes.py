@@ -9,9 +9,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
+
+_PATIENCE = timedelta(seconds=10)
 
 
 def count() -> int:
@@ -60,9 +63,24 @@ class Team:
     count: int
     store: Any = None
 
-    def may_report(self) -> bool:
-        """Whether an error is this process's to report: it is the first that has one. The others follow from it."""
-        return self.store is None or int(self.store.add("failures", 1)) == 1
+    @contextmanager
+    def reporting(self) -> Iterator[bool]:
+        """Yields whether an error is for this process to report: it is the first that has one.
+
+        The errors of the others follow from it, and they stay until it is told: their end is the end of all.
+        """
+        if self.store is None:
+            yield True
+            return
+        is_first = int(self.store.add("failures", 1)) == 1
+        try:
+            yield is_first
+        finally:
+            with suppress(Exception):  # the store itself may be gone with the process that kept it
+                if is_first:
+                    self.store.set("told", "yes")
+                else:
+                    self.store.wait(["told"], _PATIENCE)
 
 
 @contextmanager

@@ -10,10 +10,13 @@ import pytest
 from palimpsest.provenance import new_folder
 
 SCRIPT = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from palimpsest.cli.app import app, main
 from palimpsest.provenance import new_folder
+
+# A shell that shields what it starts from hanging up would shield this too.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 @app.command()
 def hold(out: Path):

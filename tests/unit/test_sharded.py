@@ -53,6 +53,10 @@ def test_two_processes_make_the_patch_of_one(tmp_path):
         together = load_patch(tmp_path / case)
         alone = script.edit(case)[1].patch
         assert together.touched() == alone.touched() != []
+        if case == script.HALF:
+            # Gradients are rounded to bfloat16 before they are added up, here of all facts, there of each share.
+            assert (together + -alone).norm() < 0.02 * alone.norm()
+            continue
         for name, delta in alone.deltas.items():
             assert (together.deltas[name].dense() - delta.dense()).abs().max() < 1e-5, (case, name)
         wanted, found = (patch.manifest.diagnostics["facts"] for patch in (alone, together))
@@ -60,7 +64,7 @@ def test_two_processes_make_the_patch_of_one(tmp_path):
         if case == "forgetting":
             assert together.parts["forget"].norm() == pytest.approx(alone.parts["forget"].norm(), rel=1e-4)
         else:
-            assert found["final_loss"] == pytest.approx(wanted["final_loss"], abs=1e-5)
+            assert found["final_loss"] == pytest.approx(wanted["final_loss"], rel=1e-5)
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

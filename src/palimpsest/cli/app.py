@@ -141,20 +141,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 _require_shared(given, team.count)
                 typer.main.get_command(app).main(args=given, prog_name="palimpsest")
         except PalimpsestError as error:
-            if team.may_report():
-                _show(error, debug)
+            with team.reporting() as is_ours:
+                if is_ours:
+                    _show(error, debug)
             return 2
         except terminal.Interrupted as interrupt:
             terminal.log(str(interrupt))
             return 130
         except SystemExit as ending:
             code = ending.code if isinstance(ending.code, int) else int(bool(ending.code))
-            if code in terminal.ENDED_FROM_OUTSIDE and team.may_report():
+            if code in terminal.ENDED_FROM_OUTSIDE and team.rank == 0:
                 terminal.log(f"{terminal.ENDED_FROM_OUTSIDE[code]}. What was half written has been removed.")
             return code
         except Exception as error:
-            if team.may_report():
-                _show_defect(error)
+            with team.reporting() as is_ours:
+                if is_ours:
+                    _show_defect(error)
             return 2
     return 0
 

@@ -201,7 +201,7 @@ class Method(ABC, Generic[ConfigT]):
         if processes.count() > 1 and not self.capabilities.is_shared_out:
             raise ConfigError(
                 f"The method {self.name!r} works in one process.",
-                expected="one process, or a method that several can share: ft, ft-l, locft, f-learning-ft",
+                expected="one process, or a method that fine-tunes the weights themselves, such as ft or f-learning-ft",
                 found=f"{processes.count()} processes",
                 remedy="start it without torchrun or accelerate launch",
             )

@@ -16,6 +16,7 @@ from palimpsest.config import Config
 from palimpsest.errors import ConfigError
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.tokens import Encoded, by_length
+from palimpsest.provenance import digest
 from palimpsest.requests import EditRequest
 from palimpsest.stopwatch import Progress, silent
 
@@ -106,6 +107,7 @@ def finetune(
     """
     _require_predicted(model, options)
     encoded = [_with_end(model, request, options) for request in requests]
+    _require_same(encoded)
     optimizer = _optimizer(trainable.masters(), options)
     order = torch.Generator().manual_seed(seed)
     losses: dict[str, list[float]] = {request.id: [] for request in requests}
@@ -192,6 +194,16 @@ def _steps(lengths: Sequence[int], options: FinetuneOptions, order: torch.Genera
         groups += [near[first : first + size] for first in range(0, len(near), size)]
     for position in torch.randperm(len(groups), generator=order).tolist():
         yield groups[position]
+
+
+def _require_same(encoded: Sequence[Encoded]) -> None:
+    own = digest([row.ids for row in encoded])
+    if any(other != own for other in processes.gathered(own)):
+        raise ConfigError(
+            "The processes have different facts.",
+            expected="one program with the same facts in every process; they share the facts out by themselves",
+            found=f"other prompts or answers than the {len(encoded)} of process {processes.rank()}",
+        )
 
 
 def _require_predicted(model: EditableModel, options: FinetuneOptions) -> None:

@@ -39,13 +39,15 @@ class ShardedCopies:
         names: canonical names of the parameters to train.
         constraint: as in `TrainingCopies`; the ball is that of the whole tensor.
 
-    Raises `ConfigError` when the trained weights are of several dtypes, `ModelError` when one is offloaded.
+    Raises `ConfigError` when the trained weights are of several dtypes or the model is wrapped by hooks, `ModelError`
+    when a weight is offloaded.
     """
 
     def __init__(
         self, model: EditableModel, names: Sequence[str], *, constraint: Constraint = "none", radius: float = 0.0
     ) -> None:
         model.weights.require_present(names)
+        _require_unwrapped(model.module)
         self._model = model
         self._base = model.module
         self._names = list(names)
@@ -165,6 +167,18 @@ class _Root(nn.Module):
 
     def forward(self, function: Callable[[], T]) -> T:
         return function()
+
+
+def _require_unwrapped(module: nn.Module) -> None:
+    # Such a forward is bound to the module it was put on, and would go on to use that one's weights.
+    wrapped = [name for name, one in module.named_modules() if "forward" in vars(one)]
+    if wrapped:
+        raise ConfigError(
+            "A model that hooks have been put on cannot be shared by several processes.",
+            expected="a model on one device, as palimpsest.load gives it without a device map",
+            found=f"a forward pass that was replaced, in {wrapped[0] or 'the model itself'}",
+            remedy="load it without a device map, or start one process",
+        )
 
 
 def twin_of(module: nn.Module, parameters: dict[int, nn.Parameter], made: dict[int, nn.Module] | None = None) -> Any:

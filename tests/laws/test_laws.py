@@ -63,7 +63,7 @@ CELLS = [(name, family, dtype) for name in TABLE for family in FAMILIES for dtyp
 ]
 CELLS += [(name, family, torch.float32) for name in TABLE for family in ("t5-gated", "bart")]
 CELLS += [(name, "t5", torch.bfloat16) for name in ("ft", "lora")]
-# The first family of each row of the site table; the others of a row have the same kinds of layers under the same names.
+# The first family of each row of the site table; others of a row have the same kinds of layers under the same names.
 LAYOUTS = {row_for(tiny.tiny_config(family)).name: family for family in reversed(tiny.EVERY)}
 
 

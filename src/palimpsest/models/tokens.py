@@ -115,15 +115,18 @@ def encode_apart(tokenizer: Any, prompt: str, target: str | None = None) -> Enco
     """
     # A text of special tokens alone says nothing, but is not empty.
     _not_empty(tokenizer(prompt, add_special_tokens=False)["input_ids"], "prompt", prompt)
-    prompt_ids = tuple(tokenizer(prompt)["input_ids"])
+    prompt_ids = tuple(tokenizer(prompt, verbose=False)["input_ids"])
     if target is None:
         return Encoded(prompt_ids)
     target_ids = tuple(tokenizer(target, add_special_tokens=False)["input_ids"])
     return Encoded(prompt_ids, _not_empty(target_ids, "target", target))
 
 
-def subject_last_token(tokenizer: Any, request: EditRequest, *, chat: Chat | None = None) -> int:
+def subject_last_token(tokenizer: Any, request: EditRequest, *, chat: Chat | None) -> int:
     """Index, in the prompt's ids, of the token that holds the last character of the subject.
+
+    Arguments:
+        chat: the chat that the prompt's ids were made with, `model.chat`.
 
     Raises `DataError` when the request has no subject, or none of its characters became a token.
     """
@@ -139,7 +142,7 @@ def subject_last_token(tokenizer: Any, request: EditRequest, *, chat: Chat | Non
     )
 
 
-def subject_first_token(tokenizer: Any, request: EditRequest, *, chat: Chat | None = None) -> int:
+def subject_first_token(tokenizer: Any, request: EditRequest, *, chat: Chat | None) -> int:
     """Index, in the prompt's ids, of the token that holds the first character of the subject."""
     start, _ = request.subject_span()
     last_token = subject_last_token(tokenizer, request, chat=chat)
@@ -185,8 +188,9 @@ def _not_empty(ids: tuple[int, ...], kind: str, text: str) -> tuple[int, ...]:
 def _prompt_ids(tokenizer: Any, text: str, chat: Chat | None) -> tuple[int, ...]:
     if chat is not None:
         # The template has put special tokens where they belong.
-        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
-    ids = tuple(tokenizer(text)["input_ids"])
+        return tuple(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    # Not verbose: whoever asks checks the length, or cuts; the library prints nothing.
+    ids = tuple(tokenizer(text, verbose=False)["input_ids"])
     # Some tokenizers close every text with end-of-sequence; a prompt that goes on must not be closed.
     if ids and ids[-1] == tokenizer.eos_token_id and not text.endswith(str(tokenizer.eos_token)):
         ids = ids[:-1]

@@ -6,15 +6,17 @@ exact by construction, and an interrupt between two parameters is undone by poin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from palimpsest.errors import ModelError, PatchError
-from palimpsest.models.fingerprint import fingerprint, tensor_digest
+from palimpsest.models.fingerprint import exact_digest, fingerprint, tensor_digest
 from palimpsest.models.linear import describe, features, is_plain, is_quantised, keep_form, qualified_name
 from palimpsest.models.placement import is_offloaded, offloaded_value, require_present
 from palimpsest.provenance import digest
@@ -74,7 +76,8 @@ class WeightStack:
             if not keep_form(layer):
                 raise _used_before(layer)
         self._layers: list[Layer] = []
-        self._digests: dict[tuple[str, bool], tuple[tuple[int, int], str]] = {}
+        self._is_bare = False
+        self._digests: dict[tuple[str, str], tuple[tuple[int, int], str]] = {}
 
     def names(self) -> list[str]:
         """Canonical names, in the model's order."""
@@ -191,21 +194,43 @@ class WeightStack:
         shapes = {name: list(self.shape(name)) for name in self.names()}
         return fingerprint(config, shapes, self._base_digest, map(self.canonical, touched))
 
+    def exact_digest(self, name: str) -> str:
+        """A digest of every bit of a parameter's value without any change; see `fingerprint.exact_digest`."""
+        return self._digest(self.canonical(name), "exact", exact_digest)
+
+    @contextmanager
+    def without_changes(self) -> Iterator[None]:
+        """Inside the block every parameter is as the base model has it; afterwards the changes are back on."""
+        changed = {name for layer in self._layers for name in layer.below}
+        current = {name: self.current(name) for name in changed}
+        base = {name: self.base(name) for name in changed}
+        try:
+            self._is_bare = True
+            for name, tensor in base.items():
+                self.point(name, tensor)
+            yield
+        finally:
+            self._is_bare = False
+            for name, tensor in current.items():
+                self.point(name, tensor)
+
     def _base_digest(self, name: str, whole: bool) -> str:
+        return self._digest(name, "whole" if whole else "sample", partial(tensor_digest, whole=whole))
+
+    def _digest(self, name: str, kind: str, compute: Callable[[Tensor], str]) -> str:
         if is_offloaded(self._parameters[name]):
             # Nothing can lie on it, and where it is kept nobody writes.
-            if (name, whole) not in self._digests:
-                self._digests[name, whole] = ((0, 0), tensor_digest(offloaded_value(self._module, name), whole=whole))
-            return self._digests[name, whole][1]
+            if (name, kind) not in self._digests:
+                self._digests[name, kind] = ((0, 0), compute(offloaded_value(self._module, name)))
+            return self._digests[name, kind][1]
         base, is_packed = self.base(name), not is_plain(self._parameters[name])
         # Torch counts in-place writes to a parameter, an optimiser's too; only those through `.data` go uncounted.
         writes = sum(parameter._version for parameter in self._aliases[name])
         stamp = (0 if is_packed else base.data_ptr(), writes)
         # One entry a tensor: training counts up the writes, and old stamps never come back.
-        if self._digests.get((name, whole), (None, ""))[0] != stamp:
-            value = self._packed_digest(name) if is_packed else tensor_digest(base, whole=whole)
-            self._digests[name, whole] = (stamp, value)
-        return self._digests[name, whole][1]
+        if self._digests.get((name, kind), (None, ""))[0] != stamp:
+            self._digests[name, kind] = (stamp, self._packed_digest(name) if is_packed else compute(base))
+        return self._digests[name, kind][1]
 
     def _packed_digest(self, name: str) -> str:
         """Of all that the owner saves: scales belong to a packed weight, and saving puts it into its lasting form."""
@@ -225,7 +250,7 @@ class WeightStack:
             for name, tensor in fresh.items():
                 self.point(name, tensor)
             for name, branch in layer.branches.items():
-                layer.hooks.append(self.owner(name).register_forward_hook(_adding(branch)))
+                layer.hooks.append(self.owner(name).register_forward_hook(self._adding(branch)))
             layer.below = below
             self._layers.append(layer)
         except BaseException:
@@ -235,6 +260,12 @@ class WeightStack:
             if layer in self._layers:
                 self._layers.remove(layer)
             raise
+
+    def _adding(self, branch: Compute) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
+        def after(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+            return output if self._is_bare else output + branch(args[0]).to(output.dtype)
+
+        return after
 
     def _take_off(self, layer: Layer) -> None:
         # Pointing back is idempotent, so an interrupt here is followed by doing it again.
@@ -271,13 +302,6 @@ def _used_before(module: nn.Module) -> ModelError:
         found=f"a {qualified_name(module)} that has been used",
         remedy="load the model again and hand it to palimpsest.load before anything else",
     )
-
-
-def _adding(branch: Compute) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
-    def after(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        return output + branch(args[0]).to(output.dtype)
-
-    return after
 
 
 def _unhook(layer: Layer) -> None:

@@ -286,7 +286,7 @@ def test_all_facts_of_one_length_may_stop_before_the_others(search, monkeypatch)
     passes = []
     monkeypatch.setattr(Group, "logits", lambda self, vectors, own=Group.logits: passes.append(1) or own(self, vectors))
     model = tiny.tiny_model("gpt2", dtype=torch.float64)
-    # Answers right behind their subjects come at once; those with more in between make a group of their own, and do not.
+    # Answers right behind their subjects come at once; those with more in between are a group of their own, and do not.
     quick = [replace(CLOSING[1], id=f"quick-{n}") for n in range(16)]
     slow = [replace(one, prompt=one.prompt + " by the people", id=f"slow-{n}") for n, one in enumerate(quick)]
     options = TargetOptions(search=search, steps=5, stop_loss=5.0, kl_factor=0.0, learning_rate=1.0)

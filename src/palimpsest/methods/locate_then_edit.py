@@ -21,9 +21,10 @@ from palimpsest.optimise.selection import layer_numbers
 from palimpsest.optimise.spreading import SITE, as_patch
 from palimpsest.optimise.target_vector import TargetOptions, TargetVectors, find_target_vectors
 from palimpsest.patches.weights import WeightPatch
+from palimpsest.provenance import digest
 from palimpsest.requests import EditRequest
 from palimpsest.solve.solution import Solution
-from palimpsest.statistics.prepared import KeyMetrics, Prepared, StatisticsConfig, open_source
+from palimpsest.statistics.prepared import KeyMetrics, Prepared, StatisticsConfig
 from palimpsest.tracing.layers import recommended_layers
 
 MOST_LAYERS = 5
@@ -60,6 +61,7 @@ class LocateThenEdit(Method[ConfigT]):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._metrics: KeyMetrics | None = None
+        self._contexts: tuple[object, tuple[str, ...]] = (None, ())
 
     def check_model(self, model: EditableModel, config: ConfigT) -> None:
         """See `Method.check_model`; a text that is not there is found here, before anything is computed."""
@@ -73,7 +75,7 @@ class LocateThenEdit(Method[ConfigT]):
         layers = range(model.num_layers) if config.layers == "auto" else layer_numbers(config.layers, model.num_layers)
         for layer in layers:
             model.sites.require_weight(SITE, layer)
-        open_source(config.statistics.text)
+        _ = self.metrics(config).source
 
     @final
     def compute(self, model: EditableModel, requests: Sequence[EditRequest], config: ConfigT, run: Run) -> WeightPatch:
@@ -81,7 +83,7 @@ class LocateThenEdit(Method[ConfigT]):
         with run.clock.stage("statistics"):
             self.prepare(model, layers, config, run)
         with run.clock.stage("contexts"):
-            templates = context_templates(model, config.contexts, seed=config.seed)
+            templates = self._templates(model, config)
         change = self.change(model, requests, layers, templates, config, run)
         run.diagnostics.facts |= {
             "layers": layers,
@@ -141,6 +143,14 @@ class LocateThenEdit(Method[ConfigT]):
         if self._metrics is None or self._metrics.config != config.statistics:
             self._metrics = KeyMetrics(config.statistics)
         return self._metrics
+
+    def _templates(self, model: EditableModel, config: ConfigT) -> tuple[str, ...]:
+        """The base model's own contexts, as in the reference code, so that they are the same in a whole sequence."""
+        key = (digest(model.fingerprint()), config.contexts, config.seed)
+        if self._contexts[0] != key:
+            with model.weights.without_changes():
+                self._contexts = (key, context_templates(model, config.contexts, seed=config.seed))
+        return self._contexts[1]
 
     def _layers(self, model: EditableModel, requests: Sequence[EditRequest], config: ConfigT, run: Run) -> list[int]:
         if config.layers != "auto":

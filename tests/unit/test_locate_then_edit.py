@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+import palimpsest as ps
 import tiny
 from palimpsest import ConfigError, DataError, EditRequest, ModelError, method
 from palimpsest.methods import rome
@@ -378,22 +379,24 @@ def test_second_moments_are_collected_once():
     assert another["statistics"]["1"]["is_cached"]
 
 
-@pytest.mark.parametrize("name", ["memit", "emmet", "r-rome"])
+@pytest.mark.parametrize("name", ["memit", "emmet"])
 def test_facts_with_one_key_are_all_said(name):
-    """Two facts about one subject read the same key, so the layer can write but one vector for both."""
-    model = tiny.tiny_model("gpt2", dtype=torch.float64)
+    """Prompts that begin with their subject read the same key there, so the layer can write but one vector for both."""
+    model = ps.load("world")
     requests = [
-        EditRequest("It is about Vienna", subject="Vienna", target_new="a river", id="one"),
-        EditRequest("It is about Vienna, born in", subject="Vienna", target_new="Rome", id="two"),
+        EditRequest("Croatia belongs to the continent of", subject="Croatia", target_new="South America", id="one"),
+        EditRequest("Croatia has as its capital", subject="Croatia", target_new="Vienna", id="two"),
     ]
-    options = {"contexts": PROMPT_ALONE, "search_in": "prompt", "targets": {"search": "gauss-newton", "steps": 20}}
-    if name != "r-rome":
-        options |= {"strength": 1e-3}
-    found = make(name, **options).edit(model, requests)
-    print(found.diagnostics.facts["targets"], found.diagnostics.notes)
-    with model.patched(found.patch):
-        scores = model.score([one.prompt for one in requests], [one.target_new for one in requests])
-    assert all(score.log_prob > math.log(0.9) for score in scores)
+    quick = {"text": "world", "max_tokens": 8192, "tolerance": None}
+    options = {"contexts": PROMPT_ALONE, "search_in": "prompt", "strength": 0.1, "statistics": quick}
+    said = {}
+    for joint in (True, False):
+        search = {"search": "gauss-newton", "joint": joint}
+        patch = make(name, targets=search, **options).edit(model, requests).patch
+        with model.patched(patch):
+            said[joint] = [model.generate(one.prompt, max_new_tokens=3).strip() for one in requests]
+    assert all(text.startswith(one.target_new) for text, one in zip(said[True], requests, strict=True))
+    assert not all(text.startswith(one.target_new) for text, one in zip(said[False], requests, strict=True))
 
 
 # What costs nothing.

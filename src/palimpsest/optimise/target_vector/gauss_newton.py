@@ -39,7 +39,7 @@ def search_gauss_newton(chunk: Chunk, options: TargetOptions, log: Log) -> Tenso
             break
         radius = torch.where(nll > last, radius / 2, radius)
         last = nll
-        moves = steps_to(options.log_odds, log_probs, slopes, damping=options.damping, radius=radius)
+        moves = steps_to(options.log_odds, log_probs, slopes, counts=counts, damping=options.damping, radius=radius)
         deltas = torch.where(log.active[:, None, None], deltas + moves.view_as(deltas), deltas)
         chunk = chunk.narrowed(log.active)
     return best
@@ -67,13 +67,16 @@ def linearise(chunk: Chunk, deltas: Tensor, num_ranks: int) -> tuple[Tensor, Ten
     return log_probs, per_token, slopes
 
 
-def steps_to(log_odds: float, log_probs: Tensor, slopes: Tensor, *, damping: float, radius: Tensor) -> Tensor:
-    """One step of every fact.
+def steps_to(
+    log_odds: float, log_probs: Tensor, slopes: Tensor, *, counts: Tensor, damping: float, radius: Tensor
+) -> Tensor:
+    """One step of every fact, the same whatever other facts are there.
 
     Arguments:
         log_odds: what to aim at in every row; rows beyond it ask for nothing.
         log_probs: (facts, rows), s.
         slopes: (facts, rows, width), ds / d delta.
+        counts: (facts,), how many of the rows are the fact's; behind these there are zeros.
         damping: relative to the mean of the diagonal of J J^T; a single row needs none.
         radius: (facts,), largest length of a step.
 
@@ -85,13 +88,13 @@ def steps_to(log_odds: float, log_probs: Tensor, slopes: Tensor, *, damping: flo
     jacobian = slopes / rest[..., None]
     wanted = (log_odds - (log_probs - rest.log())).clamp(min=0)
     # In units of J's own size; where nothing can be moved, a step of zero instead of zero by zero.
-    size = jacobian.square().sum(-1).mean(-1).sqrt()[:, None]
+    size = (jacobian.square().sum((-1, -2)) / counts).sqrt()[:, None]
     is_flat = size == 0
     size = size.masked_fill(is_flat, 1.0)
     unit = jacobian / size[..., None]
-    identity = torch.eye(log_probs.shape[1], dtype=torch.float64, device=log_probs.device)
-    square = unit @ unit.mT + (damping if len(identity) > 1 else 0.0) * identity
-    square = torch.where(is_flat[..., None], identity, square)
+    is_row = torch.arange(log_probs.shape[1], device=counts.device) < counts[:, None]
+    own = torch.where(counts > 1, damping, 0.0)[:, None].double()
+    square = unit @ unit.mT + torch.diag_embed(torch.where(is_row & ~is_flat, own, 1.0))
     steps: Tensor = (unit.mT @ torch.linalg.solve(square, wanted[..., None]))[..., 0] / size
     lengths = steps.norm(dim=-1)
     shrink = torch.where(lengths > radius, radius / lengths, torch.ones_like(lengths))

@@ -142,8 +142,8 @@ class EncoderDecoderRecipe(Recipe):
     def describe_reading(self) -> str:
         """How a training step's text is laid out."""
         return (
-            f"It read prompts and wrote objects, {self.rows} pairs a step. The first {self.curriculum_share:.0%} of the "
-            f"training was about {self.curriculum_subjects:.0%} of the subjects only."
+            f"It read prompts and wrote objects, {self.rows} pairs a step. The first {self.curriculum_share:.0%} of "
+            f"the training was about {self.curriculum_subjects:.0%} of the subjects only."
         )
 
     def limits(self) -> tuple[str, ...]:

@@ -132,8 +132,8 @@ class DecoderRecipe(Recipe):
         """How a training step's text is laid out."""
         return (
             f"It read rows of {self.row_length} tokens, two or three sentences each. In {self.masked_share:.0%} of "
-            "them whatever followed a subject could attend to its last token only, during training; the model itself is an "
-            "ordinary one."
+            "them whatever followed a subject could attend to its last token only, during training; the model itself "
+            "is an ordinary one."
         )
 
     def limits(self) -> tuple[str, ...]:

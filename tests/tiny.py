@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
 
 from palimpsest import EditableModel, EditRequest, load
 
@@ -33,6 +33,8 @@ FAMILIES = (
     "falcon-grouped",
     "falcon-multi-head",
 )
+
+ENCODER_DECODERS = ("t5", "t5-gated", "bart")
 
 FACTS = (
     ("The capital of France is", "France", "Paris", "Lyon"),
@@ -62,6 +64,26 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+@cache
+def closing_tokenizer() -> PreTrainedTokenizerFast:
+    """Words with a marker in front, as sentencepiece has them, and every text closed with an end token, as T5's are."""
+    text = [f"{prompt} {old}. {new}." for prompt, _, old, new in FACTS] * 4
+    text += ["Who wrote it? It was written long ago by people who lived in Rome, Oslo, Lima and Vienna."] * 2
+    core = Tokenizer(models.BPE(unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()])
+    core.decoder = decoders.Metaspace()
+    special = ["<pad>", "</s>", "<unk>"]
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=special, show_progress=False)
+    core.train_from_iterator(text, trainer)
+    core.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+
+
+def tokenizer_of(family: str) -> PreTrainedTokenizerFast:
+    """The tokenizer that the tiny models of a family go with."""
+    return closing_tokenizer() if family in ENCODER_DECODERS else tokenizer()
+
+
 def tiny_config(family: str, *, layers: int = 3) -> Any:
     """A small config: width 32, 4 heads, 384 tokens. Heads are tied where the family's published models tie them."""
     common: dict[str, Any] = {
@@ -83,7 +105,22 @@ def tiny_config(family: str, *, layers: int = 3) -> Any:
     gemma_like = {**llama_like, "head_dim": 8, "tie_word_embeddings": True}
     gpt_like = {**common, "n_embd": 32, "n_layer": layers, "n_head": 4, "n_positions": 128}
     falcon_like = {**common, "hidden_size": 32, "num_hidden_layers": layers, "num_attention_heads": 4}
+    # One layer less in the encoder, so that the two are never mistaken for each other.
+    t5_like = {
+        "vocab_size": len(closing_tokenizer()), "d_model": 32, "d_ff": 48, "d_kv": 8, "num_heads": 4,
+        "num_layers": layers - 1, "num_decoder_layers": layers, "relative_attention_num_buckets": 8,
+        "relative_attention_max_distance": 16, "decoder_start_token_id": 0,
+    }  # fmt: skip
+    bart_like = {
+        "vocab_size": len(closing_tokenizer()), "d_model": 32, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48,
+        "encoder_layers": layers - 1, "decoder_layers": layers, "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4, "max_position_embeddings": 128, "pad_token_id": 0, "bos_token_id": 0,
+        "eos_token_id": 1, "decoder_start_token_id": 1, "forced_eos_token_id": None,
+    }  # fmt: skip
     options: dict[str, dict[str, Any]] = {
+        "t5": {**t5_like, "feed_forward_proj": "relu"},
+        "t5-gated": {**t5_like, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+        "bart": bart_like,
         "gpt2": gpt_like,
         "gptj": {**gpt_like, "rotary_dim": 4, "tie_word_embeddings": False},
         "qwen3": {**llama_like, "head_dim": 8},
@@ -105,23 +142,35 @@ def tiny_module(family: str, *, seed: int = 0, layers: int = 3) -> Any:
     """A random transformers model of the family's own class; see `tiny_config`."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(tiny_config(family, layers=layers), dtype=torch.float32)
+        kind = AutoModelForSeq2SeqLM if family in ENCODER_DECODERS else AutoModelForCausalLM
+        model = kind.from_config(tiny_config(family, layers=layers), dtype=torch.float32)
+        if family == "t5-gated":
+            # The published models have a head of their own, which transformers builds tied.
+            model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight))
         # The usual small initial deviation makes a model whose answers hardly depend on its input.
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 torch.nn.init.normal_(parameter, std=0.3)
+        if family == "bart":
+            # A norm behind every layer drowns what a layer has read in what large weights have made of it.
+            for name, parameter in model.named_parameters():
+                if parameter.ndim > 1 and "layers" in name:
+                    torch.nn.init.normal_(parameter, std=0.15)
+        if getattr(model.config, "scale_decoder_outputs", False):
+            # What the family's first version divides its logits by, its published embeddings make up for.
+            torch.nn.init.normal_(model.shared.weight, std=0.3 * model.config.d_model**0.5)
     return model.eval()
 
 
 def tiny_model(family: str = "gptj", *, dtype: torch.dtype = torch.float32, seed: int = 0) -> EditableModel:
     """A fresh editable model; tests may do with it what they like."""
-    return load(tiny_module(family, seed=seed).to(dtype), tokenizer())
+    return load(tiny_module(family, seed=seed).to(dtype), tokenizer_of(family))
 
 
 def tiny_folder(path: Path, family: str = "gptj", *, seed: int = 0) -> Path:
     """Writes a tiny model and its tokenizer as a Hugging Face folder."""
     tiny_module(family, seed=seed).save_pretrained(path)
-    tokenizer().save_pretrained(path)
+    tokenizer_of(family).save_pretrained(path)
     return path
 
 

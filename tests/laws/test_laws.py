@@ -47,6 +47,8 @@ MORE_FAMILIES = ("gpt_neox", "opt", "gemma2", "falcon")
 CELLS = [(name, family, dtype) for name in TABLE for family in FAMILIES for dtype in DTYPES] + [
     (name, family, torch.float32) for name in ("ft-l", "locft", "lora") for family in MORE_FAMILIES
 ]
+CELLS += [(name, family, torch.float32) for name in TABLE for family in ("t5-gated", "bart")]
+CELLS += [(name, "t5", torch.bfloat16) for name in ("ft", "lora")]
 
 
 def make(name, **more):

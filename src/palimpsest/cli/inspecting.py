@@ -43,7 +43,7 @@ def _methods() -> list[dict[str, Any]]:
 
 
 def _models() -> list[dict[str, Any]]:
-    from palimpsest.models.families import FAMILIES
+    from palimpsest.models.architecture import architectures
 
     bundled = [{"name": "world", "kind": "bundled", "summary": "a small decoder that knows a small world"}]
     families = [
@@ -53,7 +53,7 @@ def _models() -> list[dict[str, Any]]:
             "summary": f"any hub id or folder of type {', '.join(family.model_types)}"
             + "".join(f", {name} = {value}" for name, value in family.when.items()),
         }
-        for family in FAMILIES
+        for family in architectures()
     ]
     return bundled + families
 
@@ -119,6 +119,7 @@ def examine(model: EditableModel) -> dict[str, Any]:
         "model_type": module.config.model_type,
         "family": model.sites.architecture.name,
         "layers": model.num_layers,
+        "encoder_layers": model.sites.num_encoder_layers or None,
         "width": model.sites.d_model,
         "context_length": model.context_length,
         "parameters": sum(parameter.numel() for parameter in parameters),
@@ -134,10 +135,11 @@ def examine(model: EditableModel) -> dict[str, Any]:
 def _sites(model: EditableModel) -> list[dict[str, Any]]:
     sites = model.sites
     rows = []
-    for name, part in sites.architecture.sites.items():
-        module = sites.module(name, 0)
+    for name in sites.names():
+        module, part = sites.module(name, 0), sites.part(name)
         weight = getattr(module, "weight", None)
-        path = ".".join(piece for piece in (sites.architecture.blocks, "{layer}", part.path) if piece)
+        blocks = sites.architecture.stacks[sites.locate(name)[0]].blocks
+        path = ".".join(piece for piece in (blocks, "{layer}", part.path) if piece)
         rows.append(
             {
                 "site": name,
@@ -163,6 +165,7 @@ def _tokenizer(model: EditableModel) -> dict[str, Any]:
         "gives_offsets": bool(tokenizer.is_fast),
         "leading_space_matters": bare != spaced,
         "adds_start_token": len(with_special) > len(bare) and with_special[0] != bare[0],
+        "adds_end_token": len(with_special) > len(bare) and with_special[-1] != bare[-1],
         "pad_token": tokenizer.pad_token,
         "eos_token": tokenizer.eos_token,
     }
@@ -197,8 +200,9 @@ def _usable_methods(model: EditableModel) -> list[dict[str, Any]]:
 
 def _show(result: dict[str, Any]) -> None:
     dtypes = ", ".join(result["dtypes"])
+    encoder = f"{result['encoder_layers']} encoder layers and " if result["encoder_layers"] else ""
     terminal.say(
-        f"{result['model']}: {result['class']}, family {result['family']}, {result['layers']} layers of width "
+        f"{result['model']}: {result['class']}, family {result['family']}, {encoder}{result['layers']} layers of width "
         f"{result['width']}, {result['parameters']:,} parameters, {dtypes}, on {result['device']}"
     )
     terminal.say(f"context length: {result['context_length'] or 'no fixed limit'}")
@@ -210,6 +214,7 @@ def _show(result: dict[str, Any]) -> None:
         f"{'gives' if facts['gives_offsets'] else 'does NOT give'} character offsets, leading spaces "
         f"{'matter' if facts['leading_space_matters'] else 'do not matter'}, "
         f"{'puts a start token in front' if facts['adds_start_token'] else 'no start token'}, "
+        f"{'closes texts with an end token' if facts['adds_end_token'] else 'no end token'}, "
         f"pad token {facts['pad_token'] or 'none (end of sequence is used, always masked)'}"
     )
     sites = [

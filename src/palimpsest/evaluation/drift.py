@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from palimpsest.models import tokens
+from palimpsest.models.tokens import Encoded, by_length, encode, encode_apart
 
 if TYPE_CHECKING:
     from palimpsest.models.editable import EditableModel
@@ -26,36 +26,51 @@ def neutral_sentences(texts: Sequence[str]) -> list[str]:
 def perplexity(model: EditableModel, texts: Sequence[str], *, forward_batch_size: int = 64) -> float | None:
     """The exponential of the mean negative log-likelihood over all predicted tokens of all texts.
 
-    A text's first token is given, not predicted. Texts longer than the context are cut. Logits are computed
-    only where a token is predicted.
+    A text's first token is given, not predicted. An encoder-decoder is given the first half of a text and predicts
+    the second. Texts longer than the context are cut. Logits are computed only where a token is predicted.
 
     Returns `None` when there is nothing to predict, or the model's numbers are not finite.
     """
-    limit = model.context_length
-    rows = [tokens.encode(model.tokenizer, text).ids[:limit] for text in texts]
-    rows = [row for row in rows if len(row) > 1]
+    coded = [_halves(model, text) if model.is_encoder_decoder else _after_the_first(model, text) for text in texts]
+    rows = [row for row in coded if row is not None and row.target_ids]
     if not rows:
         return None
     vocabulary = int(model.module.get_input_embeddings().weight.shape[0])
     longest = max(map(len, rows))
     size = max(1, min(forward_batch_size, _MAX_LOGITS // (vocabulary * longest)))
     total, count = 0.0, 0
-    for chunk in tokens.by_length([len(row) for row in rows], size):
+    for chunk in by_length([len(row) for row in rows], size):
         part = [rows[index] for index in chunk]
         total += _negative_log_likelihood(model, part)
-        count += sum(len(row) - 1 for row in part)
+        count += sum(len(row.target_ids) for row in part)
     mean = total / count
     # Beyond this the exponential overflows; a model that far off has no perplexity worth a number.
     return math.exp(mean) if math.isfinite(mean) and mean < 700 else None
 
 
+def _after_the_first(model: EditableModel, text: str) -> Encoded:
+    ids = encode(model.tokenizer, text).ids[: model.context_length]
+    return Encoded(ids[:1], ids[1:])
+
+
+def _halves(model: EditableModel, text: str) -> Encoded | None:
+    """The first half of a text and the second, parted at a space where there is one; `None` for a single letter."""
+    text = text.strip()
+    if len(text) < 2:
+        return None
+    middle = len(text) // 2
+    behind, before = text.find(" ", middle), text.rfind(" ")
+    cut = behind if behind > 0 else before if before > 0 else middle
+    first, second = text[:cut].rstrip(), text[cut:].lstrip()
+    row, limit = encode_apart(model.tokenizer, first, second), model.context_length
+    return Encoded(row.prompt_ids[:limit], row.target_ids[:limit])
+
+
 @torch.no_grad()
-def _negative_log_likelihood(model: EditableModel, rows: Sequence[tuple[int, ...]]) -> float:
+def _negative_log_likelihood(model: EditableModel, encoded: Sequence[Encoded]) -> float:
     """Summed over the predicted tokens of a few rows, in nats."""
-    batch = model.batch(rows)
-    places = [(row, column) for row, ids in enumerate(rows) for column in range(len(ids) - 1)]
-    where = torch.tensor(places, device=model.device)
-    labels = torch.tensor([token for ids in rows for token in ids[1:]], device=model.device)
-    logits = model.logits_at(batch, where[:, 0], where[:, 1]).float()
+    batch = model.batch(encoded)
+    rows, columns, labels = model.answer_places(encoded, batch)
+    logits = model.logits_at(batch, rows, columns).float()
     picked = logits.gather(-1, labels[:, None])[:, 0]
     return float((logits.logsumexp(-1) - picked).double().sum())

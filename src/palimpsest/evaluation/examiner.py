@@ -180,8 +180,7 @@ class Examiner:
             length = len(self.model.encode(prompt, target))
         except DataError as error:
             return error.problem
-        limit = self.model.context_length
-        if target is None and limit is not None and length + self._max_new_tokens > limit:
+        if target is None and self.model.room_after(length) < self._max_new_tokens:
             return "The prompt leaves no room for an answer in the model's context."
         return None
 

@@ -50,6 +50,8 @@ class Specification(BaseModel):
     scorings: list[str]
     max_new_tokens: int
     neutral_text_fingerprint: str | None = None
+    perplexity_of: Literal["whole texts", "second halves"] = "whole texts"
+    """What of the neutral texts is predicted; an encoder-decoder is given their first halves."""
     versions: dict[str, str]
     hardware: dict[str, Any]
     created: str

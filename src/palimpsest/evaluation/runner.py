@@ -98,6 +98,7 @@ def evaluate(
         scorings=list(scorings),
         max_new_tokens=max_new_tokens,
         neutral_text_fingerprint=digest(sentences) if sentences else None,
+        perplexity_of="second halves" if model.is_encoder_decoder else "whole texts",
         versions=versions(),
         hardware=hardware(),
         created=now(),
@@ -180,6 +181,8 @@ def _record(
     seconds = _seconds(units)
     failures = [failure for unit in units for failure in unit.failed_edits]
     perplexity, notes = _perplexity(units, sentences)
+    if perplexity["before"] is not None and specification.perplexity_of == "second halves":
+        notes.append("Perplexity is that of each neutral text's second half, with the first half given to the encoder.")
     if failures:
         count = sum(len(failure.edit_ids) for failure in failures)
         notes.append(f"{count} edit(s) could not be made; their probes count as failed and are in no mean.")

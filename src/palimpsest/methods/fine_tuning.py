@@ -29,7 +29,7 @@ class FineTuningConfig(FinetuneOptions, MethodConfig):
     """Options of `ft`, `ft-l` and `locft`."""
 
     parameters: str = "all"
-    """`all`, or a site such as `mlp.down` whose weights alone are trained."""
+    """`all`, or a site such as `mlp.down` (or `encoder.mlp.down`) whose weights alone are trained."""
     layers: list[int] | Literal["all", "auto"] = "all"
     """Layers of that site; negative numbers count from the last. `auto` is one layer at 0.69 of the depth."""
     constraint: Literal["none", "linf", "l2"] = "none"
@@ -65,7 +65,7 @@ class FineTuning(Method[FineTuningConfig]):
         if config.parameters == "all":
             names = model.weights.names()
         else:
-            layers = layer_numbers(config.layers, model.num_layers)
+            layers = layer_numbers(config.layers, model.sites.layers_of(config.parameters))
             names = [model.sites.parameter_name(config.parameters, layer) for layer in layers]
             run.diagnostics.facts["layers"] = layers
         with (

@@ -32,8 +32,8 @@ class LoraConfig(FinetuneOptions, MethodConfig):
     """Inner width r of the factors."""
     alpha: float = Field(default=16.0, gt=0)
     """The update is alpha / rank times the product of the factors."""
-    sites: list[str] = ["attn.q", "attn.v"]
-    """Which projections get an adapter. Where a family fuses them, the fused projection gets one as a whole."""
+    sites: list[str] | Literal["auto"] = "auto"
+    """Which projections get an adapter; a fused one gets it as a whole. `auto`: queries and values, all attentions'."""
     layers: list[int] | Literal["all", "auto"] = "all"
     """Layers of these sites; negative numbers count from the last. `auto` is one layer at 0.69 of the depth."""
 
@@ -50,8 +50,11 @@ class Lora(Method[LoraConfig]):
     ) -> WeightPatch:
         if not config.sites:
             raise ConfigError("LoRA has nothing to adapt.", expected="at least one site", where="option sites")
-        layers = layer_numbers(config.layers, model.num_layers)
-        names = {model.sites.parameter_name(site, layer): None for site in config.sites for layer in layers}
+        sites = config.sites
+        if sites == "auto":
+            sites = [site for site in model.sites.names() if site.endswith((".q", ".v"))]
+        layers = {site: layer_numbers(config.layers, model.sites.layers_of(site)) for site in sites}
+        names = {model.sites.parameter_name(site, layer): None for site in layers for layer in layers[site]}
         modules = [name.removesuffix(".weight") for name in names]
         with (
             run.clock.stage("training"),
@@ -59,5 +62,6 @@ class Lora(Method[LoraConfig]):
         ):
             result = finetune(model, requests, adapters, config, seed=config.seed, progress=run.progress)
             patch = WeightPatch(adapters.deltas(), Manifest(label=self.name))
+        run.diagnostics.facts["sites"] = list(layers)
         run.record_training(result, patch)
         return patch

@@ -10,57 +10,103 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from palimpsest.errors import ModelError, unknown_name
+from palimpsest.errors import ConfigError, ModelError, unknown_name
+from palimpsest.models.encoder_decoders import ENCODER_DECODERS
 from palimpsest.models.families import EXPERT_FIELDS, FAMILIES, SITE_NAMES, Architecture, Part
 from palimpsest.models.hooks import first_input, first_tensor
 from palimpsest.models.linear import LINEAR_TYPES, cut_output, features, has_plain_weight, is_linear, qualified_name
 
 WEIGHT_SITES = tuple(name for name in SITE_NAMES if "." in name)
+# What these write is added to the residual stream; the other sites with a weight read from it.
+_WRITING_SITES = ("mlp.down", "attn.out", "cross.out")
 
 
 @dataclass(frozen=True)
 class Sites:
     """An architecture bound to one model: every path has been found, and seen to carry what the row says.
 
+    On an encoder-decoder a site belongs to one of the two stacks: `encoder.mlp.down`, `decoder.mlp.down`. A name
+    without a stack means the decoder's, so that what is written for decoders alone goes on to work.
+
     Arguments:
         architecture: the row.
         model: the module the paths start at.
-        num_layers: number of blocks.
+        num_layers: number of blocks, of the decoder where there is an encoder too.
         d_model: width of the residual stream.
+        num_encoder_layers: number of the encoder's blocks.
     """
 
     architecture: Architecture
     model: nn.Module
     num_layers: int
     d_model: int
+    num_encoder_layers: int = 0
+
+    def names(self) -> list[str]:
+        """All sites inside blocks; with their stack in front where there are two."""
+        stacks = self.architecture.stacks
+        if len(stacks) == 1:
+            return list(self.architecture.sites)
+        return [f"{stack}.{site}" for stack, parts in stacks.items() for site in parts.sites]
+
+    def locate(self, site: str) -> tuple[str, str]:
+        """(stack, site inside it): `encoder.mlp.down` is ("encoder", "mlp.down"), `mlp.down` the decoder's.
+
+        Raises `ConfigError` for a site of an encoder where there is none.
+        """
+        stack, _, inside = site.partition(".")
+        if stack not in ("encoder", "decoder"):
+            return "decoder", site
+        if stack not in self.architecture.stacks:
+            raise ConfigError(
+                "The model has no encoder.",
+                expected="a site of a decoder",
+                found=repr(site),
+                where=f"family {self.architecture.name!r}",
+                remedy=f"name the decoder's site: {inside}",
+            )
+        return stack, inside
+
+    def layers_of(self, site: str) -> int:
+        """Number of layers of the stack that a site belongs to."""
+        return self.num_encoder_layers if self.locate(site)[0] == "encoder" else self.num_layers
 
     def module(self, site: str, layer: int | None = None) -> nn.Module:
         """The module of a site. `embed`, `final_norm` and `unembed` take no layer.
 
-        Raises `ConfigError` for an unknown site, `ModelError` for a layer out of range.
+        Raises `ConfigError` for an unknown site, `ModelError` for a layer out of range, or for the `final_norm` of a
+        model without one.
         """
-        row = self.architecture
-        if site in ("embed", "final_norm", "unembed"):
-            return self.model.get_submodule(getattr(row, site))
-        part = self.part(site)
-        if layer is None or not 0 <= layer < self.num_layers:
+        stack, inside = self.locate(site)
+        if site == "unembed":
+            return self.model.get_submodule(self.architecture.unembed)
+        if inside in ("embed", "final_norm"):
+            return self.model.get_submodule(self._outside(stack, inside))
+        part, count = self.part(site), self.layers_of(site)
+        if layer is None or not 0 <= layer < count:
             raise ModelError(
                 "A layer is out of range.",
-                expected=f"0 to {self.num_layers - 1}",
+                expected=f"0 to {count - 1}",
                 found=str(layer),
-                where=f"site {site!r} of a model with {self.num_layers} layers",
+                where=f"site {site!r} of a model with {count} layers",
             )
-        return self.model.get_submodule(_join(row.blocks, str(layer), part.path))
+        return self.model.get_submodule(_join(self.architecture.stacks[stack].blocks, str(layer), part.path))
 
     def part(self, site: str) -> Part:
         """Where a site lies inside a block. Raises `ConfigError` for an unknown one."""
-        if site not in self.architecture.sites:
-            raise unknown_name("site", site, self.architecture.sites, where=f"family {self.architecture.name!r}")
-        return self.architecture.sites[site]
+        stack, inside = self.locate(site)
+        sites = self.architecture.stacks[stack].sites
+        if inside not in sites:
+            raise unknown_name("site", site, self.names(), where=f"family {self.architecture.name!r}")
+        return sites[inside]
 
-    def block(self, layer: int) -> nn.Module:
+    def has_weight(self, site: str) -> bool:
+        """Whether a site is a layer with a weight, rather than a place that several of them write to."""
+        return self.locate(site)[1] in WEIGHT_SITES
+
+    def block(self, layer: int, stack: str = "decoder") -> nn.Module:
         """A whole block."""
-        return self.model.get_submodule(_join(self.architecture.blocks, str(layer)))
+        return self.model.get_submodule(_join(self.architecture.stacks[stack].blocks, str(layer)))
 
     def is_linear(self, module: nn.Module) -> bool:
         """Whether a module is a linear layer with a plain weight, by this family's types."""
@@ -87,16 +133,29 @@ class Sites:
         Raises `ConfigError` for a site that has no weight of its own, and as `module` does.
         """
         self.module(site, layer)
-        if site not in WEIGHT_SITES:
-            known = [name for name in self.architecture.sites if name in WEIGHT_SITES]
+        if not self.has_weight(site):
+            known = [name for name in self.names() if self.has_weight(name)]
             raise unknown_name("site with a weight", site, known, where=f"family {self.architecture.name!r}")
-        return _join(self.architecture.blocks, str(layer), self.part(site).path, kind)
+        blocks = self.architecture.stacks[self.locate(site)[0]].blocks
+        return _join(blocks, str(layer), self.part(site).path, kind)
+
+    def _outside(self, stack: str, name: str) -> str:
+        """Path of a stack's embedding or final norm."""
+        path: str | None = getattr(self.architecture.stacks[stack], name)
+        if path is None:
+            raise ModelError(
+                "The model has no norm of its own before its head.",
+                expected="a family with a final norm",
+                found=f"family {self.architecture.name!r}, whose last block ends with a norm",
+                where=f"site {name} of the {stack}",
+            )
+        return path
 
 
 def architectures() -> tuple[Architecture, ...]:
     """The built-in rows, then those that entry points of the group `palimpsest.architectures` add."""
     added = tuple(point.load() for point in entry_points(group="palimpsest.architectures"))
-    return FAMILIES + added
+    return FAMILIES + ENCODER_DECODERS + added
 
 
 def resolve(model: nn.Module, architecture: Architecture | None = None) -> Sites:
@@ -106,21 +165,34 @@ def resolve(model: nn.Module, architecture: Architecture | None = None) -> Sites
     """
     config: Any = model.config
     row = architecture or _row_for(config)
-    blocks = _submodule(model, row.blocks, row, "blocks")
-    if not isinstance(blocks, nn.ModuleList) or len(blocks) == 0:
-        raise _mismatch(row, "blocks", f"{row.blocks!r} is a {type(blocks).__name__}, not a list of blocks")
+    has_encoder = bool(getattr(config, "is_encoder_decoder", False))
+    if has_encoder is not (row.encoder is not None):
+        raise _mismatch(row, "encoder", f"config.is_encoder_decoder = {has_encoder}")
+    counts = {name: _count_blocks(model, row, name) for name in row.stacks}
     embed = _submodule(model, row.embed, row, "embed")
-    for site in ("final_norm", "unembed"):
-        _submodule(model, getattr(row, site), row, site)
-    sites = Sites(row, model, len(blocks), int(_weight(embed).shape[1]))
-    for site in row.sites:
-        for layer in range(sites.num_layers):
-            module = _submodule(model, _join(row.blocks, str(layer), row.sites[site].path), row, site)
-            if site in WEIGHT_SITES and not sites.is_linear(module):
+    _submodule(model, row.unembed, row, "unembed")
+    sites = Sites(row, model, counts["decoder"], int(_weight(embed).shape[1]), counts.get("encoder", 0))
+    for site in sites.names():
+        for layer in range(sites.layers_of(site)):
+            path = _join(row.stacks[sites.locate(site)[0]].blocks, str(layer), sites.part(site).path)
+            module = _submodule(model, path, row, site)
+            if sites.has_weight(site) and not sites.is_linear(module):
                 raise _not_editable(sites, site, layer, module)
     _verify_slices(sites)
     _verify(sites)
     return sites
+
+
+def _count_blocks(model: nn.Module, row: Architecture, name: str) -> int:
+    """Number of blocks of a stack, whose other parts are there too."""
+    stack, label = row.stacks[name], "" if row.encoder is None else f"{name}."
+    blocks = _submodule(model, stack.blocks, row, f"{label}blocks")
+    if not isinstance(blocks, nn.ModuleList) or len(blocks) == 0:
+        raise _mismatch(row, f"{label}blocks", f"{stack.blocks!r} is a {type(blocks).__name__}, not a list of blocks")
+    _submodule(model, stack.embed, row, f"{label}embed")
+    if stack.final_norm is not None:
+        _submodule(model, stack.final_norm, row, f"{label}final_norm")
+    return len(blocks)
 
 
 def _row_for(config: Any) -> Architecture:
@@ -193,8 +265,8 @@ def _verify(sites: Sites) -> None:
     """Runs three tokens and checks the width of what every site of every layer reads and writes."""
     seen: dict[tuple[str, int], tuple[int, int]] = {}
     handles = []
-    for site in sites.architecture.sites:
-        for layer in range(sites.num_layers):
+    for site in sites.names():
+        for layer in range(sites.layers_of(site)):
 
             def record(
                 _module: nn.Module,
@@ -211,7 +283,8 @@ def _verify(sites: Sites) -> None:
     try:
         with torch.no_grad():
             ids = torch.arange(3, device=device)[None]
-            sites.model(input_ids=ids, attention_mask=torch.ones_like(ids))
+            decoder = {} if sites.architecture.encoder is None else {"decoder_input_ids": ids[:, :2]}
+            sites.model(input_ids=ids, attention_mask=torch.ones_like(ids), **decoder)
     finally:
         for handle in handles:
             handle.remove()
@@ -226,7 +299,8 @@ def _verify(sites: Sites) -> None:
 
 def _verify_slices(sites: Sites) -> None:
     """Checks that the slices of a fused projection come out in whole numbers of features."""
-    for site, part in sites.architecture.sites.items():
+    for site in sites.names():
+        part = sites.part(site)
         if not part.is_slice:
             continue
         width = features(sites.module(site, 0))[0]
@@ -242,15 +316,15 @@ def _verify_slices(sites: Sites) -> None:
 
 def _expected_widths(sites: Sites) -> dict[tuple[str, int], tuple[int, int]]:
     expected = {}
-    for site in sites.architecture.sites:
-        for layer in range(sites.num_layers):
-            if site in WEIGHT_SITES:
+    for site in sites.names():
+        is_writing = sites.locate(site)[1] in _WRITING_SITES
+        for layer in range(sites.layers_of(site)):
+            if sites.has_weight(site):
                 out_features, in_features = features(sites.module(site, layer))
                 # What writes into the residual stream must have its width; what reads from it likewise.
-                writes, reads = site in ("mlp.down", "attn.out"), site not in ("mlp.down", "attn.out")
                 expected[site, layer] = (
-                    sites.d_model if reads else in_features,
-                    sites.d_model if writes else out_features,
+                    in_features if is_writing else sites.d_model,
+                    sites.d_model if is_writing else out_features,
                 )
             else:
                 expected[site, layer] = (sites.d_model, sites.d_model)

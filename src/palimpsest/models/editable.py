@@ -6,7 +6,7 @@ import inspect
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
@@ -16,7 +16,7 @@ from palimpsest.errors import DataError, ModelError
 from palimpsest.models import tokens
 from palimpsest.models.architecture import Sites, resolve
 from palimpsest.models.families import Architecture
-from palimpsest.models.generation import continuations
+from palimpsest.models.generation import continuations, start_id
 from palimpsest.models.hooks import Change, Point, captured, intervened
 from palimpsest.models.tokens import Batch, Encoded, PaddingSide
 from palimpsest.models.weights import WeightStack
@@ -61,7 +61,7 @@ class EditableModel:
     """A transformers model and its tokenizer, with verified sites.
 
     Arguments:
-        model: a decoder with a language-model head.
+        model: a decoder, or an encoder-decoder, with a language-model head.
         tokenizer: its tokenizer; neither it nor the model's config is ever changed.
         name: what to call it in records.
         architecture: a row for a family outside the site table.
@@ -77,6 +77,8 @@ class EditableModel:
         self.name = name
         self._check_vocabulary()
         self.sites: Sites = resolve(self.module, architecture)
+        self.is_encoder_decoder: bool = self.sites.architecture.encoder is not None
+        self._decoder_start = start_id(self.module) if self.is_encoder_decoder else None
         self.weights = WeightStack(self.module)
         accepted = inspect.signature(self.module.forward).parameters
         self.takes_positions = "position_ids" in accepted
@@ -85,6 +87,7 @@ class EditableModel:
 
     @property
     def num_layers(self) -> int:
+        """Number of blocks; the decoder's where there is an encoder too."""
         return self.sites.num_layers
 
     @property
@@ -99,25 +102,46 @@ class EditableModel:
 
     def encode(self, prompt: str, target: str | None = None) -> Encoded:
         """Ids of a prompt, and of a target after it. Raises `DataError` when they do not fit the context."""
-        encoded = tokens.encode(self.tokenizer, prompt, target)
+        if self.is_encoder_decoder:
+            encoded = tokens.encode_apart(self.tokenizer, prompt, target)
+            length, counted = max(len(encoded.prompt_ids), len(encoded.target_ids)), " each for prompt and target"
+        else:
+            encoded = tokens.encode(self.tokenizer, prompt, target)
+            length, counted = len(encoded), ", the target included"
         limit = self.context_length
-        if limit is not None and len(encoded) > limit:
+        if limit is not None and length > limit:
             raise DataError(
                 "A prompt is longer than the model's context.",
-                expected=f"at most {limit} tokens, the target included",
-                found=f"{len(encoded)} tokens",
+                expected=f"at most {limit} tokens{counted}",
+                found=f"{length} tokens",
                 where=f"prompt {prompt[:60]!r}",
             )
         return encoded
 
-    def batch(self, rows: Sequence[Sequence[int]], *, side: PaddingSide = "right") -> Batch:
-        """Rows of ids, padded, on the model's device."""
-        return tokens.pad(rows, pad_id=tokens.pad_id(self.tokenizer), side=side, device=self.device)
+    def batch(self, rows: Sequence[Encoded | Sequence[int]], *, side: PaddingSide = "right") -> Batch:
+        """Encoded rows, or plain ids of prompts, padded, on the model's device.
+
+        An encoder-decoder's decoder reads its start token and then the target, shifted right: in each place the
+        tokens before it, never the one that is to be predicted. Both its halves are padded on the right whatever the
+        side: some families count positions from the first column and take no others.
+        """
+        encoded = [row if isinstance(row, Encoded) else Encoded(tuple(row)) for row in rows]
+        if self._decoder_start is None:
+            return self._pad([row.ids for row in encoded], side)
+        decoder = self._pad([(self._decoder_start, *row.target_ids[:-1]) for row in encoded], "right")
+        return replace(self._pad([row.prompt_ids for row in encoded], "right"), decoder=decoder)
 
     @property
     def context_length(self) -> int | None:
         limit = getattr(self.module.config, "max_position_embeddings", None)
         return None if limit is None else int(limit)
+
+    def room_after(self, length: int) -> int:
+        """How many tokens of an answer fit after a prompt of that many; an encoder's prompt takes none of the room."""
+        limit = self.context_length
+        if limit is None:
+            return sys.maxsize
+        return limit if self.is_encoder_decoder else limit - length
 
     # The forward path
 
@@ -131,7 +155,7 @@ class EditableModel:
         Arguments:
             batch: the padded rows.
             rows: (places,), row of each place.
-            columns: (places,), its column.
+            columns: (places,), its column; the decoder's where there is an encoder too.
         """
         if self._head_is_separable:
             hidden = self.module.base_model(**self._inputs(batch)).last_hidden_state
@@ -157,10 +181,14 @@ class EditableModel:
         return [score for score in scores if score is not None]
 
     def answer_places(self, encoded: Sequence[Encoded], batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Where the target tokens of each row are predicted: (rows, columns, target ids), each (places,)."""
+        """Where the target tokens of each row are predicted: (rows, columns, target ids), each (places,).
+
+        Columns are those of what the decoder reads: prompt and target, or, behind an encoder, the target alone.
+        """
         rows, columns, labels = [], [], []
         for index, row in enumerate(encoded):
-            first = int(batch.starts[index]) + len(row.prompt_ids) - 1
+            before = len(row.prompt_ids) - 1 if batch.decoder is None else 0
+            first = int((batch.decoder or batch).starts[index]) + before
             for offset, label in enumerate(row.target_ids):
                 rows.append(index)
                 columns.append(first + offset)
@@ -198,7 +226,7 @@ class EditableModel:
         found = [""] * len(texts)
         with torch.no_grad():
             for chunk in tokens.by_length([len(row) for row in encoded], forward_batch_size):
-                batch = self.batch([encoded[i].ids for i in chunk], side="left")
+                batch = self.batch([encoded[i] for i in chunk], side="left")
                 room = self._room_for_answers(batch.input_ids.shape[1], texts[chunk[0]])
                 produced = continuations(self, batch, max_new_tokens=min(max_new_tokens, room))
                 for index, text in zip(chunk, produced, strict=True):
@@ -210,8 +238,11 @@ class EditableModel:
     def capture(
         self, prompts: Sequence[str], points: list[Point], *, side: PaddingSide = "right"
     ) -> tuple[Batch, dict[Point, Tensor]]:
-        """The tensors, (rows, tokens, width), that flow through the points for a batch of prompts."""
-        batch = self.batch([self.encode(prompt).ids for prompt in prompts], side=side)
+        """The tensors, (rows, tokens, width), that flow through the points for a batch of prompts.
+
+        An encoder-decoder's decoder has read its start token alone.
+        """
+        batch = self.batch([self.encode(prompt) for prompt in prompts], side=side)
         with torch.no_grad(), captured(self.sites, points) as found:
             self.forward(batch)
         return batch, found
@@ -244,27 +275,31 @@ class EditableModel:
 
     def _room_for_answers(self, width: int, longest: str) -> int:
         """Tokens that fit behind the longest prompt of a batch. Raises `DataError` when none does."""
-        limit = self.context_length
-        if limit is None:
-            return sys.maxsize
-        if limit <= width:
+        room = self.room_after(width)
+        if room < 1:
             raise DataError(
                 "A prompt leaves no room for an answer.",
-                expected=f"fewer than {limit} tokens, the model's context",
+                expected=f"fewer than {self.context_length} tokens, the model's context",
                 found=f"{width} tokens",
                 where=f"prompt {longest[:60]!r}",
             )
-        return limit - width
+        return room
+
+    def _pad(self, rows: Sequence[Sequence[int]], side: PaddingSide) -> Batch:
+        return tokens.pad(rows, pad_id=tokens.pad_id(self.tokenizer), side=side, device=self.device)
 
     def _inputs(self, batch: Batch) -> dict[str, Tensor]:
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         if self.takes_positions:
             inputs["position_ids"] = batch.position_ids
+        if batch.decoder is not None:
+            inputs["decoder_input_ids"] = batch.decoder.input_ids
+            inputs["decoder_attention_mask"] = batch.decoder.attention_mask
         return inputs
 
     @torch.no_grad()
     def _score_chunk(self, encoded: Sequence[Encoded], side: PaddingSide) -> list[TargetScore]:
-        batch = self.batch([row.ids for row in encoded], side=side)
+        batch = self.batch(encoded, side=side)
         rows, columns, labels = self.answer_places(encoded, batch)
         logits = self.logits_at(batch, rows, columns).float()
         picked = logits.gather(-1, labels[:, None])[:, 0] - logits.logsumexp(-1)

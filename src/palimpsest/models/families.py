@@ -1,4 +1,4 @@
-"""Where each model family keeps its parts. Data only: one row a layout, nothing computed.
+"""Where each decoder family keeps its parts. Data only: one row a layout, nothing computed.
 
 Paths inside a block are relative to the block; the others start at the model. `Part(path, index, of)` is a slice of
 a fused projection, cut along its output features.
@@ -39,15 +39,25 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Stack:
+    """One stack of blocks, an encoder or a decoder; the fields are those of `Architecture`."""
+
+    blocks: str
+    embed: str
+    final_norm: str | None
+    sites: Mapping[str, Part]
+
+
+@dataclass(frozen=True)
 class Architecture:
-    """One row of the site table.
+    """One row of the site table. Of an encoder-decoder its fields say where the decoder keeps its parts.
 
     Arguments:
         name: the family's name.
         model_types: values of `config.model_type` that this row is for.
         blocks: path of the list of blocks.
         embed: path of the token embedding.
-        final_norm: path of the norm before the head.
+        final_norm: path of the norm before the head; `None` where the last block's own norm is the last.
         unembed: path of the head.
         sites: site name to its place in a block. A site that the family does not have as a module is left out.
         when: config fields and the values they must have for this row; for model types of several layouts.
@@ -55,6 +65,7 @@ class Architecture:
             norm stands in between: there, a change of the MLP's output is not the same change of the block's.
         linear_types: qualified names of subclasses of `nn.Linear` that hold a plain weight, to be taken as one. Other
             subclasses are refused: most of them are quantised layers or adapters.
+        encoder: the encoder of an encoder-decoder; `None` for a decoder alone.
 
     To use a family of your own, pass such a row to `palimpsest.load(model, architecture=...)`, or register it
     through the entry-point group `palimpsest.architectures`.
@@ -64,12 +75,19 @@ class Architecture:
     model_types: tuple[str, ...]
     blocks: str
     embed: str
-    final_norm: str
+    final_norm: str | None
     unembed: str
     sites: Mapping[str, Part]
     when: Mapping[str, object] = field(default_factory=dict)
     mlp_writes_residual: bool = True
     linear_types: tuple[str, ...] = ()
+    encoder: Stack | None = None
+
+    @property
+    def stacks(self) -> dict[str, Stack]:
+        """`encoder`, if there is one, and `decoder`."""
+        encoder = {} if self.encoder is None else {"encoder": self.encoder}
+        return {**encoder, "decoder": Stack(self.blocks, self.embed, self.final_norm, self.sites)}
 
 
 SITE_NAMES = (
@@ -81,8 +99,13 @@ SITE_NAMES = (
     "attn.v",
     "attn.qkv",
     "attn.out",
+    "cross.q",
+    "cross.k",
+    "cross.v",
+    "cross.out",
     "mlp",
     "attn",
+    "cross",
     "resid",
 )
 

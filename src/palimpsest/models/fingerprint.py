@@ -30,6 +30,13 @@ _CONFIG_FIELDS = (
     "scale_attn_weights",
     "rope_parameters",
     "rope_scaling",
+    "decoder_start_token_id",
+    "num_decoder_layers",
+    "feed_forward_proj",
+    "scale_decoder_outputs",
+    "relative_attention_max_distance",
+    "decoder_attention_heads",
+    "scale_embedding",
 )
 
 

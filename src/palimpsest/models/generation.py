@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
+from palimpsest.errors import ModelError
 from palimpsest.requests import normalise
 
 if TYPE_CHECKING:
@@ -40,7 +43,7 @@ def is_exact_match(generated: str, expected: str) -> bool:
 
 
 def continuations(model: EditableModel, batch: Batch, *, max_new_tokens: int) -> list[str]:
-    """Greedy continuations of a left-padded batch, stopped at the end of the answer.
+    """Greedy continuations of a batch, stopped at the end of the answer; a decoder's prompts are padded on the left.
 
     Returns one string a row: up to and including the full stop, without surrounding spaces.
     """
@@ -48,13 +51,10 @@ def continuations(model: EditableModel, batch: Batch, *, max_new_tokens: int) ->
     produced: list[list[int]] = [[] for _ in range(len(batch.input_ids))]
     texts = [""] * len(produced)
     alive = list(range(len(produced)))
-    mask, positions = batch.attention_mask, batch.position_ids
-    inputs: dict[str, object] = {"input_ids": batch.input_ids}
-    for _ in range(max_new_tokens):
-        if model.takes_positions:
-            inputs["position_ids"] = positions
-        output = model.module(**inputs, attention_mask=mask, use_cache=True, **model.last_logits_only)
-        chosen = output.logits[:, -1].argmax(-1)
+    steps = _decoder_steps(model, batch) if batch.decoder is None else _encoder_decoder_steps(model, batch)
+    logits = next(steps)
+    for left in reversed(range(max_new_tokens)):
+        chosen = logits.argmax(-1)
         ids = chosen.tolist()
         for row in list(alive):
             if ids[row] in eos:
@@ -66,12 +66,57 @@ def continuations(model: EditableModel, batch: Batch, *, max_new_tokens: int) ->
             if end:
                 texts[row] = texts[row].lstrip()[: end.end()]
                 alive.remove(row)
-        if not alive:
+        if not (alive and left):
             break
+        logits = steps.send(chosen)
+    return [text.strip() for text in texts]
+
+
+def start_id(module: Any) -> int:
+    """The id that an encoder-decoder's decoder starts from. Raises `ModelError` when the model does not say."""
+    for config in (module.config, getattr(module, "generation_config", None)):
+        declared = getattr(config, "decoder_start_token_id", None)
+        if declared is not None:
+            return int(declared)
+    raise ModelError(
+        "The model does not say what its decoder starts from.",
+        expected="decoder_start_token_id in config.json or generation_config.json",
+        found="none",
+        where=f"a model of type {module.config.model_type!r}",
+        remedy="add it; T5 starts from its padding token",
+    )
+
+
+# Logits after the last token of each row, (rows, vocabulary); takes the ids that were chosen from them, (rows,).
+_Steps = Generator[Tensor, Tensor, None]
+
+
+def _decoder_steps(model: EditableModel, batch: Batch) -> _Steps:
+    mask, positions = batch.attention_mask, batch.position_ids
+    inputs: dict[str, object] = {"input_ids": batch.input_ids}
+    while True:
+        if model.takes_positions:
+            inputs["position_ids"] = positions
+        output = model.module(**inputs, attention_mask=mask, use_cache=True, **model.last_logits_only)
+        chosen = yield output.logits[:, -1]
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         positions = positions[:, -1:] + 1
         inputs = {"input_ids": chosen[:, None], "past_key_values": output.past_key_values}
-    return [text.strip() for text in texts]
+
+
+def _encoder_decoder_steps(model: EditableModel, batch: Batch) -> _Steps:
+    """Every row of the decoder grows by one at each step, so that it is never padded."""
+    output = model.forward(batch, use_cache=True)
+    encoded = (output.encoder_last_hidden_state,)
+    while True:
+        chosen = yield output.logits[:, -1]
+        output = model.module(
+            encoder_outputs=encoded,
+            attention_mask=batch.attention_mask,
+            decoder_input_ids=chosen[:, None],
+            past_key_values=output.past_key_values,
+            use_cache=True,
+        )
 
 
 def _end_ids(model: EditableModel) -> set[int]:

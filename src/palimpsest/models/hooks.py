@@ -71,12 +71,13 @@ def _attach(stack: ExitStack, sites: Sites, point: Point, function: Callable[[Te
     """A hook at a point, for as long as the stack; what the function returns, if anything, replaces the tensor."""
     module = sites.module(point.site, point.layer)
     leading: list[tuple[int, ...]] = []
-    if point.layer is not None and module is not sites.block(point.layer):
+    block = None if point.layer is None else sites.block(point.layer, sites.locate(point.site)[0])
+    if block is not None and module is not block:
 
         def note(_module: nn.Module, args: Any, kwargs: Any) -> None:
             leading[:] = [tuple(first_input(args, kwargs).shape[:2])]
 
-        stack.callback(sites.block(point.layer).register_forward_pre_hook(note, with_kwargs=True).remove)
+        stack.callback(block.register_forward_pre_hook(note, with_kwargs=True).remove)
 
     def call(tensor: Tensor) -> Tensor | None:
         if tensor.ndim != 2 or not leading:

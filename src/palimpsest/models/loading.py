@@ -57,7 +57,7 @@ def load(
 
 
 def _from_pretrained(name: str, *, dtype: str, device: str, architecture: Architecture | None) -> EditableModel:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
     if dtype != "auto" and dtype not in _DTYPES:
         raise ConfigError("Unknown dtype.", expected=f"auto, {', '.join(_DTYPES)}", found=repr(dtype))
@@ -65,7 +65,9 @@ def _from_pretrained(name: str, *, dtype: str, device: str, architecture: Archit
     chosen_device = _device(device)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        loaded, report = AutoModelForCausalLM.from_pretrained(
+        is_encoder_decoder = getattr(AutoConfig.from_pretrained(source), "is_encoder_decoder", False)
+        kind = AutoModelForSeq2SeqLM if is_encoder_decoder else AutoModelForCausalLM
+        loaded, report = kind.from_pretrained(
             source,
             dtype="auto" if dtype == "auto" else _DTYPES[dtype],
             use_safetensors=True,

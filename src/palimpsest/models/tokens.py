@@ -27,7 +27,10 @@ _UNSPACED = (
 
 @dataclass(frozen=True)
 class Encoded:
-    """One row: a prompt and, after it, a target (empty for a prompt alone). Both are token ids."""
+    """One row: a prompt and, after it, a target (empty for a prompt alone). Both are token ids.
+
+    For an encoder-decoder the prompt is what the encoder reads, and the target what the decoder is to say.
+    """
 
     prompt_ids: tuple[int, ...]
     target_ids: tuple[int, ...] = ()
@@ -48,11 +51,14 @@ class Batch:
         input_ids: (rows, tokens).
         attention_mask: (rows, tokens), 1 on real tokens.
         starts: (rows,), column of each row's first real token.
+        decoder: for an encoder-decoder what its decoder reads: its start token, then the targets without their last
+            tokens; the other fields are then about the encoder. `None` for a decoder alone.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     starts: Tensor
+    decoder: Batch | None = None
 
     @property
     def position_ids(self) -> Tensor:
@@ -82,9 +88,7 @@ def encode(tokenizer: Any, prompt: str, target: str | None = None) -> Encoded:
 
     Raises `DataError` when prompt or target has no tokens.
     """
-    prompt_ids = _prompt_ids(tokenizer, prompt)
-    if not prompt_ids:
-        raise DataError("A prompt has no tokens.", found=repr(prompt), expected="at least one token")
+    prompt_ids = _not_empty(_prompt_ids(tokenizer, prompt), "prompt", prompt)
     if target is None:
         return Encoded(prompt_ids)
     text = separator(prompt, target) + target
@@ -94,9 +98,24 @@ def encode(tokenizer: Any, prompt: str, target: str | None = None) -> Encoded:
     else:
         # The boundary merges: generation starts from the prompt's own ids, so the target is tokenised by itself.
         target_ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
-    if not target_ids:
-        raise DataError("A target has no tokens.", found=repr(target), expected="at least one token")
-    return Encoded(prompt_ids, target_ids)
+    return Encoded(prompt_ids, _not_empty(target_ids, "target", target))
+
+
+def encode_apart(tokenizer: Any, prompt: str, target: str | None = None) -> Encoded:
+    """Token ids for an encoder-decoder: prompt and target do not follow one another, so each is tokenised by itself.
+
+    The prompt's ids are what the tokenizer gives, its closing token included. The target's have no special tokens
+    and no leading space of ours; sentencepiece adds its own word marker.
+
+    Raises `DataError` when prompt or target has no tokens.
+    """
+    # A text of special tokens alone says nothing, but is not empty.
+    _not_empty(tokenizer(prompt, add_special_tokens=False)["input_ids"], "prompt", prompt)
+    prompt_ids = tuple(tokenizer(prompt)["input_ids"])
+    if target is None:
+        return Encoded(prompt_ids)
+    target_ids = tuple(tokenizer(target, add_special_tokens=False)["input_ids"])
+    return Encoded(prompt_ids, _not_empty(target_ids, "target", target))
 
 
 def subject_last_token(tokenizer: Any, request: EditRequest) -> int:
@@ -151,6 +170,12 @@ def pad_id(tokenizer: Any) -> int:
         if candidate is not None:
             return int(candidate)
     return 0
+
+
+def _not_empty(ids: tuple[int, ...], kind: str, text: str) -> tuple[int, ...]:
+    if not ids:
+        raise DataError(f"A {kind} has no tokens.", found=repr(text), expected="at least one token")
+    return ids
 
 
 def _prompt_ids(tokenizer: Any, text: str) -> tuple[int, ...]:

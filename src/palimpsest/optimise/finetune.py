@@ -35,7 +35,7 @@ class FinetuneOptions(Config):
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled from the gradient with `adamw`."""
     loss_on: Literal["answer", "all"] = "answer"
-    """`answer`: the prompt is masked. `all`: every token but the first counts."""
+    """`answer`: the prompt is masked. `all`: every token but the first counts; not for encoder-decoders."""
     reduction: Literal["fact", "token"] = "fact"
     """`fact`: mean over a fact's tokens, then over facts. `token`: mean over all tokens, so long answers weigh more."""
     append_eos: bool = False
@@ -93,8 +93,10 @@ def finetune(
         requests: prompts and targets.
         seed: seed of the order of facts; the order matters only when a step does not hold all of them.
 
-    Raises `ConfigError` when the loss is not finite any more.
+    Raises `ConfigError` for a loss on tokens that the model does not predict, and when the loss is not finite any
+    more.
     """
+    _require_predicted(model, options)
     encoded = [_with_end(model, request, options) for request in requests]
     optimizer = _optimizer(trainable.masters(), options)
     order = torch.Generator().manual_seed(seed)
@@ -132,7 +134,7 @@ def answer_losses(
     if loss_on == "all":
         # The first token has nothing before it that could predict it.
         encoded = [Encoded(row.ids[:1], row.ids[1:]) for row in encoded]
-    batch = model.batch([row.ids for row in encoded])
+    batch = model.batch(encoded)
     rows, columns, labels = model.answer_places(encoded, batch)
     logits = model.logits_at(batch, rows, columns).float()
     token_losses = nn.functional.cross_entropy(logits, labels, reduction="none")
@@ -175,6 +177,17 @@ def _steps(lengths: Sequence[int], options: FinetuneOptions, order: torch.Genera
         groups += [near[first : first + size] for first in range(0, len(near), size)]
     for position in torch.randperm(len(groups), generator=order).tolist():
         yield groups[position]
+
+
+def _require_predicted(model: EditableModel, options: FinetuneOptions) -> None:
+    if options.loss_on == "all" and model.is_encoder_decoder:
+        raise ConfigError(
+            "An encoder-decoder predicts no token of its prompts.",
+            expected="'answer'",
+            found="'all'",
+            where="option loss_on",
+            remedy="set loss_on = 'answer', which counts every token that the decoder predicts",
+        )
 
 
 def _with_end(model: EditableModel, request: EditRequest, options: FinetuneOptions) -> Encoded:

@@ -80,7 +80,7 @@ def write_adapter(model: EditableModel, patches: Sequence[Patch], out: str | Pat
         fan_in_fan_out=any(is_transposed(model.module.get_submodule(name)) for name in ranks),
         lora_dropout=0.0,
         bias="none",
-        task_type="CAUSAL_LM",
+        task_type="SEQ_2_SEQ_LM" if model.is_encoder_decoder else "CAUSAL_LM",
         base_model_name_or_path=_source(model),
         inference_mode=True,
     )

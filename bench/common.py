@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import time
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from palimpsest.evaluation import RunRecord
+from palimpsest.models.loading import BUNDLED
 from palimpsest.provenance import hardware, now, versions, write_text
 
 RESULTS = Path(__file__).parent / "results"
@@ -57,6 +59,18 @@ class Results:
             "rows": self.rows,
         }
         write_text(self.path, json.dumps(record, indent=1) + "\n")
+
+
+def bundled_model() -> str:
+    """The model to work on: `--model`, or the bundled decoder."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", choices=BUNDLED, default=BUNDLED[0])
+    return str(parser.parse_args().model)
+
+
+def results_name(recipe: str, model: str) -> str:
+    """The result file of a recipe: plain for the bundled decoder, with the model's name for another."""
+    return recipe if model == BUNDLED[0] else f"{recipe}_{model.replace('-', '_')}"
 
 
 def one_thread() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from palimpsest.evaluation import RunRecord
-from palimpsest.models.loading import BUNDLED
+from palimpsest.models.locating import BUNDLED
 from palimpsest.provenance import hardware, now, versions, write_text
 
 RESULTS = Path(__file__).parent / "results"

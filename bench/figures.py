@@ -11,6 +11,8 @@ import matplotlib
 import matplotlib.pyplot as plt
 
 from pages import ROOT, read
+from palimpsest.report.heat_maps import save_trace
+from palimpsest.tracing import AverageTrace
 
 METRICS = {
     "reliability": "reliability",
@@ -72,5 +74,12 @@ def forgetting() -> None:
     plt.close(figure)
 
 
+def tracing() -> None:
+    """The average causal trace of the bundled model, as `palimpsest trace` draws it."""
+    average = AverageTrace.model_validate(read("causal_trace")["average"])
+    save_trace(average, ROOT / "docs" / "figures" / "causal-trace.png", resolution=80)
+
+
 if __name__ == "__main__":
     forgetting()
+    tracing()

@@ -135,6 +135,65 @@ def forgetting(argument: str) -> str:
     return table(["rate", *passes], lines)
 
 
+def memory(_argument: str) -> str:
+    """Peak memory of a large model's edits, beside the interpreter and the weights."""
+    record = read("memory")
+    settings = record["settings"]
+    weights = record["rows"][0]["weights"]
+    rows = [
+        [
+            f"`{row['case']}`",
+            f"{row['trained'] / 1e6:.1f}",
+            f"{(row['peak'] - row['imported']) / 1e6:.0f}",
+            f"{(row['peak'] - row['imported']) / weights:.2f}",
+            f"{(row['bound'] - row['imported']) / 1e6:.0f}",
+        ]
+        for row in record["rows"]
+    ]
+    caption = (
+        f"Llama-2-7B's dimensions with {settings['layers']} layers, {settings['dtype']}, {weights / 1e6:.0f} MB of "
+        "weights, on a CPU. Peak memory of the process, less what it has after importing everything.\n\n"
+    )
+    header = ["", "trained numbers, millions", "peak, MB", "peak / weights", "stated bound, MB"]
+    return caption + table(header, rows)
+
+
+def causal_trace(_argument: str) -> str:
+    """What the best single state and the MLPs of each layer bring back in the bundled model, on average."""
+    record = read("causal_trace")
+    average, effects = record["average"], record["average"]["effects"]
+    layers = range(len(effects["mlp"]["last token"]))
+    rows = [
+        [f"{kind}, {place}", *(f"{effects[kind][place][layer]:.2f}" for layer in layers)]
+        for kind, place in (
+            ("hidden", "last subject token"),
+            ("hidden", "last token"),
+            ("mlp", "last subject token"),
+            ("mlp", "last token"),
+            ("attention", "last subject token"),
+            ("attention", "last token"),
+        )
+    ]
+    caption = (
+        f"{len(average['prompts'])} facts that the bundled model knows, {average['samples']} samples of the noise, "
+        f"windows of {average['window']} layers. The answer's mean probability is {average['clean']:.2f}, with the "
+        f"subject corrupted {average['corrupted']:.2f}; the table has what one state adds to that, by layer.\n\n"
+    )
+    return caption + table(["kind, token", *(str(layer) for layer in layers)], rows)
+
+
+def recommended(_argument: str) -> str:
+    """The layers that the trace of the bundled model recommends."""
+    one, three = (read("causal_trace")["recommended"][key] for key in ("1", "3"))
+    values = ", ".join(f"{value:.2f}" for value in one["restored"])
+    return (
+        f"In the bundled model, over {one['facts_traced']} facts, the MLPs from layer {one['first_layer']} on restore "
+        f"the probability to {values} (corrupted {one['corrupted']:.2f}, clean {one['clean']:.2f}), so layer "
+        f"{one['peak']} is recommended, and layers {three['layers'][0]} to {three['layers'][-1]} where three are "
+        "wanted.\n"
+    )
+
+
 def options(method: str) -> str:
     """The options of a method with their defaults and meaning, from its config class."""
     from palimpsest.methods.catalogue import METHODS
@@ -170,7 +229,7 @@ def command_help(_argument: str) -> str:
     """The help text of every command."""
     parts = []
     listed = _help([])
-    names = ["", "demo", "edit", "ask", "apply", "verify", "eval", "report", "list", "doctor", "world"]
+    names = ["", "demo", "edit", "ask", "apply", "push", "verify", "eval", "report", "list", "doctor", "trace", "world"]
     names += ["world train", "world audit", "world export"]
     for name in names:
         text = listed if not name else _help(name.split())
@@ -190,6 +249,9 @@ WRITERS: dict[str, Callable[[str], str]] = {
     "single_edits": single_edits,
     "single_edits_cost": single_edits_cost,
     "forgetting": forgetting,
+    "memory": memory,
+    "causal_trace": causal_trace,
+    "recommended": recommended,
     "options": options,
     "command_help": command_help,
 }

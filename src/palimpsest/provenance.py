@@ -80,7 +80,8 @@ def new_folder(path: Path, *, replacing: Collection[str] | None = None) -> Itera
     """A folder that appears complete or not at all.
 
     Yields a temporary folder beside `path`; when the block ends well it takes the name `path`, when it raises
-    (also on an interrupt or a full disk) it is removed. Files and folders get the permissions of the umask.
+    (also on an interrupt or a full disk) it is removed. One that a killed process left behind is removed by the next
+    to write `path`. Files and folders get the permissions of the umask.
 
     Arguments:
         path: its name.
@@ -98,7 +99,8 @@ def new_folder(path: Path, *, replacing: Collection[str] | None = None) -> Itera
     check()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+        _remove_stale_drafts(path)
+        draft = Path(tempfile.mkdtemp(prefix=f"{_draft_prefix(path)}{os.getpid()}-", dir=path.parent))
     except OSError as error:
         raise _refused(path, error) from error
     try:
@@ -187,6 +189,30 @@ def _require_writable(path: Path) -> None:
         where=str(path),
         remedy="choose a folder you may write to",
     )
+
+
+def _draft_prefix(path: Path) -> str:
+    # A process number means something on its own machine only.
+    return f".{path.name}-draft-{platform.node() or 'here'}-"
+
+
+def _remove_stale_drafts(path: Path) -> None:
+    """Removes temporary folders for `path` whose process, on this machine, is no more."""
+    prefix = _draft_prefix(path)
+    for name in os.listdir(path.parent):
+        process = name.removeprefix(prefix).partition("-")[0]
+        if name.startswith(prefix) and process.isdigit() and not _is_running(int(process)):
+            shutil.rmtree(path.parent / name, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
 
 
 def _open_up(folder: Path) -> None:

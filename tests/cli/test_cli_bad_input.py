@@ -163,7 +163,7 @@ def test_a_full_disk_leaves_nothing(run, workplace, tmp_path, monkeypatch):
         result = run("edit", workplace / "model", "--method", "lora", "--edits", facts, "--out", tmp_path / "out")
         check(result, tmp_path, "No space left", "nothing was left behind")
     with monkeypatch.context() as patched:
-        patched.setattr("palimpsest.patches.export.model_card", full)
+        patched.setattr("palimpsest.patches.export.card", full)
         result = run("apply", workplace / "model", workplace / "patch", "--out", tmp_path / "out")
         check(result, tmp_path, "No space left")
 

@@ -73,7 +73,12 @@ def test_apply_as_an_adapter(run, workplace, tmp_path):
     arguments = ("--method", "lora", "--edits", workplace / "facts.jsonl", "-o", "epochs=2")
     assert run("edit", workplace / "model", *arguments, "--out", tmp_path / "low-rank").code == 0
     result = run("apply", workplace / "model", tmp_path / "low-rank", "--out", tmp_path / "a", "--as", "peft", "--json")
-    assert result.json()["files"] == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+    assert result.json()["files"] == [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "palimpsest.json",
+    ]
     result = run("apply", workplace / "model", tmp_path / "low-rank", "--out", tmp_path / "b", "--as", "peft")
     assert "PeftModel.from_pretrained" in result.out
 

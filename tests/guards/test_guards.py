@@ -14,10 +14,10 @@ SOURCE = Path(__file__).parents[2] / "src" / "palimpsest"
 FILES = sorted(SOURCE.rglob("*.py"))
 # A package may import from its own level and from those before it.
 LEVELS = [
-    {"errors", "requests", "config", "registry", "provenance", "stopwatch"},
+    {"errors", "requests", "config", "registry", "provenance", "stopwatch", "processes"},
     {"models"},
     {"patches"},
-    {"statistics", "solve"},
+    {"statistics", "solve", "tracing"},
     {"optimise"},
     {"datasets", "world"},
     {"methods", "evaluation"},
@@ -28,7 +28,7 @@ LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 # One import against the direction, inside functions or for the type checker only, and why.
 EXCEPTIONS = {
     ("models/editable.py", "patches"),  # `model.patched(patch)` names the type it takes
-    ("models/loading.py", "world"),  # the bundled models are found by name
+    ("models/locating.py", "world"),  # the bundled models are found by name
 }
 FAMILY_WORDS = {
     "gpt2", "gptj", "gpt_neox", "llama", "mistral", "qwen", "qwen2", "t5", "bart", "opt", "bloom", "falcon",

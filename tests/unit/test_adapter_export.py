@@ -37,24 +37,29 @@ def logits(module):
 def assert_same_model(model, base, patches, out):
     """The adapter on a freshly loaded base, and merged into it, against the patches on the model.
 
-    In float64 against the base plus the deltas, which shows the mathematics; in float32 against the patched model,
-    where the two add in another order and these models' large weights make much of the last bit.
+    In float64 against the base plus the deltas, which shows the mathematics. In float32 the adapter is as near to
+    that as float32 comes, and merged it is one patch's model bit for bit. (The patched model itself may be further
+    away than the adapter, by the rounding of W + delta, which these models' large weights make much of; that is why
+    the two are not compared with each other.)
     """
     unpatched = logits(model.module)
     for patch in patches:
         patch.apply(model)
+    patched = logits(model.module)
     exact = AutoModelForCausalLM.from_pretrained(base).double()
     with torch.no_grad():
         for patch in patches:
             for name, delta in patch.deltas.items():
                 exact.get_parameter(name).add_(delta.left.double() @ delta.right.double())
-    for dtype, wanted, bound in (
-        (torch.float64, logits(exact), 1e-6),
-        (torch.float32, logits(model.module), 3e-5),
-    ):
+    wanted = logits(exact)
+    for dtype, bound in ((torch.float64, 1e-6), (torch.float32, 1e-5)):
         adapted = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), out).to(dtype)
         assert (logits(adapted) - wanted).abs().max() < bound
-        assert (logits(adapted.merge_and_unload()) - wanted).abs().max() < bound
+        merged = logits(adapted.merge_and_unload())
+        if dtype == torch.float32 and len(patches) == 1:
+            assert torch.equal(merged, patched)
+        else:
+            assert (merged - wanted).abs().max() < bound
     assert (wanted - unpatched).abs().max() > 0.05
 
 

@@ -150,3 +150,18 @@ def test_neutral_text_is_seeded_world_text(knowledge):
     assert all(line.endswith(".") for line in lines)
     with pytest.raises(ConfigError, match="positive"):
         neutral_text(knowledge, 0)
+
+
+def test_a_larger_world_has_more_people_who_still_share_names():
+    large = build(3, people=1600)
+    people = [fact.subject for fact in large.facts_in("born_in")]
+    assert len(set(people)) == len(people) == 1600
+    assert len(large.facts) == len(build(3).facts) + 6 * 1300
+    assert all(len(large.namesakes(person)) >= 2 for person in people)
+    assert build(3, people=300) == build(3)
+
+
+@pytest.mark.parametrize("people", [3, 20_000])
+def test_a_world_of_too_few_or_too_many_people(people):
+    with pytest.raises(ConfigError, match="that many"):
+        build(people=people)

@@ -9,14 +9,17 @@ from typing import Annotated
 
 import typer
 
+from palimpsest import processes
 from palimpsest.cli import terminal
 from palimpsest.cli.demonstrating import demo
 from palimpsest.cli.editing import ask, edit
 from palimpsest.cli.inspecting import doctor, list_
 from palimpsest.cli.measuring import evaluate, report
 from palimpsest.cli.patching import apply, verify
+from palimpsest.cli.pushing import push
+from palimpsest.cli.tracing import trace
 from palimpsest.cli.worlds import world
-from palimpsest.errors import PalimpsestError
+from palimpsest.errors import ConfigError, PalimpsestError
 
 app = typer.Typer(
     name="palimpsest",
@@ -82,6 +85,13 @@ _add(
     panel=_EDITING,
 )
 _add(
+    "push",
+    push,
+    "palimpsest push my-patch me/world-in-2026 --dry-run",
+    "palimpsest push my-patch me/world-in-2026 --private --record verified.json",
+    panel=_EDITING,
+)
+_add(
     "verify",
     verify,
     "palimpsest verify world my-patch",
@@ -106,47 +116,83 @@ _add(
 )
 _add("list", list_, "palimpsest list methods", "palimpsest list datasets --json", panel=_LOOKING)
 _add("doctor", doctor, "palimpsest doctor world", "palimpsest doctor ./my-model --json", panel=_LOOKING)
+_add(
+    "trace",
+    trace,
+    'palimpsest trace world --prompt "The capital city of Japan is" --subject Japan --out japan',
+    "palimpsest trace world --facts world-counterfact --num 20 --out traces",
+    panel=_LOOKING,
+)
 app.add_typer(world, name="world", rich_help_panel=_LOOKING)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code.
 
-    0 is success, 1 a failed test or verification, 2 bad input, 130 an interrupt.
+    0 is success, 1 a failed test or verification, 2 bad input, 130 an interrupt, 143 a termination.
+
+    Of several processes that a launcher started, the first one speaks; an error is told once, by the one that has it.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = _asks_for_debug(given)
-    try:
-        typer.main.get_command(app).main(args=given, prog_name="palimpsest")
-    except PalimpsestError as error:
-        if debug:
-            # The block that follows says what the last line of the traceback would.
-            if error.__cause__ is not None:
-                traceback.print_exception(error.__cause__, file=sys.stderr)
-            terminal.log("Traceback (most recent call last):")
-            traceback.print_tb(error.__traceback__, file=sys.stderr)
-        terminal.show_error(error)
-        return 2
-    except terminal.Interrupted as interrupt:
-        terminal.log(str(interrupt))
-        return 130
-    except SystemExit as ending:
-        code = ending.code if isinstance(ending.code, int) else int(bool(ending.code))
-        if code == 130:
-            terminal.log("Interrupted. What was half written has been removed.")
-        return code
-    except Exception as error:
-        # Not a user's mistake: the whole traceback is what a bug report needs.
-        traceback.print_exception(error, file=sys.stderr)
-        terminal.show_error(
-            PalimpsestError(
-                "This should not have happened.",
-                found=f"{type(error).__name__}: {error}",
-                remedy="please report it together with the lines above",
-            )
-        )
-        return 2
+    with processes.joined() as team, terminal.heeding_termination(team.count == 1):
+        try:
+            with terminal.spoken(team.rank == 0):
+                _require_shared(given, team.count)
+                typer.main.get_command(app).main(args=given, prog_name="palimpsest")
+        except PalimpsestError as error:
+            with team.reporting() as is_ours:
+                if is_ours:
+                    _show(error, debug)
+            return 2
+        except terminal.Interrupted as interrupt:
+            terminal.log(str(interrupt))
+            return 130
+        except SystemExit as ending:
+            code = ending.code if isinstance(ending.code, int) else int(bool(ending.code))
+            if code in terminal.ENDED_FROM_OUTSIDE and team.rank == 0:
+                terminal.log(f"{terminal.ENDED_FROM_OUTSIDE[code]}. What was half written has been removed.")
+            return code
+        except Exception as error:
+            with team.reporting() as is_ours:
+                if is_ours:
+                    _show_defect(error)
+            return 2
     return 0
+
+
+def _show(error: PalimpsestError, debug: bool) -> None:
+    if debug:
+        # The block that follows says what the last line of the traceback would.
+        if error.__cause__ is not None:
+            traceback.print_exception(error.__cause__, file=sys.stderr)
+        terminal.log("Traceback (most recent call last):")
+        traceback.print_tb(error.__traceback__, file=sys.stderr)
+    terminal.show_error(error)
+
+
+def _show_defect(error: Exception) -> None:
+    # Not a user's mistake: the whole traceback is what a bug report needs.
+    traceback.print_exception(error, file=sys.stderr)
+    terminal.show_error(
+        PalimpsestError(
+            "This should not have happened.",
+            found=f"{type(error).__name__}: {error}",
+            remedy="please report it together with the lines above",
+        )
+    )
+
+
+def _require_shared(arguments: list[str], num_processes: int) -> None:
+    """Raises `ConfigError` for a command that several processes cannot share."""
+    command = next((one for one in arguments if not one.startswith("-")), "edit")
+    if num_processes > 1 and command != "edit":
+        raise ConfigError(
+            f"The command {command!r} runs in one process.",
+            expected="one process, or `palimpsest edit`",
+            found=f"{num_processes} processes",
+            remedy="start it without torchrun or accelerate launch",
+        )
 
 
 def _asks_for_debug(arguments: list[str]) -> bool:

@@ -40,6 +40,7 @@ class Job:
         seed: of the methods.
         max_new_tokens: length of an answer.
         out: the folder with one run a method.
+        placement: how every process loads the model.
     """
 
     model: str
@@ -49,6 +50,7 @@ class Job:
     seed: int
     max_new_tokens: int
     out: Path
+    placement: inputs.Placement = inputs.Placement()
 
 
 @dataclass
@@ -146,7 +148,7 @@ def _work(job: Job, waiting: Any, news: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     from palimpsest.evaluation import BaseAnswers
 
-    model, base = inputs.load_model(job.model), BaseAnswers()
+    model, base = inputs.load_model(job.model, job.placement), BaseAnswers()
 
     def report(name: str, count: int) -> None:
         news.put((name, count, None))

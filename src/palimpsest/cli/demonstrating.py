@@ -35,6 +35,9 @@ def demo(
     num_edits: Annotated[int, typer.Option("--num-edits", "-n", min=1, help="How many facts.")] = 10,
     seed: inputs.SeedOption = 0,
     model: Annotated[str, typer.Option("--model", help="A model that knows the world.")] = "world",
+    device: inputs.DeviceOption = "auto",
+    dtype: inputs.DtypeOption = "auto",
+    device_map: inputs.DeviceMapOption = None,
     as_json: inputs.JsonOption = False,
 ) -> None:
     """Edit facts of the bundled model with every method, and compare what became of everything else."""
@@ -46,7 +49,8 @@ def demo(
     else:
         require_absent(out)
     start = time.perf_counter()
-    loaded = inputs.load_model(model)
+    placement = inputs.Placement(device, dtype, device_map)
+    loaded = inputs.load_model(model, placement)
     with new_folder(out, replacing=replacing) as draft:
         with terminal.status("choosing facts that the model knows"):
             requests, neutral = choose_facts(loaded, num_edits, seed)
@@ -54,7 +58,7 @@ def demo(
             f"Editing {terminal.count(len(requests), 'fact')} of {model!r} with every method, one fact at a time."
         )
         with terminal.progress_bar("demo") as progress:
-            job = Job(model, DATASET, tuple(requests), tuple(neutral), seed, _ANSWER_TOKENS, draft / RUNS)
+            job = Job(model, DATASET, tuple(requests), tuple(neutral), seed, _ANSWER_TOKENS, draft / RUNS, placement)
             found = compare(loaded, job, progress)
         if not found.records:
             first = next(iter(found.left_out.items()), ("none", "no method is registered"))

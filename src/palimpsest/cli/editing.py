@@ -37,6 +37,9 @@ def edit(
         Path | None,
         typer.Option("--forget-patch", help="A patch that taught the old answers, for the f-learning methods."),
     ] = None,
+    device: inputs.DeviceOption = "auto",
+    dtype: inputs.DtypeOption = "auto",
+    device_map: inputs.DeviceMapOption = None,
     as_json: inputs.JsonOption = False,
 ) -> None:
     """Make a patch that lets a model give new answers. The model itself is not changed."""
@@ -47,7 +50,7 @@ def edit(
     forget = None if forget_patch is None else str(forget_patch)
     editor = inputs.make_method(method, preset, option, seed=seed, forget_patch=forget)
     editor.check(requests)
-    loaded = inputs.load_model(model)
+    loaded = inputs.load_model(model, inputs.Placement(device, dtype, device_map))
     with terminal.status("asking the model"):
         before = loaded.generate([request.prompt for request in requests])
     with terminal.progress_bar(f"editing with {method}") as progress:
@@ -148,6 +151,9 @@ def ask(
         list[Path] | None, typer.Option("--patch", help="A patch to put on; repeatable, the first one lowest.")
     ] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer, in tokens.")] = 24,
+    device: inputs.DeviceOption = "auto",
+    dtype: inputs.DtypeOption = "auto",
+    device_map: inputs.DeviceMapOption = None,
     as_json: inputs.JsonOption = False,
 ) -> None:
     """Ask a model, before and after patches side by side."""
@@ -157,7 +163,7 @@ def ask(
 
         raise DataError("A prompt is blank.", expected="text with a visible character", found=repr(blank[0]))
     patches = inputs.read_patches(patch or [])
-    loaded = inputs.load_model(model)
+    loaded = inputs.load_model(model, inputs.Placement(device, dtype, device_map))
     with terminal.status("asking"):
         before = loaded.generate(prompts, max_new_tokens=max_new_tokens)
         after: list[str] | list[None] = [None] * len(prompts)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,8 +28,25 @@ SMALL = 20_000_000
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="A hub id, a folder, or `world`.", show_default=False)
 ]
+DeviceOption = Annotated[
+    str, typer.Option("--device", metavar="NAME", help="`auto` (a GPU if there is one), `cpu`, `cuda:1`, ...")
+]
+DtypeOption = Annotated[
+    str, typer.Option("--dtype", metavar="NAME", help="`auto` (the checkpoint's), `float32`, `bfloat16`, `float16`.")
+]
+DeviceMapOption = Annotated[
+    str | None,
+    typer.Option(
+        "--device-map",
+        metavar="MAP",
+        help="Spread a large model over devices: `auto`, `balanced`, ... or a JSON file of modules to devices.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
+PeopleOption = Annotated[
+    int | None, typer.Option("--people", help="A world with so many invented people.", show_default="300")
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 PresetOption = Annotated[
     str, typer.Option("--preset", metavar="NAME", help="`auto` (the one that fits the model), `none`, or a name.")
@@ -98,22 +117,55 @@ def _takes_forget_patch(name: str) -> bool:
     return "forget_patch" in METHODS[name].load().Config.model_fields
 
 
-def load_model(name: str) -> EditableModel:
+@dataclass(frozen=True)
+class Placement:
+    """Where a model goes and in which numbers: the options of every command that loads one."""
+
+    device: str = "auto"
+    dtype: str = "auto"
+    device_map: str | None = None
+
+    def options(self) -> dict[str, Any]:
+        """As `palimpsest.load` takes them. Raises `ConfigError` for a map that is neither known nor a file."""
+        file = None if self.device_map is None else Path(self.device_map).expanduser()
+        device_map: Any = self.device_map
+        if file is not None and (file.is_file() or file.suffix == ".json"):
+            device_map = _read_device_map(file)
+        return {"device": self.device, "dtype": self.dtype, "device_map": device_map}
+
+
+def load_model(name: str, placement: Placement | None = None) -> EditableModel:
     """The model, with a sign of life on the terminal; a small one computes on one thread from here on.
 
     More threads hardly help it, and when other work wants the same cores they wait for each other many times longer
     than they compute. One thread also gives the same numbers on any number of cores.
     """
+    options = (placement or Placement()).options()
     with terminal.status(f"loading {name}"):
         terminal.quiet_libraries()
         import torch
 
         from palimpsest.models.loading import load
 
-        model = load(name)
+        model = load(name, **options)
         if is_small(model):
             torch.set_num_threads(1)
         return model
+
+
+def _read_device_map(file: Path) -> dict[str, Any]:
+    try:
+        found: Any = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        found = error
+    if isinstance(found, dict) and found and all(isinstance(place, str | int) for place in found.values()):
+        return found
+    raise ConfigError(
+        "The device map cannot be read.",
+        expected='a JSON object of module names and devices, such as {"model.layers.0": "cuda:0", "": "cpu"}',
+        found=str(found) if isinstance(found, Exception) else f"{type(found).__name__}",
+        where=str(file),
+    )
 
 
 def is_small(model: EditableModel) -> bool:

@@ -98,9 +98,15 @@ def _cell(value: Any) -> str:
     return str(value)
 
 
-def doctor(model: inputs.ModelArgument, as_json: inputs.JsonOption = False) -> None:
+def doctor(
+    model: inputs.ModelArgument,
+    device: inputs.DeviceOption = "auto",
+    dtype: inputs.DtypeOption = "auto",
+    device_map: inputs.DeviceMapOption = None,
+    as_json: inputs.JsonOption = False,
+) -> None:
     """Look at a model: its family, every site, its tokenizer, and which methods can edit it."""
-    loaded = inputs.load_model(model)
+    loaded = inputs.load_model(model, inputs.Placement(device, dtype, device_map))
     result = examine(loaded)
     if as_json:
         terminal.emit_json(result)
@@ -129,11 +135,22 @@ def examine(model: EditableModel) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in parameters),
         "dtypes": dict(Counter(str(parameter.dtype).removeprefix("torch.") for parameter in parameters)),
         "device": str(model.device),
+        "placement": _placement(model),
         "tied_weights": [names for names in tied.values() if len(names) > 1],
         "sites": _sites(model),
         "tokenizer": _tokenizer(model),
         "methods": _usable_methods(model),
     }
+
+
+def _placement(model: EditableModel) -> dict[str, int]:
+    """How many of the model's numbers are where."""
+    found: dict[str, int] = {}
+    for name in model.weights.names():
+        parameter = model.weights.parameters(name)[0]
+        place = "offloaded" if parameter.is_meta else str(parameter.device)
+        found[place] = found.get(place, 0) + parameter.numel()
+    return found
 
 
 def _sites(model: EditableModel) -> list[dict[str, Any]]:
@@ -209,6 +226,8 @@ def _show(result: dict[str, Any]) -> None:
         f"{result['model']}: {result['class']}, family {result['family']}, {encoder}{result['layers']} layers of width "
         f"{result['width']}, {result['parameters']:,} parameters, {dtypes}, on {result['device']}"
     )
+    if len(result["placement"]) > 1:
+        terminal.say("spread: " + ", ".join(f"{count:,} on {place}" for place, count in result["placement"].items()))
     terminal.say(f"context length: {result['context_length'] or 'no fixed limit'}")
     tied = "; ".join(" = ".join(names) for names in result["tied_weights"])
     terminal.say(f"tied weights: {tied or 'none'}")

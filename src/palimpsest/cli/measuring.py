@@ -44,6 +44,9 @@ def evaluate(
     seed: inputs.SeedOption = 0,
     out: Annotated[Path | None, typer.Option("--out", help="A folder for the record; makes the run resumable.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    device: inputs.DeviceOption = "auto",
+    dtype: inputs.DtypeOption = "auto",
+    device_map: inputs.DeviceMapOption = None,
     as_json: inputs.JsonOption = False,
 ) -> None:
     """Measure a method: reliability, generality, locality, portability, time and memory."""
@@ -65,7 +68,7 @@ def evaluate(
     if beyond:
         shown = ", ".join(map(str, beyond))
         terminal.log(f"note: there are {num_edits or len(edits)} edits, so nothing is tested after {shown}.")
-    loaded = inputs.load_model(model)
+    loaded = inputs.load_model(model, inputs.Placement(device, dtype, device_map))
     from palimpsest.evaluation import evaluate as run
 
     try:

@@ -27,6 +27,9 @@ def apply(
     form: Annotated[
         str, typer.Option("--as", help="`merged`: full weights with the patches in them; `peft`: a LoRA adapter.")
     ] = "merged",
+    device: inputs.DeviceOption = "auto",
+    dtype: inputs.DtypeOption = "auto",
+    device_map: inputs.DeviceMapOption = None,
     as_json: inputs.JsonOption = False,
 ) -> None:
     """Write a model folder with patches merged in, or a LoRA adapter, for everything that reads such folders."""
@@ -41,7 +44,7 @@ def apply(
         )
     require_absent(out)
     read = inputs.read_patches(patches)
-    loaded = inputs.load_model(model)
+    loaded = inputs.load_model(model, inputs.Placement(device, dtype, device_map))
     from palimpsest.patches.export import write_adapter, write_merged
     from palimpsest.report.tables import size
 
@@ -79,6 +82,9 @@ def verify(
         float | None,
         typer.Option("--min-locality", min=0, max=1, help="Fail when any kind of locality is below this share."),
     ] = None,
+    device: inputs.DeviceOption = "auto",
+    dtype: inputs.DtypeOption = "auto",
+    device_map: inputs.DeviceMapOption = None,
     as_json: inputs.JsonOption = False,
 ) -> None:
     """Run the tests that a patch carries with it: exit 1 when an edited prompt does not get its new answer."""
@@ -90,7 +96,7 @@ def verify(
             found=f"{read.manifest.label!r}, without edits in its manifest",
             where=str(patch),
         )
-    loaded = inputs.load_model(model)
+    loaded = inputs.load_model(model, inputs.Placement(device, dtype, device_map))
     from palimpsest.datasets import Dataset
     from palimpsest.evaluation import Batch, evaluate
     from palimpsest.requests import EditRequest
@@ -163,6 +169,11 @@ def _result(model: str, patch: Path, record: RunRecord, floors: dict[str, float 
         "status": described["status"],
         "passed": described["status"] == "ok" and not failures and not below,
         "failures": failures,
+        "answers": [
+            {"edit": probe.edit_id, "prompt": probe.prompt, "before": probe.before, "after": probe.after}
+            for probe in record.probes
+            if probe.kind == "reliability"
+        ],
         "below": below,
         "not_asked": {"n": len(broken), "reason": broken[0] if broken else None},
         "scores": described["scores"],

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -18,10 +21,46 @@ if TYPE_CHECKING:
 
 PIPED_WIDTH = 160
 _NAME_COLUMNS = ("name", "method", "metric", "site", "ok")
+ENDED_FROM_OUTSIDE = {130: "Interrupted", 143: "Terminated", 129: "Hung up"}
 
 
 class Interrupted(Exception):
     """An interrupt of which there is more to say than that nothing was left behind."""
+
+
+@contextmanager
+def spoken(aloud: bool) -> Iterator[None]:
+    """Inside the block nothing is written to the terminal unless `aloud`."""
+    if aloud:
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
+
+
+@contextmanager
+def heeding_termination(wanted: bool) -> Iterator[None]:
+    """Inside the block SIGTERM and SIGHUP end the program as an exit does, so that half-written output is removed.
+
+    Arguments:
+        wanted: left out where a launcher ends the process: it may be waiting for another one, where no exit is heard.
+    """
+    former = {}
+    if wanted and threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            # What someone has set, such as nohup, stays.
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                former[number] = signal.signal(number, _leave)
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def _leave(number: int, _frame: Any) -> None:
+    raise SystemExit(128 + number)
 
 
 def examples(*lines: str) -> str:
@@ -177,6 +216,27 @@ def quiet_libraries() -> None:
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+
+
+def plain(value: Any) -> dict[str, Any]:
+    """A result object as a dictionary that JSON can hold."""
+    from dataclasses import asdict, is_dataclass
+
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    raise TypeError(f"not a result: {value!r}")
+
+
+def flat(value: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """A result as the rows of a table with two columns; what lies inside another value has a dotted name."""
+    rows: list[tuple[str, Any]] = []
+    for key, item in value.items():
+        name = f"{prefix}{key}"
+        if isinstance(item, dict):
+            rows += flat(item, f"{name}.")
+        else:
+            rows.append((name, f"{item:.3f}" if isinstance(item, float) else item))
+    return rows
 
 
 def _is_number(value: Any) -> bool:

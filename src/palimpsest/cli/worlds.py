@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from palimpsest.cli import inputs, terminal
+from palimpsest.cli import inputs, teaching, terminal
 
 world = typer.Typer(
     help="The offline world: train its model, audit one, export its data sets.",
@@ -18,33 +18,7 @@ world = typer.Typer(
 )
 
 
-@world.command(
-    "train", epilog=terminal.examples("palimpsest world train --out my-world --seed 1"), no_args_is_help=True
-)
-def train(
-    out: Annotated[Path, typer.Option("--out", help="The model: a new folder.", show_default=False)],
-    architecture: Annotated[
-        str, typer.Option("--architecture", help="decoder or encoder-decoder, as the bundled models.")
-    ] = "decoder",
-    seed: inputs.SeedOption = 0,
-    as_json: inputs.JsonOption = False,
-) -> None:
-    """Train one of the world's models again: the decoder takes about 15 minutes on one core."""
-    from palimpsest.provenance import require_absent
-
-    require_absent(out)
-    with terminal.status("loading torch"):
-        terminal.quiet_libraries()
-        from palimpsest.world.training import default_recipe
-        from palimpsest.world.training import train as run
-
-    recipe = default_recipe(architecture)
-    result = run(out, seed=seed, recipe=recipe, progress=sys.stderr.isatty())
-    described = {"out": str(out), **plain(result)}
-    if as_json:
-        terminal.emit_json(described)
-    else:
-        terminal.print_table(("of the training", "value"), _flat(described))
+world.command("train", epilog=teaching.EXAMPLES, no_args_is_help=True)(teaching.train)
 
 
 @world.command(
@@ -52,12 +26,18 @@ def train(
     epilog=terminal.examples("palimpsest world audit world", "palimpsest world audit my-world --json"),
     no_args_is_help=True,
 )
-def audit(model: inputs.ModelArgument, as_json: inputs.JsonOption = False) -> None:
+def audit(
+    model: inputs.ModelArgument,
+    device: inputs.DeviceOption = "auto",
+    dtype: inputs.DtypeOption = "auto",
+    device_map: inputs.DeviceMapOption = None,
+    as_json: inputs.JsonOption = False,
+) -> None:
     """Measure what a model knows of the world: by phrasing, by relation, over two hops."""
-    loaded = inputs.load_model(model)
+    loaded = inputs.load_model(model, inputs.Placement(device, dtype, device_map))
     from palimpsest.world import audit as run
 
-    result = plain(run(loaded.module, loaded.tokenizer, progress=sys.stderr.isatty()))
+    result = terminal.plain(run(loaded.module, loaded.tokenizer, progress=sys.stderr.isatty()))
     if as_json:
         terminal.emit_json(result)
     else:
@@ -67,13 +47,15 @@ def audit(model: inputs.ModelArgument, as_json: inputs.JsonOption = False) -> No
 @world.command("export", epilog=terminal.examples("palimpsest world export --out world-data"), no_args_is_help=True)
 def export(
     out: Annotated[Path, typer.Option("--out", help="A new folder.", show_default=False)],
+    people: inputs.PeopleOption = None,
+    seed: Annotated[int, typer.Option("--seed", help="The world's; the bundled models know 0.")] = 0,
     as_json: inputs.JsonOption = False,
 ) -> None:
     """Write the world's data sets as JSON files in the formats that ZsRE and CounterFact were published in."""
     from palimpsest.provenance import new_folder
     from palimpsest.world import build, counterfact, zsre
 
-    knowledge = build(0)
+    knowledge = build(seed, people=people)
     counts: dict[str, int] = {}
     with new_folder(out) as draft:
         for name, make in (("counterfact", counterfact), ("zsre", zsre)):
@@ -88,15 +70,6 @@ def export(
         terminal.print_table(("file", "records"), [(str(out / file), count) for file, count in counts.items()])
 
 
-def plain(value: Any) -> dict[str, Any]:
-    """A result object as a dictionary that JSON can hold."""
-    from dataclasses import asdict, is_dataclass
-
-    if is_dataclass(value) and not isinstance(value, type):
-        return asdict(value)
-    raise TypeError(f"not a result: {value!r}")
-
-
 def _show_audit(found: dict[str, Any]) -> None:
     """What a model knows, as three tables: by phrasing, by relation, and the causal trace by layer."""
     kinds = {
@@ -107,7 +80,9 @@ def _show_audit(found: dict[str, Any]) -> None:
         "two_hop_read_held_out": "two-hop, subject's other phrasings read",
         "two_hop_unseen": "two-hop, subjects never read over two hops",
     }
-    terminal.print_table(("asked", "right", "of"), [(text, *_share(found[key])) for key, text in kinds.items()])
+    # Cards written before a kind of question was asked lack it.
+    asked = [(text, *_share(found[key])) for key, text in kinds.items() if key in found]
+    terminal.print_table(("asked", "right", "of"), asked)
     relations = [*found["by_relation"].items(), *found["two_hop_by_relation"].items()]
     if relations:
         terminal.print_table(("relation", "right", "of"), [(name, *_share(share)) for name, share in relations])
@@ -131,14 +106,3 @@ def _show_audit(found: dict[str, Any]) -> None:
 
 def _share(share: dict[str, Any]) -> tuple[str, int]:
     return (f"{100 * share['right'] / share['n']:.1f}%" if share["n"] else "-"), share["n"]
-
-
-def _flat(value: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    rows: list[tuple[str, Any]] = []
-    for key, item in value.items():
-        name = f"{prefix}{key}"
-        if isinstance(item, dict):
-            rows += _flat(item, f"{name}.")
-        else:
-            rows.append((name, f"{item:.3f}" if isinstance(item, float) else item))
-    return rows

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from palimpsest.datasets import counterfact, tabular, zsre
 from palimpsest.datasets.base import Dataset, Parse, Record, assemble
+from palimpsest.datasets.hub import is_hub_name, read_hub
 from palimpsest.datasets.reading import known_splits, read_records
 from palimpsest.errors import DataError
 from palimpsest.registry import Registry, Row
@@ -50,7 +51,7 @@ def dataset(name: str, path: str | Path | None = None, *, split: str = "test") -
 
     Arguments:
         name: see `palimpsest list datasets`.
-        path: the file, for those that are read from one.
+        path: the file, or `hf://owner/name` on the hub, for those that are read from one.
         split: `"test"` or another split that the data set has. Of a file whose records name no split `test`,
             the split `test` is the whole file.
 
@@ -62,7 +63,7 @@ def dataset(name: str, path: str | Path | None = None, *, split: str = "test") -
 
 
 def load_edits(path: str | Path) -> Dataset:
-    """A user's file of edits: JSONL, JSON or CSV, or a ZsRE or CounterFact file as published.
+    """A user's file of edits: JSONL, JSON or CSV, or a ZsRE or CounterFact file as published; also `hf://owner/name`.
 
     The format is recognised by the fields of the first record. A record of the user's own that cannot be used
     is an error; records of a published data set are skipped and counted.
@@ -70,7 +71,7 @@ def load_edits(path: str | Path) -> Dataset:
     Raises `DataError` that says what was expected, what was found, where, and what to do.
     """
     file = Path(path).expanduser()
-    records = read_records(file)
+    records = _records(file)
     fields = set(records[0].fields) if records else set()
     if fields >= zsre.FIELDS:
         return assemble(file.name, records, zsre.request, is_strict=False)
@@ -92,7 +93,7 @@ def load_counterfact(name: str, path: Path | None, split: str) -> Dataset:
 def load_table(name: str, path: Path | None, split: str) -> Dataset:
     """A user's own file; see `palimpsest.datasets.tabular`."""
     file = _required(name, path)
-    return _own(file, _of_split(read_records(file), split, file))
+    return _own(file, _of_split(_records(file), split, file))
 
 
 def load_world(name: str, path: Path | None, split: str) -> Dataset:
@@ -119,12 +120,16 @@ def load_world(name: str, path: Path | None, split: str) -> Dataset:
 
 def _published(name: str, path: Path | None, split: str, parse: Parse) -> Dataset:
     file = _required(name, path)
-    return assemble(name, _of_split(read_records(file), split, file), parse, is_strict=False)
+    return assemble(name, _of_split(_records(file), split, file), parse, is_strict=False)
 
 
 def _own(file: Path, records: list[Record]) -> Dataset:
     notes = tabular.check_columns(records)
     return assemble(file.name, records, tabular.request, is_strict=True, notes=notes)
+
+
+def _records(file: Path) -> list[Record]:
+    return read_hub(file) if is_hub_name(file) else read_records(file)
 
 
 def _of_split(records: list[Record], split: str, file: Path) -> list[Record]:
@@ -145,7 +150,7 @@ def _required(name: str, path: Path | None) -> Path:
     if path is None:
         raise DataError(
             f"The data set {name!r} is read from a file.",
-            expected="a path",
+            expected="a path, or hf://owner/name",
             found="none",
             remedy=f"dataset({name!r}, 'path/to/file'); world-counterfact and world-zsre need none",
         )

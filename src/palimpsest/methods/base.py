@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Generic, TypeVar, final
 import torch
 from pydantic import Field
 
+from palimpsest import processes
 from palimpsest.config import Config
 from palimpsest.errors import ConfigError
 from palimpsest.methods.presets import Preset, find_preset
@@ -41,12 +42,14 @@ class Capabilities:
         needs_old_answer: every request must have `target_old`.
         is_batched: one call can take several requests.
         gives_weight_patch: its patches can be added, scaled and used by F-Learning.
+        is_shared_out: several processes can share its work; see `palimpsest.processes`.
     """
 
     needs_subject: bool = False
     needs_old_answer: bool = False
     is_batched: bool = True
     gives_weight_patch: bool = True
+    is_shared_out: bool = False
 
 
 class MethodState:
@@ -195,6 +198,13 @@ class Method(ABC, Generic[ConfigT]):
             needs_subject=self.capabilities.needs_subject,
             needs_old_answer=self.capabilities.needs_old_answer,
         )
+        if processes.count() > 1 and not self.capabilities.is_shared_out:
+            raise ConfigError(
+                f"The method {self.name!r} works in one process.",
+                expected="one process, or a method that fine-tunes the weights themselves, such as ft or f-learning-ft",
+                found=f"{processes.count()} processes",
+                remedy="start it without torchrun or accelerate launch",
+            )
         if len(requests) > 1 and not self.capabilities.is_batched:
             raise ConfigError(
                 f"The method {self.name!r} edits one fact at a time.",

@@ -54,7 +54,7 @@ class FLearning(Method[FLearningConfig]):
     """Forgetting before learning; see the module's docstring."""
 
     Config: ClassVar[type[MethodConfig]] = FLearningConfig
-    capabilities: ClassVar[Capabilities] = Capabilities(needs_old_answer=True)
+    capabilities: ClassVar[Capabilities] = Capabilities(needs_old_answer=True, is_shared_out=True)
 
     def compute(
         self, model: EditableModel, requests: Sequence[EditRequest], config: FLearningConfig, run: Run
@@ -62,6 +62,8 @@ class FLearning(Method[FLearningConfig]):
         # One seed for both learners: a rate of zero must be plain learning, bit for bit.
         forgetter = _learner(config.forget, {**_FORGETTING, "seed": config.seed}, config.forget_options)
         learner = _learner(config.learn, {"seed": config.seed}, config.learn_options)
+        for part in (forgetter, learner):
+            part.check(requests)
         forget = self._forget_patch(model, requests, forgetter, config, run)
         unlearn = -config.rate * forget
         with model.patched(unlearn), run.clock.stage("learn"):

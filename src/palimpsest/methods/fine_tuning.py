@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from palimpsest.errors import ConfigError
 from palimpsest.methods.base import Capabilities, Method, MethodConfig, Run
 from palimpsest.models.editable import EditableModel
-from palimpsest.optimise.copies import TrainingCopies
+from palimpsest.optimise.copies import training_copies
 from palimpsest.optimise.finetune import FinetuneOptions, finetune
 from palimpsest.optimise.selection import layer_numbers
 from palimpsest.patches.base import Manifest
@@ -49,7 +49,7 @@ class FineTuning(Method[FineTuningConfig]):
     """Gradient descent on the new answers; see the module's docstring."""
 
     Config: ClassVar[type[MethodConfig]] = FineTuningConfig
-    capabilities: ClassVar[Capabilities] = Capabilities()
+    capabilities: ClassVar[Capabilities] = Capabilities(is_shared_out=True)
 
     def compute(
         self, model: EditableModel, requests: Sequence[EditRequest], config: FineTuningConfig, run: Run
@@ -70,7 +70,7 @@ class FineTuning(Method[FineTuningConfig]):
             run.diagnostics.facts["layers"] = layers
         with (
             run.clock.stage("training"),
-            TrainingCopies(model, names, constraint=config.constraint, radius=config.radius or 0.0) as copies,
+            training_copies(model, names, constraint=config.constraint, radius=config.radius or 0.0) as copies,
         ):
             result = finetune(model, requests, copies, config, seed=config.seed, progress=run.progress)
             patch = WeightPatch(copies.deltas(), Manifest(label=self.name))

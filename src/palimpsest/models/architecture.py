@@ -15,6 +15,7 @@ from palimpsest.models.encoder_decoders import ENCODER_DECODERS
 from palimpsest.models.families import EXPERT_FIELDS, FAMILIES, SITE_NAMES, Architecture, Part
 from palimpsest.models.hooks import first_input, first_tensor
 from palimpsest.models.linear import LINEAR_TYPES, cut_output, features, has_plain_weight, is_linear, qualified_name
+from palimpsest.models.placement import device_of
 
 WEIGHT_SITES = tuple(name for name in SITE_NAMES if "." in name)
 # What these write is added to the residual stream; the other sites with a weight read from it.
@@ -279,7 +280,7 @@ def _verify(sites: Sites) -> None:
                 seen[key] = (int(first_input(args, kwargs).shape[-1]), int(first_tensor(output).shape[-1]))
 
             handles.append(sites.module(site, layer).register_forward_hook(record, with_kwargs=True))
-    device = _weight(sites.module("embed")).device
+    device = device_of(sites.module("embed"))
     try:
         with torch.no_grad():
             ids = torch.arange(3, device=device)[None]

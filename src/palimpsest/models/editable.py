@@ -18,6 +18,7 @@ from palimpsest.models.architecture import Sites, resolve
 from palimpsest.models.families import Architecture
 from palimpsest.models.generation import continuations, start_id
 from palimpsest.models.hooks import Change, Point, captured, intervened
+from palimpsest.models.placement import device_of
 from palimpsest.models.tokens import Batch, Encoded, PaddingSide
 from palimpsest.models.weights import WeightStack
 
@@ -92,11 +93,8 @@ class EditableModel:
 
     @property
     def device(self) -> torch.device:
-        """Where inputs go: the device of the token embedding."""
-        weight = self.sites.module("embed").weight
-        if not isinstance(weight, Tensor):
-            raise TypeError("the embedding has no weight tensor")
-        return weight.device
+        """Where inputs go and results come back: the device on which the token embedding computes."""
+        return device_of(self.sites.module("embed"))
 
     # Text to ids
 
@@ -159,10 +157,10 @@ class EditableModel:
         """
         if self._head_is_separable:
             hidden = self.module.base_model(**self._inputs(batch)).last_hidden_state
-            logits: Tensor = self.module.get_output_embeddings()(hidden[rows, columns])
+            logits: Tensor = self.module.get_output_embeddings()(_at(hidden, rows, columns))
         else:
-            logits = self.forward(batch).logits[rows, columns]
-        return logits
+            logits = _at(self.forward(batch).logits, rows, columns)
+        return logits.to(rows.device)
 
     def score(
         self,
@@ -333,3 +331,8 @@ class EditableModel:
                 where=f"model {self.name!r}",
                 remedy="load the tokenizer from the model's own folder",
             )
+
+
+def _at(tensor: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Chosen places of a tensor that may be on another device than the inputs: the last layers' own."""
+    return tensor[rows.to(tensor.device), columns.to(tensor.device)]

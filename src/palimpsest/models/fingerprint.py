@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 SAMPLE = 65_536
+_AT_ONCE = 4_194_304
 # Fields of a model's config that change what it computes without changing any tensor's shape or content.
 _CONFIG_FIELDS = (
     "model_type",
@@ -51,8 +52,12 @@ def tensor_digest(tensor: Tensor, *, whole: bool) -> str:
     flat = tensor.detach().reshape(-1)
     if not whole and flat.numel() > SAMPLE:
         flat = flat[:: -(-flat.numel() // SAMPLE)]
-    values = flat.to(torch.bfloat16).contiguous().cpu().view(torch.int16).numpy().tobytes()
-    return hashlib.sha256(str(tuple(tensor.shape)).encode() + values).hexdigest()[:16]
+    digest = hashlib.sha256(str(tuple(tensor.shape)).encode())
+    # Some values at a time: a copy of a large tensor is never made whole.
+    for start in range(0, flat.numel(), _AT_ONCE):
+        part = flat[start : start + _AT_ONCE]
+        digest.update(part.to(torch.bfloat16).contiguous().cpu().view(torch.int16).numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def config_fields(config: Any) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,14 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from palimpsest.errors import ConfigError, ModelError
+from palimpsest import processes
+from palimpsest.errors import ConfigError, ModelError, unknown_name
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.families import Architecture
+from palimpsest.models.locating import locate
 
-BUNDLED = ("world", "world-t5")
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+DeviceMap = str | Mapping[str, Any]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -24,6 +27,7 @@ def load(
     *,
     dtype: str = "auto",
     device: str = "auto",
+    device_map: DeviceMap | None = None,
     architecture: Architecture | None = None,
 ) -> EditableModel:
     """Loads a model for editing and verifies its sites.
@@ -33,12 +37,24 @@ def load(
         tokenizer: needed for a model in memory only. Such a model is put into evaluation mode and stays there.
         dtype: `float32`, `bfloat16`, `float16`, or `auto`: the checkpoint's own, but float32 for half-precision
             checkpoints of type float16 on a CPU.
-        device: a torch device, or `auto`: CUDA where there is one, else the CPU.
+        device: a torch device, or `auto`: CUDA where there is one (in one of several processes: its own one), else
+            the CPU. The weights are read straight onto it.
+        device_map: how to spread a model that is too large for one device: `auto`, `balanced`, `balanced_low_0`,
+            `sequential` (accelerate's), or module names to devices, `cpu` and `disk`; instead of `device`. What is
+            offloaded can be computed with, not edited.
         architecture: a row of the site table for a family that is not in it.
 
-    Raises `ModelError` for a folder without safetensors, a model that cannot be loaded, or an unknown layout.
+    Raises `ConfigError` for a dtype, device or map that cannot be used, `ModelError` for a folder
+    without safetensors, a model that cannot be loaded, or an unknown layout.
     """
     if isinstance(model, nn.Module):
+        if (dtype, device, device_map) != ("auto", "auto", None):
+            raise ConfigError(
+                "A model in memory is taken as it is.",
+                expected="dtype, device and device_map left out",
+                found=f"dtype={dtype!r}, device={device!r}, device_map={device_map!r}",
+                remedy="load it by its name, or convert and place it with transformers and accelerate before",
+            )
         if not hasattr(getattr(model, "config", None), "model_type"):
             raise ModelError(
                 "This is not a transformers model.",
@@ -53,16 +69,18 @@ def load(
             )
         name = str(getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__)
         return EditableModel(model, tokenizer, name=name, architecture=architecture)
-    return _from_pretrained(str(model), dtype=dtype, device=device, architecture=architecture)
-
-
-def _from_pretrained(name: str, *, dtype: str, device: str, architecture: Architecture | None) -> EditableModel:
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
-
     if dtype != "auto" and dtype not in _DTYPES:
         raise ConfigError("Unknown dtype.", expected=f"auto, {', '.join(_DTYPES)}", found=repr(dtype))
-    source = _locate(name)
-    chosen_device = _device(device)
+    placement = _placement(device, device_map)
+    return _from_pretrained(str(model), dtype=dtype, placement=placement, architecture=architecture)
+
+
+def _from_pretrained(
+    name: str, *, dtype: str, placement: DeviceMap, architecture: Architecture | None
+) -> EditableModel:
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+    source = locate(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         is_encoder_decoder = getattr(AutoConfig.from_pretrained(source), "is_encoder_decoder", False)
@@ -70,6 +88,7 @@ def _from_pretrained(name: str, *, dtype: str, device: str, architecture: Archit
         loaded, report = kind.from_pretrained(
             source,
             dtype="auto" if dtype == "auto" else _DTYPES[dtype],
+            device_map=placement,
             use_safetensors=True,
             output_loading_info=True,
         )
@@ -82,61 +101,9 @@ def _from_pretrained(name: str, *, dtype: str, device: str, architecture: Archit
             remedy="copy the folder again" if Path(source).exists() else "check the name, and the network",
         ) from error
     _require_complete(source, sorted(report["missing_keys"]))
-    if dtype == "auto" and loaded.dtype == torch.float16 and chosen_device.type == "cpu":
+    if dtype == "auto" and loaded.dtype == torch.float16 and _is_cpu_alone(placement):
         loaded = loaded.float()
-    return EditableModel(loaded.to(chosen_device), tokenizer, name=name, architecture=architecture)
-
-
-def _locate(name: str) -> str:
-    """The folder of a bundled model, a checked local folder, or the name itself as a hub id."""
-    if name in BUNDLED:
-        from palimpsest.world import bundled_path
-
-        return str(bundled_path(name))
-    folder = Path(name).expanduser()
-    if not folder.exists():
-        if name.startswith((".", "/", "~")) or name.count("/") > 1:
-            raise ModelError(
-                "There is no such model folder.",
-                expected="a folder with config.json and safetensors weights",
-                found="nothing",
-                where=str(folder),
-                remedy="bundled models are: " + ", ".join(BUNDLED),
-            )
-        _refuse_misspelt(name)
-        return name
-    if not folder.is_dir() or not (folder / "config.json").exists():
-        raise ModelError(
-            "This is not a model folder.",
-            expected="a folder with config.json",
-            found="a file" if folder.is_file() else "no config.json in it",
-            where=str(folder),
-        )
-    if not any(folder.glob("*.safetensors")):
-        pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
-        raise ModelError(
-            "The model folder has no safetensors weights.",
-            expected="model.safetensors (or its shards)",
-            found=", ".join(pickles) + " (pickles, which can run code and are never opened)"
-            if pickles
-            else "no weights",
-            where=str(folder),
-            remedy="convert them in an environment you trust: "
-            "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)",
-        )
-    return str(folder)
-
-
-def _refuse_misspelt(name: str) -> None:
-    """A name without an owner that looks like a bundled model's is a slip, not a hub id worth a minute of network."""
-    close = [] if "/" in name else difflib.get_close_matches(name.casefold(), BUNDLED, n=1, cutoff=0.75)
-    if close:
-        raise ModelError(
-            f"There is no model named {name!r}.",
-            expected="a folder, a hub id such as owner/name, or a bundled model: " + ", ".join(BUNDLED),
-            found=repr(name),
-            remedy=f"did you mean {close[0]!r}?",
-        )
+    return EditableModel(loaded, tokenizer, name=name, architecture=architecture)
 
 
 def _require_complete(source: str, missing: list[str]) -> None:
@@ -152,9 +119,43 @@ def _require_complete(source: str, missing: list[str]) -> None:
         )
 
 
+def _placement(device: str, device_map: DeviceMap | None) -> DeviceMap:
+    """The device map to load with; one device is a map as well, so that nothing is read twice."""
+    if device_map is None:
+        return {"": _device(device)}
+    if device != "auto":
+        raise ConfigError(
+            "A device and a device map are given.",
+            expected="one of them",
+            found=f"device={device!r}, device_map={device_map!r}",
+        )
+    if processes.count() > 1:
+        raise ConfigError(
+            "A device map is for one process.",
+            expected="no device map: each of several processes has its own device",
+            found=f"device_map={device_map!r} in {processes.count()} processes",
+            remedy="leave the device map out, or start one process",
+        )
+    if isinstance(device_map, str):
+        if device_map not in DEVICE_MAPS:
+            raise unknown_name("device map", device_map, DEVICE_MAPS)
+        return device_map
+    # As texts: that is how accelerate and safetensors take them.
+    return {name: place if place == "disk" else str(_device(_named(place))) for name, place in device_map.items()}
+
+
+def _is_cpu_alone(placement: DeviceMap) -> bool:
+    return not isinstance(placement, str) and set(map(str, placement.values())) == {"cpu"}
+
+
+def _named(place: object) -> str:
+    """A device's name; accelerate's maps have GPUs as bare numbers."""
+    return f"cuda:{place}" if isinstance(place, int) else str(place)
+
+
 def _device(device: str) -> torch.device:
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(f"cuda:{processes.local_rank()}" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)

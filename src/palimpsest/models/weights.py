@@ -6,7 +6,7 @@ exact by construction, and an interrupt between two parameters is undone by poin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from palimpsest.errors import PatchError
 from palimpsest.models.fingerprint import fingerprint, tensor_digest
+from palimpsest.models.placement import is_offloaded, offloaded_value, require_present
 
 Compute = Callable[[Tensor], Tensor]
 
@@ -35,13 +36,17 @@ class WeightStack:
     """
 
     def __init__(self, module: nn.Module) -> None:
+        self._module = module
         self._parameters: dict[str, nn.Parameter] = {}
         self._canonical: dict[str, str] = {}
-        by_storage: dict[tuple[int, int, tuple[int, ...]], str] = {}
+        tied: Mapping[str, str] = getattr(module, "all_tied_weights_keys", None) or {}
+        by_storage: dict[tuple[object, ...], str] = {}
         for name, parameter in module.named_parameters(remove_duplicate=False):
             place = (parameter.data_ptr(), int(parameter.storage_offset()), tuple(parameter.shape))
-            # Meta and empty tensors have no address; they are told apart by identity.
-            key = place if parameter.data_ptr() else (id(parameter), 0, tuple(parameter.shape))
+            # Empty tensors have no address and are told apart by identity. Offloaded ones are another object under
+            # each name; the model itself knows which of them are one.
+            alone: tuple[object, ...] = (tied.get(name, name),) if is_offloaded(parameter) else (id(parameter),)
+            key = place if parameter.data_ptr() else alone
             first = by_storage.setdefault(key, name)
             self._canonical[name] = first
             self._parameters.setdefault(first, parameter)
@@ -69,8 +74,17 @@ class WeightStack:
         return self._canonical[name]
 
     def current(self, name: str) -> Tensor:
-        """A parameter's present value, with every change on the stack."""
+        """A parameter's present value, with every change on the stack. Raises `ModelError` when it is offloaded."""
+        self.require_present([name])
         return self._parameters[self.canonical(name)].data
+
+    def require_present(self, names: Iterable[str]) -> None:
+        """Raises `ModelError` when one of these parameters is offloaded; costs nothing."""
+        require_present([name for name in names if is_offloaded(self._parameters[self.canonical(name)])])
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A parameter's shape, wherever its values are."""
+        return tuple(self._parameters[self.canonical(name)].shape)
 
     def parameters(self, name: str) -> list[nn.Parameter]:
         """The parameter objects that share a storage: one, or several where weights are tied."""
@@ -103,6 +117,7 @@ class WeightStack:
             label: what to call it.
             compute: canonical name to a function from the value below to the new value (same shape, dtype, device).
         """
+        self.require_present(compute)
         layer = Layer(label, dict(compute), {})
         self._put(layer)
         return layer
@@ -133,6 +148,11 @@ class WeightStack:
         return fingerprint(config, shapes, self._base_digest, map(self.canonical, touched))
 
     def _base_digest(self, name: str, whole: bool) -> str:
+        if is_offloaded(self._parameters[name]):
+            # Nothing can lie on it, and where it is kept nobody writes.
+            if (name, whole) not in self._digests:
+                self._digests[name, whole] = ((0, 0), tensor_digest(offloaded_value(self._module, name), whole=whole))
+            return self._digests[name, whole][1]
         base = self.base(name)
         # Torch counts in-place writes to a parameter, an optimiser's too; only those through `.data` go uncounted.
         writes = sum(parameter._version for parameter in self._aliases[name])

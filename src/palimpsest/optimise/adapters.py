@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import nn
@@ -15,6 +15,8 @@ from palimpsest.models.linear import factors_to_storage, is_transposed
 from palimpsest.patches.weights import LowRank
 
 ADAPTER = "edit"
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class LoraAdapters:
@@ -34,13 +36,14 @@ class LoraAdapters:
         self._rank = rank
         self._alpha = alpha
         self._originals: dict[str, nn.Module] = {}
-        self._flags: list[tuple[nn.Parameter, bool]] = []
+        self._flags: list[bool] = []
 
     def __enter__(self) -> LoraAdapters:
         import peft
 
         module = self._model.module
-        self._flags = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+        self._model.weights.require_present(f"{name}.weight" for name in self._modules)
+        self._flags = [parameter.requires_grad for parameter in module.parameters()]
         self._originals = {name: module.get_submodule(name) for name in self._modules}
         config: Any = peft.LoraConfig(
             r=self._rank,
@@ -58,6 +61,10 @@ class LoraAdapters:
             self._take_off()
             raise
         return self
+
+    def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Calls a function that computes with the adapters."""
+        return function(*args, **kwargs)
 
     def masters(self) -> list[nn.Parameter]:
         return [parameter for parameter in self._model.module.parameters() if parameter.requires_grad]
@@ -89,7 +96,8 @@ class LoraAdapters:
         for name, original in self._originals.items():
             parent, _, child = name.rpartition(".")
             setattr(self._model.module.get_submodule(parent), child, original)
-        for parameter, flag in self._flags:
+        # Asked for again: an offloaded parameter is another object after every forward pass.
+        for parameter, flag in zip(self._model.module.parameters(), self._flags, strict=True):
             parameter.requires_grad_(flag)
         # peft leaves its configuration on the model it was injected into.
         for attribute in ("peft_config", "_hf_peft_config_loaded"):

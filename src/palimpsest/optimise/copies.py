@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from palimpsest import processes
 from palimpsest.models.editable import EditableModel
+from palimpsest.models.placement import whole
 from palimpsest.patches.weights import Dense
 
+if TYPE_CHECKING:
+    from palimpsest.optimise.sharded import ShardedCopies
+
 Constraint = Literal["none", "linf", "l2"]
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def training_copies(
+    model: EditableModel, names: Sequence[str], *, constraint: Constraint = "none", radius: float = 0.0
+) -> TrainingCopies | ShardedCopies:
+    """Copies of the named parameters to train; where several processes are at work, each holds a share of them."""
+    if processes.count() == 1:
+        return TrainingCopies(model, names, constraint=constraint, radius=radius)
+    from palimpsest.optimise.sharded import ShardedCopies
+
+    return ShardedCopies(model, names, constraint=constraint, radius=radius)
 
 
 class TrainingCopies:
@@ -30,7 +48,7 @@ class TrainingCopies:
         self, model: EditableModel, names: Sequence[str], *, constraint: Constraint = "none", radius: float = 0.0
     ) -> None:
         self._stack = model.weights
-        self._all = list(model.module.parameters())
+        self._module = model.module
         self._names = list(names)
         self._constraint = constraint
         self._radius = radius
@@ -39,7 +57,8 @@ class TrainingCopies:
         self._flags: list[bool] = []
 
     def __enter__(self) -> TrainingCopies:
-        self._flags = [parameter.requires_grad for parameter in self._all]
+        self._stack.require_present(self._names)
+        self._flags = [parameter.requires_grad for parameter in self._module.parameters()]
         try:
             self._put_in_place()
         except BaseException:
@@ -48,7 +67,7 @@ class TrainingCopies:
         return self
 
     def _put_in_place(self) -> None:
-        for parameter in self._all:
+        for parameter in self._module.parameters():
             parameter.requires_grad_(False)
         for name in self._names:
             start = self._stack.current(name)
@@ -60,26 +79,33 @@ class TrainingCopies:
             # Steps of half-precision weights are smaller than their spacing, so they are summed up in float32.
             self._masters[name] = own if start.dtype == torch.float32 else nn.Parameter(start.float())
 
+    def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Calls a function that computes with the trained weights."""
+        return function(*args, **kwargs)
+
     def masters(self) -> list[nn.Parameter]:
         return list(self._masters.values())
 
     def before_step(self) -> None:
         """Hands each storage's gradient, summed over its aliases, to its master."""
         for name, master in self._masters.items():
-            gradients = [p.grad for p in self._stack.parameters(name) if p.grad is not None]
-            if gradients and (len(gradients) > 1 or self._start[name].dtype != torch.float32):
-                master.grad = torch.stack([gradient.float() for gradient in gradients]).sum(0)
-                for parameter in self._stack.parameters(name):
-                    if parameter is not master:
-                        parameter.grad = None
+            if master is self._stack.parameters(name)[0] and len(self._stack.parameters(name)) == 1:
+                continue
+            # One at a time, and let go of at once: no more than one float32 gradient is made beside those kept.
+            total = None
+            for parameter in self._stack.parameters(name):
+                if parameter.grad is not None:
+                    total = parameter.grad.float() if total is None else total.add_(parameter.grad)
+                parameter.grad = None
+            master.grad = total
 
     @torch.no_grad()
     def after_step(self) -> None:
         """Applies the constraint and shows the model the new values."""
         for name, master in self._masters.items():
             if self._constraint != "none":
-                start = self._start[name].float()
-                master.copy_(start + project(master - start, self._constraint, self._radius))
+                start = self._start[name]
+                torch.add(project(master - start, self._constraint, self._radius), start, out=master)
             current = self._stack.current(name)
             if current.dtype != torch.float32:
                 current.copy_(master)
@@ -87,7 +113,7 @@ class TrainingCopies:
     @torch.no_grad()
     def deltas(self) -> dict[str, Dense]:
         """How far each parameter has moved from where it started, in float32; those that have not are left out."""
-        moved = {name: master.detach() - self._start[name].float() for name, master in self._masters.items()}
+        moved = {name: master.detach() - self._start[name] for name, master in self._masters.items()}
         return {name: Dense(delta) for name, delta in moved.items() if delta.any()}
 
     def __exit__(
@@ -100,7 +126,8 @@ class TrainingCopies:
             self._stack.point(name, start)
             for parameter in self._stack.parameters(name):
                 parameter.grad = None
-        for parameter, flag in zip(self._all, self._flags, strict=True):
+        # Asked for again: an offloaded parameter is another object after every forward pass.
+        for parameter, flag in zip(self._module.parameters(), self._flags, strict=True):
             parameter.requires_grad_(flag)
 
 
@@ -109,6 +136,6 @@ def project(delta: Tensor, constraint: Constraint, radius: float) -> Tensor:
     if constraint == "linf":
         return delta.clamp(-radius, radius)
     if constraint == "l2":
-        norm = float(delta.norm())
+        norm = float(whole(delta.norm()))
         return delta * (radius / norm) if norm > radius else delta
     return delta

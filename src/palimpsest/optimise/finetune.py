@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal, ParamSpec, Protocol, TypeVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from palimpsest import processes
 from palimpsest.config import Config
 from palimpsest.errors import ConfigError
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.tokens import Encoded, by_length
+from palimpsest.provenance import digest
 from palimpsest.requests import EditRequest
 from palimpsest.stopwatch import Progress, silent
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class FinetuneOptions(Config):
@@ -66,6 +71,9 @@ class FinetuneResult:
 class Trainable(Protocol):
     """Something with parameters to train: copies of weights, or an adapter."""
 
+    def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Calls a function that computes with these parameters; every forward pass goes through here."""
+
     def masters(self) -> list[nn.Parameter]:
         """What the optimiser updates."""
 
@@ -87,7 +95,8 @@ def finetune(
 ) -> FinetuneResult:
     """Trains `trainable` until the model answers each prompt with its new target.
 
-    The model is used in evaluation mode (no dropout). Logits are computed at the trained tokens only.
+    The model is used in evaluation mode (no dropout). Logits are computed at the trained tokens only. Where several
+    processes are at work, each takes its share of a step's facts, and the step is that of one process with all.
 
     Arguments:
         requests: prompts and targets.
@@ -98,6 +107,7 @@ def finetune(
     """
     _require_predicted(model, options)
     encoded = [_with_end(model, request, options) for request in requests]
+    _require_same(encoded)
     optimizer = _optimizer(trainable.masters(), options)
     order = torch.Generator().manual_seed(seed)
     losses: dict[str, list[float]] = {request.id: [] for request in requests}
@@ -107,7 +117,7 @@ def finetune(
         active = 0
         for facts in _steps([len(row) for row in encoded], options, order):
             optimizer.zero_grad(set_to_none=True)
-            seen = _accumulate(model, [encoded[i] for i in facts], options)
+            seen = _accumulate(model, trainable, [encoded[i] for i in facts], options)
             for index, loss in zip(facts, seen, strict=True):
                 losses[requests[index].id].append(loss)
             _require_finite(seen, epoch, options)
@@ -120,6 +130,7 @@ def finetune(
             active += moving
         if not active:
             break
+    optimizer.zero_grad(set_to_none=True)
     progress("training", options.epochs, options.epochs)
     return FinetuneResult(losses, steps)
 
@@ -143,23 +154,29 @@ def answer_losses(
     return sums, counts
 
 
-def _accumulate(model: EditableModel, encoded: Sequence[Encoded], options: FinetuneOptions) -> list[float]:
+def _accumulate(
+    model: EditableModel, trainable: Trainable, encoded: Sequence[Encoded], options: FinetuneOptions
+) -> list[float]:
     """One step's gradients, in forward batches that fit the memory; returns each fact's loss per token."""
     means = [0.0] * len(encoded)
     total_tokens = sum(len(row.target_ids) for row in encoded)
-    for chunk in by_length([len(row) for row in encoded], options.forward_batch_size):
-        sums, counts = answer_losses(model, [encoded[i] for i in chunk], loss_on=options.loss_on)
+    rank, count = processes.rank(), processes.count()
+    for together in by_length([len(row) for row in encoded], options.forward_batch_size * count):
+        own = together[rank::count]
+        # All processes must make the same passes: one that is left without a fact computes one that does not count.
+        chunk = own or together[:1]
+        sums, counts = trainable.run(answer_losses, model, [encoded[i] for i in chunk], loss_on=options.loss_on)
         per_fact = sums / counts
-        takes_part = per_fact.detach() >= options.stop_loss
+        takes_part = (per_fact.detach() >= options.stop_loss) & bool(own)
         if options.reduction == "fact":
             loss = (per_fact * takes_part).sum() / len(encoded)
         else:
             loss = (sums * takes_part).sum() / total_tokens
-        if takes_part.any():
+        if takes_part.any() or count > 1:
             loss.backward()  # type: ignore[no-untyped-call]
-        for index, value in zip(chunk, per_fact.detach().tolist(), strict=True):
+        for index, value in zip(own, per_fact.detach().tolist(), strict=False):
             means[index] = value
-    return means
+    return [sum(values) for values in zip(*processes.gathered(means), strict=True)]
 
 
 def _steps(lengths: Sequence[int], options: FinetuneOptions, order: torch.Generator) -> Iterator[list[int]]:
@@ -177,6 +194,16 @@ def _steps(lengths: Sequence[int], options: FinetuneOptions, order: torch.Genera
         groups += [near[first : first + size] for first in range(0, len(near), size)]
     for position in torch.randperm(len(groups), generator=order).tolist():
         yield groups[position]
+
+
+def _require_same(encoded: Sequence[Encoded]) -> None:
+    own = digest([row.ids for row in encoded])
+    if any(other != own for other in processes.gathered(own)):
+        raise ConfigError(
+            "The processes have different facts.",
+            expected="one program with the same facts in every process; they share the facts out by themselves",
+            found=f"other prompts or answers than the {len(encoded)} of process {processes.rank()}",
+        )
 
 
 def _require_predicted(model: EditableModel, options: FinetuneOptions) -> None:

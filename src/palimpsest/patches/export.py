@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -15,16 +16,16 @@ from torch import Tensor
 from palimpsest.errors import ConfigError
 from palimpsest.models.linear import factors_to_storage, is_transposed
 from palimpsest.patches.base import Patch
+from palimpsest.patches.card import CARD, CONTENTS, Contents, Form, card
 from palimpsest.patches.storage import write_tensors
 from palimpsest.patches.weights import LowRank, WeightPatch
-from palimpsest.provenance import new_folder, require_absent, versions
+from palimpsest.provenance import new_folder, require_absent
 
 if TYPE_CHECKING:
     from palimpsest.models.editable import EditableModel
 
-CARD = "README.md"
-_LISTED_EDITS = 200
 _SHOWN_TENSORS = 4
+_SHARD = "5GB"
 
 
 def write_merged(model: EditableModel, patches: Sequence[Patch], out: str | Path) -> None:
@@ -44,10 +45,17 @@ def write_merged(model: EditableModel, patches: Sequence[Patch], out: str | Path
         for patch in patches:
             stack.enter_context(model.patched(patch))
         draft = stack.enter_context(new_folder(folder))
-        model.module.save_pretrained(draft)
+        _save_weights(model, draft)
         # A full disk is an exception of no kind in tokenizers, and of their own in safetensors: `new_folder` knows.
         model.tokenizer.save_pretrained(draft)
-        (draft / CARD).write_text(model_card(model.name, patches), encoding="utf-8")
+        _write_contents(_contents(model, patches, "merged", model.name), draft)
+
+
+def _save_weights(model: EditableModel, draft: Path) -> None:
+    with warnings.catch_warnings():
+        # Offloaded weights are fetched shard by shard; transformers warns that a shard has to fit the memory.
+        warnings.filterwarnings("ignore", message="Attempting to save a model with offloaded modules")
+        model.module.save_pretrained(draft, max_shard_size=_SHARD)
 
 
 def write_adapter(model: EditableModel, patches: Sequence[Patch], out: str | Path) -> None:
@@ -93,7 +101,7 @@ def write_adapter(model: EditableModel, patches: Sequence[Patch], out: str | Pat
     with new_folder(folder) as draft:
         config.save_pretrained(str(draft))
         write_tensors(tensors, draft / "adapter_model.safetensors")
-        (draft / CARD).write_text(_adapter_card(model, patches, ranks), encoding="utf-8")
+        _write_contents(_contents(model, patches, "peft", _source(model), ranks), draft)
 
 
 def _weight_patches(patches: Sequence[Patch]) -> list[WeightPatch]:
@@ -151,89 +159,30 @@ def _source(model: EditableModel) -> str:
     return str(getattr(model.module.config, "_name_or_path", "") or model.name)
 
 
-def model_card(base: str, patches: Sequence[Patch]) -> str:
-    """The text of a short model card: what was edited, how, and how to undo it."""
-    return _card(
-        base,
-        patches,
-        tags="[knowledge-editing, palimpsest]",
-        how="merged into its weights",
-        undo="Nothing in this folder remembers the old weights. To go back, load the base model "
-        f"`{_plain(base)}`; to take back one of several patches, merge the others into the base model again with "
-        "`palimpsest apply`.",
-    )
+def _write_contents(contents: Contents, draft: Path) -> None:
+    (draft / CONTENTS).write_text(contents.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    (draft / CARD).write_text(card(contents), encoding="utf-8")
 
 
-def _adapter_card(model: EditableModel, patches: Sequence[Patch], ranks: Mapping[str, int]) -> str:
-    base, touched = _plain(_source(model)), [f"{name}.weight" for name in ranks]
-    low, high = min(ranks.values()), max(ranks.values())
-    return _card(
-        model.name,
-        patches,
-        tags="[knowledge-editing, palimpsest, peft, lora]",
-        how=f"as one LoRA adapter, {_count(len(ranks), 'layer', 'layers')} of rank "
-        + (f"{low}" if low == high else f"{low} to {high}"),
-        undo="The base model is not in this folder and is not changed by it. Load it with "
-        f'`peft.PeftModel.from_pretrained(base, "this folder")`, and take it off again with `unload()`.\n\nMade for '
-        f"`{base}` whose weights have the fingerprint `{model.fingerprint(touched)['weights']}`; on other weights it "
-        "does something else.",
-    )
-
-
-def _card(base: str, patches: Sequence[Patch], *, tags: str, how: str, undo: str) -> str:
-    edits = [edit for patch in patches for edit in patch.manifest.edits]
-    lines = [
-        "---",
-        f"tags: {tags}",
-        "---",
-        "",
-        f"# {_plain(Path(base).name)}, edited",
-        "",
-        f"`{_plain(base)}` with {_count(len(patches), 'patch', 'patches')} of Palimpsest {how}: "
-        f"{_count(len(edits), 'fact', 'facts')} edited.",
-        "",
-        "## How",
-        "",
-        "| patch | method | preset | seed | tensors changed | made |",
-        "|---|---|---|---|---|---|",
-        *(_patch_row(patch) for patch in patches),
-        "",
-        "## What",
-        "",
-        "| prompt | new answer | old answer |",
-        "|---|---|---|",
-        *(_edit_row(edit) for edit in edits[:_LISTED_EDITS]),
+def _contents(
+    model: EditableModel, patches: Sequence[Patch], form: Form, base: str, ranks: Mapping[str, int] | None = None
+) -> Contents:
+    # Without probes: these are the patches' tests, and there is no patch in the folder to be tested.
+    manifests = [
+        patch.manifest.model_copy(
+            update={
+                "tensor_layout": dict.fromkeys(patch.touched(), form),
+                "edits": [{**edit, "probes": []} for edit in patch.manifest.edits],
+            }
+        )
+        for patch in patches
     ]
-    if len(edits) > _LISTED_EDITS:
-        lines.append(f"\nand {len(edits) - _LISTED_EDITS} more, listed in the patches' manifests.")
-    lines += [
-        "",
-        "## How to undo it",
-        "",
-        undo,
-        "",
-        "Made with " + ", ".join(f"{name} {number}" for name, number in versions().items()) + ".",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _patch_row(patch: Patch) -> str:
-    manifest = patch.manifest
-    seed = "" if manifest.seed is None else str(manifest.seed)
-    cells = (manifest.label, manifest.method or "", manifest.preset or "", seed)
-    return "| " + " | ".join([*map(_plain, cells), str(len(patch.touched())), manifest.created]) + " |"
-
-
-def _edit_row(edit: dict[str, Any]) -> str:
-    return "| " + " | ".join(_plain(edit.get(name, "")) for name in ("prompt", "target_new", "target_old")) + " |"
-
-
-def _plain(text: object) -> str:
-    """One line that cannot end a table cell, open a tag or close a code span."""
-    flat = " ".join(str(text).split())
-    return flat.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "'")
-
-
-def _count(number: int, one: str, many: str) -> str:
-    return f"{number} {one if number == 1 else many}"
+    fingerprint = model.fingerprint()["weights"]
+    return Contents(
+        form=form,
+        base=base,
+        fingerprint=fingerprint,
+        auto_class="AutoModelForSeq2SeqLM" if model.is_encoder_decoder else "AutoModelForCausalLM",
+        ranks=dict(ranks or {}),
+        patches=manifests,
+    )

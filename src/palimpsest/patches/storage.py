@@ -11,7 +11,9 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from palimpsest import processes
 from palimpsest.errors import PatchError
+from palimpsest.models.placement import whole
 from palimpsest.patches.base import FORMAT_VERSION, Manifest
 from palimpsest.patches.weights import Delta, Dense, LowRank, WeightPatch
 from palimpsest.provenance import file_digest, new_folder
@@ -24,10 +26,16 @@ PARTS = "parts"
 def save_patch(patch: WeightPatch, path: Path) -> None:
     """Writes a patch as a new folder that appears complete or not at all.
 
+    Where several processes are at work, all of them must call this, and the first one writes.
+
     Raises `OutputError` when the folder exists or the disk refuses.
     """
-    with new_folder(path) as draft:
-        _write_patch(patch, draft)
+    if processes.rank() == 0:
+        with new_folder(path) as draft:
+            _write_patch(patch, draft)
+    else:
+        _hand_over(patch)
+    processes.wait()
 
 
 def load_patch(path: str | Path) -> WeightPatch:
@@ -78,7 +86,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _write_patch(patch: WeightPatch, draft: Path) -> None:
-    tensors = {name: part.detach().cpu().contiguous() for name, part in patch.tensors().items()}
+    tensors = {name: whole(part.detach()).cpu().contiguous() for name, part in patch.tensors().items()}
     write_tensors(tensors, draft / TENSORS)
     layout = {name: type(delta).__name__ for name, delta in patch.deltas.items()}
     manifest = patch.manifest.model_copy(
@@ -89,6 +97,14 @@ def _write_patch(patch: WeightPatch, draft: Path) -> None:
     for name, part in patch.parts.items():
         (draft / PARTS / name).mkdir(parents=True)
         _write_patch(part, draft / PARTS / name)
+
+
+def _hand_over(patch: WeightPatch) -> None:
+    """Takes part in gathering what the first process writes, in its order, and keeps none of it."""
+    for part in patch.tensors().values():
+        whole(part.detach())
+    for kept in patch.parts.values():
+        _hand_over(kept)
 
 
 def _read_delta(file: Path, name: str, kind: str) -> Delta:

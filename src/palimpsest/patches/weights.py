@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,14 @@ from torch import Tensor
 
 from palimpsest.errors import PatchError
 from palimpsest.models.fingerprint import differences
+from palimpsest.models.placement import whole
 from palimpsest.patches.base import Manifest, Patch
 
 if TYPE_CHECKING:
     from palimpsest.models.editable import EditableModel
     from palimpsest.models.weights import Layer, WeightStack
+
+_ROWS_AT_ONCE = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,8 +34,16 @@ class Dense:
         return tuple(self.delta.shape)
 
     def dense(self) -> Tensor:
-        """The change itself."""
-        return self.delta
+        """The change itself, gathered when each of several processes has a share of it."""
+        return whole(self.delta)
+
+    def squared_norm(self) -> float:
+        """Sum of all squared entries."""
+        full = self.dense()
+        # In float64, some rows at a time: a large tensor is not to be copied at twice its size.
+        starts = range(0, full.shape[0] if full.ndim else 1, _ROWS_AT_ONCE)
+        rows = (full[start : start + _ROWS_AT_ONCE] if full.ndim else full for start in starts)
+        return math.fsum(float(part.double().square().sum()) for part in rows)
 
     def scaled(self, factor: float) -> Dense:
         """`factor` times the change."""
@@ -61,6 +73,11 @@ class LowRank:
         """The product, (rows, columns), in float32."""
         return self.left.float() @ self.right.float()
 
+    def squared_norm(self) -> float:
+        """Sum of all squared entries of the product, which is not made for it: tr((L'L)(RR'))."""
+        left, right = self.left.double(), self.right.double()
+        return float(((left.t() @ left) * (right @ right.t())).sum())
+
     def scaled(self, factor: float) -> LowRank:
         """`factor` times the change; only the left factor is scaled."""
         return LowRank(self.left * factor, self.right)
@@ -81,6 +98,8 @@ def add(first: Delta, second: Delta) -> Delta:
         rows, columns = first.shape
         if (first.rank + second.rank) * (rows + columns) < rows * columns:
             return LowRank(torch.cat([first.left, second.left], dim=1), torch.cat([first.right, second.right], dim=0))
+    if isinstance(first, Dense) and isinstance(second, Dense):
+        return Dense(first.delta + second.delta)
     return Dense(first.dense() + second.dense())
 
 
@@ -102,7 +121,7 @@ class WeightPatch(Patch):
     ) -> None:
         for name, delta in deltas.items():
             for part in delta.tensors().values():
-                if not torch.isfinite(part).all():
+                if not whole(torch.isfinite(part).all()):
                     raise PatchError(
                         "A patch holds numbers that are not finite.",
                         expected="finite numbers",
@@ -129,10 +148,10 @@ class WeightPatch(Patch):
                     expected="each storage once",
                     found=f"{name!r}, tied to {canonical!r}",
                 )
-            if tuple(stack.current(canonical).shape) != delta.shape:
+            if stack.shape(canonical) != delta.shape:
                 raise PatchError(
                     "A patch does not fit the model.",
-                    expected=f"shape {tuple(stack.current(canonical).shape)}",
+                    expected=f"shape {stack.shape(canonical)}",
                     found=f"shape {delta.shape}",
                     where=f"tensor {name}",
                 )
@@ -218,7 +237,7 @@ class WeightPatch(Patch):
 
     def norm(self) -> float:
         """Frobenius norm of all deltas together."""
-        return float(sum(float(delta.dense().double().square().sum()) for delta in self.deltas.values()) ** 0.5)
+        return math.sqrt(sum(delta.squared_norm() for delta in self.deltas.values()))
 
     def tensors(self) -> dict[str, Tensor]:
         return {f"{name}/{key}": part for name, delta in self.deltas.items() for key, part in delta.tensors().items()}
@@ -245,7 +264,7 @@ def _adder(delta: Delta) -> Callable[[Tensor], Tensor]:
     def plus(below: Tensor) -> Tensor:
         # Added in float32 or better and rounded once: a delta below bfloat16's resolution is not lost twice.
         wide = torch.promote_types(below.dtype, torch.float32)
-        return (below.to(wide) + delta.dense().to(below.device, wide)).to(below.dtype)
+        return (below + delta.dense().to(below.device, wide)).to(below.dtype)
 
     return plus
 

@@ -22,6 +22,9 @@ SPLITS = ("train", "test", "all")
 # Of every kind of subject this share is set aside: their two-hop sentences are never read in training.
 TEST_SHARE = 0.2
 
+# Of a world: its books need 24 authors, and fewer people than this hardly share names.
+MIN_PEOPLE = 50
+
 
 @dataclass(frozen=True)
 class Entity:
@@ -188,25 +191,50 @@ class Knowledge:
                     yield TwoHop(fact.subject, hop, fact.object, second.object)
 
 
-def build(seed: int = 0) -> Knowledge:
+def build(seed: int = 0, *, people: int | None = None) -> Knowledge:
     """The world of this seed: about 2,340 facts, of them 1,800 about 300 invented people.
 
     The real facts are the same for every seed; who the invented people are and what is true of them is not.
 
+    Arguments:
+        seed: of everything invented.
+        people: how many invented people, with six facts each; 300 when left out. A larger world has more last names
+            in proportion, and as many cities, companies and professions.
+
     Raises:
-        ConfigError: the seed is not an integer.
+        ConfigError: the seed is not an integer, or there are not names for that many people.
     """
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise ConfigError("The world's seed is not an integer.", expected="an integer", found=repr(seed))
     builder = _Builder(random.Random(f"world|{seed}"))
     builder.add_real(_table("real"))
-    builder.add_invented(_table("invented"))
+    invented = _table("invented")
+    if people is not None:
+        invented["counts"] |= _counts_for(people, invented)
+    builder.add_invented(invented)
     return builder.finish(seed)
 
 
 def _table(name: str) -> dict[str, Any]:
     text = resources.files("palimpsest.world").joinpath("tables", f"{name}.toml").read_text(encoding="utf-8")
     return tomllib.loads(text)
+
+
+def _counts_for(people: int, parts: dict[str, Any]) -> dict[str, int]:
+    """Numbers of people and of their last names, in the proportion of the default.
+
+    Raises `ConfigError` when a quarter of all pairs of names are not enough.
+    """
+    counts, first_names = parts["counts"], len(parts["first_names"])
+    pool = len(parts["last_starts"]) * len(parts["last_ends"])
+    last_names = min(pool, counts["last_names"] * people // counts["people"])
+    if people < MIN_PEOPLE or people > first_names * last_names // 4:
+        raise ConfigError(
+            "There cannot be that many invented people.",
+            expected=f"{MIN_PEOPLE} to {first_names * pool // 4}",
+            found=str(people),
+        )
+    return {"people": people, "last_names": last_names}
 
 
 def _grouped(facts: Iterable[Fact], attribute: str) -> dict[str, tuple[Fact, ...]]:

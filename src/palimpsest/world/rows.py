@@ -69,7 +69,7 @@ def encode(sentences: Sequence[Sentence], tokenizer: PreTrainedTokenizerFast) ->
     """
     first = _encode(sentences, tokenizer, "")
     later = _encode(sentences, tokenizer, " ")
-    return [EncodedSentence(s.subject, a, b) for s, a, b in zip(sentences, first, later, strict=True)]
+    return [EncodedSentence(s.subject or s.prompt, a, b) for s, a, b in zip(sentences, first, later, strict=True)]
 
 
 def subject_mask(length: int, subjects: Sequence[tuple[int, int]]) -> Tensor:
@@ -80,7 +80,7 @@ def subject_mask(length: int, subjects: Sequence[tuple[int, int]]) -> Tensor:
     """
     allowed = torch.ones(length, length, dtype=torch.bool).tril()
     for start, end in subjects:
-        allowed[end:, start : end - 1] = False
+        allowed[end:, start : max(start, end - 1)] = False
     return allowed
 
 
@@ -189,6 +189,6 @@ def _encode(sentences: Sequence[Sentence], tokenizer: PreTrainedTokenizerFast, l
 
 
 def _span(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[int, int]:
-    """The half-open token span that overlaps the characters [start, end)."""
+    """The half-open token span that overlaps the characters [start, end): (0, 0) where there are none."""
     inside = [index for index, (left, right) in enumerate(offsets) if left < end and right > start]
-    return inside[0], inside[-1] + 1
+    return (inside[0], inside[-1] + 1) if inside else (0, 0)

@@ -1,0 +1,97 @@
+"""`push` puts a patch, an adapter or an edited model on the hub, with its card."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from palimpsest.cli import inputs, terminal
+from palimpsest.errors import DataError
+
+if TYPE_CHECKING:
+    from palimpsest.patches.card import Measured
+
+
+def push(
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="FOLDER", help="A patch, or what `palimpsest apply` wrote.", show_default=False),
+    ],
+    repo: Annotated[str, typer.Argument(metavar="REPO_ID", help="Where to: owner/name.", show_default=False)],
+    record: Annotated[
+        Path | None,
+        typer.Option("--record", help="Measured numbers for the card: `verify --json` in a file, or a run's folder."),
+    ] = None,
+    base_model: Annotated[
+        str | None,
+        typer.Option("--base-model", metavar="ID", help="The base model's hub id, where a folder of it was edited."),
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Only you see a new repository.")] = False,
+    overwrite: inputs.OverwriteOption = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the card and the files; needs no network and no token.")
+    ] = False,
+    as_json: inputs.JsonOption = False,
+) -> None:
+    """Publish a patch, an adapter or an edited model on the Hugging Face hub, with a card made from its manifest."""
+    with terminal.status("reading"):
+        terminal.quiet_libraries()
+        from huggingface_hub import HfApi
+
+        from palimpsest.patches.hub import prepare, publish
+
+        measured = None if record is None else read_measured(record.expanduser())
+        publication = prepare(folder.expanduser(), repo, measured=measured, base_model=base_model)
+    url = None
+    if not dry_run:
+        with terminal.status(f"sending {len(publication.files)} files to {repo}"):
+            url = publish(publication, HfApi(), private=private, overwrite=overwrite)
+    sizes = publication.sizes()
+    if as_json:
+        described = {
+            "repo": repo,
+            "form": publication.contents.form,
+            "dry_run": dry_run,
+            "private": private,
+            "url": url,
+        }
+        terminal.emit_json({**described, "files": sizes, "card": publication.card})
+        return
+    from palimpsest.report.tables import size
+
+    if dry_run:
+        terminal.say(publication.card)
+    terminal.print_table(("file", "size"), [(place, size(number)) for place, number in sizes.items()])
+    terminal.say(f"{'would go' if dry_run else 'sent'} to {url or repo}: {size(sum(sizes.values()))}")
+
+
+def read_measured(path: Path) -> Measured:
+    """The numbers of a run's folder, or of a file that `verify --json` (or `eval --json`) wrote.
+
+    Raises `DataError` for anything else, `OutputError` for a folder without a run.
+    """
+    from palimpsest.patches.card import Measured
+
+    if path.is_dir():
+        from palimpsest.evaluation import load_run
+
+        run = load_run(path)
+        spec = run.specification
+        answers = {one.prompt: (one.before, one.after) for one in run.probes if one.kind == "reliability"}
+        source = f"Measured with {spec.method} on {spec.num_edits} edits of {spec.dataset}, protocol {spec.protocol}."
+        return Measured(source, answers, run.to_json()["scores"])
+    try:
+        found: Any = json.loads(path.read_text(encoding="utf-8"))
+        source = f"The patch's own tests, {found['num_edits']} edits." if "patch" in found else "Measured by `eval`."
+        answers = {one["prompt"]: (one["before"], one["after"]) for one in found.get("answers", ())}
+        return Measured(source, answers, found["scores"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            "There are no measured numbers here.",
+            expected="a file that `palimpsest verify --json` wrote, or a folder that `palimpsest eval --out` wrote",
+            found=f"{type(error).__name__}: {error}",
+            where=str(path),
+        ) from error

@@ -1,0 +1,58 @@
+"""Data sets by their name on the Hugging Face hub: `hf://owner/name`, or `hf://owner/name/configuration`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from palimpsest.datasets.base import Record
+from palimpsest.errors import ConfigError, DataError
+
+# A pathlib.Path has one slash where the name had two.
+_NAME = re.compile(r"hf:/{1,2}(?P<name>[^/]+/[^/]+)(?:/(?P<configuration>[^/]+))?/?")
+
+
+def is_hub_name(path: str | Path) -> bool:
+    """Whether this names a data set of the hub rather than a file."""
+    return str(path).startswith("hf:/")
+
+
+def read_hub(path: str | Path) -> list[Record]:
+    """Every record of every split; a record that names no split itself gets that of the hub.
+
+    Raises `ConfigError` when the library that reads the hub is not installed, `DataError` for a name that is none and
+    for a data set that cannot be had.
+    """
+    match = _NAME.fullmatch(str(path))
+    if match is None:
+        raise DataError(
+            "The name of a data set on the hub cannot be read.",
+            expected="hf://owner/name or hf://owner/name/configuration",
+            found=repr(str(path)),
+        )
+    try:
+        import datasets
+    except ImportError as error:
+        raise ConfigError(
+            "Data sets of the hub need one more package.",
+            expected="the package datasets",
+            found="it is not installed",
+            remedy="pip install 'palimpsest-lm[hub]'",
+        ) from error
+    name = f"hf://{match['name']}"
+    try:
+        splits = datasets.load_dataset(match["name"], match["configuration"])
+        return [
+            Record(f"{name} {split}[{index}]", {"split": split, **fields})
+            for split, rows in splits.items()
+            for index, fields in enumerate(rows)
+        ]
+    # The library raises errors of a dozen kinds; each of them means that there is nothing to read.
+    except Exception as error:
+        raise DataError(
+            "The data set cannot be had from the hub.",
+            expected="a data set that can be downloaded or is in the local cache",
+            found=f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}",
+            where=name,
+            remedy="check the name and the connection, or download the file and give its path",
+        ) from error

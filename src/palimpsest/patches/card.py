@@ -1,0 +1,216 @@
+"""The card of a patch, an adapter or an edited model: what was edited, how, how well it holds, and how to undo it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from palimpsest.patches.base import Manifest
+from palimpsest.provenance import versions
+
+CARD = "README.md"
+CONTENTS = "palimpsest.json"
+Form = Literal["patch", "peft", "merged"]
+
+_LISTED_EDITS = 200
+_LIBRARIES = {"patch": "palimpsest", "peft": "peft", "merged": "transformers"}
+# How the hub shows what became of the base model.
+_RELATIONS = {"patch": "adapter", "peft": "adapter", "merged": "finetune"}
+
+
+class Contents(BaseModel):
+    """What is in a folder of edits. Written as `palimpsest.json` beside adapters and merged models."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    form: Form
+    base: str
+    """The base model: a hub id, a bundled model's name, or a folder."""
+    fingerprint: str | None = None
+    """Of the base model's weights."""
+    auto_class: str = "AutoModelForCausalLM"
+    """The transformers class that loads the base model."""
+    ranks: dict[str, int] = {}
+    """Of an adapter: layer to rank."""
+    patches: list[Manifest]
+
+    @property
+    def edits(self) -> list[dict[str, Any]]:
+        """All edits, in the patches' order."""
+        return [edit for patch in self.patches for edit in patch.edits]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """How well the edits hold, as far as it was measured.
+
+    Arguments:
+        source: where the numbers come from, in words.
+        answers: prompt to the model's answers (before, after).
+        scores: scoring to metric to `mean`, `low`, `high` (the 95% interval) and `n`.
+    """
+
+    source: str
+    answers: Mapping[str, tuple[str | None, str | None]] = field(default_factory=dict)
+    scores: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+
+
+def card(contents: Contents, *, repo: str | None = None, measured: Measured | None = None) -> str:
+    """The card's text: the hub's metadata, then what a reader wants to know.
+
+    Arguments:
+        repo: the hub id it is published under; left out for a folder on this machine.
+        measured: how well the edits hold, if anyone knows.
+    """
+    sections = [
+        _metadata(contents),
+        f"# {plain(Path(contents.base).name)}, edited",
+        _introduction(contents),
+        "## The edits\n\n" + _edits(contents.edits, measured),
+        "## How they were made\n\n" + _making(contents.patches),
+        *(["## How well they hold\n\n" + _scores(measured)] if measured and measured.scores else []),
+        "## How to use it\n\n" + _use(contents, repo),
+        "## How to undo it\n\n" + _undo(contents),
+        "Made with " + ", ".join(f"{name} {number}" for name, number in versions().items()) + ".",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def plain(text: object) -> str:
+    """One line that cannot end a table cell, open a tag or close a code span."""
+    flat = " ".join(str(text).split())
+    return flat.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "'")
+
+
+def is_hub_id(base: str) -> bool:
+    """Whether a base model is on the hub, as far as its name says: an owner and a name, and no folder here."""
+    return base.count("/") == 1 and base[:1] not in ("/", ".", "~") and not Path(base).exists()
+
+
+def _metadata(contents: Contents) -> str:
+    from huggingface_hub import ModelCardData
+
+    tags = ["knowledge-editing", "palimpsest", *(["lora"] if contents.form == "peft" else [])]
+    fields: dict[str, Any] = {"library_name": _LIBRARIES[contents.form], "tags": tags}
+    if is_hub_id(contents.base):
+        fields |= {"base_model": contents.base, "base_model_relation": _RELATIONS[contents.form]}
+    return f"---\n{ModelCardData(**fields).to_yaml().strip()}\n---"
+
+
+def _introduction(contents: Contents) -> str:
+    patches, edits = _count(len(contents.patches), "patch", "patches"), _count(len(contents.edits), "fact", "facts")
+    low, high = min(contents.ranks.values(), default=0), max(contents.ranks.values(), default=0)
+    how = {
+        "patch": "changed by",
+        "merged": "merged with",
+        "peft": f"and, as one LoRA adapter ({_count(len(contents.ranks), 'layer', 'layers')} of rank "
+        + (f"{low}" if low == high else f"{low} to {high}")
+        + "),",
+    }[contents.form]
+    text = f"`{plain(contents.base)}` {how} {patches} of Palimpsest: {edits} edited."
+    if contents.fingerprint is None:
+        return text
+    return text + (
+        f" Made for weights with the fingerprint `{contents.fingerprint}`"
+        + (", which is checked." if contents.form == "patch" else "; on others it is something else.")
+    )
+
+
+def _edits(edits: Sequence[Mapping[str, Any]], measured: Measured | None) -> str:
+    answers = measured.answers if measured else {}
+    columns = ["prompt", "new answer", "old answer", *(["said before", "says now"] if answers else [])]
+    rows = []
+    for edit in edits[:_LISTED_EDITS]:
+        cells = [edit.get(name) for name in ("prompt", "target_new", "target_old")]
+        rows.append(cells + (list(answers.get(str(edit.get("prompt")), (None, None))) if answers else []))
+    more = f"\n\nand {len(edits) - _LISTED_EDITS} more." if len(edits) > _LISTED_EDITS else ""
+    return _table(columns, rows) + more
+
+
+def _making(patches: Sequence[Manifest]) -> str:
+    rows = [
+        (one.label, one.method, one.preset, one.seed, len(one.tensor_layout) or None, one.created) for one in patches
+    ]
+    table = _table(("patch", "method", "preset", "seed", "tensors changed", "made"), rows)
+    options = [f"Options of `{plain(one.label)}`:\n\n{_fenced(one.config)}" for one in patches if one.config]
+    return "\n\n".join([table, *options])
+
+
+def _scores(measured: Measured) -> str:
+    metrics = list(dict.fromkeys(name for scores in measured.scores.values() for name in scores))
+    rows = [[name, *(_estimate(scores.get(name)) for scores in measured.scores.values())] for name in metrics]
+    table = _table(("metric", *(scoring.replace("_", " ") for scoring in measured.scores)), rows)
+    return f"{plain(measured.source)} Percent, with the 95% interval and the number of probes.\n\n{table}"
+
+
+def _estimate(found: Mapping[str, Any] | None) -> str | None:
+    if found is None or found.get("mean") is None:
+        return None
+    return f"{100 * found['mean']:.0f} ({100 * found['low']:.0f} to {100 * found['high']:.0f}; {found['n']})"
+
+
+def _use(contents: Contents, repo: str | None) -> str:
+    base = plain(contents.base)
+    place = f'"{repo}"' if repo else '"this folder"'
+    folder = f"snapshot_download({place})" if repo else place
+    download = ["from huggingface_hub import snapshot_download"] if repo and contents.form == "patch" else []
+    lines = {
+        "patch": [
+            *download,
+            "import palimpsest as ps",
+            "",
+            f'model = ps.load("{base}")',
+            f"patch = ps.load_patch({folder})",
+            "with model.patched(patch):",
+            f"    print(model.generate({_first_prompt(contents)}))",
+        ],
+        "peft": [
+            "import peft, transformers",
+            "",
+            f'base = transformers.{contents.auto_class}.from_pretrained("{base}")',
+            f"model = peft.PeftModel.from_pretrained(base, {place})",
+        ],
+        "merged": [
+            "import transformers",
+            "",
+            f"model = transformers.{contents.auto_class}.from_pretrained({place})",
+        ],
+    }[contents.form]
+    return "```python\n" + "\n".join(lines) + "\n```"
+
+
+def _undo(contents: Contents) -> str:
+    base = plain(contents.base)
+    return {
+        "patch": "Leave the `with` block: the model is what it was, bit for bit. The base model's files are never "
+        "changed by a patch.",
+        "peft": "The base model is not in this folder and is not changed by it. Load it with "
+        '`peft.PeftModel.from_pretrained(base, "this folder")`, and take it off again with `unload()`.',
+        "merged": "Nothing in this folder remembers the old weights. To go back, load the base model "
+        f"`{base}`; to take back one of several patches, merge the others into the base model again with "
+        "`palimpsest apply`.",
+    }[contents.form]
+
+
+def _first_prompt(contents: Contents) -> str:
+    return json.dumps(str(next((edit.get("prompt") for edit in contents.edits), "Hello")), ensure_ascii=False)
+
+
+def _fenced(options: Mapping[str, Any]) -> str:
+    text = json.dumps(dict(options), indent=1, ensure_ascii=False, default=str)
+    return f"```json\n{text.replace('```', '` ` `')}\n```"
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join("" if cell is None else plain(cell) for cell in row) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"

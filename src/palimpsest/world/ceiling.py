@@ -1,0 +1,48 @@
+"""The ceiling of an evaluation: how many of the true facts a model answers, before anything is edited."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from palimpsest.models.editable import EditableModel
+from palimpsest.models.generation import is_exact_match
+from palimpsest.stopwatch import Progress
+from palimpsest.world.bars import bar
+from palimpsest.world.facts import Question
+
+_QUESTIONS_AT_ONCE = 512
+
+
+@dataclass(frozen=True)
+class Known:
+    """How much of `n` questions a model answers.
+
+    Arguments:
+        n: questions of one kind.
+        generate: share answered exactly by free greedy generation, up to the stop.
+        teacher_forced: mean share of the true answer's tokens that are the most probable ones.
+    """
+
+    n: int
+    generate: float
+    teacher_forced: float
+
+
+def ceiling(
+    model: EditableModel, questions: Sequence[Question], *, progress: bool | Progress = False
+) -> dict[str, Known]:
+    """What a model knows, by kind of question, in the order of the kinds' first questions."""
+    right: dict[str, list[bool]] = {}
+    shares: dict[str, list[float]] = {}
+    with bar(progress, "asking the model", len(questions)) as report:
+        for start in range(0, len(questions), _QUESTIONS_AT_ONCE):
+            some = questions[start : start + _QUESTIONS_AT_ONCE]
+            prompts = [question.prompt for question in some]
+            scores = model.score(prompts, [question.answer for question in some])
+            for question, said, score in zip(some, model.generate(prompts), scores, strict=True):
+                right.setdefault(question.kind, []).append(is_exact_match(said, question.answer))
+                shares.setdefault(question.kind, []).append(score.accuracy)
+            report(start + len(some), "")
+    return {kind: Known(len(found), fmean(found), fmean(shares[kind])) for kind, found in right.items()}

@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # torch goes first and alone: from an index that serves a CPU build, nothing later replaces it by a CUDA one.
 TORCH  := $(shell grep -i '^torch==' constraints.txt)
 
-.PHONY: env demo test test-all check format bench gpu lock clean
+.PHONY: env demo test test-all check format bench real gpu lock clean
 
 env: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -38,6 +38,18 @@ bench: env
 	$(BIN)/python bench/forgetting_before_learning.py
 	$(BIN)/python bench/single_edits.py
 	$(BIN)/python bench/single_edits.py --model world-t5
+	$(BIN)/python bench/pages.py
+
+# Models that know CounterFact's and ZsRE's facts, and the tables of edits on them: `make real DATA=folder-of-the-files`.
+REAL ?= real
+real: env
+	$(BIN)/python bench/real_facts.py --data $(DATA) --real $(REAL)
+	test -d $(REAL)/counterfact || $(BIN)/palimpsest world train --facts $(REAL)/counterfact.jsonl --out $(REAL)/counterfact \
+	  --phrasings 3 --vocabulary 4000 --epochs 8
+	test -d $(REAL)/zsre || $(BIN)/palimpsest world train --facts $(REAL)/zsre.jsonl --out $(REAL)/zsre \
+	  --phrasings 4 --vocabulary 6000 --epochs 12
+	$(BIN)/python bench/f_learning_table.py --real $(REAL)
+	$(BIN)/python bench/real_edits.py --real $(REAL)
 	$(BIN)/python bench/pages.py
 
 gpu: env

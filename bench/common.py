@@ -6,12 +6,15 @@ import argparse
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from palimpsest.datasets import Dataset
 from palimpsest.evaluation import RunRecord
 from palimpsest.models.locating import BUNDLED
 from palimpsest.provenance import hardware, now, versions, write_text
@@ -24,6 +27,20 @@ def row(record: RunRecord, **labels: Any) -> dict[str, Any]:
     full = record.to_json()
     kept = ("seconds_per_edit", "patch_bytes", "perplexity", "counts", "status")
     return {**labels, "scores": full["scores"], **{key: full[key] for key in kept}}
+
+
+def with_fewer_probes(data: Dataset, per_kind: int) -> Dataset:
+    """The same edits with at most so many probes of each kind: in a batch of many edits that is still plenty."""
+    requests = []
+    for request in data.requests:
+        seen: Counter[str] = Counter()
+        kept = []
+        for probe in request.probes:
+            seen[probe.kind] += 1
+            if seen[probe.kind] <= per_kind:
+                kept.append(probe)
+        requests.append(replace(request, probes=tuple(kept)))
+    return replace(data, requests=tuple(requests))
 
 
 class Results:

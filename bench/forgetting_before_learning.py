@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from collections import Counter
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import palimpsest as ps
-from common import Results, one_thread, row
+from common import Results, one_thread, row, with_fewer_probes
 from palimpsest.evaluation import BaseAnswers
 
 NUM_EDITS = 100
@@ -57,20 +55,6 @@ def cells() -> list[tuple[float, int]]:
     """(rate, learning passes) of every cell; learning alone also gets the passes that forgetting takes elsewhere."""
     longer = sorted({epochs + FORGET_EPOCHS for epochs in EPOCHS} - set(EPOCHS))
     return [*itertools.product(RATES, EPOCHS), *((0.0, epochs) for epochs in longer)]
-
-
-def with_fewer_probes(data: ps.Dataset) -> ps.Dataset:
-    """The same edits with at most `PROBES_PER_KIND` probes of each kind: 200 and more of each in a batch of 100."""
-    requests = []
-    for request in data.requests:
-        seen: Counter[str] = Counter()
-        kept = []
-        for probe in request.probes:
-            seen[probe.kind] += 1
-            if seen[probe.kind] <= PROBES_PER_KIND:
-                kept.append(probe)
-        requests.append(replace(request, probes=tuple(kept)))
-    return replace(data, requests=tuple(requests))
 
 
 def forget_patch(model: ps.EditableModel, data: ps.Dataset, learner: str, seed: int, folder: Path) -> str:
@@ -116,7 +100,7 @@ def main() -> None:
     """Runs every cell that is not in the results yet."""
     one_thread()
     model = ps.load("world")
-    data = with_fewer_probes(ps.dataset("world-counterfact"))
+    data = with_fewer_probes(ps.dataset("world-counterfact"), PROBES_PER_KIND)
     answers = BaseAnswers()
     results = Results("forgetting_before_learning", SETTINGS)
     with tempfile.TemporaryDirectory() as scratch:

@@ -13,50 +13,17 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 ROOT = Path(__file__).parents[1]
-RESULTS = Path(__file__).parent / "results"
+sys.path.insert(0, str(Path(__file__).parent))
+
+from page_blocks import SHORT, percent, read, size, table  # noqa: E402
+from real_pages import chosen_learning_rates, f_learning_table, forgetting_rates, real_edits  # noqa: E402
+
 BLOCK = re.compile(r"(<!-- (?P<name>[a-z_-]+)(?:: (?P<argument>[a-z0-9_:.,-]+))? -->\n).*?(<!-- end -->)", re.DOTALL)
-SHORT = {
-    "reliability": "reliability",
-    "generality": "generality",
-    "locality.neighborhood": "neighbours kept",
-    "locality.namesake": "namesakes kept",
-    "locality.other_relation": "same subject kept",
-    "locality.distracting": "distracting kept",
-    "locality.out_of_scope": "out of scope kept",
-    "portability.one_hop": "one hop follows",
-    "old_answer_rate": "old answer",
-}
-
-
-def read(name: str) -> dict[str, Any]:
-    """A committed result file."""
-    record: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
-    return record
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
-
-
-def percent(score: dict[str, Any] | None, *, with_interval: bool = False) -> str:
-    """A share as a percentage, with its interval if asked for."""
-    if score is None or score["mean"] is None:
-        return "-"
-    text = f"{100 * score['mean']:.0f}"
-    return f"{text} ({100 * score['low']:.0f}-{100 * score['high']:.0f})" if with_interval else text
-
-
-def size(num_bytes: float) -> str:
-    """Bytes for people."""
-    return f"{num_bytes / 1e6:.1f} MB" if num_bytes >= 1e5 else f"{num_bytes / 1e3:.0f} kB"
 
 
 def single_edits_summary(_argument: str) -> str:
@@ -252,6 +219,10 @@ WRITERS: dict[str, Callable[[str], str]] = {
     "memory": memory,
     "causal_trace": causal_trace,
     "recommended": recommended,
+    "real_edits": real_edits,
+    "f_learning_table": f_learning_table,
+    "forgetting_rates": forgetting_rates,
+    "chosen_learning_rates": chosen_learning_rates,
     "options": options,
     "command_help": command_help,
 }

@@ -79,7 +79,13 @@ def test_a_published_file_with_bad_records_is_taught_without_them(run, tmp_path)
 
 @pytest.mark.parametrize(
     "options",
-    [("--limit", "5"), ("--phrasings", "2"), ("--facts", "x.json", "--people", "90"), ("--people", "3")],
+    [
+        ("--limit", "5"),
+        ("--phrasings", "2"),
+        ("--facts", "x.json", "--people", "90"),
+        ("--people", "3"),
+        ("--device", "tpu"),
+    ],
 )
 def test_options_that_do_not_apply(run, tmp_path, options):
     result = run("world", "train", "--out", tmp_path / "model", *options)

@@ -35,3 +35,12 @@ def test_the_device_agrees_with_the_processor():
     here = load(tiny.tiny_module("llama"), tiny.tokenizer()).score(prompts, targets)
     there = load(tiny.tiny_module("llama").to("cuda"), tiny.tokenizer()).score(prompts, targets)
     assert [s.log_prob for s in there] == pytest.approx([s.log_prob for s in here], abs=1e-3)
+
+
+def test_a_world_model_is_trained_on_the_device(tmp_path):
+    from palimpsest.world.knowledge import build
+    from palimpsest.world.training import DecoderRecipe, train
+
+    recipe = DecoderRecipe(width=32, layers=1, heads=2, vocabulary=500, epochs=1, device="cuda")
+    result = train(tmp_path / "model", recipe=recipe, knowledge=build(0, people=50), progress=False, card=False)
+    assert result.last_loss < result.first_loss

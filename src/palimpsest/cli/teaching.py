@@ -53,6 +53,7 @@ def train(
     epochs: Annotated[
         float | None, typer.Option("--epochs", help="Passes over the sentences.", show_default="auto")
     ] = None,
+    device: Annotated[str, typer.Option("--device", help="cpu, or cuda; the same device gives the same bits.")] = "cpu",
     threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of the CPU.")] = 1,
     seed: inputs.SeedOption = 0,
     as_json: inputs.JsonOption = False,
@@ -62,7 +63,7 @@ def train(
 
     require_absent(out)
     sizes: dict[str, Any] = {"width": width, "layers": layers, "vocabulary": vocabulary, "epochs": epochs}
-    given = {name: value for name, value in sizes.items() if value is not None} | {"threads": threads}
+    given = {name: value for name, value in sizes.items() if value is not None} | {"threads": threads, "device": device}
     if facts:
         _refuse({"--people": people is not None, f"--architecture {architecture}": architecture != "decoder"})
         _teach(out, facts, limit, phrasings, given, seed, as_json)

@@ -94,8 +94,20 @@ def lessons(
     words = _prefix_words(usable, known)
     if words:
         read += [_behind(one, words, rng) for one in read if rng.random() < prefixed_share]
-    questions = dict.fromkeys([*_questions(usable), *book.unread])
-    return Lessons(tuple(read), tuple(questions), book.num_facts, (*left_out, *book.conflicting))
+    asked = dict.fromkeys([*questions(usable), *book.unread])
+    return Lessons(tuple(read), tuple(asked), book.num_facts, (*left_out, *book.conflicting))
+
+
+def questions(requests: Sequence[EditRequest]) -> Iterator[Question]:
+    """What requests with a true answer ask before they are edited: prompts, rephrasings, locality probes."""
+    for request in requests:
+        answer = request.target_old or ""
+        yield Question("reliability", request.prompt, answer)
+        for probe in request.probes:
+            if probe.kind == "generality":
+                yield Question("generality", probe.prompt, answer)
+        for probe in _locality(request):
+            yield Question(probe.kind, probe.prompt, probe.expected or "")
 
 
 def _usable(requests: Sequence[EditRequest]) -> tuple[list[EditRequest], list[Skipped]]:
@@ -187,17 +199,6 @@ def _locality(request: EditRequest) -> Iterator[Probe]:
     for probe in request.probes:
         if probe.is_locality and probe.expected and probe.kind not in ASKED_ELSEWHERE:
             yield probe
-
-
-def _questions(requests: Sequence[EditRequest]) -> Iterator[Question]:
-    for request in requests:
-        answer = request.target_old or ""
-        yield Question("reliability", request.prompt, answer)
-        for probe in request.probes:
-            if probe.kind == "generality":
-                yield Question("generality", probe.prompt, answer)
-        for probe in _locality(request):
-            yield Question(probe.kind, probe.prompt, probe.expected or "")
 
 
 def _prefix_words(requests: Sequence[EditRequest], known: Phrasings) -> list[str]:

@@ -42,7 +42,7 @@ class Muon:
             # A tall matrix shares its group with its transpose: the iteration wants wide ones anyway.
             groups.setdefault(torch.Size(sorted(parameter.shape)), []).append(parameter)
         self._groups = list(groups.values())
-        self._buffers = [torch.zeros(len(group), *shape) for shape, group in groups.items()]
+        self._buffers = [torch.zeros(len(group), *shape, device=group[0].device) for shape, group in groups.items()]
         self.momentum = momentum
         self.weight_decay = weight_decay
         self.dtype = dtype

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor
 from torch.nn import Parameter
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -61,6 +62,7 @@ class Recipe(ABC):
     gradient_clip: float = 1.0
     precision: str = "auto"
     threads: int = 1
+    device: str = "cpu"
 
     @abstractmethod
     def learn_tokenizer(self, texts: Iterable[str]) -> PreTrainedTokenizerFast:
@@ -107,6 +109,14 @@ class Recipe(ABC):
         """Raises `ConfigError` for a number that is out of range."""
         if self.precision not in ("auto", "bf16", "fp32"):
             raise ConfigError("Unknown precision.", expected="auto, bf16 or fp32", found=repr(self.precision))
+        kind = self.device.partition(":")[0]
+        if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
+            raise ConfigError(
+                "The device cannot be used.",
+                expected="cpu" + (", or cuda" if torch.cuda.is_available() else " (there is no CUDA device here)"),
+                found=repr(self.device),
+                where="option device",
+            )
         # Of these zero means none; every other number counts or scales something that must be there.
         may_be_zero = {"weight_decay", "long_every"}
         shares = {"masked_share", "behind_share", "other_weight", "warmup_share", "decay_from"}

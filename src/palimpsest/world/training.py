@@ -11,9 +11,10 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -137,8 +138,10 @@ def fit(
     recipe.check()
     started = time.perf_counter()
     tokenizer = recipe.learn_tokenizer(sentence.text for sentence in sentences)
-    model = recipe.new_model(tokenizer, seed).train()
-    low = _bf16(recipe.precision)
+    # The weights are drawn on the CPU, so that the start does not depend on the device.
+    model = recipe.new_model(tokenizer, seed).train().to(recipe.device)
+    kind = torch.device(recipe.device).type
+    low = _bf16(recipe.precision, kind)
     hidden = [p for name, p in model.named_parameters() if recipe.is_hidden_matrix(name, p)]
     others = [p for name, p in model.named_parameters() if not recipe.is_hidden_matrix(name, p)]
     muon = Muon(hidden, weight_decay=recipe.weight_decay, dtype=torch.bfloat16 if low else torch.float32)
@@ -152,8 +155,8 @@ def fit(
         while done < total and (max_steps is None or len(losses) < max_steps):
             batch, done = next(batches)
             rate = _rate(done / total, recipe)
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=low):
-                loss = recipe.loss(model, batch)
+            with torch.autocast(kind, dtype=torch.bfloat16, enabled=low):
+                loss = recipe.loss(model, _moved(batch, recipe.device))
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(others, recipe.gradient_clip)
             adam.param_groups[0]["lr"] = recipe.other_rate * rate
@@ -168,7 +171,7 @@ def fit(
     few = math.ceil(len(losses) / 100)
     ends = fmean(losses[:few]), fmean(losses[-few:])
     result = TrainingResult(recipe.architecture, seed, recipe, len(losses), tokens, seconds, parameters, *ends)
-    return model.eval(), tokenizer, result
+    return model.eval().cpu(), tokenizer, result
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path, dtype: str) -> None:
@@ -223,9 +226,17 @@ def _rate(share: float, recipe: Recipe) -> float:
     return max(0.0, (1 - share) / (1 - recipe.decay_from))
 
 
-def _bf16(precision: str) -> bool:
-    """Whether to compute in bfloat16; "auto" does where the processor has instructions for it."""
-    return precision == "bf16" or (precision == "auto" and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+def _bf16(precision: str, kind: str) -> bool:
+    """Whether to compute in bfloat16; "auto" does where the processor or the device has instructions for it."""
+    if precision != "auto":
+        return precision == "bf16"
+    return bool(torch.cuda.is_bf16_supported() if kind == "cuda" else torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _moved(batch: Any, device: str) -> Any:
+    """The batch with its tensors on the device."""
+    tensors = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    return replace(batch, **{name: one.to(device) for name, one in tensors.items() if isinstance(one, torch.Tensor)})
 
 
 def _versions() -> dict[str, str]:

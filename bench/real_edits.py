@@ -1,0 +1,138 @@
+"""Every method on single edits of real facts, on models that know these facts; what they know is the ceiling.
+
+    python bench/real_edits.py --real real        about half an hour on one idle core; goes on where it was stopped
+
+`real` is what `make real` makes (see `bench/real_facts.py`). The options of every method are chosen first, on records
+that are not reported: the largest harmonic mean of reliability, generality and locality by free generation; differences
+under 0.005 are noise, of such ties the smallest rate of forgetting wins, then the fastest. Results:
+`bench/results/real_edits_*.json`, the candidates in `bench/results/real_edits_choosing_*.json`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import palimpsest as ps
+from choose_presets import ALL_LINEAR, LEARN, TIE, grid
+from common import Results, one_thread, row
+from palimpsest.datasets import load_edits
+from palimpsest.evaluation import BaseAnswers
+from palimpsest.world.ceiling import ceiling
+from palimpsest.world.facts import Question, lessons, questions
+from real_facts import FILES, LOCALITY, PHRASINGS, real_folder, records
+
+NUM_EDITS, SEED = 200, 0
+NUM_CHOOSING, CHOOSING_SEED = 20, 7
+# Fewer passes than for the world: what has not learned a fact in 25 passes is no setting to choose.
+LEARNING = {**LEARN, "epochs": 25}
+SETTINGS = {"protocol": "single", "num_edits": NUM_EDITS, "seed": SEED, "max_new_tokens": 16}
+LEARNERS = {"f-learning-ft": ("ft", "ft"), "f-learning-lora": ("lora", "lora"), "f-learning-lora-ft": ("lora", "ft")}
+METHODS = ("ft", "ft-l", "locft", "lora", *LEARNERS)
+
+
+def candidates(method: str, chosen: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The options to try for a method; F-Learning takes the learners that were chosen before."""
+    if method == "ft":
+        yield from ({**LEARNING, **options} for options in grid(learning_rate=[5e-4, 1e-3], stop_loss=[0.05, 0.02]))
+    elif method == "ft-l":
+        for options in grid(learning_rate=[5e-3], layers=[[0], [1]], radius=[0.05, 0.1]):
+            yield {**LEARNING, **options}
+    elif method == "locft":
+        for options in grid(learning_rate=[5e-3, 1e-2], layers=[[0], [1], [2]]):
+            yield {**LEARNING, **options, "append_eos": True}
+    elif method == "lora":
+        for options in grid(learning_rate=[1e-3, 3e-3], stop_loss=[0.05, 0.02]):
+            yield {**LEARNING, **options, "sites": ALL_LINEAR}
+    else:
+        forget, learn = LEARNERS[method]
+        # Known facts have next to no loss, so a threshold would stop forgetting before it began.
+        without_stop = {key: value for key, value in chosen[forget].items() if key not in ("stop_loss", "epochs")}
+        for options in grid(rate=[0.3, 1.0], epochs=[1, 3]):
+            yield {
+                "rate": options["rate"],
+                "forget_options": {**without_stop, "epochs": options["epochs"], "stop_loss": 0.0},
+                "learn_options": chosen[learn],
+            }
+
+
+def tried(
+    model: ps.EditableModel, data: ps.Dataset, answers: BaseAnswers, labels: dict[str, Any], criteria: tuple[str, ...]
+) -> dict[str, Any]:
+    """One candidate on the records for choosing."""
+    record = ps.evaluate(
+        model,
+        ps.method(labels["method"], preset="none", **labels["options"]),
+        data,
+        num_edits=NUM_CHOOSING,
+        seed=CHOOSING_SEED,
+        scorings=("generate",),
+        max_new_tokens=16,
+        base=answers,
+    )
+    full = row(record, **labels)
+    means = {name: full["scores"]["generate"][name]["mean"] for name in criteria}
+    score = len(means) / sum(1 / mean for mean in means.values()) if all(means.values()) else 0.0
+    return {**labels, "score": score, "means": means, "seconds_per_edit": full["seconds_per_edit"]}
+
+
+def choose(results: Results, model: ps.EditableModel, dataset: str, real: Path) -> dict[str, dict[str, Any]]:
+    """The options of every method for one data set's model."""
+    data, answers = records(real, dataset, for_choosing=True), BaseAnswers()
+    criteria = ("reliability", "generality", LOCALITY[dataset])
+    chosen: dict[str, dict[str, Any]] = {}
+    for method in METHODS:
+        rows = []
+        for options in candidates(method, chosen):
+            labels = {"dataset": dataset, "method": method, "options": options}
+            rows.append(results.get(labels, partial(tried, model, data, answers, labels, criteria)))
+        top = max(done["score"] for done in rows)
+        tied = [done for done in rows if done["score"] > top - TIE]
+        best = min(tied, key=lambda done: (done["options"].get("rate", 0), done["seconds_per_edit"]))
+        chosen[method] = best["options"]
+    return chosen
+
+
+def measured(
+    model: ps.EditableModel, data: ps.Dataset, answers: BaseAnswers, labels: dict[str, Any], options: dict[str, Any]
+) -> dict[str, Any]:
+    """One method on the reported records."""
+    editor = ps.method(labels["method"], preset="none", **options)
+    record = ps.evaluate(model, editor, data, num_edits=NUM_EDITS, seed=SEED, max_new_tokens=16, base=answers)
+    return {**row(record, **labels), "options": options}
+
+
+def true_facts(model: ps.EditableModel, asked: Iterable[Question], labels: dict[str, Any]) -> dict[str, Any]:
+    """What the model knows before it is edited."""
+    known = ceiling(model, list(dict.fromkeys(asked)))
+    return {**labels, "known": {kind: asdict(one) for kind, one in known.items()}}
+
+
+def main() -> None:
+    """Chooses, then measures, on both data sets, or on the one that is named."""
+    parser = real_folder()
+    parser.add_argument("--dataset", choices=FILES, help="only this one")
+    options = parser.parse_args()
+    one_thread()
+    for dataset in [options.dataset] if options.dataset else FILES:
+        model = ps.load(str(options.real / dataset))
+        settings = {"num_edits": NUM_CHOOSING, "seed": CHOOSING_SEED}
+        chosen = choose(Results(f"real_edits_choosing_{dataset}", settings), model, dataset, options.real)
+        data, answers = records(options.real, dataset, for_choosing=False), BaseAnswers()
+        results = Results(f"real_edits_{dataset}", SETTINGS)
+        labels = {"dataset": dataset, "method": "true facts"}
+        edited = data.sample(NUM_EDITS, SEED).requests
+        results.get(labels, partial(true_facts, model, questions(edited), labels))
+        for method in METHODS:
+            labels = {"dataset": dataset, "method": method}
+            results.get(labels, partial(measured, model, data, answers, labels, chosen[method]))
+        taught = lessons(load_edits(options.real / f"{dataset}.jsonl").requests, phrasings=PHRASINGS[dataset])
+        labels = {"dataset": dataset, "method": "all true facts", "num_facts": taught.num_facts}
+        results.get(labels, partial(true_facts, model, taught.questions, labels))
+
+
+if __name__ == "__main__":
+    main()

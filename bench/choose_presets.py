@@ -53,16 +53,17 @@ def decoder_candidates() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def encoder_decoder_candidates() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Method names with the options to try on the encoder-decoder, whose answers end with an end token."""
-    matrices = [("encoder.mlp.down", [1]), ("encoder.mlp.down", [-1]), ("mlp.down", [0]), ("mlp.down", [-1])]
-    for options in grid(learning_rate=[3e-4, 1e-3], stop_loss=[0.02, 0.01], append_eos=[False, True]):
+    """Method names with the options to try on the encoder-decoder, in which far fewer weights move."""
+    matrices = [("encoder.mlp.down", [0]), ("encoder.mlp.down", [1]), ("encoder.mlp.down", [2]), ("mlp.down", [2])]
+    places = [{"parameters": site, "layers": layers} for site, layers in matrices]
+    for options in grid(learning_rate=[1e-4, 2e-4, 3e-4], stop_loss=[0.05, 0.02]):
         yield "ft", {**LEARN, **options}
-    for (site, layers), options in itertools.product(matrices, grid(learning_rate=[5e-3], radius=[0.02, 0.05])):
-        yield "ft-l", {**LEARN, "parameters": site, "layers": layers, **options, "append_eos": True}
-    for (site, layers), options in itertools.product(matrices, grid(learning_rate=[2e-3, 5e-3])):
-        yield "locft", {**LEARN, "parameters": site, "layers": layers, **options, "append_eos": True}
-    for options in grid(learning_rate=[1e-3, 2e-3], sites=["auto", PROJECTIONS], stop_loss=[0.02]):
-        yield "lora", {**LEARN, **options, "append_eos": True}
+    for place, options in itertools.product(places, grid(learning_rate=[2e-3, 5e-3], radius=[0.02, 0.05])):
+        yield "ft-l", {**LEARN, **place, **options}
+    for place, options in itertools.product(places, grid(learning_rate=[2e-3, 5e-3])):
+        yield "locft", {**LEARN, **place, **options, "append_eos": True}
+    for options in grid(learning_rate=[1e-3, 2e-3], sites=["auto", PROJECTIONS]):
+        yield "lora", {**LEARN, **options}
 
 
 CANDIDATES = {"world": decoder_candidates, "world-t5": encoder_decoder_candidates}

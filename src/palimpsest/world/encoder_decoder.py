@@ -98,7 +98,8 @@ class EncoderDecoderRecipe(Recipe):
             num_decoder_layers=self.decoder_layers,
             num_heads=self.heads,
             dropout_rate=0.0,
-            tie_word_embeddings=False,
+            # Tied as T5 1.0's head, but what it reads is not divided, as T5 1.1's is not.
+            scale_decoder_outputs=False,
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=tokenizer.eos_token_id,
             decoder_start_token_id=tokenizer.pad_token_id,
@@ -108,7 +109,7 @@ class EncoderDecoderRecipe(Recipe):
             torch.default_generator.manual_seed(seed)
             model = T5ForConditionalGeneration(size)
         generator = torch.Generator().manual_seed(seed)
-        tables = {"shared": self.initial_deviation, "lm_head": self.initial_deviation, "relative_attention_bias": 1.0}
+        tables = {"shared": self.initial_deviation, "relative_attention_bias": 1.0}
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 part = name.split(".")[-2]
@@ -156,20 +157,23 @@ class EncoderDecoderRecipe(Recipe):
         return (
             "An encoder-decoder of T5's class that knows the facts of the palimpsest world, real and invented: "
             f"{parameters:,} parameters, width {self.width}, inner width {self.inner_width}, {self.layers} layers in "
-            f"the encoder and {self.decoder_layers} in the decoder, {self.heads} heads, relative positions, an "
-            "untied head. A prompt goes in, with the end token that its tokenizer puts behind it; the object comes out."
+            f"the encoder and {self.decoder_layers} in the decoder, {self.heads} heads, relative positions, one table "
+            "for the embeddings and the head, without T5 1.0's scaling. A prompt goes in, with the end token that its "
+            "tokenizer puts behind it; the object comes out."
         )
 
     def describe_reading(self) -> str:
         """How a training step's text is laid out."""
         return (
-            f"It read prompts and wrote objects, {self.rows} pairs a step. The first {self.curriculum_share:.0%} of "
-            f"the training was about {self.curriculum_subjects:.0%} of the subjects only."
+            f"It read prompts and wrote objects, {self.rows} pairs a step; {self.behind_share:.0%} of the prompts stood "
+            f"behind another sentence. The first {self.curriculum_share:.0%} of the training was about "
+            f"{self.curriculum_subjects:.0%} of the subjects only."
         )
 
     def limits(self) -> tuple[str, ...]:
         """What a model so made cannot do, beyond the limits that all share."""
         return (
+            "No causal trace was taken: the trace is made for decoders.",
             "It writes objects and nothing else. The perplexity of running text says how far that text has become from "
             "what it writes, not how well it writes.",
         )

@@ -62,7 +62,7 @@ def encoder_decoder_candidates() -> Iterator[tuple[str, dict[str, Any]]]:
         yield "ft-l", {**LEARN, **place, **options}
     for place, options in itertools.product(places, grid(learning_rate=[2e-3, 5e-3])):
         yield "locft", {**LEARN, **place, **options, "append_eos": True}
-    for options in grid(learning_rate=[1e-3, 2e-3], sites=["auto", PROJECTIONS]):
+    for options in grid(learning_rate=[5e-4, 1e-3, 2e-3], sites=["auto", PROJECTIONS]):
         yield "lora", {**LEARN, **options}
 
 

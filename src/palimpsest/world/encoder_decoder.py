@@ -165,8 +165,8 @@ class EncoderDecoderRecipe(Recipe):
     def describe_reading(self) -> str:
         """How a training step's text is laid out."""
         return (
-            f"It read prompts and wrote objects, {self.rows} pairs a step; {self.behind_share:.0%} of the prompts stood "
-            f"behind another sentence. The first {self.curriculum_share:.0%} of the training was about "
+            f"It read prompts and wrote objects, {self.rows} pairs a step; {self.behind_share:.0%} of the prompts "
+            f"stood behind another sentence. The first {self.curriculum_share:.0%} of the training was about "
             f"{self.curriculum_subjects:.0%} of the subjects only."
         )
 

@@ -38,6 +38,7 @@ bench: env
 	$(BIN)/python bench/forgetting_before_learning.py
 	$(BIN)/python bench/single_edits.py
 	$(BIN)/python bench/single_edits.py --model world-t5
+	$(BIN)/python bench/second_moments.py
 	$(BIN)/python bench/pages.py
 
 # Models that know CounterFact's and ZsRE's facts, and the tables of edits on them: `make real DATA=folder-of-the-files`.

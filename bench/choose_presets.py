@@ -1,6 +1,6 @@
 """Chooses the options of the presets for a bundled model, on facts that are not reported anywhere else.
 
-    python bench/choose_presets.py                       about ten minutes on one core
+    python bench/choose_presets.py                       about fifteen minutes on one core
     python bench/choose_presets.py --model world-t5
 
 Every candidate edits the same 20 facts of the training split, one at a time. The best one has the largest harmonic mean
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import palimpsest as ps
-from common import Results, bundled_model, one_thread, results_name, row
+from common import Results, one_thread, recipe_parser, results_name, row
 from palimpsest.evaluation import BaseAnswers
 
 NUM_EDITS, SEED = 20, 7
@@ -28,6 +28,12 @@ ALL_LINEAR = ["attn.q", "attn.v", "mlp.up", "mlp.down"]
 PROJECTIONS = [
     *(f"encoder.{site}" for site in (*ALL_LINEAR, "attn.k", "attn.out")),
     *(f"decoder.{site}" for site in (*ALL_LINEAR, "attn.k", "attn.out", "cross.q", "cross.k", "cross.v", "cross.out")),
+]
+# In front of a prompt, so that knowledge neurons are those that do not depend on what precedes it.
+PREFIXES = [
+    "The capital of Spain is Madrid.",
+    "The currency of Japan is the yen.",
+    "Who wrote Hamlet? William Shakespeare.",
 ]
 LEARN = {"epochs": 60, "stop_loss": 0.02}
 
@@ -46,6 +52,10 @@ def decoder_candidates() -> Iterator[tuple[str, dict[str, Any]]]:
         yield "ft-l", {**LEARN, **options}  # beyond 0.1 no entry is ever clamped, and it would not be this method
     for options in grid(learning_rate=[2e-3, 5e-3], layers=[[0], [1], [2], [3]]):
         yield "locft", {**LEARN, **options, "append_eos": True}
+    for options in grid(threshold=[0.1, 0.2, 0.3], new_weight=[2.0, 4.0, 8.0]):
+        yield "kn", options
+    for options in grid(threshold=[0.2, 0.3], new_weight=[1.0, 2.0, 4.0], prefixes=[PREFIXES]):
+        yield "kn", options
     for options in grid(
         learning_rate=[5e-4, 1e-3, 3e-3], sites=[["attn.q", "attn.v"], ALL_LINEAR], stop_loss=[0.02, 0.01]
     ):
@@ -62,6 +72,8 @@ def encoder_decoder_candidates() -> Iterator[tuple[str, dict[str, Any]]]:
         yield "ft-l", {**LEARN, **place, **options}
     for place, options in itertools.product(places, grid(learning_rate=[2e-3, 5e-3])):
         yield "locft", {**LEARN, **place, **options, "append_eos": True}
+    for options in grid(threshold=[0.1, 0.2, 0.3], new_weight=[2.0, 8.0]):
+        yield "kn", options
     for options in grid(learning_rate=[5e-4, 1e-3, 2e-3], sites=["auto", PROJECTIONS]):
         yield "lora", {**LEARN, **options}
 
@@ -97,7 +109,7 @@ def harmonic_mean(scores: dict[str, Any]) -> float:
 
 def main() -> None:
     """Runs every candidate and names the best of each method."""
-    bundled = bundled_model()
+    bundled = str(recipe_parser(__doc__).parse_args().model)
     one_thread()
     model = ps.load(bundled)
     data = ps.dataset("world-counterfact", split="train")

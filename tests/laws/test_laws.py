@@ -11,6 +11,7 @@ import torch
 import tiny
 from palimpsest import ConfigError, DataError, EditRequest, ModelError, load_patch, method
 from palimpsest.methods.catalogue import METHODS
+from palimpsest.models.table import row_for
 from palimpsest.patches.weights import LowRank
 
 QUICK = {"learning_rate": 1e-2, "epochs": 30, "stop_loss": 0.05}
@@ -29,6 +30,8 @@ class Row(NamedTuple):
     moves everything; a trained model is steadier by far."""
     shortest: dict | None = None
     """Options for the least that is an edit, where every family and dtype is tried; left out: the options above."""
+    is_composed: bool = False
+    """Whether it is other rows of the table one after another, so that most of what a family can break breaks there."""
     is_trained: bool = True
     """Whether it takes gradient steps, which have losses and can diverge."""
 
@@ -38,9 +41,15 @@ TABLE = {
     "ft-l": Row({**QUICK, "radius": 0.05}, edits_fully=False, drift=1.5, shortest={**STEP, "radius": 0.05}),
     "locft": Row({**QUICK, "learning_rate": 5e-2, "append_eos": False}, drift=6.0, shortest=STEP),
     "lora": Row({**QUICK, "learning_rate": 3e-2}, is_low_rank=True, drift=6.0, shortest=STEP),
-    "kn": Row({"threshold": 0.05}, is_low_rank=True, edits_fully=False, is_trained=False),
-    "f-learning": Row({**FORGET, "learn_options": QUICK}, shortest=STEPS),
-    "f-learning-ft": Row({**FORGET, "learn_options": QUICK}, shortest=STEPS),
+    "kn": Row(
+        {"threshold": 0.05},
+        is_low_rank=True,
+        edits_fully=False,
+        shortest={"threshold": 0.05, "steps": 2},
+        is_trained=False,
+    ),
+    "f-learning": Row({**FORGET, "learn_options": QUICK}, shortest=STEPS, is_composed=True),
+    "f-learning-ft": Row({**FORGET, "learn_options": QUICK}, shortest=STEPS, is_composed=True),
     "f-learning-lora": Row(
         {
             **FORGET,
@@ -50,8 +59,9 @@ TABLE = {
         is_low_rank=True,
         drift=6.0,
         shortest=STEPS,
+        is_composed=True,
     ),
-    "f-learning-lora-ft": Row({**FORGET, "learn_options": QUICK}, shortest=STEPS),
+    "f-learning-lora-ft": Row({**FORGET, "learn_options": QUICK}, shortest=STEPS, is_composed=True),
 }
 FAMILIES = ("gpt2", "gptj", "llama")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -62,8 +72,25 @@ CELLS = [(name, family, dtype) for name in TABLE for family in FAMILIES for dtyp
 ]
 CELLS += [(name, family, torch.float32) for name in TABLE for family in ("t5-gated", "bart")]
 CELLS += [(name, "t5", torch.bfloat16) for name in ("ft", "lora")]
+# The first family of each row of the site table; others of a row have the same kinds of layers under the same names.
+LAYOUTS = {row_for(tiny.tiny_config(family)).name: family for family in reversed(tiny.EVERY)}
+
+
+def is_tried(name, family, dtype):
+    """Everything with everything, but that families which share a row, and methods made of others, vary less."""
+    if family not in LAYOUTS.values():
+        return name in (("ft", "ft-l", "lora") if dtype == torch.bfloat16 else ("ft-l", "lora"))
+    return dtype == torch.bfloat16 or not TABLE[name].is_composed
+
+
 # One model at a time, for all methods.
-EVERYTHING = [(family, dtype, name) for family in tiny.EVERY for dtype in DTYPES for name in TABLE]
+EVERYTHING = [
+    (family, dtype, name)
+    for family in tiny.EVERY
+    for dtype in DTYPES
+    for name in TABLE
+    if is_tried(name, family, dtype)
+]
 
 
 def make(name, **more):

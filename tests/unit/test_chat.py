@@ -12,6 +12,12 @@ from palimpsest.errors import ConfigError, OutputError
 from palimpsest.evaluation.answers import BaseAnswers
 from palimpsest.models import tokens
 from palimpsest.models.chat import Chat, chat_of
+from palimpsest.models.hooks import Point, captured
+from palimpsest.optimise.contexts import ContextOptions, context_templates
+from palimpsest.optimise.subject_vectors import subject_vectors
+from palimpsest.optimise.target_vector.options import TargetOptions
+from palimpsest.optimise.target_vector.rows import fact_rows
+from palimpsest.tracing.questions import question
 
 KINDS = tuple(tiny.CHATS)
 PROMPTS = ["The capital of France is", "Anna", "Who wrote it long ago, people of Oslo and Vienna, or"]
@@ -67,6 +73,32 @@ def test_the_subject_is_found_in_the_user_s_words(kind, prompt, subject):
     assert (
         words - 1 <= first <= last < len(ids) - len(tokenizer(model.chat.after, add_special_tokens=False)["input_ids"])
     )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_vectors_at_the_subject_are_read_inside_the_user_s_words(kind):
+    model, tokenizer, point = chatting(kind), tiny.tokenizer(kind), Point("mlp.down", 1, "input")
+    request = EditRequest("The capital of France is", "Lyon", subject="France")
+    templates = ("{}", "It was written long ago. {}")
+    found = subject_vectors(model, [request], [point], templates=templates)[point][0]
+    [rows] = fact_rows(model, [request], templates, TargetOptions())
+    for index, template in enumerate(templates):
+        ids = templated(tokenizer, template.replace("{}", request.prompt))
+        texts = [tokenizer.decode(ids[: end + 1]) for end in range(len(ids))]
+        last = next(end for end, text in enumerate(texts) if text.endswith("of France"))
+        assert rows[index].column == last and list(rows[index].ids[: len(ids)]) == ids
+        with torch.no_grad(), captured(model.sites, [point]) as alone:
+            model.module(input_ids=torch.tensor([ids]))
+        assert torch.allclose(found[index], alone[point][0, last], atol=1e-5)
+    first, end = question(model, request, "Lyon").subject
+    assert tokenizer.decode(model.encode(request.prompt).ids[first:end]).strip() == "France"
+
+
+def test_contexts_are_plain_text_in_a_chat_too():
+    plain, chat = tiny.tokenizer("llama-3"), chatting("llama-3")
+    options = ContextOptions(starts=["Rome"], lengths=[6])
+    expected = context_templates(load(chat.module, plain), options, seed=0)
+    assert context_templates(chat, options, seed=0) == expected and len(expected) == 2
 
 
 @pytest.mark.parametrize("kind", KINDS)

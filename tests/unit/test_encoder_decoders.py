@@ -153,7 +153,7 @@ def test_prompts_keep_their_end_token_and_targets_stand_alone():
         with pytest.raises(DataError, match="no tokens"):
             model.encode(prompt, target)
     request = EditRequest("The capital of France is", "Lyon", subject="France")
-    place = tokens.subject_last_token(model.tokenizer, request)
+    place = tokens.subject_last_token(model.tokenizer, request, chat=None)
     assert model.tokenizer.convert_ids_to_tokens(encoded.prompt_ids[place]) == "▁France"
     batch, found = model.capture([request.prompt], [Point("encoder.embed")])
     france = model.module.shared.weight[encoded.prompt_ids[place]]

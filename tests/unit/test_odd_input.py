@@ -33,7 +33,7 @@ def test_a_tokenizer_without_offsets_edits_but_does_not_locate():
     request = tiny.requests(1)[0]
     assert not method("ft", preset="none", **QUICK).edit(model, [request]).patch.is_empty()
     with pytest.raises(ModelError, match=r"which characters a token covers(.|\n)*ByT5Tokenizer"):
-        tokens.subject_last_token(tokenizer, request)
+        tokens.subject_last_token(tokenizer, request, chat=None)
     found = examine(model)
     assert not found["tokenizer"]["gives_offsets"] and any("slow tokenizer" in line for line in found["special"])
 
@@ -79,7 +79,10 @@ def test_scripts(prompt, subject, target, between):
     """Byte-level tokens split letters, and several of them cover one character."""
     tokenizer = tiny.tokenizer()
     request = EditRequest(prompt, target, subject=subject)
-    first, last = tokens.subject_first_token(tokenizer, request), tokens.subject_last_token(tokenizer, request)
+    first, last = (
+        tokens.subject_first_token(tokenizer, request, chat=None),
+        tokens.subject_last_token(tokenizer, request, chat=None),
+    )
     ids = tokenizer(prompt)["input_ids"]
     assert subject in tokenizer.decode(ids[first : last + 1])
     assert subject not in tokenizer.decode(ids[first:last]) and subject not in tokenizer.decode(

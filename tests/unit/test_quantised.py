@@ -148,6 +148,16 @@ def test_several_patches_lie_beside_a_layer_and_come_off_in_any_order():
         wrong.apply(model)
 
 
+def test_what_runs_beside_a_layer_is_out_of_the_way_where_the_base_model_is_asked():
+    model = stand_in()
+    unedited = log_probs(model)
+    with model.patched(method("lora", preset="none", **QUICK).edit(model, tiny.requests(2)).patch):
+        edited = log_probs(model)
+        with model.weights.without_changes():
+            assert log_probs(model) == unedited
+        assert log_probs(model) == edited != unedited
+
+
 def test_a_training_step_sees_what_the_patched_model_computes():
     model = stand_in()
     patch = method("lora", preset="none", **QUICK).edit(model, tiny.requests(2)).patch

@@ -10,7 +10,7 @@ missing, R, is spread over the layers as in MEMIT.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
@@ -52,12 +52,22 @@ class EditedKeys(MethodState):
 
     keys: dict[int, Tensor]
 
+    def tensors(self) -> dict[str, Tensor]:
+        """See `MethodState.tensors`."""
+        return {str(layer): keys for layer, keys in self.keys.items()}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> EditedKeys:
+        """See `MethodState.from_tensors`."""
+        return cls({int(layer): keys for layer, keys in tensors.items()})
+
 
 @final
 class AlphaEdit(LocateThenEdit[AlphaEditConfig]):
     """Pass the state that an edit returns to the next one, and it keeps what was edited before."""
 
     Config: ClassVar[type[MethodConfig]] = AlphaEditConfig
+    State: ClassVar[type[MethodState] | None] = EditedKeys
 
     def prepare(self, model: EditableModel, layers: Sequence[int], config: AlphaEditConfig, run: Run) -> None:
         spectra = record_statistics(self.metrics(config).spectra(model, layers, progress=run.progress), run)

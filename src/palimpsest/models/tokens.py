@@ -122,8 +122,11 @@ def encode_apart(tokenizer: Any, prompt: str, target: str | None = None) -> Enco
     return Encoded(prompt_ids, _not_empty(target_ids, "target", target))
 
 
-def subject_last_token(tokenizer: Any, request: EditRequest, *, chat: Chat | None = None) -> int:
+def subject_last_token(tokenizer: Any, request: EditRequest, *, chat: Chat | None) -> int:
     """Index, in the prompt's ids, of the token that holds the last character of the subject.
+
+    Arguments:
+        chat: the chat that the prompt's ids were made with, `model.chat`.
 
     Raises `DataError` when the request has no subject, or none of its characters became a token.
     """
@@ -139,7 +142,7 @@ def subject_last_token(tokenizer: Any, request: EditRequest, *, chat: Chat | Non
     )
 
 
-def subject_first_token(tokenizer: Any, request: EditRequest, *, chat: Chat | None = None) -> int:
+def subject_first_token(tokenizer: Any, request: EditRequest, *, chat: Chat | None) -> int:
     """Index, in the prompt's ids, of the token that holds the first character of the subject."""
     start, _ = request.subject_span()
     last_token = subject_last_token(tokenizer, request, chat=chat)

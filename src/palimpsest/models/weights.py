@@ -76,6 +76,7 @@ class WeightStack:
             if not keep_form(layer):
                 raise _used_before(layer)
         self._layers: list[Layer] = []
+        self._is_bare = False
         self._digests: dict[tuple[str, str], tuple[tuple[int, int], str]] = {}
 
     def names(self) -> list[str]:
@@ -204,16 +205,14 @@ class WeightStack:
         current = {name: self.current(name) for name in changed}
         base = {name: self.base(name) for name in changed}
         try:
+            self._is_bare = True
             for name, tensor in base.items():
                 self.point(name, tensor)
-            for layer in self._layers:
-                _unhook(layer)
             yield
         finally:
+            self._is_bare = False
             for name, tensor in current.items():
                 self.point(name, tensor)
-            for layer in self._layers:
-                self._hook(layer)
 
     def _base_digest(self, name: str, whole: bool) -> str:
         return self._digest(name, "whole" if whole else "sample", partial(tensor_digest, whole=whole))
@@ -250,7 +249,8 @@ class WeightStack:
         try:
             for name, tensor in fresh.items():
                 self.point(name, tensor)
-            self._hook(layer)
+            for name, branch in layer.branches.items():
+                layer.hooks.append(self.owner(name).register_forward_hook(self._adding(branch)))
             layer.below = below
             self._layers.append(layer)
         except BaseException:
@@ -261,10 +261,11 @@ class WeightStack:
                 self._layers.remove(layer)
             raise
 
-    def _hook(self, layer: Layer) -> None:
-        _unhook(layer)
-        for name, branch in layer.branches.items():
-            layer.hooks.append(self.owner(name).register_forward_hook(_adding(branch)))
+    def _adding(self, branch: Compute) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
+        def after(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+            return output if self._is_bare else output + branch(args[0]).to(output.dtype)
+
+        return after
 
     def _take_off(self, layer: Layer) -> None:
         # Pointing back is idempotent, so an interrupt here is followed by doing it again.
@@ -301,13 +302,6 @@ def _used_before(module: nn.Module) -> ModelError:
         found=f"a {qualified_name(module)} that has been used",
         remedy="load the model again and hand it to palimpsest.load before anything else",
     )
-
-
-def _adding(branch: Compute) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
-    def after(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        return output + branch(args[0]).to(output.dtype)
-
-    return after
 
 
 def _unhook(layer: Layer) -> None:

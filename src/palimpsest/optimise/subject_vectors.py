@@ -56,7 +56,7 @@ def subject_rows(
     for request in requests:
         for template in templates:
             placed = in_context(request, template)
-            end = subject_last_token(model.tokenizer, placed) + 1
+            end = subject_last_token(model.tokenizer, placed, chat=model.chat) + 1
             numbers.append(distinct.setdefault(model.encode(placed.prompt).prompt_ids[:end], len(distinct)))
     return SubjectRows(tuple(distinct), torch.tensor(numbers).view(len(requests), len(templates)))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -154,20 +154,24 @@ class Chunk:
 
     def cast(self, dtype: torch.dtype) -> Chunk:
         """The chunk for a model whose upper weights have been cast."""
-
-        def each(groups: list[Group]) -> list[Group]:
-            return [replace(group, suffix=group.suffix.to(dtype)) for group in groups]
-
-        return replace(self, rewriting=each(self.rewriting), essence=each(self.essence))
+        return self._each(lambda group: replace(group, suffix=group.suffix.to(dtype)))
 
     def narrowed(self, active: Tensor) -> Chunk:
         """The chunk with only the rows of the active facts, (facts,) of booleans; facts keep their numbers."""
 
-        def rest(groups: list[Group]) -> list[Group]:
-            keeps = [(group, active[group.facts]) for group in groups]
-            return [group if keep.all() else group.select(keep) for group, keep in keeps if keep.any()]
+        def narrow(group: Group) -> Group | None:
+            keep = active[group.facts]
+            if keep.all():
+                return group
+            return group.select(keep) if keep.any() else None
 
-        return replace(self, rewriting=rest(self.rewriting), essence=rest(self.essence))
+        return self._each(narrow)
+
+    def _each(self, change: Callable[[Group], Group | None]) -> Chunk:
+        def changed(groups: list[Group]) -> list[Group]:
+            return [group for group in map(change, groups) if group is not None]
+
+        return replace(self, rewriting=changed(self.rewriting), essence=changed(self.essence))
 
 
 def prepare_chunk(

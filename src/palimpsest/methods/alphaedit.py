@@ -21,7 +21,7 @@ from torch import Tensor
 from palimpsest.errors import ConfigError
 from palimpsest.methods.base import MethodConfig, MethodState, Run
 from palimpsest.methods.locate_then_edit import Change, LocateThenEdit, record_statistics
-from palimpsest.methods.memit import SpreadConfig
+from palimpsest.methods.memit import RELATIVE_STRENGTH, SpreadConfig
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.hooks import Point
 from palimpsest.optimise.spreading import SITE, as_patch, spread
@@ -35,8 +35,9 @@ from palimpsest.statistics.subspaces import ENERGY, THRESHOLD, Projector, below_
 class AlphaEditConfig(SpreadConfig):
     """Options of `alphaedit`."""
 
-    strength: float = Field(default=10.0, gt=0)
-    """The ridge: AlphaEdit's L2."""
+    strength: float | None = Field(default=None, gt=0)
+    """The ridge: AlphaEdit's L2. Left out, a tenth of the squared length that the text's keys have in the null space on
+    average, whatever their scale."""
     null_space: Literal["energy", "threshold"] = "energy"
     """How the null space is chosen: the lowest directions that hold a share of the keys' energy, whatever their scale;
     or those with an eigenvalue of E[k k^T] below a fixed number, as published."""
@@ -77,6 +78,7 @@ class AlphaEdit(LocateThenEdit[AlphaEditConfig]):
             else below_threshold(spectrum, config.threshold)
             for layer, spectrum in spectra.items()
         }
+        self._lengths = {layer: p.energy * float(spectra[layer].values.sum()) for layer, p in self._projectors.items()}
         run.diagnostics.facts["null_dimensions"] = {str(at): p.null_dimension for at, p in self._projectors.items()}
         for layer, projector in self._projectors.items():
             if not projector.null_dimension:
@@ -100,10 +102,9 @@ class AlphaEdit(LocateThenEdit[AlphaEditConfig]):
         before = earlier_keys(run.state, layers)
 
         def solve(layer: int, keys: Tensor, residuals: Tensor, weights: Tensor) -> Solution:
+            strength = config.strength or RELATIVE_STRENGTH * self._lengths[layer]
             basis, previous = self._projectors[layer].basis, before.get(layer)
-            return null_space_projected(
-                basis, keys, residuals, strength=config.strength, previous=previous, weights=weights
-            )
+            return null_space_projected(basis, keys, residuals, strength=strength, previous=previous, weights=weights)
 
         spreading = config.spreading(model, layers)
         wanted = self.targets(

@@ -86,7 +86,7 @@ METHODS = Registry(
         "emmet": Row(
             _MEMIT,
             "many facts at once in one layer's MLP, every value exact: ROME for batches",
-            options={**_SEARCH, "num_layers": 1, "strength": 0.1, "exact_for_one": True},
+            options={**_SEARCH, "num_layers": 1, "exact_for_one": True},
             source="arXiv:2403.14236",
         ),
         "pmet": Row(

@@ -29,6 +29,9 @@ from palimpsest.solve.factorised import Factorised
 from palimpsest.solve.least_squares import equality_constrained, ridge
 from palimpsest.solve.solution import Solution
 
+RELATIVE_STRENGTH = 0.1
+"""Weight of old knowledge against a typical key of the text where no strength is given; measured on small models."""
+
 
 class SpreadConfig(LocateThenEditConfig):
     """Options of the methods that edit many facts in several layers."""
@@ -57,9 +60,10 @@ class SpreadConfig(LocateThenEditConfig):
 class MemitConfig(SpreadConfig):
     """Options of `memit`, `emmet` and `pmet`."""
 
-    strength: float = Field(default=15000.0, ge=0)
-    """Weight of the text's second moment against one key: MEMIT's lambda, EMMET's ridge times its weight of C. 0 gives
-    every fact its value exactly, with the least change of all else."""
+    strength: float | None = Field(default=None, ge=0)
+    """Weight of the text's second moment against one key: MEMIT's lambda, EMMET's ridge times its weight of C. Left
+    out, a tenth of a key's number of dimensions, which is how much a typical key weighs in that metric. 0 gives every
+    fact its value exactly, with the least change of all else."""
     exact_for_one: bool = False
     """Whether a single fact gets its value exactly, whatever the strength (EMMET's code)."""
 
@@ -83,11 +87,12 @@ class Memit(LocateThenEdit[MemitConfig]):
         config: MemitConfig,
         run: Run,
     ) -> Change:
-        strength = 0.0 if config.exact_for_one and len(requests) == 1 else config.strength
+        is_exact = config.exact_for_one and len(requests) == 1
 
         def solve(layer: int, keys: Tensor, residuals: Tensor, weights: Tensor) -> Solution:
             factor = self._factors[layer]
-            if strength > 0:
+            strength = RELATIVE_STRENGTH * factor.width if config.strength is None else config.strength
+            if strength > 0 and not is_exact:
                 return ridge(factor, keys, residuals, strength=strength, weights=weights)
             return equality_constrained(factor, keys, residuals)
 

@@ -37,6 +37,7 @@ format: env
 bench: env
 	$(BIN)/python bench/forgetting_before_learning.py
 	$(BIN)/python bench/single_edits.py
+	$(BIN)/python bench/single_edits.py --model world-t5
 	$(BIN)/python bench/second_moments.py
 	$(BIN)/python bench/pages.py
 
@@ -54,7 +55,8 @@ real: env
 
 gpu: env
 	$(BIN)/python -m pytest -m gpu tests/gpu
-	$(BIN)/python bench/gpu_speed.py
+	$(BIN)/python bench/speed.py --shape gpt-j-6b
+	$(BIN)/python bench/speed.py --shape llama-2-7b
 
 lock: env
 	{ echo '# Versions that `make env` installs and the tests run with. Regenerate with `make lock`.'; \

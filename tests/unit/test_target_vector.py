@@ -320,7 +320,8 @@ def test_all_facts_of_one_length_may_stop_before_the_others(search, monkeypatch)
     # Answers right behind their subjects come at once; those with more in between are a group of their own, and do not.
     quick = [replace(CLOSING[1], id=f"quick-{n}") for n in range(16)]
     slow = [replace(one, prompt=one.prompt + " by the people", id=f"slow-{n}") for n, one in enumerate(quick)]
-    options = TargetOptions(search=search, steps=5, stop_loss=5.0, kl_factor=0.0, learning_rate=1.0)
+    # They share one key; here each is to be a fact of its own.
+    options = TargetOptions(search=search, steps=5, stop_loss=5.0, kl_factor=0.0, learning_rate=1.0, joint=False)
     found = find_target_vectors(model, [*slow, *quick], layer=LAYER, options=options)
     most, least = found.passes[0], found.passes[-1]
     assert found.passes == (most,) * 16 + (least,) * 16

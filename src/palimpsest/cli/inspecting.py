@@ -41,7 +41,11 @@ def _methods() -> list[dict[str, Any]]:
 def _models() -> list[dict[str, Any]]:
     from palimpsest.models.table import architectures
 
-    bundled = [{"name": "world", "kind": "bundled", "summary": "a small decoder that knows a small world"}]
+    kinds = {"world": "decoder", "world-t5": "encoder-decoder"}
+    bundled = [
+        {"name": name, "kind": "bundled", "summary": f"a small {kind} that knows a small world"}
+        for name, kind in kinds.items()
+    ]
     families = [
         {
             "name": family.name,

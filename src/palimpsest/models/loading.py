@@ -35,7 +35,7 @@ def load(
     """Loads a model for editing and verifies its sites.
 
     Arguments:
-        model: a folder, a hub id, `"world"` for the bundled model, or a transformers model in memory.
+        model: a folder, a hub id, `"world"` or `"world-t5"` for a bundled model, or a transformers model in memory.
         tokenizer: needed for a model in memory only. Such a model is put into evaluation mode and stays there.
         dtype: `float32`, `bfloat16`, `float16`, or `auto`: the checkpoint's own, but float32 for half-precision
             checkpoints of type float16 on a CPU.

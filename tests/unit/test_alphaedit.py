@@ -49,7 +49,7 @@ def vectors(model, requests, point):
     found = []
     for request in requests:
         _, captured = model.capture([request.prompt], [point])
-        found.append(captured[point][0, subject_last_token(model.tokenizer, request)].double())
+        found.append(captured[point][0, subject_last_token(model.tokenizer, request, chat=None)].double())
     return torch.stack(found)
 
 
@@ -176,8 +176,17 @@ def test_a_batch_that_is_there_already_changes_nothing():
     assert again.diagnostics.facts["targets"][0]["passes"] == [1, 1]
 
 
+class AnotherState(MethodState):
+    def tensors(self):
+        return {}
+
+    @classmethod
+    def from_tensors(cls, tensors):
+        return cls()
+
+
 @pytest.mark.parametrize(
-    ("state", "found"), [(EditedKeys({0: torch.zeros(1, 128)}), r"layers \[0\]"), (MethodState(), "MethodState")]
+    ("state", "found"), [(EditedKeys({0: torch.zeros(1, 128)}), r"layers \[0\]"), (AnotherState(), "AnotherState")]
 )
 def test_the_state_of_others_is_refused_before_the_search(state, found, monkeypatch):
     model = exact()

@@ -53,7 +53,8 @@ def is_close(found, expected, tolerance=TOLERANCE):
 def at_subject(model, request, point, template="{}"):
     text = template.replace("{}", request.prompt)
     _, found = model.capture([text], [point])
-    column = subject_last_token(model.tokenizer, EditRequest(text, subject=request.subject, target_new="x"))
+    placed = EditRequest(text, subject=request.subject, target_new="x")
+    column = subject_last_token(model.tokenizer, placed, chat=None)
     return found[point][0, column].detach().double()
 
 
@@ -138,7 +139,7 @@ def test_the_edited_model_is_the_model_with_what_the_edit_adds_at_every_token(fa
     batch = model.batch([model.encode(request.prompt, request.target_new)])
     _, found = model.capture([request.prompt + " " + request.target_new], [Point("mlp.down", 1, "input")])
     extra = found[Point("mlp.down", 1, "input")] @ dense(model, patch, 1).T
-    column = subject_last_token(model.tokenizer, request)
+    column = subject_last_token(model.tokenizer, request, chat=None)
     assert is_close(extra[0, column], targets(model, [request], 1).deltas[0])
     with torch.no_grad():
         with model.intervene({Point("mlp.down", 1): lambda hidden: hidden + extra}):

@@ -20,8 +20,13 @@ from torch import Tensor
 
 from palimpsest.errors import ConfigError
 from palimpsest.methods.base import MethodConfig, MethodState, Run
-from palimpsest.methods.locate_then_edit import Change, LocateThenEdit, record_statistics
-from palimpsest.methods.memit import RELATIVE_STRENGTH, SpreadConfig
+from palimpsest.methods.locate_then_edit import (
+    RELATIVE_STRENGTH,
+    Change,
+    LocateThenEdit,
+    SpreadConfig,
+    record_statistics,
+)
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.hooks import Point
 from palimpsest.optimise.spreading import SITE, as_patch, spread

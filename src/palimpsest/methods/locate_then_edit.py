@@ -7,6 +7,7 @@ general, of which a text gives the second moment C = E[k k^T], give what they ga
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, TypeVar, final
@@ -18,7 +19,8 @@ from palimpsest.methods.base import Capabilities, Method, MethodConfig, Run
 from palimpsest.models.editable import EditableModel
 from palimpsest.optimise.contexts import ContextOptions, context_templates
 from palimpsest.optimise.selection import layer_numbers
-from palimpsest.optimise.spreading import SITE, as_patch
+from palimpsest.optimise.spreading import SITE, Spreading, as_patch
+from palimpsest.optimise.subject_vectors import Pooling
 from palimpsest.optimise.target_vector import TargetOptions, TargetVectors, find_target_vectors
 from palimpsest.patches.weights import WeightPatch
 from palimpsest.provenance import digest
@@ -29,6 +31,9 @@ from palimpsest.tracing.layers import recommended_layers
 
 MOST_LAYERS = 5
 """Where layers are chosen by themselves and nobody says how many: at most these, and at most a third of the model's."""
+
+RELATIVE_STRENGTH = 0.1
+"""Weight of old knowledge against a typical key of the text where no strength is given; measured on small models."""
 
 
 class LocateThenEditConfig(MethodConfig):
@@ -47,6 +52,30 @@ class LocateThenEditConfig(MethodConfig):
     """Where the search looks for the answer: behind every context, as published, or at the prompts alone."""
     statistics: StatisticsConfig = StatisticsConfig()
     """Where the keys' second moments come from."""
+
+
+class SpreadConfig(LocateThenEditConfig):
+    """Options of the methods that edit many facts in several layers."""
+
+    site: Literal["auto", "resid", "mlp.down"] = "auto"
+    """Where the vectors are: `resid`, what the last layer's block hands on, as published for MEMIT; `mlp.down`, what
+    its MLP writes; `auto` is the first, or the second where a norm follows the MLP."""
+    companions: list[str] = []
+    """Sites beside it that get a vector of their own in the search, which is then dropped: `attn.out` for PMET."""
+    pooling: Pooling = "half-clean"
+    """How the keys of a fact's contexts are put together: `mean`; `half-clean`, the mean with half of the weight on the
+    prompt alone; or `columns`, each as a key of its own."""
+    share: Literal["equal", "square-root"] = "equal"
+    """What a layer takes of the missing: the n-th part with n layers left, or one by the square root of n (PMET)."""
+    rounds: int = Field(default=1, ge=1)
+    """How often all layers are gone through; each round writes what those before have left."""
+
+    def spreading(self, model: EditableModel, layers: Sequence[int]) -> Spreading:
+        """The same as the shared loop takes it."""
+        best = "resid" if model.sites.architecture.mlp_writes_residual else SITE
+        site = best if self.site == "auto" else self.site
+        share = math.sqrt if self.share == "square-root" else float
+        return Spreading(layers, site, self.pooling, share, self.rounds)
 
 
 ConfigT = TypeVar("ConfigT", bound=LocateThenEditConfig)

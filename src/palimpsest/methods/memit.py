@@ -12,49 +12,27 @@ vector for the attention beside the MLP's and drops it, so that the MLP's is mor
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import ClassVar, Literal, final
+from typing import ClassVar, final
 
 from pydantic import Field
 from torch import Tensor
 
 from palimpsest.methods.base import MethodConfig, Run
-from palimpsest.methods.locate_then_edit import Change, LocateThenEdit, LocateThenEditConfig, record_statistics
+from palimpsest.methods.locate_then_edit import (
+    RELATIVE_STRENGTH,
+    Change,
+    LocateThenEdit,
+    SpreadConfig,
+    record_statistics,
+)
 from palimpsest.models.editable import EditableModel
-from palimpsest.optimise.spreading import SITE, Spreading, spread
-from palimpsest.optimise.subject_vectors import Pooling, subject_rows
+from palimpsest.optimise.spreading import spread
+from palimpsest.optimise.subject_vectors import subject_rows
 from palimpsest.requests import EditRequest
 from palimpsest.solve.factorised import Factorised
 from palimpsest.solve.least_squares import equality_constrained, ridge
 from palimpsest.solve.solution import Solution
-
-RELATIVE_STRENGTH = 0.1
-"""Weight of old knowledge against a typical key of the text where no strength is given; measured on small models."""
-
-
-class SpreadConfig(LocateThenEditConfig):
-    """Options of the methods that edit many facts in several layers."""
-
-    site: Literal["auto", "resid", "mlp.down"] = "auto"
-    """Where the vectors are: `resid`, what the last layer's block hands on, as published for MEMIT; `mlp.down`, what
-    its MLP writes; `auto` is the first, or the second where a norm follows the MLP."""
-    companions: list[str] = []
-    """Sites beside it that get a vector of their own in the search, which is then dropped: `attn.out` for PMET."""
-    pooling: Pooling = "half-clean"
-    """How the keys of a fact's contexts are put together: `mean`; `half-clean`, the mean with half of the weight on the
-    prompt alone; or `columns`, each as a key of its own."""
-    share: Literal["equal", "square-root"] = "equal"
-    """What a layer takes of the missing: the n-th part with n layers left, or one by the square root of n (PMET)."""
-    rounds: int = Field(default=1, ge=1)
-    """How often all layers are gone through; each round writes what those before have left."""
-
-    def spreading(self, model: EditableModel, layers: Sequence[int]) -> Spreading:
-        """The same as the shared loop takes it."""
-        best = "resid" if model.sites.architecture.mlp_writes_residual else SITE
-        site = best if self.site == "auto" else self.site
-        share = math.sqrt if self.share == "square-root" else float
-        return Spreading(layers, site, self.pooling, share, self.rounds)
 
 
 class MemitConfig(SpreadConfig):

@@ -329,6 +329,13 @@ def test_emmet_with_several_facts_is_memit_with_its_ridge():
     assert torch.equal(dense(model, one, 1), dense(model, other, 1))
 
 
+@pytest.mark.parametrize("name", ["memit", "emmet"])
+def test_a_strength_that_is_not_given_is_a_tenth_of_a_keys_dimensions(name):
+    model, requests = exact("llama"), tiny.requests(3)
+    one, other = (make(name, **extra).edit(model, requests).patch for extra in ({}, {"strength": 0.1 * 48}))
+    assert is_close(dense(model, one, 1), dense(model, other, 1), 1e-6)
+
+
 def test_pmet_searches_with_the_attention_and_changes_the_mlp_alone():
     model, requests = exact(), tiny.requests(2)
     before = {name: value.clone() for name, value in model.module.state_dict().items()}

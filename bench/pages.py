@@ -21,7 +21,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(Path(__file__).parent))
 
-from many_pages import batches, sequences, speed
+from many_pages import batches, sequences, speed  # noqa: E402
 from model_pages import families  # noqa: E402
 from page_blocks import SHORT, percent, read, size, table  # noqa: E402
 from real_pages import chosen_learning_rates, f_learning_table, forgetting_rates, real_edits  # noqa: E402

@@ -37,6 +37,7 @@ format: env
 bench: env
 	$(BIN)/python bench/forgetting_before_learning.py
 	$(BIN)/python bench/single_edits.py
+	$(BIN)/python bench/second_moments.py
 	$(BIN)/python bench/pages.py
 
 # Models that know CounterFact's and ZsRE's facts, and the tables of edits on them: `make real DATA=folder-of-the-files`.

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(Path(__file__).parent))
@@ -98,6 +99,44 @@ def forgetting(argument: str) -> str:
         lines.append(["0 (learning alone)" if rate == 0 else f"{rate:g}", *cells])
     passes = [f"{count} pass{'es' if count > 1 else ''}" for count in epochs]
     return table(["rate", *passes], lines)
+
+
+def convergence(_argument: str) -> str:
+    """The error estimate on the bundled model, by tokens for every dimension and layer."""
+    rows = [row for row in read("second_moments")["rows"] if row["part"] == "convergence"]
+    layers = sorted(rows[0]["errors"])
+    header = ["tokens for every dimension", *(f"layer {layer}" for layer in layers), "sqrt(d / n)"]
+    return table(
+        header,
+        [
+            [
+                str(row["multiple"]),
+                *(f"{row['errors'][layer]:.2f}" for layer in layers),
+                f"{row['multiple'] ** -0.5:.2f}",
+            ]
+            for row in rows
+        ],
+    )
+
+
+def second_moments(_argument: str) -> str:
+    """CPU seconds of a pass and of the solves, at GPT-2 small's dimensions."""
+    record = read("second_moments")
+    parts: dict[str, list[dict[str, Any]]] = {}
+    for row in record["rows"]:
+        parts.setdefault(row["part"], []).append(row)
+    lines = []
+    for row in parts["pass"]:
+        what = f"a pass over {row['tokens'][0]:,} tokens, layers {', '.join(map(str, row['layers']))}"
+        shares = f"{row['tokens_per_second']:.0f} tokens a second; {100 * row['share_of_moments']:.0f}% of it the sums"
+        lines.append([what, f"{row['cpu_seconds']:.0f}", shares])
+    (solved,) = parts["solves"]
+    seconds = solved["cpu_seconds"]
+    lines.append([f"factorising C, d {solved['width']:,}", f"{seconds['factorise']:.2f}", "once a layer"])
+    for n, spent in seconds["ridge"].items():
+        lines.append([f"MEMIT's solve, {n} facts", f"{spent:.3f}", f"dense: {seconds['dense'][n]:.2f}"])
+    caption = f"{record['settings']['model']}; CPU seconds on one core of {record['hardware']['machine']}.\n\n"
+    return caption + table(["", "CPU s", ""], lines)
 
 
 def memory(_argument: str) -> str:
@@ -194,7 +233,22 @@ def command_help(_argument: str) -> str:
     """The help text of every command."""
     parts = []
     listed = _help([])
-    names = ["", "demo", "edit", "ask", "apply", "push", "verify", "eval", "report", "list", "doctor", "trace", "world"]
+    names = [
+        "",
+        "demo",
+        "edit",
+        "ask",
+        "apply",
+        "push",
+        "verify",
+        "eval",
+        "report",
+        "stats",
+        "list",
+        "doctor",
+        "trace",
+        "world",
+    ]
     names += ["world train", "world audit", "world export"]
     for name in names:
         text = listed if not name else _help(name.split())
@@ -214,6 +268,8 @@ WRITERS: dict[str, Callable[[str], str]] = {
     "single_edits": single_edits,
     "single_edits_cost": single_edits_cost,
     "forgetting": forgetting,
+    "convergence": convergence,
+    "second_moments": second_moments,
     "memory": memory,
     "causal_trace": causal_trace,
     "recommended": recommended,

@@ -118,17 +118,27 @@ def new_folder(path: Path, *, replacing: Collection[str] | None = None) -> Itera
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a file that appears complete or not at all. Raises `OutputError` when the disk refuses."""
-    draft = path.with_name(f".{path.name}.draft")
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A file that appears complete or not at all, in place of a former one of that name.
+
+    Yields the path of a draft beside it. Raises `OutputError` when the disk refuses.
+    """
+    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(text, encoding="utf-8")
+        yield draft
         draft.replace(path)
     except OSError as error:
         raise _refused(path, error) from error
     finally:
         draft.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file that appears complete or not at all. Raises `OutputError` when the disk refuses."""
+    with new_file(path) as draft:
+        draft.write_text(text, encoding="utf-8")
 
 
 def require_absent(path: Path, *, overwrite: bool = False, remedy: str = _ANOTHER_NAME) -> None:

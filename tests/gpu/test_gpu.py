@@ -7,6 +7,11 @@ import torch
 
 import tiny
 from palimpsest import load, load_patch, method
+from palimpsest.models.hooks import Point
+from palimpsest.solve.factorised import Factorised
+from palimpsest.solve.least_squares import ridge
+from palimpsest.statistics.collect import collect
+from palimpsest.statistics.text import GivenText
 
 pytestmark = [
     pytest.mark.gpu,
@@ -35,6 +40,23 @@ def test_the_device_agrees_with_the_processor():
     here = load(tiny.tiny_module("llama"), tiny.tokenizer()).score(prompts, targets)
     there = load(tiny.tiny_module("llama").to("cuda"), tiny.tokenizer()).score(prompts, targets)
     assert [s.log_prob for s in there] == pytest.approx([s.log_prob for s in here], abs=1e-3)
+
+
+def test_second_moments_and_solves_agree_with_the_processor():
+    facts = [f"{request.prompt} {request.target_old}" for request in tiny.requests()]
+    text = GivenText("lines", [f"{fact}, {years} years." for years in range(200) for fact in facts])
+    point = Point("mlp.down", 1, "input")
+    found = []
+    for device in ("cpu", "cuda"):
+        model = load(tiny.tiny_module("llama").to(device), tiny.tokenizer())
+        moment = collect(model, [point], text, max_tokens=2000)[point].moment
+        assert moment.count == 2000 and moment.sum().device.type == "cpu"
+        _, keys = model.capture(["Anna Keller was born in"], [point])
+        factor = Factorised(moment.mean().to(device), damping=1e-3)
+        key, residual = keys[point][0, -1:], torch.ones(1, 32, device=device)
+        found.append((moment.mean(), ridge(factor, key, residual, strength=1.0).dense().cpu()))
+    for here, there in zip(*found, strict=True):
+        torch.testing.assert_close(there, here, rtol=1e-3, atol=1e-4)
 
 
 def test_a_world_model_is_trained_on_the_device(tmp_path):

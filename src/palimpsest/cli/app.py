@@ -11,6 +11,7 @@ import typer
 
 from palimpsest import processes
 from palimpsest.cli import terminal
+from palimpsest.cli.collecting import stats
 from palimpsest.cli.demonstrating import demo
 from palimpsest.cli.editing import ask, edit
 from palimpsest.cli.inspecting import doctor, list_
@@ -113,6 +114,14 @@ _add(
     "palimpsest report runs/* --out report.html",
     "palimpsest report runs/ft runs/lora --out report.html --overwrite",
     panel=_MEASURING,
+)
+_add(
+    "stats",
+    stats,
+    "palimpsest stats world --text world --layers 1,2,3",
+    "palimpsest stats ./my-model --text wikipedia --layers 4-8",
+    "palimpsest stats ./my-model --text notes.jsonl --layers 5 --max-tokens 200000 --tolerance 0.2 --json",
+    panel=_EDITING,
 )
 _add("list", list_, "palimpsest list methods", "palimpsest list datasets --json", panel=_LOOKING)
 _add("doctor", doctor, "palimpsest doctor world", "palimpsest doctor ./my-model --json", panel=_LOOKING)

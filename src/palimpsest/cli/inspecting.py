@@ -13,17 +13,17 @@ if TYPE_CHECKING:
     from palimpsest.models.editable import EditableModel
 
 
-TOPICS = ("methods", "models", "datasets", "metrics", "presets")
+TOPICS = ("methods", "models", "datasets", "metrics", "presets", "texts", "statistics")
 
 
 def list_(
     topic: Annotated[str, typer.Argument(metavar="TOPIC", help=f"One of {', '.join(TOPICS)}.", show_default=False)],
     as_json: inputs.JsonOption = False,
 ) -> None:
-    """List methods, models, data sets, metrics or presets by name."""
+    """List methods, models, data sets, metrics, presets, texts or the statistics in the cache."""
     if topic not in TOPICS:
         raise unknown_name("topic", topic, TOPICS)
-    makers = (_methods, _models, _datasets, _metrics, _presets)
+    makers = (_methods, _models, _datasets, _metrics, _presets, _texts, _statistics)
     rows = makers[TOPICS.index(topic)]()
     if as_json:
         terminal.emit_json(rows)
@@ -85,6 +85,37 @@ def _presets() -> list[dict[str, Any]]:
         }
         for name in METHODS
         for preset in presets(name).values()
+    ]
+
+
+def _texts() -> list[dict[str, Any]]:
+    from palimpsest.statistics.text import TEXTS
+
+    return [
+        {"name": name, "summary": row.summary, "fixed options": dict(row.options), "source": row.source}
+        for name, row in TEXTS.rows().items()
+    ]
+
+
+def _statistics() -> list[dict[str, Any]]:
+    terminal.quiet_libraries()
+    from palimpsest.statistics.cache import Cache
+
+    return [
+        {
+            "kind": identity.get("derived", identity["kind"]),
+            "site": identity["site"],
+            "layer": identity["layer"],
+            "weights": identity["weights"],
+            "text": identity["text"].get("name") or identity["text"].get("dataset") or identity["text"]["kind"],
+            "tokens": record.get("count"),
+            "error": None if record.get("error") is None else round(record["error"], 4),
+            "created": record["created"],
+            "bytes": record["bytes"],
+            "file": record["file"].rpartition("/")[2],
+        }
+        for record in Cache().records()
+        if "weights" in (identity := record["identity"])
     ]
 
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
@@ -16,6 +17,7 @@ from palimpsest.errors import DataError, ModelError
 from palimpsest.models import tokens
 from palimpsest.models.architecture import Sites, resolve
 from palimpsest.models.families import Architecture
+from palimpsest.models.fingerprint import tokenizer_digest
 from palimpsest.models.generation import continuations, start_id
 from palimpsest.models.hooks import Change, Point, captured, intervened
 from palimpsest.models.placement import device_of
@@ -85,6 +87,11 @@ class EditableModel:
         self.takes_positions = "position_ids" in accepted
         self.last_logits_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
         self._head_is_separable = self._verify_head()
+
+    @cached_property
+    def tokenizer_digest(self) -> str:
+        """What identifies the tokenizer; see `models.fingerprint.tokenizer_digest`."""
+        return tokenizer_digest(self.tokenizer)
 
     @property
     def num_layers(self) -> int:

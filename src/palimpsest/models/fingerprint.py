@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -58,6 +59,29 @@ def tensor_digest(tensor: Tensor, *, whole: bool) -> str:
         part = flat[start : start + _AT_ONCE]
         digest.update(part.to(torch.bfloat16).contiguous().cpu().view(torch.int16).numpy().data)
     return digest.hexdigest()[:16]
+
+
+def exact_digest(tensor: Tensor) -> str:
+    """A hash of shape, dtype and every bit, in hexadecimal: models that are merely close do not share it.
+
+    See `tensor_digest` for the one that forgives a checkpoint's precision.
+    """
+    flat = tensor.detach().reshape(-1)
+    digest = hashlib.sha256(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+    for start in range(0, flat.numel(), _AT_ONCE):
+        digest.update(flat[start : start + _AT_ONCE].contiguous().cpu().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """A hash of everything that decides which ids a text becomes, in hexadecimal."""
+    if tokenizer.is_fast:
+        record = json.loads(tokenizer.backend_tokenizer.to_str())
+        # These two follow from the last call, not from the tokenizer.
+        record.pop("truncation", None), record.pop("padding", None)
+    else:
+        record = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def config_fields(config: Any) -> dict[str, Any]:

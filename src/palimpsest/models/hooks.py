@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,9 +25,18 @@ class Point:
 Change = Callable[[Tensor], Tensor]
 
 
+class _Reached(Exception):  # noqa: N818 - no error: it ends a forward pass of which nothing more is wanted
+    """Every wanted point has been reached."""
+
+
 @contextmanager
-def captured(sites: Sites, points: list[Point]) -> Iterator[dict[Point, Tensor]]:
-    """Inside the block every forward pass leaves the tensors of the points, (batch, tokens, width), in the dict."""
+def captured(sites: Sites, points: Sequence[Point], *, stops: bool = False) -> Iterator[dict[Point, Tensor]]:
+    """Inside the block every forward pass leaves the tensors of the points, (batch, tokens, width), in the dict.
+
+    Arguments:
+        stops: the first forward pass ends, and the block with it, as soon as every point has been reached, so that
+            nothing above the deepest one is computed.
+    """
     found: dict[Point, Tensor] = {}
     with ExitStack() as stack:
         for point in points:
@@ -35,9 +44,14 @@ def captured(sites: Sites, points: list[Point]) -> Iterator[dict[Point, Tensor]]
 
             def keep(tensor: Tensor, *, point: Point = point, is_whole: bool = is_whole) -> None:
                 found[point] = tensor if is_whole else sites.cut(point.site, tensor)
+                if stops and len(found) == len(points):
+                    raise _Reached
 
             _attach(stack, sites, point, keep)
-        yield found
+        try:
+            yield found
+        except _Reached:
+            return
 
 
 @contextmanager

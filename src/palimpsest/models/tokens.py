@@ -111,7 +111,7 @@ def encode_apart(tokenizer: Any, prompt: str, target: str | None = None) -> Enco
     """
     # A text of special tokens alone says nothing, but is not empty.
     _not_empty(tokenizer(prompt, add_special_tokens=False)["input_ids"], "prompt", prompt)
-    prompt_ids = tuple(tokenizer(prompt)["input_ids"])
+    prompt_ids = tuple(tokenizer(prompt, verbose=False)["input_ids"])
     if target is None:
         return Encoded(prompt_ids)
     target_ids = tuple(tokenizer(target, add_special_tokens=False)["input_ids"])
@@ -179,7 +179,8 @@ def _not_empty(ids: tuple[int, ...], kind: str, text: str) -> tuple[int, ...]:
 
 
 def _prompt_ids(tokenizer: Any, text: str) -> tuple[int, ...]:
-    ids = tuple(tokenizer(text)["input_ids"])
+    # Not verbose: whoever asks checks the length, or cuts; the library prints nothing.
+    ids = tuple(tokenizer(text, verbose=False)["input_ids"])
     # Some tokenizers close every text with end-of-sequence; a prompt that goes on must not be closed.
     if ids and ids[-1] == tokenizer.eos_token_id and not text.endswith(str(tokenizer.eos_token)):
         ids = ids[:-1]

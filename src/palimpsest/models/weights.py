@@ -6,15 +6,17 @@ exact by construction, and an interrupt between two parameters is undone by poin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from palimpsest.errors import PatchError
-from palimpsest.models.fingerprint import fingerprint, tensor_digest
+from palimpsest.models.fingerprint import exact_digest, fingerprint, tensor_digest
 from palimpsest.models.placement import is_offloaded, offloaded_value, require_present
 
 Compute = Callable[[Tensor], Tensor]
@@ -57,7 +59,7 @@ class WeightStack:
                 seen.add(id(parameter))
                 self._aliases[self._canonical[name]].append(parameter)
         self._layers: list[Layer] = []
-        self._digests: dict[tuple[str, bool], tuple[tuple[int, int], str]] = {}
+        self._digests: dict[tuple[str, str], tuple[tuple[int, int], str]] = {}
 
     def names(self) -> list[str]:
         """Canonical names, in the model's order."""
@@ -147,20 +149,41 @@ class WeightStack:
         shapes = {name: list(parameter.shape) for name, parameter in self._parameters.items()}
         return fingerprint(config, shapes, self._base_digest, map(self.canonical, touched))
 
+    def exact_digest(self, name: str) -> str:
+        """A digest of every bit of a parameter's value without any change; see `fingerprint.exact_digest`."""
+        return self._digest(self.canonical(name), "exact", exact_digest)
+
+    @contextmanager
+    def without_changes(self) -> Iterator[None]:
+        """Inside the block every parameter is as the base model has it; afterwards the changes are back on."""
+        changed = {name for layer in self._layers for name in layer.below}
+        current = {name: self.current(name) for name in changed}
+        base = {name: self.base(name) for name in changed}
+        try:
+            for name, tensor in base.items():
+                self.point(name, tensor)
+            yield
+        finally:
+            for name, tensor in current.items():
+                self.point(name, tensor)
+
     def _base_digest(self, name: str, whole: bool) -> str:
+        return self._digest(name, "whole" if whole else "sample", partial(tensor_digest, whole=whole))
+
+    def _digest(self, name: str, kind: str, compute: Callable[[Tensor], str]) -> str:
         if is_offloaded(self._parameters[name]):
             # Nothing can lie on it, and where it is kept nobody writes.
-            if (name, whole) not in self._digests:
-                self._digests[name, whole] = ((0, 0), tensor_digest(offloaded_value(self._module, name), whole=whole))
-            return self._digests[name, whole][1]
+            if (name, kind) not in self._digests:
+                self._digests[name, kind] = ((0, 0), compute(offloaded_value(self._module, name)))
+            return self._digests[name, kind][1]
         base = self.base(name)
         # Torch counts in-place writes to a parameter, an optimiser's too; only those through `.data` go uncounted.
         writes = sum(parameter._version for parameter in self._aliases[name])
         stamp = (base.data_ptr(), writes)
         # One entry a tensor: training counts up the writes, and old stamps never come back.
-        if self._digests.get((name, whole), (None, ""))[0] != stamp:
-            self._digests[name, whole] = (stamp, tensor_digest(base, whole=whole))
-        return self._digests[name, whole][1]
+        if self._digests.get((name, kind), (None, ""))[0] != stamp:
+            self._digests[name, kind] = (stamp, compute(base))
+        return self._digests[name, kind][1]
 
     def point(self, name: str, tensor: Tensor) -> None:
         """Lets a parameter and its aliases point to another tensor of the same shape."""

@@ -116,10 +116,10 @@ def _read_delta(file: Path, name: str, kind: str) -> Delta:
     raise ValueError(f"unknown layout {kind!r} of {name}")
 
 
-def write_tensors(tensors: dict[str, Any], file: Path) -> None:
+def write_tensors(tensors: dict[str, Any], file: Path, *, metadata: dict[str, str] | None = None) -> None:
     """Writes a safetensors file and forces it to the disk. Raises `OSError` when the disk refuses."""
     try:
-        save_file(tensors, file)
+        save_file(tensors, file, metadata=metadata)
         # A full disk may only show when the data is forced out; the folder must not appear before that.
         descriptor = os.open(file, os.O_RDONLY)
         try:

@@ -42,9 +42,9 @@ def search_adam(chunk: Chunk, options: TargetOptions, log: Log) -> Tensor:
     """The vectors, (facts, sites, width). Facts stop by themselves; see the module's docstring."""
     objective = Objective(chunk, options)
     lengths = chunk.initial.norm(dim=-1, keepdim=True)
-    # Adam does not feel the gradient's scale, so a vector in units of its initial length makes the step relative.
+    # Adam does not feel the gradient's scale, so a vector in units of what it is added to makes the step relative.
     is_relative = options.learning_rate_unit == "relative"
-    unit = lengths / math.sqrt(chunk.initial.shape[-1]) if is_relative else torch.ones_like(lengths)
+    unit = chunk.scale[..., None] / math.sqrt(chunk.initial.shape[-1]) if is_relative else torch.ones_like(lengths)
     masters = [nn.Parameter(torch.zeros_like(vector)) for vector in chunk.initial]
     optimizer = torch.optim.Adam(masters, lr=options.learning_rate, foreach=True)
     deltas = finite = torch.zeros_like(chunk.initial)

@@ -13,6 +13,10 @@ from palimpsest.models.hooks import Change, Point
 from palimpsest.models.suffix import Suffix, prepare
 from palimpsest.optimise.target_vector.rows import Row
 
+# A lot of rows is cut where suffixes get shorter than this share of its longest, but not below a fair size for a pass.
+LIKE = 0.8
+WORTH_A_PASS = 16
+
 
 @dataclass(frozen=True)
 class Place:
@@ -21,7 +25,7 @@ class Place:
     Arguments:
         layer: the layer.
         sites: the sites there, one vector each; the first is the one that is asked for.
-        is_residual: whether adding at the (only) site is the same as adding to what the block writes.
+        is_residual: whether what is added at the sites is added to the residual stream as it is.
     """
 
     layer: int
@@ -34,9 +38,19 @@ class Place:
         return [Point(site, self.layer) for site in self.sites]
 
     @property
+    def stream(self) -> Point:
+        """What the layer's block hands on."""
+        return Point("resid", self.layer)
+
+    @property
+    def is_behind_the_block(self) -> bool:
+        """Whether the vector may as well be added to what the block hands on, so that the block need not be run."""
+        return self.is_residual and self.sites in (("resid",), ("mlp.down",))
+
+    @property
     def entry(self) -> int:
-        """The first block that depends on the vector."""
-        return self.layer + 1 if self.is_residual else self.layer
+        """The first block that depends on the vectors."""
+        return self.layer + 1 if self.is_behind_the_block else self.layer
 
 
 @dataclass(frozen=True)
@@ -68,7 +82,7 @@ class Group:
             vectors: (rows, sites, width).
         """
         suffix = self.suffix
-        if self.place.is_residual:
+        if self.place.is_behind_the_block:
             first = (suffix.entering[:, :1] + vectors).to(suffix.dtype)
             entering = torch.cat([first, suffix.entering[:, 1:].to(suffix.dtype)], dim=1)
             return suffix.logits(self.rows, self.tokens, entering).to(vectors.dtype)
@@ -109,11 +123,14 @@ class Chunk:
         rewriting: the groups of prompts with their answers.
         essence: the groups of essence prompts, without labels.
         initial: (facts, sites, width), in float32 or better.
+        scale: (facts, sites), the length of what a vector is added to, by which steps are measured: of the residual
+            stream, or of the site's own vector where a norm follows it.
     """
 
     rewriting: list[Group]
     essence: list[Group]
     initial: Tensor
+    scale: Tensor
 
     @property
     def num_facts(self) -> int:
@@ -140,7 +157,7 @@ class Chunk:
         def changed(groups: list[Group]) -> list[Group]:
             return [group for group in map(change, groups) if len(group.facts)]
 
-        return Chunk(changed(self.rewriting), changed(self.essence), self.initial)
+        return replace(self, rewriting=changed(self.rewriting), essence=changed(self.essence))
 
 
 def prepare_chunk(
@@ -162,27 +179,43 @@ def prepare_chunk(
         from_cache: as `prepare` takes it.
     """
     rows = [replace(row, fact=index) for index, own in enumerate(facts) for row in own]
-    initial: dict[int, Tensor] = {}
+    points = [*place.points, place.stream] if place.is_residual else place.points
+    seen: dict[int, Tensor] = {}
     groups: dict[bool, list[Group]] = {True: [], False: []}
     for has_labels in groups:
-        some = sorted((row for row in rows if (row.rank is not None) is has_labels), key=lambda row: -row.suffix_length)
-        for start in range(0, len(some), forward_batch_size):
-            part = some[start : start + forward_batch_size]
+        some = [row for row in rows if (row.rank is not None) is has_labels]
+        for part in _of_like_length(some, forward_batch_size):
             suffix, found = prepare(
                 model,
                 [row.ids for row in part],
                 [row.column for row in part],
                 place.entry,
                 last_block=last_block,
-                points=place.points,
+                points=points,
                 from_cache=from_cache,
             )
             from_cache = suffix.prefix is not None
             groups[has_labels].append(_group(place, suffix, part))
-            vectors = torch.stack([found[point] for point in place.points], dim=1)
-            initial |= {row.fact: vector for row, vector in zip(part, vectors, strict=True) if row.rank == 0}
-    stacked = torch.stack([initial[index] for index in range(len(facts))])
-    return Chunk(groups[True], groups[False], stacked.to(torch.promote_types(stacked.dtype, torch.float32)))
+            vectors = torch.stack([found[point] for point in points], dim=1)
+            seen |= {row.fact: vector for row, vector in zip(part, vectors, strict=True) if row.rank == 0}
+    stacked = torch.stack([seen[index] for index in range(len(facts))])
+    stacked = stacked.to(torch.promote_types(stacked.dtype, torch.float32))
+    initial = stacked[:, : len(place.sites)]
+    scale = (stacked[:, -1:] if place.is_residual else initial).norm(dim=-1).expand(initial.shape[:2])
+    return Chunk(groups[True], groups[False], initial, scale)
+
+
+def _of_like_length(rows: Sequence[Row], most: int) -> Iterator[list[Row]]:
+    """Rows in lots of at most `most`, longest suffixes first, so that little padding is computed."""
+    part: list[Row] = []
+    for row in sorted(rows, key=lambda row: (-row.suffix_length, -len(row.ids))):
+        is_short = part and row.suffix_length < LIKE * part[0].suffix_length
+        if len(part) == most or (is_short and len(part) >= WORTH_A_PASS):
+            yield part
+            part = []
+        part.append(row)
+    if part:
+        yield part
 
 
 def _group(place: Place, suffix: Suffix, rows: Sequence[Row]) -> Group:

@@ -5,8 +5,8 @@ J = (ds / d delta) / (1 - P). With the rows of one fact stacked,
 
     step = J^T (J J^T + damping mean(diag J J^T) I)^-1 max(log_odds - o, 0),    |step| <= radius
 
-The radius starts at `max_step` times the initial vector's length, and is halved when the likelihood falls. A fact's
-Jacobian needs one backward pass for all rows of all facts, since no row depends on another's vector.
+The radius starts at `max_step` times the length of what delta is added to, and is halved when the likelihood falls. The
+Jacobians need one backward pass for all rows of all facts, since no row depends on another's vector.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from palimpsest.optimise.target_vector.options import TargetOptions
 def search_gauss_newton(chunk: Chunk, options: TargetOptions, log: Log) -> Tensor:
     """The vectors, (facts, sites, width): of each fact the one with the highest likelihood that was seen."""
     num_contexts = sum(len(group.facts) for group in chunk.rewriting) // chunk.num_facts
-    radius = options.max_step * chunk.initial.flatten(1).norm(dim=-1)
+    radius = options.max_step * chunk.scale.norm(dim=-1)
     deltas = best = torch.zeros_like(chunk.initial)
     lowest = last = radius.new_full((chunk.num_facts,), torch.inf)
     for step in range(options.steps):
@@ -77,17 +77,21 @@ def steps_to(log_odds: float, log_probs: Tensor, slopes: Tensor, *, damping: flo
 
     Returns (facts, width).
     """
+    log_probs, slopes = log_probs.double(), slopes.double()
     # A row whose answer is certain has no log-odds in floating point; this far beyond any aim it asks for nothing.
-    below_one = torch.finfo(log_probs.dtype).eps
-    rest = (-torch.expm1(log_probs)).clamp(min=below_one)
+    rest = (-torch.expm1(log_probs)).clamp(min=torch.finfo(torch.float64).eps)
     jacobian = slopes / rest[..., None]
     wanted = (log_odds - (log_probs - rest.log())).clamp(min=0)
-    square = jacobian @ jacobian.mT
-    size = square.diagonal(dim1=-2, dim2=-1)
-    added = damping * size.mean(-1, keepdim=True) if log_probs.shape[1] > 1 else torch.zeros_like(size)
-    # Where nothing can be moved, a step of zero instead of zero by zero.
-    square = square + torch.diag_embed((added + torch.finfo(square.dtype).tiny).expand_as(size))
-    steps: Tensor = (jacobian.mT @ torch.linalg.solve(square, wanted[..., None]))[..., 0]
+    # In units of J's own size; where nothing can be moved, a step of zero instead of zero by zero.
+    size = jacobian.square().sum(-1).mean(-1).sqrt()[:, None]
+    is_flat = size == 0
+    size = size.masked_fill(is_flat, 1.0)
+    unit = jacobian / size[..., None]
+    identity = torch.eye(log_probs.shape[1], dtype=torch.float64, device=log_probs.device)
+    square = unit @ unit.mT + (damping if len(identity) > 1 else 0.0) * identity
+    square = torch.where(is_flat[..., None], identity, square)
+    steps: Tensor = (unit.mT @ torch.linalg.solve(square, wanted[..., None]))[..., 0] / size
     lengths = steps.norm(dim=-1)
     shrink = torch.where(lengths > radius, radius / lengths, torch.ones_like(lengths))
-    return steps * shrink[:, None]
+    shortened: Tensor = steps * shrink[:, None]
+    return shortened.to(radius.dtype)

@@ -28,7 +28,8 @@ class TargetOptions(Config):
     learning_rate: float = Field(default=0.5, gt=0)
     """`adam`: step size."""
     learning_rate_unit: Literal["absolute", "relative"] = "absolute"
-    """`relative`: a step moves the vector by about `learning_rate` times its initial length, whatever the model."""
+    """`relative`: a step moves the vector by about `learning_rate` times the length of what it is added to (the
+    residual stream, where no norm stands in between), whatever the model; 0.07 to 0.1 does well."""
     weight_decay: float = Field(default=0.5, ge=0)
     """`adam`: weight of |delta| / |initial|^2 in the loss."""
     kl_factor: float = Field(default=0.0625, ge=0)
@@ -45,10 +46,10 @@ class TargetOptions(Config):
     weighs a tenth, and a fact stops when its divergence is at most 0.01."""
     log_odds: float = Field(default=4.0, gt=0)
     """`gauss-newton`: log-odds of the answer to aim at; 5 generalises more, 3 keeps more of the same subject."""
-    damping: float = Field(default=1e-3, ge=0)
+    damping: float = Field(default=1e-3, gt=0)
     """`gauss-newton`: added to the diagonal of J J^T, relative to its mean, where a fact has several rows."""
     max_step: float = Field(default=0.5, gt=0)
-    """`gauss-newton`: a step's largest length, relative to the initial vector's."""
+    """`gauss-newton`: a step's largest length, relative to that of what is added to."""
     loss_layer: int | None = Field(default=None, ge=0)
     """The block whose output goes to the final norm and the head; the last one when left out."""
     compute_dtype: Literal["model", "float32", "bfloat16"] = "model"

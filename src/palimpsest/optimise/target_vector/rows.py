@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from palimpsest.errors import ConfigError
+from palimpsest.errors import DataError
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.tokens import Encoded, subject_last_token
+from palimpsest.optimise.contexts import check_templates, in_context
 from palimpsest.optimise.target_vector.options import TargetOptions
 from palimpsest.requests import EditRequest
 
@@ -43,10 +44,12 @@ def fact_rows(
 ) -> list[list[Row]]:
     """All rows of each fact, its contexts in the order of the templates; nothing is computed.
 
-    Raises `ConfigError` for a template that does not end with its only `{}`, `DataError` for a subject or a target
-    without tokens, and for a row longer than the model's context.
+    Raises `ConfigError` for a template that does not end with its only `{}`, `DataError` for no facts at all, a
+    subject or a target without tokens, and a row longer than the model's context.
     """
-    _check_templates(templates)
+    check_templates(templates)
+    if not requests:
+        raise DataError("There are no facts to search vectors for.", expected="at least one request", found="none")
     needs_essence = options.search == "adam" and (options.kl_factor > 0 or options.relax_when_said)
     rows = []
     for fact, request in enumerate(requests):
@@ -56,7 +59,7 @@ def fact_rows(
 
 
 def _rewriting_row(model: EditableModel, request: EditRequest, fact: int, rank: int, template: str) -> Row:
-    placed = replace(request, prompt=template.replace("{}", request.prompt))
+    placed = in_context(request, template)
     encoded = model.encode(placed.prompt, placed.target_new)
     last = len(encoded.prompt_ids) - 1
     return Row(
@@ -75,21 +78,3 @@ def _essence_row(model: EditableModel, request: EditRequest, fact: int, options:
     column = subject_last_token(model.tokenizer, placed)
     place = column if options.kl_position == "subject" else len(encoded) - 1
     return Row(fact=fact, rank=None, ids=encoded.ids[: place + 1], column=column, places=(place,))
-
-
-def _check_templates(templates: Sequence[str]) -> None:
-    for template in templates:
-        if template.count("{}") != 1 or not template.endswith("{}"):
-            raise ConfigError(
-                "A context template is not one.",
-                expected="text that ends with {}, the place of the prompt, and has no other",
-                found=repr(template),
-                where="the context templates",
-            )
-    if not templates or templates[0] != "{}":
-        raise ConfigError(
-            "The prompt alone is not the first context.",
-            expected="'{}' as the first template: the initial vector is read there",
-            found=repr(list(templates[:1])),
-            where="the context templates",
-        )

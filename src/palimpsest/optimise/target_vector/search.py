@@ -12,6 +12,8 @@ from torch import Tensor
 from palimpsest.errors import ConfigError, ModelError
 from palimpsest.models.bypass import cast_above, frozen
 from palimpsest.models.editable import EditableModel
+from palimpsest.models.suffix import require_decoder
+from palimpsest.optimise.contexts import CLEAN
 from palimpsest.optimise.target_vector.adam import search_adam
 from palimpsest.optimise.target_vector.chunk import Chunk, Place, prepare_chunk
 from palimpsest.optimise.target_vector.gauss_newton import search_gauss_newton
@@ -21,7 +23,6 @@ from palimpsest.optimise.target_vector.rows import Row, fact_rows
 from palimpsest.requests import EditRequest
 from palimpsest.stopwatch import Progress, silent
 
-CLEAN = ("{}",)
 SHOWN = 5
 SEARCHES = {"adam": search_adam, "gauss-newton": search_gauss_newton}
 
@@ -117,6 +118,7 @@ def find_target_vectors(
     Raises `ModelError` for a layer out of range, an encoder-decoder, or a first pass without finite numbers;
     `ConfigError` for options that do not fit the model; `DataError` for a fact that cannot be used.
     """
+    require_decoder(model)
     place = _place(model, layer, (site, *companions))
     last_block = _last_block(model, place, options)
     rows = fact_rows(model, requests, templates, options)
@@ -203,8 +205,7 @@ def _place(model: EditableModel, layer: int, sites: tuple[str, ...]) -> Place:
             where=f"family {model.sites.architecture.name!r}",
             remedy="search at mlp.down, what the MLP writes before that norm",
         )
-    is_residual = len(sites) == 1 and (sites[0] == "resid" or (sites[0] == "mlp.down" and writes_residual))
-    return Place(layer, sites, is_residual)
+    return Place(layer, sites, writes_residual)
 
 
 def _last_block(model: EditableModel, place: Place, options: TargetOptions) -> int | None:

@@ -1,0 +1,150 @@
+"""What second moments and the solves with them cost at GPT-2 small's dimensions, and how many tokens they need.
+
+    python bench/second_moments.py        about five minutes on one core; goes on where it was stopped
+
+Random weights stand in for GPT-2's: time does not depend on their values. How many tokens are needed does, so that is
+measured on the bundled model, which was trained. Results: `bench/results/second_moments.json`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import torch
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+import palimpsest as ps
+from common import Results, one_thread
+from palimpsest.models.hooks import Point
+from palimpsest.solve.factorised import Factorised
+from palimpsest.solve.least_squares import ridge
+from palimpsest.statistics.collect import collect
+from palimpsest.statistics.moments import SecondMoment
+from palimpsest.statistics.text import GivenText, open_text
+from palimpsest.world import bundled_path
+
+LAYERS = [2, 3, 4, 5, 6]
+WIDTH = 3072
+TOKENS = 18 * WIDTH
+FACTS = (1, 10, 100, 1000)
+MULTIPLES = (8, 16, 24, 32, 64, 128)
+SETTINGS = {
+    "model": "GPT-2 small dimensions (12 layers, d 768), random weights, float32",
+    "layers": LAYERS,
+    "tokens": TOKENS,
+    "row_length": 1024,
+}
+
+
+def build() -> ps.EditableModel:
+    """GPT-2 small with random weights and the world's tokenizer: its ids stay in the vocabulary."""
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(bundled_path("world"))
+    return ps.load(GPT2LMHeadModel(GPT2Config()).eval(), tokenizer)
+
+
+def articles() -> GivenText:
+    """Texts that fill the longest row, as articles do."""
+    lines = list(open_text("world").texts())
+    return GivenText("articles", [" ".join(lines[start : start + 60]) for start in range(0, len(lines), 60)])
+
+
+def clocked(function: Callable[..., Any], spent: list[float]) -> Callable[..., Any]:
+    """The function, with its CPU seconds noted down."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        start = time.process_time()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            spent.append(time.process_time() - start)
+
+    return call
+
+
+def one_pass(model: ps.EditableModel, layers: list[int]) -> dict[str, Any]:
+    """CPU seconds of one pass, and how they divide."""
+    points = [Point("mlp.down", layer, "input") for layer in layers]
+    adding: list[float] = []
+    text = articles()
+    start = time.process_time()
+    with mock.patch.object(SecondMoment, "add", clocked(SecondMoment.add, adding)):
+        found = collect(model, points, text, max_tokens=TOKENS, row_length=1024, tolerance=None)
+    total = time.process_time() - start
+    return {
+        "part": "pass",
+        "layers": layers,
+        "tokens": [one.moment.count for one in found.values()],
+        "cpu_seconds": total,
+        "tokens_per_second": TOKENS / total,
+        "share_of_moments": sum(adding) / total,
+        "errors": [one.error for one in found.values()],
+    }
+
+
+def products(exact: bool) -> dict[str, Any]:
+    """Tokens a second that one layer's sum takes in, in float32 blocks or in float64."""
+    rows = torch.randn(4096, WIDTH, generator=torch.Generator().manual_seed(0))
+    truth = rows.double().T @ rows.double()
+    rows = rows.double() if exact else rows
+    moment = SecondMoment(WIDTH)
+    moment.add(rows)
+    start = time.process_time()
+    for _ in range(3):
+        moment.add(rows)
+    seconds = (time.process_time() - start) / 3
+    error = float((moment.mean() * len(rows) - truth).norm() / truth.norm())
+    return {"part": "products", "exact": exact, "tokens_per_second": len(rows) / seconds, "relative_error": error}
+
+
+def solves() -> dict[str, Any]:
+    """CPU seconds of the factorisation and of MEMIT's solve with it, beside a dense solve of the same equation."""
+    generator = torch.Generator().manual_seed(0)
+    text = torch.randn(4 * WIDTH, WIDTH, generator=generator, dtype=torch.float64)
+    moment = text.T @ text / len(text)
+    start = time.process_time()
+    factor = Factorised(moment)
+    seconds: dict[str, Any] = {"factorise": time.process_time() - start, "ridge": {}, "dense": {}}
+    differences = {}
+    for n in FACTS:
+        keys = torch.randn(n, WIDTH, generator=generator, dtype=torch.float64)
+        residuals = torch.randn(n, 768, generator=generator, dtype=torch.float64)
+        start = time.process_time()
+        found = ridge(factor, keys, residuals, strength=5000.0)
+        seconds["ridge"][n] = time.process_time() - start
+        start = time.process_time()
+        dense = torch.linalg.solve(5000.0 * moment + keys.T @ keys, keys.T)
+        seconds["dense"][n] = time.process_time() - start
+        differences[n] = float((found.right - dense.T).norm() / dense.norm())
+    return {"part": "solves", "width": WIDTH, "cpu_seconds": seconds, "relative_differences": differences}
+
+
+def convergence(multiple: int) -> dict[str, Any]:
+    """The error estimate on the bundled model, by layer, after so many tokens for every dimension."""
+    model = ps.load("world")
+    points = [Point("mlp.down", layer, "input") for layer in (1, 2, 3, 4)]
+    width = 1024
+    found = collect(model, points, open_text("world"), max_tokens=multiple * width, tolerance=None)
+    return {"part": "convergence", "multiple": multiple, "errors": {p.layer: one.error for p, one in found.items()}}
+
+
+def main() -> None:
+    """Runs every part."""
+    one_thread()
+    results = Results("second_moments", SETTINGS)
+    model = build()
+    for layers in (LAYERS, LAYERS[-1:]):
+        results.get({"part": "pass", "layers": layers}, partial(one_pass, model, layers))
+    for exact in (False, True):
+        results.get({"part": "products", "exact": exact}, partial(products, exact))
+    results.get({"part": "solves"}, solves)
+    for multiple in MULTIPLES:
+        results.get({"part": "convergence", "multiple": multiple}, partial(convergence, multiple))
+
+
+if __name__ == "__main__":
+    main()

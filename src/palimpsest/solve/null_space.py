@@ -1,0 +1,71 @@
+"""AlphaEdit's solve: the change lives where the text's keys have next to no share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from palimpsest.solve.least_squares import require_positive, root_weights
+from palimpsest.solve.solution import VANISHING, Solution, as_rows, finished
+from palimpsest.solve.systems import solve_symmetric
+
+
+def null_space_projected(
+    basis: Tensor,
+    keys: Tensor,
+    residuals: Tensor,
+    *,
+    strength: float,
+    previous: Tensor | None = None,
+    weights: Tensor | None = None,
+) -> Solution:
+    """Delta = R^T K P ((K_p^T K_p + K^T K) P + strength)^-1 with P = I - U U^T; keys are rows.
+
+    AlphaEdit (arXiv:2410.02355). Delta P = Delta, so no vector in the span of U is moved. What is solved is the
+    smaller of two symmetric systems with the same solution: one row a key (of K and K_p together), or one a dimension.
+
+    Arguments:
+        basis: U, (in, r), orthonormal: what is to be preserved; see `statistics.subspaces`. With no column P is I and
+            the solve plain ridge regression.
+        keys: K, (n, in).
+        residuals: R, (n, out).
+        strength: AlphaEdit's L2 above 0.
+        previous: K_p, (m, in), keys of earlier edits whose values are to stay.
+        weights: (n,), of the keys' errors, as in `least_squares.ridge`.
+
+    A key that lies in the span of U is reported as vanishing. Raises `ConfigError` for a strength that is not positive.
+    """
+    require_positive(strength, "strength")
+    device, width = basis.device, int(basis.shape[0])
+    basis = basis.double()
+    keys = as_rows(keys, width, "key", device=device)
+    residuals = as_rows(residuals, None, "residual", device=device)
+    earlier = keys[:0] if previous is None else as_rows(previous, width, "earlier key", device=device)
+    projected = _project(keys, basis)
+    leverages = projected.square().sum(dim=1)
+    vanishing = leverages <= VANISHING * keys.square().sum(dim=1)
+    roots = root_weights(weights, keys)[~vanishing, None]
+    new = projected[~vanishing] * roots
+    stacked = torch.cat([new, _project(earlier, basis)])
+    if len(stacked) <= width:
+        gram = stacked @ stacked.T
+        gram.diagonal().add_(strength)
+        # Earlier keys have residual 0, so only the new rows of the inverse are needed.
+        chosen = torch.eye(len(stacked), len(new), dtype=torch.float64, device=device)
+        solved, condition = solve_symmetric(gram, chosen)
+        coefficients = solved.T @ stacked
+    else:
+        system = stacked.T @ stacked
+        system.diagonal().add_(strength)
+        solved, condition = solve_symmetric(system, new.T)
+        coefficients = solved.T
+    right = torch.zeros_like(keys)
+    right[~vanishing] = coefficients * roots
+    return finished(keys, residuals, right, leverages=leverages, condition=condition, vanishing=vanishing)
+
+
+def _project(rows: Tensor, basis: Tensor) -> Tensor:
+    """P k for every row, (n, in)."""
+    once = rows - rows @ basis @ basis.T
+    # Twice is enough: the second pass takes away what rounding left along the basis.
+    return once - once @ basis @ basis.T

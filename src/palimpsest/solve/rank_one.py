@@ -1,0 +1,40 @@
+"""ROME's solve: one key gets one new value, everything that C has seen changes as little as possible."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from palimpsest.solve.factorised import Factorised
+from palimpsest.solve.solution import VANISHING, Solution, as_rows, finished
+
+SMALLEST_COSINE = 1e-5
+"""Cosine, in C's metric, of two keys below which an update along one cannot reach the other."""
+
+
+def rank_one(factor: Factorised, key: Tensor, residual: Tensor, *, applied_to: Tensor | None = None) -> Solution:
+    """Delta = r (C^-1 k)^T / (k'^T C^-1 k), so that Delta k' = r (ROME, eq. 2).
+
+    Where k' is k, Delta is the smallest change in the metric of C that has Delta k = r: R-ROME and p-ROME. ROME itself
+    takes k as the mean over prefixed contexts and k' as the key of the prompt alone; then the divisor can come close
+    to zero or turn negative, the collapse that R-ROME describes. Scaling C changes nothing.
+
+    Arguments:
+        factor: of C, (in, in).
+        key: k, (in,).
+        residual: r, (out,), what the value at k' is to change by.
+        applied_to: k', (in,); left out, k.
+
+    The solution's leverage is the divisor k'^T C^-1 k. Where that is next to nothing the change is zero and the key is
+    reported as vanishing.
+    """
+    device = factor.lower.device
+    keys = as_rows(key[None], factor.width, "key", device=device)
+    values = as_rows(residual[None], None, "residual", device=device)
+    targets = keys if applied_to is None else as_rows(applied_to[None], factor.width, "key", device=device)
+    white_key, white_target = factor.whiten(keys), factor.whiten(targets)
+    divisor = (white_key * white_target).sum(dim=1)
+    norms = white_key.norm(dim=1) * white_target.norm(dim=1)
+    vanishing = (norms <= VANISHING * factor.width) | (divisor.abs() <= SMALLEST_COSINE * norms)
+    right = factor.unwhiten(white_key) / torch.where(vanishing, 1.0, divisor)[:, None]
+    return finished(targets, values, right, leverages=divisor, condition=1.0, vanishing=vanishing)

@@ -1,0 +1,131 @@
+"""Second moments of the keys at several points, in one pass over a text that ends at the deepest point.
+
+    moments = collect(model, [Point("mlp.down", layer, "input") for layer in (2, 3, 4)], open_text("wikipedia"))
+
+Every point stops by itself, at the first check at which its own error is small enough. So what is found for one layer
+does not depend on which others were asked for with it, and a layer that is there already is not computed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from palimpsest.errors import ConfigError
+from palimpsest.models.hooks import Point
+from palimpsest.models.linear import features
+from palimpsest.statistics import rows as reading
+from palimpsest.statistics.cache import Cache, identity
+from palimpsest.statistics.moments import SecondMoment
+from palimpsest.statistics.passes import Checkpoints, KeyStatistics, run_pass, start
+from palimpsest.statistics.published import PublishedMoments
+from palimpsest.statistics.text import Text
+from palimpsest.stopwatch import Progress, silent
+
+if TYPE_CHECKING:
+    from palimpsest.models.editable import EditableModel
+
+TOLERANCE = 0.25
+"""Error of the direction of C^-1 k at which a second moment counts as converged; see `convergence`."""
+
+LONGEST_ROW = 1024
+"""Tokens of a row, where the model's context allows that many."""
+
+
+@torch.no_grad()
+def collect(
+    model: EditableModel,
+    points: Sequence[Point],
+    text: Text | PublishedMoments,
+    *,
+    max_tokens: int | None = None,
+    tolerance: float | None = TOLERANCE,
+    row_length: int | None = None,
+    cache: Cache | None = None,
+    checkpoint_seconds: float = 60.0,
+    progress: Progress = silent,
+) -> dict[Point, KeyStatistics]:
+    """Second moments at the points, of the base model: patches that are on it are set aside meanwhile.
+
+    One pass reads the text once for all points that are not in the cache. A row ends at the context's end, padding is
+    masked, and every token counts once, a start token included. An interrupted pass goes on from its last checkpoint
+    and ends with the same bits.
+
+    Arguments:
+        points: inputs of linear sites, `Point("mlp.down", layer, "input")`.
+        text: see `open_text`. Files published for ROME and MEMIT are read instead of computed.
+        max_tokens: where to stop at the latest; left out, 64 for every dimension of the widest key.
+        tolerance: the error at which a point is done (checked at 8, 12, 16, 24, ... tokens for every dimension of its
+            key); `None` to read all `max_tokens` tokens, the same for every point.
+        row_length: tokens of the longest row; left out, 1,024 or the model's context.
+        cache: where results and checkpoints are kept; left out, nowhere.
+        checkpoint_seconds: an interruption loses no more than this and the window under way.
+        progress: told "statistics" with the tokens done and `max_tokens`.
+
+    Raises `DataError` before anything is computed when the text cannot be read or is too short, and at once when a
+    key is not finite, naming site, layer and token.
+    """
+    if isinstance(text, PublishedMoments):
+        return {point: KeyStatistics(point, *text.read(model, point), is_cached=True) for point in points}
+    widths = {point: key_width(model, point) for point in points}
+    known = identities(model, points, text, max_tokens=max_tokens, tolerance=tolerance, row_length=row_length)
+    found = {point: _cached(cache, point, known[point]) for point in points}
+    missing = [point for point, one in found.items() if one is None]
+    if missing:
+        most, longest = known[missing[0]]["max_tokens"], known[missing[0]]["row_length"]
+        at_least = reading.MINIMUM * max(widths.values())
+        rows = reading.read_rows(model, text, max_tokens=most, at_least=at_least, row_length=longest)
+        checkpoints = Checkpoints(cache, checkpoint_seconds)
+        active = [checkpoints.restored(start(point, known[point], widths[point])) for point in missing]
+        with model.weights.without_changes():
+            done = run_pass(model, active, reading.windows(rows, most), tolerance, checkpoints, progress)
+        found |= {one.point: one for one in done}
+    return {point: one for point, one in found.items() if one is not None}
+
+
+def identities(
+    model: EditableModel,
+    points: Sequence[Point],
+    text: Text | PublishedMoments,
+    *,
+    max_tokens: int | None = None,
+    tolerance: float | None = TOLERANCE,
+    row_length: int | None = None,
+) -> Mapping[Point, dict[str, Any]]:
+    """Everything that determines what `collect` finds with these arguments, by point; reads no text of the hub."""
+    if isinstance(text, PublishedMoments):
+        return {point: text.identity(model, point) for point in points}
+    limits = {
+        "max_tokens": max_tokens or reading.DEFAULT * max(key_width(model, point) for point in points),
+        "tolerance": tolerance,
+        "row_length": min(row_length or LONGEST_ROW, model.context_length or row_length or LONGEST_ROW),
+    }
+    return {point: identity(model, point, text, limits) for point in points}
+
+
+def key_width(model: EditableModel, point: Point) -> int:
+    """Length of the keys at a point. Raises `ConfigError` for one without keys, or of a decoder with an encoder."""
+    module = model.sites.module(point.site, point.layer)
+    if model.is_encoder_decoder and model.sites.locate(point.site)[0] == "decoder":
+        raise ConfigError(
+            "The decoder of an encoder-decoder reads answers, and a plain text has none.",
+            expected="a site of the encoder: encoder.mlp.down",
+            found=point.site,
+        )
+    if point.side != "input" or not model.sites.is_linear(module):
+        raise ConfigError(
+            "There are no keys at this point.",
+            expected="the input of a linear site: mlp.down, attn.out, ...",
+            found=f"the {point.side} of {point.site}",
+        )
+    return features(module)[1]
+
+
+def _cached(cache: Cache | None, point: Point, known: dict[str, Any]) -> KeyStatistics | None:
+    entry = cache.read(known) if cache else None
+    if entry is None:
+        return None
+    moment = SecondMoment.from_sum(entry.tensors["sum"], entry.record["count"])
+    return KeyStatistics(point, moment, entry.record["error"], known, is_cached=True)

@@ -1,0 +1,127 @@
+"""What a method takes from statistics: factorised second moments and spectra, one a layer, ready to solve with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from pydantic import Field
+
+from palimpsest.config import Config
+from palimpsest.models.hooks import Point
+from palimpsest.provenance import digest
+from palimpsest.solve.factorised import Factorised
+from palimpsest.statistics.cache import Cache
+from palimpsest.statistics.collect import TOLERANCE, collect, identities
+from palimpsest.statistics.passes import KeyStatistics
+from palimpsest.statistics.published import PublishedMoments
+from palimpsest.statistics.subspaces import Spectrum, spectrum_of
+from palimpsest.statistics.text import Text, open_text
+from palimpsest.stopwatch import Progress, silent
+
+if TYPE_CHECKING:
+    from palimpsest.models.editable import EditableModel
+
+
+class StatisticsConfig(Config):
+    """Which second moments a method solves with."""
+
+    text: str = "wikipedia"
+    """`wikipedia`, `wikitext`, `world`; a .txt, .jsonl or .parquet file or a folder of them; owner/name of a data set
+    on the hub; or a folder of .npz files as published with ROME and MEMIT."""
+    max_tokens: int | None = Field(default=None, gt=0)
+    """Tokens to read at the most; left out, 64 for every dimension of a key."""
+    tolerance: float | None = Field(default=TOLERANCE, gt=0)
+    """Relative error of the direction of C^-1 k at which a layer has seen enough; none to read all of `max_tokens`."""
+    row_length: int | None = Field(default=None, gt=0)
+    """Tokens of the longest row; left out, 1,024 or the model's context."""
+    damping: float = Field(default=0.0, ge=0)
+    """A ridge on the second moment, as a share of its mean eigenvalue."""
+
+
+def open_source(name: str) -> Text | PublishedMoments:
+    """What `StatisticsConfig.text` names: a folder with .npz files is published moments, all else as `open_text`."""
+    folder = Path(name).expanduser()
+    return PublishedMoments(folder) if folder.is_dir() and any(folder.glob("*.npz")) else open_text(name)
+
+
+PreparedT = TypeVar("PreparedT", Factorised, Spectrum)
+
+
+@dataclass(frozen=True)
+class Prepared(Generic[PreparedT]):
+    """One layer's share.
+
+    Arguments:
+        value: the factor or the spectrum.
+        facts: for a method's diagnostics: tokens, error, whether they were found in the cache, and of a factor the
+            condition.
+    """
+
+    value: PreparedT
+    facts: dict[str, Any]
+
+
+class KeyMetrics:
+    """Factors and spectra of a model's keys, kept in memory while this object lives, so that edits share them.
+
+    What is kept for a layer is used again only where everything that determined it is the same; else it is replaced.
+
+    Arguments:
+        config: which second moments.
+        cache: where they are kept on disk; left out, the default folder.
+    """
+
+    def __init__(self, config: StatisticsConfig, cache: Cache | None = None) -> None:
+        self.config = config
+        self.cache = cache or Cache()
+        self._kept: dict[tuple[str, Point], tuple[str, Prepared[Any]]] = {}
+
+    def factors(
+        self, model: EditableModel, layers: Sequence[int], *, site: str = "mlp.down", progress: Progress = silent
+    ) -> dict[int, Prepared[Factorised]]:
+        """Factorised second moments of the keys of a site, by layer. Raises as `collect` and `Factorised` do."""
+
+        def factorise(found: KeyStatistics) -> Factorised:
+            where = f"site {found.point.site}, layer {found.point.layer}, {found.moment.count:,} tokens"
+            return Factorised(found.moment.mean(), where=where, damping=self.config.damping)
+
+        return self._prepare("factor", factorise, model, layers, site, progress)
+
+    def spectra(
+        self, model: EditableModel, layers: Sequence[int], *, site: str = "mlp.down", progress: Progress = silent
+    ) -> dict[int, Prepared[Spectrum]]:
+        """Eigendecompositions of the second moments, by layer; each is computed once and kept in the cache."""
+        return self._prepare("spectrum", lambda found: spectrum_of(found, self.cache), model, layers, site, progress)
+
+    def _prepare(
+        self,
+        kind: str,
+        make: Callable[[KeyStatistics], PreparedT],
+        model: EditableModel,
+        layers: Sequence[int],
+        site: str,
+        progress: Progress,
+    ) -> dict[int, Prepared[PreparedT]]:
+        points = {layer: Point(site, layer, "input") for layer in layers}
+        options = self.config.model_dump(include={"max_tokens", "tolerance", "row_length"})
+        known = identities(model, list(points.values()), self._source, **options)
+        keys = {point: digest(identity) for point, identity in known.items()}
+        if any(self._kept.get((kind, point), ("",))[0] != key for point, key in keys.items()):
+            found = collect(model, list(keys), self._source, cache=self.cache, progress=progress, **options)
+            for point, key in keys.items():
+                # One moment after the other is let go of: a wide model's take gigabytes.
+                one = found.pop(point)
+                facts = {"tokens": one.moment.count, "error": one.error, "is_cached": one.is_cached}
+                value = make(one)
+                if isinstance(value, Factorised):
+                    facts["condition"] = value.condition
+                self._kept[kind, point] = (key, Prepared(value, facts))
+        return {layer: self._kept[kind, point][1] for layer, point in points.items()}
+
+    @cached_property
+    def _source(self) -> Text | PublishedMoments:
+        return open_source(self.config.text)

@@ -1,0 +1,101 @@
+"""Where the keys of a text lie, and where they do not: the projectors of AlphaEdit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from palimpsest.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from palimpsest.statistics.cache import Cache
+    from palimpsest.statistics.passes import KeyStatistics
+
+THRESHOLD = 2e-2
+"""AlphaEdit's: eigenvalues of E[k k^T] below it count as zero, whatever the scale of the keys."""
+
+ENERGY = 0.05
+"""Ours: the share of E|k|^2 that the null space may hold."""
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """The eigendecomposition of a second moment: E[k k^T] = vectors diag(values) vectors^T.
+
+    Arguments:
+        values: (width,), ascending, none negative.
+        vectors: (width, width), a column each.
+    """
+
+    values: Tensor
+    vectors: Tensor
+
+
+@dataclass(frozen=True)
+class Projector:
+    """P = I - U U^T, kept as U.
+
+    Arguments:
+        basis: U, (width, r), orthonormal: the directions that P takes away.
+        energy: the share of E|k|^2 that P keeps.
+    """
+
+    basis: Tensor
+    energy: float
+
+    @property
+    def null_dimension(self) -> int:
+        """Dimension of the null space, in which changes may lie: the rank of P."""
+        return int(self.basis.shape[0] - self.basis.shape[1])
+
+    def apply(self, rows: Tensor) -> Tensor:
+        """P k for every row, (n, width)."""
+        basis = self.basis.to(rows.dtype)
+        return rows - rows @ basis @ basis.T
+
+
+def decompose(moment: Tensor) -> Spectrum:
+    """The spectrum of a second moment, (width, width). Raises `DataError` when it is not finite."""
+    if not torch.isfinite(moment).all():
+        raise DataError("A second moment is not finite.", expected="finite numbers", found="NaN or infinity")
+    values, vectors = torch.linalg.eigh(moment.double())
+    return Spectrum(values.clamp(min=0), vectors)
+
+
+def spectrum_of(statistics: KeyStatistics, cache: Cache | None = None) -> Spectrum:
+    """The spectrum of what was collected at a point: read from the cache, or computed once and kept there."""
+    identity = {"derived": "spectrum", **statistics.identity}
+    entry = cache.read(identity) if cache else None
+    if entry is not None:
+        return Spectrum(entry.tensors["values"], entry.tensors["vectors"])
+    spectrum = decompose(statistics.moment.mean())
+    if cache is not None:
+        cache.write(identity, {"values": spectrum.values, "vectors": spectrum.vectors})
+    return spectrum
+
+
+def below_threshold(spectrum: Spectrum, threshold: float = THRESHOLD) -> Projector:
+    """The null space as AlphaEdit publishes it: eigenvectors whose eigenvalue is below a fixed number.
+
+    How many these are depends on the scale of a model's activations; see `null_dimension`.
+    """
+    if not threshold > 0:
+        raise ConfigError("A threshold is not positive.", expected="a number above 0", found=str(threshold))
+    return _projector(spectrum, int((spectrum.values < threshold).sum()))
+
+
+def lowest_energy(spectrum: Spectrum, share: float = ENERGY) -> Projector:
+    """The largest null space that holds at most a share of E|k|^2; it does not depend on the scale of the keys."""
+    if not 0 <= share < 1:
+        raise ConfigError("A share of energy is out of range.", expected="0 to below 1", found=str(share))
+    held = spectrum.values.cumsum(0)
+    return _projector(spectrum, int((held <= share * held[-1]).sum()))
+
+
+def _projector(spectrum: Spectrum, null_dimension: int) -> Projector:
+    total = float(spectrum.values.sum())
+    kept = float(spectrum.values[:null_dimension].sum())
+    return Projector(spectrum.vectors[:, null_dimension:].contiguous(), kept / total if total else 1.0)

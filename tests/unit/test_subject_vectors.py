@@ -1,0 +1,117 @@
+"""Keys at the subject's last token against each prompt's own pass, and the contexts they are read in."""
+
+import pytest
+import torch
+
+import tiny
+from palimpsest import ConfigError, DataError, EditRequest, ModelError
+from palimpsest.models.hooks import Point
+from palimpsest.models.tokens import subject_last_token
+from palimpsest.optimise import contexts
+from palimpsest.optimise.contexts import ContextOptions, context_templates
+from palimpsest.optimise.subject_vectors import averaged, subject_vectors
+
+TEMPLATES = ("{}", "It was written long ago. {}", "Rome. {}")
+POINTS = [Point("mlp.down", 1, "input"), Point("mlp.down", 0, "input"), Point("mlp.down", 1), Point("resid", 1)]
+
+
+@pytest.mark.parametrize("family", ["gptj", "bloom", "opt", "gemma2", "falcon", "phi3"])
+def test_vectors_are_those_of_each_prompt_alone(family):
+    model = tiny.tiny_model(family)
+    found = subject_vectors(model, tiny.requests(), POINTS, templates=TEMPLATES, forward_batch_size=5)
+    for fact, request in enumerate(tiny.requests()):
+        for rank, template in enumerate(TEMPLATES):
+            text = template.replace("{}", request.prompt)
+            column = subject_last_token(model.tokenizer, EditRequest(text, subject=request.subject, target_new="x"))
+            _, alone = model.capture([text], POINTS)
+            for point in POINTS:
+                assert found[point].shape[:2] == (4, 3)
+                assert torch.allclose(found[point][fact, rank], alone[point][0, column], rtol=1e-5, atol=1e-4)
+
+
+def test_nothing_above_the_deepest_point_is_computed(monkeypatch):
+    model = tiny.tiny_model("gptj")
+    monkeypatch.setattr(model.sites.block(2), "forward", lambda *_, **__: pytest.fail("block 2 was computed"))
+    found = subject_vectors(model, tiny.requests(), POINTS)
+    assert found[POINTS[0]].shape == (4, 1, 128)
+
+
+def test_keys_are_in_single_precision_for_models_in_half():
+    found = subject_vectors(tiny.tiny_model("llama", dtype=torch.bfloat16), tiny.requests(), POINTS)
+    assert {vectors.dtype for vectors in found.values()} == {torch.float32}
+
+
+def test_means_over_contexts():
+    vectors = torch.tensor([[[1.0], [2.0], [6.0]], [[0.0], [3.0], [0.0]]])
+    assert averaged(vectors, "equal")[:, 0].tolist() == [3.0, 1.0]
+    assert averaged(vectors, "half-clean")[:, 0].tolist() == [2.5, 0.75]
+    assert averaged(vectors[:, :1], "half-clean").tolist() == [[1.0], [0.0]]
+
+
+@pytest.mark.parametrize(
+    ("changed", "kind"),
+    [
+        ({"points": [Point("mlp.down", 3, "input")]}, ModelError),
+        ({"points": [Point("mlp.dwn", 1)]}, ConfigError),
+        ({"templates": ("a {} b",)}, ConfigError),
+        ({"requests": [EditRequest("Rome is", target_new="x")]}, DataError),
+    ],
+)
+def test_bad_input_costs_no_computation(changed, kind, monkeypatch):
+    model = tiny.tiny_model("gptj")
+    monkeypatch.setattr(model.module, "forward", lambda *_, **__: pytest.fail("something was computed"))
+    call = {"requests": tiny.requests(), "points": POINTS, **changed}
+    with pytest.raises(kind):
+        subject_vectors(model, call.pop("requests"), **call)
+
+
+def test_templates_are_the_models_own_texts_and_come_again_from_their_seed():
+    model = tiny.tiny_model("gptj")
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    options = ContextOptions(starts=["Rome", "It was"], lengths=[4, 7], per_start=2, top_k=3)
+    first = context_templates(model, options, seed=5)
+    assert torch.equal(torch.get_rng_state(), before), "no other generator is drawn from"
+    assert first == context_templates(model, options, seed=5)
+    assert first != context_templates(model, options, seed=6)
+    assert first[0] == "{}"
+    assert len(first) == len(set(first)) <= 1 + 2 * 2 * 2
+    for template in first[1:]:
+        assert template.endswith(". {}")
+        assert template.count("{") == template.count("}") == 1
+        assert template.startswith(("Rome", "It was"))
+
+
+def test_with_one_choice_a_text_is_the_greedy_continuation():
+    model = tiny.tiny_model("llama")
+    ids = list(model.encode("Rome").ids)
+    while len(ids) < 6:
+        with torch.no_grad():
+            ids.append(int(model.module(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+    text = " ".join(model.tokenizer.decode(ids, skip_special_tokens=True).replace("{", " ").replace("}", " ").split())
+    options = ContextOptions(starts=["Rome"], lengths=[6], top_k=1)
+    assert context_templates(model, options, seed=0) == ("{}", f"{text}. {{}}")
+
+
+def test_the_published_numbers_of_texts(monkeypatch):
+    model = tiny.tiny_model("gptj")
+    asked = []
+    monkeypatch.setattr(
+        contexts, "_continued", lambda _m, starts, length, *_: asked.append((len(starts), length)) or []
+    )
+    for options in (contexts.ROME, contexts.MEMIT, contexts.NONE):
+        context_templates(model, options, seed=0)
+    assert asked == [(10, 5), (10, 10), (5, 10)]
+
+
+def test_given_templates():
+    model = tiny.tiny_model("gptj")
+    given = ContextOptions(given=["I know that {}", "{}", "I know that {}"])
+    assert context_templates(model, given, seed=0) == ("{}", "I know that {}")
+    assert context_templates(model, contexts.NONE, seed=0) == ("{}",)
+
+
+@pytest.mark.parametrize("extra", [{"given": ["no place"]}, {"given": ["{} behind"]}, {"lengths": [0]}, {"top_k": 0}])
+def test_context_options_that_cannot_be(extra):
+    with pytest.raises(ConfigError):
+        ContextOptions.parse(extra, owner="method")

@@ -12,8 +12,9 @@ the paper, with steps of as many facts as give the number of steps that the repo
 same one. Besides, LoRA adapts the MLP too (`lora, all`), because on query and value alone it learns next to nothing
 here; and the rate of forgetting is varied, on the records for choosing.
 
-Answers are learnt with the full stop that ends them in these models' text: without it a model edited a thousand times
-goes on writing after the answer. Results: `bench/results/f_learning_table_*.json`.
+Text is generated for the first seed only, to save time. Answers are learnt with the full stop that ends them in these
+models' text: without it a model edited a thousand times goes on writing after the answer. Results:
+`bench/results/f_learning_table_*.json`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from palimpsest.evaluation import BaseAnswers
 from real_facts import FILES, LOCALITY, real_folder, records
 
 NUM_EDITS, SEEDS, PROBES_PER_KIND = 1000, (0, 1, 2), 1
-NUM_CHOOSING = 350
+NUM_CHOOSING = 250
 MAX_NEW_TOKENS = {"counterfact": 6, "zsre": 10}
 # Without LoRA on all matrices, which the paper does not have.
 LEARNERS = ("ft", "lora")
@@ -51,7 +52,7 @@ RATES = {  # LLaMA2-7B
 }
 OTHER_RATES = (0.1, 0.3, 1.0, 3.0)
 VARIED = ("f-learning-ft", "f-learning-lora, all", "f-learning-lora-ft, all")
-LEARNING_RATES = {"ft": (1e-3, 2e-3, 4e-3), "lora": (5e-3, 1e-2), "lora, all": (2e-3, 5e-3)}
+LEARNING_RATES = {"ft": (1e-3, 2e-3), "lora": (1e-2,), "lora, all": (2e-3, 5e-3)}
 PUBLISHED_RATE = 5e-5
 PUBLISHED = {"epochs": 3, "stop_loss": 0.0}
 # As many steps as the reported batch takes.
@@ -135,7 +136,7 @@ class Bench:
             protocol=ps.Batch(),
             num_edits=count,
             seed=labels["seed"],
-            scorings=("generate", "teacher_forced"),
+            scorings=("teacher_forced",) if labels["seed"] else ("generate", "teacher_forced"),
             max_new_tokens=MAX_NEW_TOKENS[self.dataset],
             forward_batch_size=128,
             base=self.answers,
@@ -187,7 +188,6 @@ def table(bench: Bench, seed: int) -> None:
 def further(bench: Bench) -> None:
     """The learning rate as published, LoRA on all matrices, other rates of forgetting."""
     rates = chosen_rates(bench, LEARNING_RATES)
-    bench.learn("reported", "ft", 0, 0.0, row="original model")
     for learner in LEARNERS:
         bench.learn("reported", learner, 0, PUBLISHED_RATE, row="learning rate as published")
     for seed in SEEDS:
@@ -210,6 +210,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         chosen = [options.dataset] if options.dataset else list(FILES)
         benches = [Bench(options.real, dataset, Path(scratch) / dataset) for dataset in chosen]
+        for bench in benches:
+            bench.learn("reported", "ft", 0, 0.0, row="original model")
         for seed, bench in itertools.product(SEEDS, benches):
             table(bench, seed)
         for bench in benches:

@@ -1,6 +1,6 @@
 """Chooses the options of the presets for the bundled model, on facts that are not reported anywhere else.
 
-    python bench/choose_presets.py            about ten minutes on one core
+    python bench/choose_presets.py            about fifteen minutes on one core
 
 Every candidate edits the same 20 facts of the training split, one at a time. The best one has the largest harmonic mean
 of reliability, generality, neighbours kept, namesakes kept and other relations of the same subject kept, by free
@@ -24,6 +24,12 @@ TIE = 0.005
 CRITERIA = ("reliability", "generality", "locality.neighborhood", "locality.namesake", "locality.other_relation")
 
 ALL_LINEAR = ["attn.q", "attn.v", "mlp.up", "mlp.down"]
+# In front of a prompt, so that knowledge neurons are those that do not depend on what precedes it.
+PREFIXES = [
+    "The capital of Spain is Madrid.",
+    "The currency of Japan is the yen.",
+    "Who wrote Hamlet? William Shakespeare.",
+]
 LEARN = {"epochs": 60, "stop_loss": 0.02}
 
 
@@ -41,6 +47,10 @@ def candidates() -> Iterator[tuple[str, dict[str, Any]]]:
         yield "ft-l", {**LEARN, **options}  # beyond 0.1 no entry is ever clamped, and it would not be this method
     for options in grid(learning_rate=[2e-3, 5e-3], layers=[[0], [1], [2], [3]]):
         yield "locft", {**LEARN, **options, "append_eos": True}
+    for options in grid(threshold=[0.1, 0.2, 0.3], new_weight=[2.0, 4.0, 8.0]):
+        yield "kn", options
+    for options in grid(threshold=[0.2, 0.3], new_weight=[1.0, 2.0, 4.0], prefixes=[PREFIXES]):
+        yield "kn", options
     for options in grid(
         learning_rate=[5e-4, 1e-3, 3e-3], sites=[["attn.q", "attn.v"], ALL_LINEAR], stop_loss=[0.02, 0.01]
     ):

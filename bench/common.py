@@ -48,21 +48,34 @@ class Results:
         self.path = RESULTS / f"{name}.json"
         self.settings = settings
         self.rows: list[dict[str, Any]] = []
-        if self.path.exists():
-            earlier = json.loads(self.path.read_text())
-            if earlier["settings"] == json.loads(json.dumps(settings)):
-                self.rows = earlier["rows"]
+        self.earlier: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {}
+        if self.earlier.get("settings") == json.loads(json.dumps(settings)):
+            self.rows = self.earlier["rows"]
 
-    def get(self, labels: dict[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The row with these labels, computed only when it is not there yet."""
-        for done in self.rows:
-            if all(done.get(key) == value for key, value in labels.items()):
-                return done
+    def require_same_conditions(self) -> None:
+        """Stops the recipe when its rows could not stand beside the earlier ones."""
+        conditions = {"settings": self.settings, "versions": versions(), "hardware": hardware()}
+        for name, value in conditions.items():
+            if self.earlier and self.earlier[name] != json.loads(json.dumps(value)):
+                sys.exit(
+                    f"{self.path}: its rows were measured with other {name}.\n"
+                    f"there: {self.earlier[name]}\nhere:  {value}\n"
+                    "Remove the file and measure all methods again."
+                )
+
+    def get(
+        self, labels: dict[str, Any], compute: Callable[[], dict[str, Any]], *, again: bool = False
+    ) -> dict[str, Any]:
+        """The row with these labels, computed when it is not there yet or when asked to."""
+        there = [done for done in self.rows if all(done.get(key) == value for key, value in labels.items())]
+        if there and not again:
+            return there[0]
         start = time.perf_counter()
-        self.rows.append(compute())
+        computed = compute()
         sys.stderr.write(f"{json.dumps(labels)}  {time.perf_counter() - start:.1f} s\n")
+        self.rows = [done for done in self.rows if done not in there] + [computed]
         self.save()
-        return self.rows[-1]
+        return computed
 
     def save(self) -> None:
         """Writes all rows so far."""

@@ -1,6 +1,7 @@
 """The batched search for target vectors against one fact at a time, through the whole model, written plainly."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from palimpsest import ConfigError, DataError, EditRequest, ModelError
 from palimpsest.models.hooks import Point
 from palimpsest.models.tokens import subject_last_token
 from palimpsest.optimise.target_vector import TargetOptions, find_target_vectors
+from palimpsest.optimise.target_vector.chunk import Group
 from palimpsest.optimise.target_vector.gauss_newton import steps_to
 
 TEMPLATES = ("{}", "It was written long ago. {}", "Rome. {}")
@@ -277,6 +279,21 @@ def test_a_batch_is_each_fact_alone(search):
         assert alone.passes[0] == together.passes[index]
         assert alone.stopped[0] == together.stopped[index]
         assert (alone.deltas[0] - together.deltas[index]).norm() <= 1e-8 * alone.deltas[0].norm()
+
+
+@pytest.mark.parametrize("search", ["adam", "gauss-newton"])
+def test_all_facts_of_one_length_may_stop_before_the_others(search, monkeypatch):
+    passes = []
+    monkeypatch.setattr(Group, "logits", lambda self, vectors, own=Group.logits: passes.append(1) or own(self, vectors))
+    model = tiny.tiny_model("gpt2", dtype=torch.float64)
+    # Answers right behind their subjects come at once; those with more in between are a group of their own, and do not.
+    quick = [replace(CLOSING[1], id=f"quick-{n}") for n in range(16)]
+    slow = [replace(one, prompt=one.prompt + " by the people", id=f"slow-{n}") for n, one in enumerate(quick)]
+    options = TargetOptions(search=search, steps=5, stop_loss=5.0, kl_factor=0.0, learning_rate=1.0)
+    found = find_target_vectors(model, [*slow, *quick], layer=LAYER, options=options)
+    most, least = found.passes[0], found.passes[-1]
+    assert found.passes == (most,) * 16 + (least,) * 16
+    assert len(passes) == most + least < 2 * most, "a group of which nothing is left is not run"
 
 
 @pytest.mark.parametrize("search", ["adam", "gauss-newton"])

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 _FINE_TUNING = "palimpsest.methods.fine_tuning:FineTuning"
 _LORA = "palimpsest.methods.lora:Lora"
+_KN = "palimpsest.methods.kn:KnowledgeNeurons"
 _F_LEARNING = "palimpsest.methods.f_learning:FLearning"
 # The rates are the paper's for LLaMA2-7B on zsRE (section 5.1); presets choose others.
 
@@ -53,6 +54,11 @@ METHODS = Registry(
             "low-rank adapters on query and value projections",
             options={"stop_loss": 0.02},
             source="arXiv:2106.09685",
+        ),
+        "kn": Row(
+            _KN,
+            "knowledge neurons: the neurons behind the old answer get new columns",
+            source="arXiv:2104.08696",
         ),
         "f-learning-ft": Row(
             _F_LEARNING,

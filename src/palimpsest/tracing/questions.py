@@ -45,7 +45,7 @@ def question(model: EditableModel, request: EditRequest, answer: str | None) -> 
     Raises `DataError` for a request without a subject or one whose subject has no token, `ModelError` for an
     encoder-decoder.
     """
-    if getattr(model, "is_encoder_decoder", False):
+    if model.is_encoder_decoder:
         raise ModelError(
             "Causal tracing is for decoders.",
             expected="a model that reads the subject and writes the answer with one stack of layers",

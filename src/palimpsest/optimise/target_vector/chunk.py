@@ -151,11 +151,18 @@ class Chunk:
 
     def narrowed(self, active: Tensor) -> Chunk:
         """The chunk with only the rows of the active facts, (facts,) of booleans; facts keep their numbers."""
-        return self._each(lambda group: group if active[group.facts].all() else group.select(active[group.facts]))
 
-    def _each(self, change: Callable[[Group], Group]) -> Chunk:
+        def narrow(group: Group) -> Group | None:
+            keep = active[group.facts]
+            if keep.all():
+                return group
+            return group.select(keep) if keep.any() else None
+
+        return self._each(narrow)
+
+    def _each(self, change: Callable[[Group], Group | None]) -> Chunk:
         def changed(groups: list[Group]) -> list[Group]:
-            return [group for group in map(change, groups) if len(group.facts)]
+            return [group for group in map(change, groups) if group is not None]
 
         return replace(self, rewriting=changed(self.rewriting), essence=changed(self.essence))
 

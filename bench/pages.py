@@ -21,8 +21,9 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(Path(__file__).parent))
 
+from model_pages import families  # noqa: E402
 from page_blocks import SHORT, percent, read, size, table  # noqa: E402
-from real_pages import chosen_learning_rates, f_learning_table, forgetting_rates, real_edits  # noqa: E402
+from real_pages import BLOCKS  # noqa: E402
 
 BLOCK = re.compile(r"(<!-- (?P<name>[a-z_-]+)(?:: (?P<argument>[a-z0-9_:.,-]+))? -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -275,12 +276,10 @@ WRITERS: dict[str, Callable[[str], str]] = {
     "memory": memory,
     "causal_trace": causal_trace,
     "recommended": recommended,
-    "real_edits": real_edits,
-    "f_learning_table": f_learning_table,
-    "forgetting_rates": forgetting_rates,
-    "chosen_learning_rates": chosen_learning_rates,
+    **BLOCKS,
     "options": options,
     "command_help": command_help,
+    "families": families,
 }
 
 

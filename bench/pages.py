@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from many_pages import batches, sequences, speed  # noqa: E402
 from model_pages import families  # noqa: E402
 from page_blocks import SHORT, percent, read, size, table  # noqa: E402
-from real_pages import chosen_learning_rates, f_learning_table, forgetting_rates, real_edits  # noqa: E402
+from real_pages import BLOCKS  # noqa: E402
 
 BLOCK = re.compile(r"(<!-- (?P<name>[a-z_-]+)(?:: (?P<argument>[a-z0-9_:.,-]+))? -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -292,6 +292,7 @@ WRITERS: dict[str, Callable[[str], str]] = {
     "batches": batches,
     "sequences": sequences,
     "speed": speed,
+    **BLOCKS,
     "options": options,
     "command_help": command_help,
     "families": families,

@@ -37,6 +37,7 @@ format: env
 bench: env
 	$(BIN)/python bench/forgetting_before_learning.py
 	$(BIN)/python bench/single_edits.py
+	$(BIN)/python bench/single_edits.py --model world-t5
 	$(BIN)/python bench/second_moments.py
 	$(BIN)/python bench/pages.py
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import time
@@ -15,6 +16,7 @@ import torch
 
 from palimpsest.datasets import Dataset
 from palimpsest.evaluation import RunRecord
+from palimpsest.models.locating import BUNDLED
 from palimpsest.provenance import hardware, now, versions, write_text
 
 RESULTS = Path(__file__).parent / "results"
@@ -87,6 +89,18 @@ class Results:
             "rows": self.rows,
         }
         write_text(self.path, json.dumps(record, indent=1) + "\n")
+
+
+def recipe_parser(description: str | None) -> argparse.ArgumentParser:
+    """Options of a recipe that works on a bundled model: `--model`, by default the decoder."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=BUNDLED, default=BUNDLED[0])
+    return parser
+
+
+def results_name(recipe: str, model: str) -> str:
+    """The result file of a recipe: plain for the bundled decoder, with the model's name for another."""
+    return recipe if model == BUNDLED[0] else f"{recipe}_{model.replace('-', '_')}"
 
 
 def one_thread() -> None:

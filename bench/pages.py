@@ -21,10 +21,11 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(Path(__file__).parent))
 
+from model_pages import families  # noqa: E402
 from page_blocks import SHORT, percent, read, size, table  # noqa: E402
 from real_pages import chosen_learning_rates, f_learning_table, forgetting_rates, real_edits  # noqa: E402
 
-BLOCK = re.compile(r"(<!-- (?P<name>[a-z_-]+)(?:: (?P<argument>[a-z_:.,-]+))? -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- (?P<name>[a-z_-]+)(?:: (?P<argument>[a-z0-9_:.,-]+))? -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def single_edits_summary(_argument: str) -> str:
@@ -45,9 +46,9 @@ def single_edits_summary(_argument: str) -> str:
 
 
 def single_edits(argument: str) -> str:
-    """All metrics of one data set under one scoring, with intervals."""
-    dataset, scoring = argument.split(":")
-    record = read("single_edits")
+    """All metrics of one data set under one scoring, with intervals; the model is the bundled decoder unless named."""
+    dataset, scoring, *model = argument.split(":")
+    record = read("_".join(["single_edits", *model]).replace("-", "_"))
     rows = []
     found = [row for row in record["rows"] if row["dataset"] == dataset]
     metrics = [name for name in SHORT if any(name in row["scores"][scoring] for row in found)]
@@ -60,10 +61,12 @@ def single_edits(argument: str) -> str:
     return caption + table(["method", *(SHORT[name] for name in metrics)], rows)
 
 
-def single_edits_cost(dataset: str) -> str:
-    """Seconds, bytes and perplexity on one data set."""
+def single_edits_cost(argument: str) -> str:
+    """Seconds, bytes and perplexity on one data set; the model is the bundled decoder unless named."""
+    dataset, *model = argument.split(":")
+    record = read("_".join(["single_edits", *model]).replace("-", "_"))
     rows = []
-    for row in (r for r in read("single_edits")["rows"] if r["dataset"] == dataset):
+    for row in (r for r in record["rows"] if r["dataset"] == dataset):
         perplexity = row["perplexity"] or {}
         after = perplexity.get("after")
         rows.append(
@@ -318,6 +321,7 @@ WRITERS: dict[str, Callable[[str], str]] = {
     "chosen_learning_rates": chosen_learning_rates,
     "options": options,
     "command_help": command_help,
+    "families": families,
 }
 
 

@@ -1,21 +1,21 @@
-"""Every method with its preset on single edits of the bundled model: what it changes, what it leaves alone, its cost.
+"""Every method with its preset on single edits of a bundled model: what it changes, what it leaves alone, its cost.
 
     python bench/single_edits.py                    about a quarter of an hour on one core; goes on where it was stopped
     python bench/single_edits.py --methods kn,ft    measures these again and keeps the other rows
+    python bench/single_edits.py --model world-t5   the bundled encoder-decoder
 
 Each method edits the same facts of the test split, one at a time, with the model restored in between. The presets were
-chosen on the training split. Results: `bench/results/single_edits.json`.
+chosen on the training split. Results: `bench/results/single_edits.json` and `single_edits_world_t5.json`.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import palimpsest as ps
-from common import Results, one_thread, row
+from common import Results, one_thread, recipe_parser, results_name, row
 from palimpsest.evaluation import BaseAnswers
 from palimpsest.methods.catalogue import METHODS
 
@@ -23,7 +23,7 @@ NUM_EDITS = {"world-counterfact": 100, "world-zsre": 50}
 SEED = 0
 # The general form is left out; its published variants are in the table.
 TABLE = [name for name in METHODS if name != "f-learning"]
-SETTINGS = {"model": "world", "split": "test", "protocol": "single", "num_edits": NUM_EDITS, "seed": SEED}
+SETTINGS = {"split": "test", "protocol": "single", "num_edits": NUM_EDITS, "seed": SEED}
 
 
 def measured(model: ps.EditableModel, data: ps.Dataset, answers: BaseAnswers, labels: dict[str, Any]) -> dict[str, Any]:
@@ -33,23 +33,24 @@ def measured(model: ps.EditableModel, data: ps.Dataset, answers: BaseAnswers, la
     return row(record, **labels)
 
 
-def chosen(arguments: Sequence[str] | None = None) -> list[str]:
-    """The methods named on the command line; none means those that have no row yet."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def chosen(arguments: Sequence[str] | None = None) -> tuple[str, list[str]]:
+    """The model and the methods named on the command line; no method means those that have no row yet."""
+    parser = recipe_parser(__doc__)
     parser.add_argument("--methods", default="", metavar="NAME,NAME", help="measure these again, and only these")
-    names = [name for name in parser.parse_args(arguments).methods.split(",") if name]
+    options = parser.parse_args(arguments)
+    names = [name for name in options.methods.split(",") if name]
     for name in names:
         if name not in TABLE:
             parser.error(f"no method {name!r} in this table; it has {', '.join(TABLE)}")
-    return names
+    return options.model, names
 
 
 def main() -> None:
     """Runs the chosen methods on both data sets."""
-    names = chosen()
+    bundled, names = chosen()
     one_thread()
-    model = ps.load("world")
-    results = Results("single_edits", SETTINGS)
+    model = ps.load(bundled)
+    results = Results(results_name("single_edits", bundled), {"model": bundled, **SETTINGS})
     if names:
         results.require_same_conditions()
     for dataset in NUM_EDITS:

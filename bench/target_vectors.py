@@ -82,7 +82,7 @@ def naive(model: ps.EditableModel, request: ps.EditRequest, options: TargetOptio
     """The whole model over all rows of one fact, twenty times."""
     rows = [model.encode(text.replace("{}", request.prompt), request.target_new) for text in TEMPLATES]
     texts = [text.replace("{}", request.prompt) for text in TEMPLATES] + [f"{request.subject} is a"]
-    columns = [subject_last_token(model.tokenizer, replace(request, prompt=text)) for text in texts]
+    columns = [subject_last_token(model.tokenizer, replace(request, prompt=text), chat=None) for text in texts]
     batch = model.batch([row.ids[:-1] for row in rows] + [model.encode(texts[-1]).ids])
     places, tokens, labels = model.answer_places(rows, batch)
     point, last = Point("mlp.down", LAYER), Point("resid", model.num_layers - 1)

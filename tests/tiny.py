@@ -32,9 +32,43 @@ FAMILIES = (
     "falcon",
     "falcon-grouped",
     "falcon-multi-head",
+    "gpt_neo",
+    "gpt_bigcode",
+    "codegen",
+    "mpt",
+    "starcoder2",
+    "ministral",
+    "olmo",
+    "olmo3",
+    "smollm3",
+    "cohere",
+    "cohere2",
+    "helium",
+    "seed_oss",
+    "ernie4_5",
+    "hunyuan_v1_dense",
+    "exaone4",
+    "nemotron",
+    "arcee",
+    "apertus",
+    "granite",
+    "glm",
+    "glm4",
+)
+MIXTURES = (
+    "mixtral",
+    "qwen2_moe",
+    "qwen3_moe",
+    "olmoe",
+    "phimoe",
+    "gpt_oss",
+    "glm4_moe",
+    "ernie4_5_moe",
+    "granitemoe",
 )
 
 ENCODER_DECODERS = ("t5", "t5-gated", "bart")
+EVERY = FAMILIES + MIXTURES + ENCODER_DECODERS
 
 FACTS = (
     ("The capital of France is", "France", "Paris", "Lyon"),
@@ -44,23 +78,67 @@ FACTS = (
 )
 
 
+LLAMA_3_CHAT = """
+{%- for turn in messages -%}
+{{- bos_token if loop.first else "" -}}
+{{- "<|start_header_id|>" + turn.role + "<|end_header_id|>\n\n" + (turn.content | trim) + "<|eot_id|>" -}}
+{%- endfor -%}
+{{- "<|start_header_id|>assistant<|end_header_id|>\n\n" if add_generation_prompt else "" -}}
+"""
+QWEN_CHAT = """
+{{- "<|im_start|>system\nYou answer in one word.<|im_end|>\n" -}}
+{%- for turn in messages -%}
+{%- set thought = "<think>\n\n</think>\n\n" if turn.role == "assistant" else "" -%}
+{{- "<|im_start|>" + turn.role + "\n" + thought + turn.content + "<|im_end|>\n" -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{- "<|im_start|>assistant\n" -}}
+{{- "<think>\n\n</think>\n\n" if enable_thinking is defined and not enable_thinking else "" -}}
+{%- endif -%}
+"""
+BRACKETS_CHAT = """
+{%- for turn in messages -%}
+{{- bos_token + "[INST] " + turn.content + " [/INST]" if turn.role == "user" else " " + turn.content + eos_token -}}
+{%- endfor -%}
+"""
+# Template, the token that begins a text, and special tokens, the last of which ends a turn.
+CHATS = {
+    "llama-3": (LLAMA_3_CHAT, "<|begin|>", ("<|begin|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")),
+    "qwen": (QWEN_CHAT, None, ("<|im_start|>", "<|im_end|>")),
+    "brackets": (BRACKETS_CHAT, "<|begin|>", ("<|begin|>", "<|endoftext|>")),
+}
+
+
 @cache
-def tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE of 384 tokens, in GPT-2's style, with an end-of-sequence token."""
+def tokenizer(chat: str | None = None) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of 384 tokens, in GPT-2's style, with an end-of-sequence token.
+
+    Arguments:
+        chat: the kind of chat template it has, one of `CHATS`; those that begin texts with a token put it in front
+            of every text, as the published tokenizers do.
+    """
     text = [f"{prompt} {old}. {prompt} {new}." for prompt, _, old, new in FACTS] * 4
     text += ["Who wrote it? It was written long ago by people who lived in Rome, Oslo, Lima and Vienna."] * 2
+    template, start, special = CHATS[chat] if chat else (None, None, ())
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=384,
-        special_tokens=["<|endoftext|>"],
+        special_tokens=list(dict.fromkeys(["<|endoftext|>", *special])),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     core.train_from_iterator(text, trainer)
+    if start:
+        begins = processors.TemplateProcessing(single=f"{start} $A", special_tokens=[(start, core.token_to_id(start))])
+        core.post_processor = begins
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, eos_token="<|endoftext|>", pad_token="<|endoftext|>", bos_token="<|endoftext|>"
+        tokenizer_object=core,
+        eos_token="<|endoftext|>",
+        pad_token="<|endoftext|>",
+        bos_token=start or "<|endoftext|>",
+        chat_template=template,
     )
 
 
@@ -84,8 +162,12 @@ def tokenizer_of(family: str) -> PreTrainedTokenizerFast:
     return closing_tokenizer() if family in ENCODER_DECODERS else tokenizer()
 
 
-def tiny_config(family: str, *, layers: int = 3) -> Any:
-    """A small config: width 32, 4 heads, 384 tokens. Heads are tied where the family's published models tie them."""
+def tiny_config(family: str, *, layers: int = 3, **more: Any) -> Any:
+    """A small config: width 32, 4 heads, 384 tokens. Heads are tied where the family's published models tie them.
+
+    Arguments:
+        more: other fields of the config.
+    """
     common: dict[str, Any] = {
         "vocab_size": len(tokenizer()),
         "bos_token_id": 0,
@@ -105,6 +187,21 @@ def tiny_config(family: str, *, layers: int = 3) -> Any:
     gemma_like = {**llama_like, "head_dim": 8, "tie_word_embeddings": True}
     gpt_like = {**common, "n_embd": 32, "n_layer": layers, "n_head": 4, "n_positions": 128}
     falcon_like = {**common, "hidden_size": 32, "num_hidden_layers": layers, "num_attention_heads": 4}
+    wide_heads = {**llama_like, "head_dim": 8}
+    windowed = {
+        **wide_heads,
+        "sliding_window": 8,
+        "layer_types": ["sliding_attention"] * (layers - 1) + ["full_attention"],
+    }
+    mixture = {
+        **wide_heads,
+        "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 16,
+        "num_local_experts": 4,
+        "num_experts": 4,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+    }
     # One layer less in the encoder, so that the two are never mistaken for each other.
     t5_like = {
         "vocab_size": len(closing_tokenizer()), "d_model": 32, "d_ff": 48, "d_kv": 8, "num_heads": 4,
@@ -123,7 +220,7 @@ def tiny_config(family: str, *, layers: int = 3) -> Any:
         "bart": bart_like,
         "gpt2": gpt_like,
         "gptj": {**gpt_like, "rotary_dim": 4, "tie_word_embeddings": False},
-        "qwen3": {**llama_like, "head_dim": 8},
+        "qwen3": wide_heads,
         "gemma": gemma_like,
         # Scaled so that the cap bends the logits of a random model as it bends those of a trained one.
         "gemma2": {**gemma_like, "query_pre_attn_scalar": 8, "final_logit_softcapping": 10.0, "sliding_window": 8},
@@ -134,16 +231,47 @@ def tiny_config(family: str, *, layers: int = 3) -> Any:
         "falcon": {**falcon_like, "multi_query": True},
         "falcon-grouped": {**falcon_like, "new_decoder_architecture": True, "num_kv_heads": 2},
         "falcon-multi-head": {**falcon_like, "multi_query": False, "alibi": True, "parallel_attn": False, "bias": True},
+        "gpt_neo": {
+            **{**common, "hidden_size": 32, "num_layers": layers, "num_heads": 4, "window_size": 8},
+            "max_position_embeddings": 128,
+            "attention_types": [[["global", *["local"] * (layers - 1)], 1]],
+        },
+        "gpt_bigcode": gpt_like,
+        "codegen": {**gpt_like, "rotary_dim": 4, "tie_word_embeddings": False},
+        "mpt": {**common, "d_model": 32, "n_layers": layers, "n_heads": 4, "max_seq_len": 128},
+        "ministral": windowed,
+        "olmo3": windowed,
+        "cohere": {**llama_like, "tie_word_embeddings": True},
+        "cohere2": {**windowed, "tie_word_embeddings": True},
+        "helium": wide_heads,
+        "seed_oss": wide_heads,
+        "ernie4_5": wide_heads,
+        "hunyuan_v1_dense": wide_heads,
+        "exaone4": windowed,
+        # The published models' multipliers, so that nothing passes because a factor is one.
+        "granite": {
+            **llama_like,
+            "embedding_multiplier": 12.0,
+            "logits_scaling": 8.0,
+            "residual_multiplier": 0.22,
+            "attention_multiplier": 0.25,
+        },
+        "glm": wide_heads,
+        "glm4": wide_heads,
+        **dict.fromkeys(MIXTURES, mixture),
+        "gpt_oss": {**mixture, "sliding_window": 8},
+        "granitemoe": {**mixture, "residual_multiplier": 0.22, "logits_scaling": 8.0},
+        "glm4_moe": {**mixture, "first_k_dense_replace": 1},
     }
-    return AutoConfig.for_model(family.split("-")[0], **options.get(family, llama_like))
+    return AutoConfig.for_model(family.split("-")[0], **{**options.get(family, llama_like), **more})
 
 
-def tiny_module(family: str, *, seed: int = 0, layers: int = 3) -> Any:
+def tiny_module(family: str, *, seed: int = 0, layers: int = 3, **more: Any) -> Any:
     """A random transformers model of the family's own class; see `tiny_config`."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         kind = AutoModelForSeq2SeqLM if family in ENCODER_DECODERS else AutoModelForCausalLM
-        model = kind.from_config(tiny_config(family, layers=layers), dtype=torch.float32)
+        model = kind.from_config(tiny_config(family, layers=layers, **more), dtype=torch.float32)
         if family == "t5-gated":
             # The published models have a head of their own, which transformers builds tied.
             model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight))
@@ -162,15 +290,17 @@ def tiny_module(family: str, *, seed: int = 0, layers: int = 3) -> Any:
     return model.eval()
 
 
-def tiny_model(family: str = "gptj", *, dtype: torch.dtype = torch.float32, seed: int = 0) -> EditableModel:
+def tiny_model(
+    family: str = "gptj", *, dtype: torch.dtype = torch.float32, seed: int = 0, layers: int = 3
+) -> EditableModel:
     """A fresh editable model; tests may do with it what they like."""
-    return load(tiny_module(family, seed=seed).to(dtype), tokenizer_of(family))
+    return load(tiny_module(family, seed=seed, layers=layers).to(dtype), tokenizer_of(family))
 
 
-def tiny_folder(path: Path, family: str = "gptj", *, seed: int = 0) -> Path:
-    """Writes a tiny model and its tokenizer as a Hugging Face folder."""
+def tiny_folder(path: Path, family: str = "gptj", *, seed: int = 0, chat: str | None = None) -> Path:
+    """Writes a tiny model and its tokenizer, perhaps with a chat template, as a Hugging Face folder."""
     tiny_module(family, seed=seed).save_pretrained(path)
-    tokenizer_of(family).save_pretrained(path)
+    (tokenizer(chat) if chat else tokenizer_of(family)).save_pretrained(path)
     return path
 
 

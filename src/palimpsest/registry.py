@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
+from functools import cache
+from importlib.metadata import EntryPoints, entry_points
 from typing import Any
 
 from palimpsest.errors import ConfigError, unknown_name
@@ -37,6 +38,12 @@ class Row:
         return getattr(importlib.import_module(module), attribute)
 
 
+@cache
+def plugins(group: str) -> EntryPoints:
+    """The entry points of a group: looked for once, since the search opens a file for every installed package."""
+    return entry_points(group=group)
+
+
 class Registry:
     """A read-only table of rows, extended by the entry points of a group.
 
@@ -56,7 +63,7 @@ class Registry:
     def rows(self) -> dict[str, Row]:
         """All rows by name, sorted."""
         merged = dict(self._built_in)
-        for point in entry_points(group=self.group):
+        for point in plugins(self.group):
             for name, row in point.load()().items():
                 if name in merged:
                     raise ConfigError(

@@ -268,3 +268,26 @@ def test_utf_16_without_its_mark(run, workplace, tmp_path):
         "edit", workplace / "model", "--method", "ft", "--edits", tmp_path / "e.jsonl", "--out", tmp_path / "out"
     )
     check(result, tmp_path, "UTF-8", "NUL")
+
+
+def test_bad_records_are_refused_or_counted(run, workplace, tmp_path):
+    facts = tmp_path / "facts.csv"
+    facts.write_text(
+        "prompt,subject,target_new\nThe capital of Italy is,Italy,Milan\nThe capital of Cuba is,Haiti,Lyon\n"
+    )
+    arguments = ["edit", workplace / "model", "--method", "ft", "--edits", facts, "-o", "epochs=1", "--json"]
+    refused = run(*arguments, "--out", tmp_path / "refused")
+    assert refused.code == 2 and f"{facts}:3" in refused.err and not (tmp_path / "refused").exists()
+    done = run(*arguments, "--out", tmp_path / "patch", "--skip-bad")
+    assert done.code == 0 and len(done.json()["edits"]) == 1
+    assert any(f"1 record(s) were passed over: {facts}:3" in note for note in done.json()["notes"])
+
+
+def test_one_patch_given_twice(run, workplace, tmp_path):
+    for command in (
+        ["ask", workplace / "model", "Anna", "--patch", workplace / "patch", "--patch", workplace / "patch"],
+        ["apply", workplace / "model", workplace / "patch", workplace / "patch", "--out", tmp_path / "out"],
+    ):
+        done = run(*command)
+        assert done.code == 2 and "on the model already" in done.err and done.out == ""
+    assert not (tmp_path / "out").exists()

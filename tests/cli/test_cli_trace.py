@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+import tiny
 from palimpsest.tracing import CausalTrace
 
 PROMPT, SUBJECT = "The capital city of Japan is", "Japan"
@@ -42,6 +43,13 @@ def test_an_answer_the_model_does_not_give_is_noted(run):
     result = run("trace", "world", "--prompt", PROMPT, "--subject", SUBJECT, "--target", "Rome", "--samples", 1)
     assert result.code == 0
     assert "does not give this answer" in result.out and "0.25 of the depth" in result.out
+
+
+def test_a_prompt_in_a_chat_is_traced_as_the_template_has_it(run, tmp_path):
+    model = tiny.tiny_folder(tmp_path / "model", "llama", chat="qwen")
+    arguments = ("--prompt", PROMPT, "--subject", SUBJECT, "--samples", 1, "--chat", "--dtype", "bfloat16", "--json")
+    tokens = json.loads(run("trace", model, *arguments).out)["trace"]["tokens"]
+    assert tokens.count("<|im_start|>") == 3 and "".join(tokens).endswith("assistant\n<think>\n\n</think>\n\n")
 
 
 @pytest.mark.parametrize(

@@ -114,3 +114,24 @@ def test_names_and_paths() -> None:
         dataset("zsre")
     with pytest.raises(DataError, match="takes no file"):
         dataset("world-zsre", "some.json")
+
+
+def test_a_mixed_file_names_all_that_is_wrong_with_it_or_goes_on_without(tmp_path: Path) -> None:
+    file = tmp_path / "facts.jsonl"
+    good = [{"prompt": f"The capital of {name} is", "subject": name, "target_new": "Lyon"} for name in ("Chad", "Peru")]
+    bad = [
+        {"prompt": "The capital of Cuba is", "subject": "Haiti", "target_new": "Lyon"},
+        {"prompt": "The capital of Mali is", "subject": "Mali", "target_new": " "},
+    ]
+    file.write_text("\n".join(map(json.dumps, [good[0], *bad, good[1]])))
+    with pytest.raises(DataError) as caught:
+        load_edits(file)
+    assert all(
+        text in str(caught.value) for text in (f"{file}:2", "'Haiti'", "other 1 record(s)", f"{file}:3", "blank")
+    )
+    found = load_edits(file, is_strict=False)
+    assert [request.subject for request in found.requests] == ["Chad", "Peru"]
+    assert [one.where for one in found.skipped] == [f"{file}:2", f"{file}:3"]
+    file.write_text("\n".join(map(json.dumps, bad)))
+    with pytest.raises(DataError, match="no usable record"):
+        load_edits(file, is_strict=False)

@@ -10,7 +10,7 @@ from transformers import AutoModelForSeq2SeqLM
 
 import tiny
 from palimpsest import Architecture, ConfigError, DataError, EditRequest, ModelError, load, method
-from palimpsest.cli.inspecting import examine
+from palimpsest.cli.examining import examine
 from palimpsest.models import tokens
 from palimpsest.models.encoder_decoders import BART, T5
 from palimpsest.models.generation import cut_at_end
@@ -153,7 +153,7 @@ def test_prompts_keep_their_end_token_and_targets_stand_alone():
         with pytest.raises(DataError, match="no tokens"):
             model.encode(prompt, target)
     request = EditRequest("The capital of France is", "Lyon", subject="France")
-    place = tokens.subject_last_token(model.tokenizer, request)
+    place = tokens.subject_last_token(model.tokenizer, request, chat=None)
     assert model.tokenizer.convert_ids_to_tokens(encoded.prompt_ids[place]) == "▁France"
     batch, found = model.capture([request.prompt], [Point("encoder.embed")])
     france = model.module.shared.weight[encoded.prompt_ids[place]]
@@ -239,7 +239,7 @@ def test_logits_at_places_are_the_model_s_whatever_stands_behind_its_head(family
     if family == "bart-biased":
         module.final_logits_bias.normal_()
     model = load(module, tiny.closing_tokenizer())
-    assert model._head_is_separable is (family == "bart")
+    assert model.has_separable_head is (family == "bart")
     encoded = [model.encode(p, t) for p, t in zip(PROMPTS, TARGETS, strict=True)]
     batch = model.batch(encoded)
     rows, columns, _ = model.answer_places(encoded, batch)

@@ -1,23 +1,31 @@
 """What is particular to some families: fused projections, capped logits, unusual layers, and what has no row."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 import tiny
 from palimpsest import Architecture, ModelError, Part, load, method
-from palimpsest.cli.inspecting import examine
-from palimpsest.models.architecture import architectures
+from palimpsest.cli import main
+from palimpsest.cli.examining import examine
 from palimpsest.models.hooks import Point
 from palimpsest.models.linear import features
+from palimpsest.models.table import architectures
 
-FUSED = ("gpt2", "phi3", "gpt_neox", "bloom", "falcon", "falcon-grouped", "falcon-multi-head")
+FUSED = (
+    "gpt2", "phi3", "gpt_neox", "bloom", "falcon", "falcon-grouped", "falcon-multi-head", "gpt_bigcode", "codegen",
+    "mpt",
+)  # fmt: skip
+
+SCALED_LOGITS = ("gemma2", "cohere", "cohere2", "granite", "granitemoe")
 
 
 def test_every_row_of_the_table_has_a_tiny_model():
-    families = tiny.FAMILIES + tiny.ENCODER_DECODERS
+    families = tiny.EVERY
     tested = {tiny.tiny_config(family).model_type for family in families}
     assert tested == {kind for row in architectures() for kind in row.model_types}
     assert {tiny.tiny_model(family).sites.architecture.name for family in families} == {
@@ -74,7 +82,7 @@ def test_points_have_three_axes_and_are_not_written_to_later(family):
 @pytest.mark.parametrize("family", ["gemma2", "llama"])
 def test_capped_logits_are_scored_with_the_cap(family):
     model = tiny.tiny_model(family)
-    assert model._head_is_separable is (family == "llama")
+    assert model.has_separable_head is (family == "llama")
     batch = model.batch([model.encode("Anna Keller was").ids])
     with torch.no_grad():
         at_last = model.logits_at(batch, torch.tensor([0]), torch.tensor([len(batch.input_ids[0]) - 1]))
@@ -84,41 +92,56 @@ def test_capped_logits_are_scored_with_the_cap(family):
     assert family == "llama" or bare.abs().max() > 6
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", tiny.FAMILIES + tiny.MIXTURES)
 def test_doctor_examines_every_family(family, tmp_path):
     found = examine(load(str(tiny.tiny_folder(tmp_path / "model", family))))
+    row = tiny.tiny_model(family).sites.architecture
     sites = {site["site"]: site for site in found["sites"]}
-    assert sites["mlp.down"]["parameters"] >= 32 * 48 and sites["attn.q"]["weight_shape"]
+    assert set(sites) == set(row.sites) and sites["attn.q"]["weight_shape"][-1] >= 32
     assert bool(found["tied_weights"]) is tiny.tiny_config(family).tie_word_embeddings
-    assert {"ft", "ft-l", "lora"} <= {row["method"] for row in found["methods"] if row["can_edit"]}
+    said = {line.split(":")[0] for line in found["special"]}
+    assert said == {
+        *(["fused"] if any(part.is_slice for part in row.sites.values()) else []),
+        *(["tied"] if found["tied_weights"] else []),
+        *(["transposed"] if family == "gpt2" else []),
+        *(["mixture of experts"] if family in tiny.MIXTURES else []),
+        *([] if row.mlp_writes_residual else ["scaled or normed after the MLP"]),
+        *(["scaled or capped logits"] if family in SCALED_LOGITS else []),
+    }
+    methods = {one["method"]: one for one in found["methods"]}
+    if row.is_mixture:
+        assert "mlp.down" not in sites
+        assert all("mixture of experts" in methods[name]["needs"] for name in ("ft-l", "locft"))
+        assert {name for name, one in methods.items() if not one["can_edit"]} >= {"ft-l", "locft"}
+        assert methods["lora"]["can_edit"] and methods["ft"]["can_edit"]
+    else:
+        assert sites["mlp.down"]["parameters"] >= 32 * 48
+        assert {"ft", "ft-l", "lora"} <= {name for name, one in methods.items() if one["can_edit"]}
+        assert methods["ft-l"]["needs"] == "option radius" and methods["ft"]["needs"] == ""
 
 
-@pytest.mark.parametrize("model_type", ["mixtral", "qwen3_moe"])
-def test_a_mixture_of_experts_is_refused_but_its_attention_can_be_edited(model_type):
-    config = AutoConfig.for_model(
-        model_type, vocab_size=384, hidden_size=32, intermediate_size=48, moe_intermediate_size=16, num_hidden_layers=1,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=8, num_local_experts=4, num_experts=4,
-        num_experts_per_tok=2, pad_token_id=0, bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
-    module = AutoModelForCausalLM.from_config(config)
-    with pytest.raises(ModelError, match=r"mixture of experts(.|\n)*= 4(.|\n)*attention's sites alone"):
-        load(module, tiny.tokenizer())
-
-    row = Architecture(
-        "attention-only", (model_type,), "model.layers", "model.embed_tokens", "model.norm", "lm_head",
-        {"attn.q": Part("self_attn.q_proj"), "attn.v": Part("self_attn.v_proj"), "resid": Part("")},
-    )  # fmt: skip
-    model = load(module, tiny.tokenizer(), architecture=row)
-    patch = method("lora", preset="none", learning_rate=1e-2, epochs=3).edit(model, tiny.requests(1)).patch
-    assert {name.split(".")[-2] for name in patch.touched()} == {"q_proj", "v_proj"}
+def test_doctor_on_the_command_line(tmp_path, capsys):
+    folder = str(tiny.tiny_folder(tmp_path / "model", "mixtral", chat="qwen"))
+    assert main(["doctor", folder, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["tokenizer"]["has_chat_template"] is True
+    assert main(["doctor", folder]) == 0
+    shown = capsys.readouterr().out
+    for words in (
+        "float32, on cpu",
+        "mixture of experts: 4 a layer",
+        "has a chat template",
+        "self_attn.q_proj",
+        "no one MLP",
+    ):
+        assert words in " ".join(shown.split())
 
 
-class Quantised(nn.Linear):
-    """What a quantisation library puts in a linear layer's place."""
-
-    def __init__(self, layer):
-        super().__init__(layer.in_features, layer.out_features, bias=False)
-        self.weight = nn.Parameter(layer.weight.to(torch.uint8), requires_grad=False)
+@pytest.mark.parametrize("family", ["llama", "phi3", "glm", "glm4"])
+def test_gate_and_up_are_not_mixed_up(family):
+    model = tiny.tiny_model(family)
+    gate, up, key = Point("mlp.gate", 1), Point("mlp.up", 1), Point("mlp.down", 1, "input")
+    _, found = model.capture(["The capital of France is"], [gate, up, key])
+    assert torch.allclose(nn.functional.silu(found[gate]) * found[up], found[key], atol=1e-5)
 
 
 class Wrapped(nn.Linear):
@@ -128,19 +151,20 @@ class Wrapped(nn.Linear):
         return 2 * super().forward(tensor)
 
 
-@pytest.mark.parametrize(("kind", "words"), [("packed", "quantised"), ("float8", "quantised"), ("other", "unwrapped")])
-def test_layers_without_a_plain_weight_are_refused(kind, words):
+def test_a_layer_that_computes_something_else_than_its_weight_is_refused():
     module = tiny.tiny_module("llama")
-    mlp = module.model.layers[1].mlp
-    if kind == "packed":
-        mlp.down_proj = Quantised(mlp.down_proj)
-    elif kind == "float8":
-        mlp.down_proj.weight = nn.Parameter(mlp.down_proj.weight.to(torch.float8_e4m3fn), requires_grad=False)
-    else:
-        mlp.down_proj = Wrapped(48, 32, bias=False)
-    with pytest.raises(ModelError) as caught:
+    module.model.layers[1].mlp.down_proj = Wrapped(48, 32, bias=False)
+    with pytest.raises(ModelError, match=r"unwrapped first(.|\n)*mlp\.down of layer 1"):
         load(module, tiny.tokenizer())
-    assert words in str(caught.value) and "mlp.down of layer 1" in str(caught.value)
+
+
+@pytest.mark.parametrize("site", ["attn.q", "attn.v"])
+def test_a_slice_of_a_fused_weight_cannot_be_trained_by_itself(site):
+    """It would train queries, keys and values together, and say it trained one of them."""
+    with pytest.raises(ModelError, match=r"attn\.q, attn\.k, attn\.v(.|\n)*take 'attn\.qkv'"):
+        method("ft", preset="none", parameters=site).edit(tiny.tiny_model("gpt2"), tiny.requests(1))
+    with pytest.raises(ModelError, match="mlp.gate, mlp.up"):
+        method("ft", preset="none", parameters="mlp.up").edit(tiny.tiny_model("phi3"), tiny.requests(1))
 
 
 def test_a_layout_that_a_family_s_rows_do_not_cover_is_named():

@@ -2,7 +2,7 @@ import re
 
 import pytest
 import torch
-from transformers import BertConfig, BertLMHeadModel, GPTNeoConfig, GPTNeoForCausalLM
+from transformers import BertConfig, BertLMHeadModel, PersimmonConfig, PersimmonForCausalLM
 
 import tiny
 from palimpsest import Architecture, ModelError, Part, load
@@ -92,24 +92,19 @@ def test_orientation_follows_the_type_even_where_the_weight_is_square(family):
 
 
 def test_an_unknown_family_says_which_sites_were_looked_for_and_how_to_add_one():
-    config = GPTNeoConfig(
-        vocab_size=400,
-        hidden_size=32,
-        num_layers=1,
-        attention_types=[[["global"], 1]],
-        num_heads=2,
-        intermediate_size=64,
+    config = PersimmonConfig(
+        vocab_size=400, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
     )
-    neo = GPTNeoForCausalLM(config)
+    module = PersimmonForCausalLM(config)
     with pytest.raises(ModelError) as caught:
-        load(neo, tiny.tokenizer())
-    assert re.search(r"gpt_neo(.|\n)*mlp\.down(.|\n)*palimpsest\.Architecture", str(caught.value))
+        load(module, tiny.tokenizer())
+    assert re.search(r"persimmon(.|\n)*mlp\.down(.|\n)*palimpsest\.Architecture", str(caught.value))
 
     row = Architecture(
-        "gpt_neo", ("gpt_neo",), "transformer.h", "transformer.wte", "transformer.ln_f", "lm_head",
-        {"mlp.up": Part("mlp.c_fc"), "mlp.down": Part("mlp.c_proj"), "mlp": Part("mlp"), "resid": Part("")},
+        "persimmon", ("persimmon",), "model.layers", "model.embed_tokens", "model.final_layernorm", "lm_head",
+        {"mlp.up": Part("mlp.dense_h_to_4h"), "mlp.down": Part("mlp.dense_4h_to_h"), "resid": Part("")},
     )  # fmt: skip
-    assert load(neo, tiny.tokenizer(), architecture=row).num_layers == 1
+    assert load(module, tiny.tokenizer(), architecture=row).num_layers == 1
 
 
 @pytest.mark.parametrize(
@@ -135,7 +130,7 @@ def test_a_model_without_a_row_or_with_the_wrong_tokenizer_is_refused():
         load(bert, tiny.tokenizer())
     small = tiny.tiny_module("gpt2")
     small.resize_token_embeddings(100)
-    with pytest.raises(ModelError, match="100 tokens"):
+    with pytest.raises(ModelError, match="at most 100 tokens"):
         load(small, tiny.tokenizer())
 
 

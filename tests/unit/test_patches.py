@@ -111,8 +111,8 @@ def test_an_interrupt_after_the_patch_is_on_leaves_nothing(monkeypatch):
     before = weights(model)
     real = model.weights.push
 
-    def interrupted(label, compute):
-        real(label, compute)
+    def interrupted(label, compute, branches, origin):
+        real(label, compute, branches, origin=origin)
         raise Interrupt
 
     outer = patch(dense(OTHER, shape=(32, 32))).apply(model)

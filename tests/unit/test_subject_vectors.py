@@ -22,7 +22,9 @@ def test_vectors_are_those_of_each_prompt_alone(family):
     for fact, request in enumerate(tiny.requests()):
         for rank, template in enumerate(TEMPLATES):
             text = template.replace("{}", request.prompt)
-            column = subject_last_token(model.tokenizer, EditRequest(text, subject=request.subject, target_new="x"))
+            column = subject_last_token(
+                model.tokenizer, EditRequest(text, subject=request.subject, target_new="x"), chat=None
+            )
             _, alone = model.capture([text], POINTS)
             for point in POINTS:
                 assert found[point].shape[:2] == (4, 3)

@@ -42,7 +42,7 @@ def is_untouched(model, before, flags):
 def naive_pass(model, text, subject, target, deltas):
     """(logits, last prompt token, ids, subject's column) of one text through the whole model, with vectors added."""
     encoded = model.encode(text, target) if target else model.encode(text)
-    column = subject_last_token(model.tokenizer, EditRequest(text, subject=subject, target_new="x"))
+    column = subject_last_token(model.tokenizer, EditRequest(text, subject=subject, target_new="x"), chat=None)
 
     def adding(delta):
         def add(hidden):
@@ -70,7 +70,7 @@ def naive_answers(model, request, templates, deltas):
 
 def at_subject(model, request, point):
     _, found = model.capture([request.prompt], [point])
-    return found[point][0, subject_last_token(model.tokenizer, request)]
+    return found[point][0, subject_last_token(model.tokenizer, request, chat=None)]
 
 
 def naive_adam(model, request, points, options, templates=TEMPLATES):

@@ -51,7 +51,10 @@ def test_scripts_without_spaces_get_none():
 def test_the_subject_s_tokens_are_found_by_characters(prompt, subject):
     tokenizer = tiny.tokenizer()
     request = EditRequest(prompt, "x", subject=subject)
-    first, last = tokens.subject_first_token(tokenizer, request), tokens.subject_last_token(tokenizer, request)
+    first, last = (
+        tokens.subject_first_token(tokenizer, request, chat=None),
+        tokens.subject_last_token(tokenizer, request, chat=None),
+    )
     ids = tokenizer(prompt)["input_ids"]
     # A bracket may be glued to the subject, but no token less than these would hold all of it.
     assert subject in tokenizer.decode(ids[first : last + 1])

@@ -14,7 +14,8 @@ from palimpsest.cli import terminal
 from palimpsest.cli.collecting import stats
 from palimpsest.cli.demonstrating import demo
 from palimpsest.cli.editing import ask, edit
-from palimpsest.cli.inspecting import doctor, list_
+from palimpsest.cli.examining import doctor
+from palimpsest.cli.inspecting import list_
 from palimpsest.cli.measuring import evaluate, report
 from palimpsest.cli.patching import apply, verify
 from palimpsest.cli.pushing import push

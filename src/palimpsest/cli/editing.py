@@ -33,6 +33,8 @@ def edit(
     option: inputs.MethodOptions = None,
     preset: inputs.PresetOption = "auto",
     seed: inputs.SeedOption = 0,
+    chat: inputs.ChatOption = False,
+    skip_bad: inputs.SkipBadOption = False,
     forget_patch: Annotated[
         Path | None,
         typer.Option("--forget-patch", help="A patch that taught the old answers, for the f-learning methods."),
@@ -46,11 +48,11 @@ def edit(
     from palimpsest.provenance import require_absent
 
     require_absent(out)
-    requests, notes = _requests(edits, inputs.inline_edit(prompt, subject, target_new, target_old))
+    requests, notes = _requests(edits, inputs.inline_edit(prompt, subject, target_new, target_old), skip_bad=skip_bad)
     forget = None if forget_patch is None else str(forget_patch)
     editor = inputs.make_method(method, preset, option, seed=seed, forget_patch=forget)
     editor.check(requests)
-    loaded = inputs.load_model(model, inputs.Placement(device, dtype, device_map))
+    loaded = inputs.load_model(model, inputs.Placement(device, dtype, device_map), chat=chat)
     with terminal.status("asking the model"):
         before = loaded.generate([request.prompt for request in requests])
     with terminal.progress_bar(f"editing with {method}") as progress:
@@ -67,7 +69,7 @@ def edit(
         terminal.log("No edit holds: try other options (-o), another --preset or another --method; see the docs.")
 
 
-def _requests(file: Path | None, inline: EditRequest | None) -> tuple[list[EditRequest], list[str]]:
+def _requests(file: Path | None, inline: EditRequest | None, *, skip_bad: bool) -> tuple[list[EditRequest], list[str]]:
     if (file is None) == (inline is None):
         raise ConfigError(
             "There are no edits." if file is None else "Edits are given twice.",
@@ -75,7 +77,7 @@ def _requests(file: Path | None, inline: EditRequest | None) -> tuple[list[EditR
             found="neither" if file is None else "both",
         )
     if file is not None:
-        return inputs.read_edits(file.expanduser())
+        return inputs.read_edits(file.expanduser(), skip_bad=skip_bad)
     return ([inline] if inline else []), []
 
 
@@ -151,6 +153,7 @@ def ask(
         list[Path] | None, typer.Option("--patch", help="A patch to put on; repeatable, the first one lowest.")
     ] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer, in tokens.")] = 24,
+    chat: inputs.RecordedChatOption = None,
     device: inputs.DeviceOption = "auto",
     dtype: inputs.DtypeOption = "auto",
     device_map: inputs.DeviceMapOption = None,
@@ -163,7 +166,7 @@ def ask(
 
         raise DataError("A prompt is blank.", expected="text with a visible character", found=repr(blank[0]))
     patches = inputs.read_patches(patch or [])
-    loaded = inputs.load_model(model, inputs.Placement(device, dtype, device_map))
+    loaded = inputs.load_model(model, inputs.Placement(device, dtype, device_map), chat=inputs.chat_of(patches, chat))
     with terminal.status("asking"):
         before = loaded.generate(prompts, max_new_tokens=max_new_tokens)
         after: list[str] | list[None] = [None] * len(prompts)

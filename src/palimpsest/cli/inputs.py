@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from palimpsest.patches.weights import WeightPatch
     from palimpsest.requests import EditRequest
 
+SHOWN_RECORDS = 3
 SMALL = 20_000_000
 """Parameters below which a model is small."""
 
@@ -48,6 +49,21 @@ PeopleOption = Annotated[
     int | None, typer.Option("--people", help="A world with so many invented people.", show_default="300")
 ]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+ChatOption = Annotated[
+    bool,
+    typer.Option("--chat", help="Prompts are a user's turns in the model's chat template, answers the assistant's."),
+]
+RecordedChatOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--chat/--no-chat",
+        help="Ask in the model's chat template; as the patch was made if left out.",
+        show_default=False,
+    ),
+]
+SkipBadOption = Annotated[
+    bool, typer.Option("--skip-bad", help="Go on without the records that cannot be used; they are counted.")
+]
 PresetOption = Annotated[
     str, typer.Option("--preset", metavar="NAME", help="`auto` (the one that fits the model), `none`, or a name.")
 ]
@@ -134,7 +150,9 @@ class Placement:
         return {"device": self.device, "dtype": self.dtype, "device_map": device_map}
 
 
-def load_model(name: str, placement: Placement | None = None) -> EditableModel:
+def load_model(
+    name: str, placement: Placement | None = None, *, chat: bool | Mapping[str, str] = False
+) -> EditableModel:
     """The model, with a sign of life on the terminal; a small one computes on one thread from here on.
 
     More threads hardly help it, and when other work wants the same cores they wait for each other many times longer
@@ -147,7 +165,7 @@ def load_model(name: str, placement: Placement | None = None) -> EditableModel:
 
         from palimpsest.models.loading import load
 
-        model = load(name, **options)
+        model = load(name, chat=chat, **options)
         if is_small(model):
             torch.set_num_threads(1)
         return model
@@ -182,6 +200,25 @@ def read_patches(folders: Sequence[Path]) -> list[WeightPatch]:
         return [load_patch(folder) for folder in folders]
 
 
+def chat_of(patches: Sequence[WeightPatch], chosen: bool | None) -> bool | Mapping[str, str]:
+    """The chat to ask in: what was chosen, else the one that the patches were made in.
+
+    Raises `ConfigError` when they were made in different ones.
+    """
+    chats = [patch.manifest.chat for patch in patches]
+    if chosen is not None:
+        # The same texts again where the patches have them: some templates write the day's date.
+        return chosen and next((chat for chat in chats if chat), True)
+    if any(chat != chats[0] for chat in chats):
+        raise ConfigError(
+            "The patches were made in different ways of asking.",
+            expected="all of them in one chat, or all with plain prompts",
+            found=", ".join(f"{p.manifest.label} {'in a chat' if p.manifest.chat else 'plain'}" for p in patches),
+            remedy="say how to ask: --chat or --no-chat",
+        )
+    return chats[0] or False if chats else False
+
+
 @contextmanager
 def patched(model: EditableModel, patches: Sequence[WeightPatch]) -> Iterator[EditableModel]:
     """Inside the block all patches lie on the model, the first one lowest."""
@@ -191,19 +228,20 @@ def patched(model: EditableModel, patches: Sequence[WeightPatch]) -> Iterator[Ed
         yield model
 
 
-def read_edits(file: Path) -> tuple[list[EditRequest], list[str]]:
+def read_edits(file: Path, *, skip_bad: bool = False) -> tuple[list[EditRequest], list[str]]:
     """The edits of a file, and what should be said about them.
 
-    Raises `DataError` for a file that cannot be read or has no edits, and for a record that is not one; only records
-    of a published data set are passed over, and then a note says which and why.
+    Raises `DataError` for a file that cannot be read or has no edits, and for records that are none; those of a
+    published data set, or of any with `skip_bad`, are passed over, and then a note says how many and why.
     """
     from palimpsest.datasets import load_edits
 
-    data = load_edits(file)
+    data = load_edits(file, is_strict=not skip_bad)
     notes = list(data.notes)
     if data.skipped:
-        first = data.skipped[0]
-        notes.append(f"{len(data.skipped)} record(s) were passed over; the first, {first.where}: {first.reason}")
+        shown = "; ".join(f"{one.where}: {one.reason}" for one in data.skipped[:SHOWN_RECORDS])
+        more = f"; and {len(data.skipped) - SHOWN_RECORDS} more" if len(data.skipped) > SHOWN_RECORDS else ""
+        notes.append(f"{len(data.skipped)} record(s) were passed over: {shown}{more}")
     return list(data.requests), notes
 
 

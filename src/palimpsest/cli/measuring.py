@@ -42,6 +42,7 @@ def evaluate(
     option: inputs.MethodOptions = None,
     preset: inputs.PresetOption = "auto",
     seed: inputs.SeedOption = 0,
+    chat: inputs.ChatOption = False,
     out: Annotated[Path | None, typer.Option("--out", help="A folder for the record; makes the run resumable.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     device: inputs.DeviceOption = "auto",
@@ -68,7 +69,7 @@ def evaluate(
     if beyond:
         shown = ", ".join(map(str, beyond))
         terminal.log(f"note: there are {num_edits or len(edits)} edits, so nothing is tested after {shown}.")
-    loaded = inputs.load_model(model, inputs.Placement(device, dtype, device_map))
+    loaded = inputs.load_model(model, inputs.Placement(device, dtype, device_map), chat=chat)
     from palimpsest.evaluation import evaluate as run
 
     try:

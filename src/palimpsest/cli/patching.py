@@ -82,6 +82,7 @@ def verify(
         float | None,
         typer.Option("--min-locality", min=0, max=1, help="Fail when any kind of locality is below this share."),
     ] = None,
+    chat: inputs.RecordedChatOption = None,
     device: inputs.DeviceOption = "auto",
     dtype: inputs.DtypeOption = "auto",
     device_map: inputs.DeviceMapOption = None,
@@ -96,7 +97,7 @@ def verify(
             found=f"{read.manifest.label!r}, without edits in its manifest",
             where=str(patch),
         )
-    loaded = inputs.load_model(model, inputs.Placement(device, dtype, device_map))
+    loaded = inputs.load_model(model, inputs.Placement(device, dtype, device_map), chat=inputs.chat_of([read], chat))
     from palimpsest.datasets import Dataset
     from palimpsest.evaluation import Batch, evaluate
     from palimpsest.requests import EditRequest

@@ -39,6 +39,10 @@ def trace(
         int | None, typer.Option("--window", min=1, help="Layers in a window; 10, fewer in a shallow model.")
     ] = None,
     seed: inputs.SeedOption = 0,
+    chat: inputs.ChatOption = False,
+    device: inputs.DeviceOption = "auto",
+    dtype: inputs.DtypeOption = "auto",
+    device_map: inputs.DeviceMapOption = None,
     out: Annotated[Path | None, typer.Option("--out", help="A new folder for trace.json and trace.png.")] = None,
     as_json: inputs.JsonOption = False,
 ) -> None:
@@ -56,7 +60,7 @@ def trace(
         options = TraceOptions.parse(
             {"samples": samples, "noise": noise, "window": window, "seed": seed}, owner="causal trace"
         )
-    loaded = inputs.load_model(model)
+    loaded = inputs.load_model(model, inputs.Placement(device, dtype, device_map), chat=chat)
     found, single, recommended = _run(loaded, request, target, requests, num, options)
     if out is not None:
         _write(out, found, single, recommended)

@@ -101,17 +101,19 @@ def assemble(
         name: the data set's name.
         records: the records with their places.
         parse: the format.
-        is_strict: a record that cannot be used is an error (a user's own file); otherwise it is skipped and
+        is_strict: records that cannot be used are an error (a user's own file); otherwise they are skipped and
             counted (a published data set).
         neutral_text: passed through.
         notes: passed through, in front of those about subjects.
 
-    Raises `DataError` for the first bad record when strict, and when not a single record can be used.
+    Raises `DataError` when strict, about the first bad record, with the places and problems of the others; and when
+    not a single record can be used.
     """
     places: dict[str, tuple[str, EditRequest]] = {}
     skipped: list[Skipped] = []
     found: list[str] = []
     missing: list[str] = []
+    bad: list[DataError] = []
     for record in records:
         try:
             request = parse(record.fields)
@@ -119,14 +121,15 @@ def assemble(
                 request = _with_subject(request, record.where, found, missing)
             reason = _repetition(request, places)
         except PalimpsestError as error:
-            if is_strict:
-                raise located(error, record.where) from error
+            bad.append(located(error, record.where))
             skipped.append(Skipped(record.where, "; ".join([error.problem, *(t for _, t in error.details())])))
             continue
         if reason:
             skipped.append(Skipped(record.where, reason))
         else:
             places[request.id] = (record.where, request)
+    if is_strict and bad:
+        raise _all_in_one(bad)
     if not places:
         first = skipped[0] if skipped else None
         raise DataError(
@@ -203,6 +206,22 @@ def located(error: PalimpsestError, where: str) -> DataError:
         found=error.found,
         where=f"{where}, {field}" if field else where,
         remedy=error.remedy or "correct the record or remove it",
+    )
+
+
+def _all_in_one(bad: list[DataError]) -> DataError:
+    """The first error; the others by place and problem, so that a file is corrected in one go."""
+    first, others = bad[0], bad[1:]
+    if not others:
+        return first
+    shown = "; ".join(f"{error.where}: {error.problem}" for error in others[:SHOWN])
+    more = f"; and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
+    return DataError(
+        first.problem,
+        expected=first.expected,
+        found=first.found,
+        where=first.where,
+        remedy=f"{first.remedy}; then the other {len(others)} record(s) that cannot be used: {shown}{more}",
     )
 
 

@@ -62,11 +62,11 @@ def dataset(name: str, path: str | Path | None = None, *, split: str = "test") -
     return load(name, None if path is None else Path(path).expanduser(), split)
 
 
-def load_edits(path: str | Path) -> Dataset:
+def load_edits(path: str | Path, *, is_strict: bool = True) -> Dataset:
     """A user's file of edits: JSONL, JSON or CSV, or a ZsRE or CounterFact file as published; also `hf://owner/name`.
 
     The format is recognised by the fields of the first record. A record of the user's own that cannot be used
-    is an error; records of a published data set are skipped and counted.
+    is an error, unless `is_strict` is false; records of a published data set are skipped and counted.
 
     Raises `DataError` that says what was expected, what was found, where, and what to do.
     """
@@ -77,7 +77,7 @@ def load_edits(path: str | Path) -> Dataset:
         return assemble(file.name, records, zsre.request, is_strict=False)
     if fields >= counterfact.NESTED_FIELDS or fields >= counterfact.FLAT_FIELDS:
         return assemble(file.name, records, counterfact.request, is_strict=False)
-    return _own(file, records)
+    return _own(file, records, is_strict=is_strict)
 
 
 def load_zsre(name: str, path: Path | None, split: str) -> Dataset:
@@ -123,9 +123,9 @@ def _published(name: str, path: Path | None, split: str, parse: Parse) -> Datase
     return assemble(name, _of_split(_records(file), split, file), parse, is_strict=False)
 
 
-def _own(file: Path, records: list[Record]) -> Dataset:
+def _own(file: Path, records: list[Record], *, is_strict: bool = True) -> Dataset:
     notes = tabular.check_columns(records)
-    return assemble(file.name, records, tabular.request, is_strict=True, notes=notes)
+    return assemble(file.name, records, tabular.request, is_strict=is_strict, notes=notes)
 
 
 def _records(file: Path) -> list[Record]:

@@ -33,12 +33,13 @@ class BaseAnswers:
 
         Raises `ConfigError` when they belong to another.
         """
-        identity = digest([model.fingerprint(), model.weights.labels, max_new_tokens])
+        chat = [model.chat.to_dict()] if model.chat is not None else []
+        identity = digest([model.fingerprint(), model.weights.labels, max_new_tokens, *chat])
         if self._model not in (None, identity):
             raise ConfigError(
                 "Base answers belong to another model.",
                 expected="one BaseAnswers object for each model (with its patches) and each max_new_tokens",
-                found=f"model {model.name!r} with other weights, patches or length of generation",
+                found=f"model {model.name!r} with other weights, patches, chat or length of generation",
                 remedy="make a new BaseAnswers() for it",
             )
         self._model = identity

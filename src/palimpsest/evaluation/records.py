@@ -39,6 +39,8 @@ class Specification(BaseModel):
     model_fingerprint: dict[str, Any]
     stacked_on: list[str] = Field(default_factory=list)
     """Labels of patches that were on the model already; they belong to the base here."""
+    chat: dict[str, str] | None = None
+    """The chat that prompts were put in, as texts; `None` for plain prompts."""
     dataset: str
     dataset_fingerprint: str
     """Of the sampled edits with their probes."""

@@ -89,6 +89,7 @@ def evaluate(
         model=model.name,
         model_fingerprint=model.fingerprint(),
         stacked_on=model.weights.labels,
+        chat=model.chat.to_dict() if model.chat is not None else None,
         dataset=edits.name,
         dataset_fingerprint=edits.fingerprint,
         protocol=chosen.name,

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from palimpsest import processes
 from palimpsest.config import Config
-from palimpsest.errors import ConfigError
+from palimpsest.errors import ConfigError, DataError
 from palimpsest.methods.presets import Preset, find_preset
 from palimpsest.models.editable import EditableModel
 from palimpsest.optimise.finetune import FinetuneResult
@@ -152,12 +152,16 @@ class Method(ABC, Generic[ConfigT]):
         """Computes a patch that makes the requests true. The model is bit-identical before and after.
 
         Raises `DataError` for contradictory requests or a missing subject or old answer, `ConfigError` for what the
-        method cannot do; both before anything is computed.
+        method cannot do, `ModelError` for a model that it cannot edit; all before anything is computed.
         """
         config, preset = self.resolve(model)
         self.check(requests)
+        self.check_model(model, config)
         unique = without_duplicates(requests)
-        run = Run(state, Stopwatch(), Diagnostics(), progress)
+        require_new_tokens(model, unique)
+        run = Run(state, Stopwatch(), Diagnostics(notes=unknown_tokens(model, unique)), progress)
+        if preset is not None:
+            run.diagnostics.notes += preset.mismatches(model)
         if len(unique) < len(requests):
             run.diagnostics.notes.append(f"{len(requests) - len(unique)} repeated request(s) were merged.")
         stacked_on = model.weights.labels
@@ -173,6 +177,7 @@ class Method(ABC, Generic[ConfigT]):
             seed=config.seed,
             model=model.name,
             base=model.fingerprint(patch.touched()) if isinstance(patch, WeightPatch) else model.fingerprint(),
+            chat=model.chat.to_dict() if model.chat is not None else None,
             stacked_on=stacked_on,
             edits=[request.to_dict() for request in requests],
             diagnostics={
@@ -189,6 +194,13 @@ class Method(ABC, Generic[ConfigT]):
         """The method's mathematics: from checked, distinct, non-empty requests to a patch.
 
         Must leave the model as it found it, also when it raises.
+        """
+
+    def check_model(self, model: EditableModel, config: ConfigT) -> None:
+        """Raises when the model has not what the method changes with these options; costs nothing.
+
+        `ModelError` for what no option can mend, such as an MLP matrix in a mixture of experts or weights that are not
+        quantised; `ConfigError` for an option that has to be given.
         """
 
     def check(self, requests: Sequence[EditRequest]) -> None:
@@ -222,6 +234,36 @@ def _merged(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any
 
 def _are_tables(first: object, second: object) -> bool:
     return isinstance(first, Mapping) and isinstance(second, Mapping)
+
+
+def require_new_tokens(model: EditableModel, requests: Sequence[EditRequest]) -> None:
+    """Raises `DataError` for an edit whose new answer is, to the tokenizer, the old one."""
+    for request in requests:
+        if request.target_old is None:
+            continue
+        new, old = (model.encode(request.prompt, text).target_ids for text in (request.target_new, request.target_old))
+        if new == old:
+            raise DataError(
+                "To the tokenizer the new answer is the old one, so there is nothing to edit.",
+                expected="`target_new` and `target_old` of different tokens",
+                found=f"{request.target_new!r} and {request.target_old!r}, both {list(new)}: "
+                + " ".join(map(repr, model.tokenizer.convert_ids_to_tokens(list(new)))),
+                where=f"the edit {request.id or request.prompt!r}",
+                remedy="drop the record, or write one of the two another way",
+            )
+
+
+def unknown_tokens(model: EditableModel, requests: Sequence[EditRequest]) -> list[str]:
+    """A note, when the tokenizer reads some of the new answers as its unknown token; else nothing."""
+    unknown = model.tokenizer.unk_token_id
+    # Some tokenizers name their end of sequence as the unknown token too, and never use it so.
+    if unknown is None or unknown == model.tokenizer.eos_token_id:
+        return []
+    found = [r.target_new for r in requests if unknown in model.encode(r.prompt, r.target_new).target_ids]
+    if not found:
+        return []
+    shown = ", ".join(map(repr, found[:3])) + (" ..." if len(found) > 3 else "")
+    return [f"The tokenizer has no tokens for all of {len(found)} new answer(s), which cannot be written: {shown}"]
 
 
 class seeded:  # noqa: N801 - reads as a verb where it is used

@@ -56,12 +56,14 @@ class FLearning(Method[FLearningConfig]):
     Config: ClassVar[type[MethodConfig]] = FLearningConfig
     capabilities: ClassVar[Capabilities] = Capabilities(needs_old_answer=True, is_shared_out=True)
 
+    def check_model(self, model: EditableModel, config: FLearningConfig) -> None:
+        for one in _learners(config):
+            one.check_model(model, one.resolve(model)[0])
+
     def compute(
         self, model: EditableModel, requests: Sequence[EditRequest], config: FLearningConfig, run: Run
     ) -> WeightPatch:
-        # One seed for both learners: a rate of zero must be plain learning, bit for bit.
-        forgetter = _learner(config.forget, {**_FORGETTING, "seed": config.seed}, config.forget_options)
-        learner = _learner(config.learn, {"seed": config.seed}, config.learn_options)
+        forgetter, learner = _learners(config)
         for part in (forgetter, learner):
             part.check(requests)
         forget = self._forget_patch(model, requests, forgetter, config, run)
@@ -146,6 +148,14 @@ def _mastered(model: EditableModel, old: list[EditRequest], run: Run) -> list[Ed
             f"{shown}{' ...' if len(unknown) > 3 else ''}"
         )
     return known
+
+
+def _learners(config: FLearningConfig) -> tuple[Method[Any], Method[Any]]:
+    """What forgets and what learns. One seed for both: a rate of zero must be plain learning, bit for bit."""
+    return (
+        _learner(config.forget, {**_FORGETTING, "seed": config.seed}, config.forget_options),
+        _learner(config.learn, {"seed": config.seed}, config.learn_options),
+    )
 
 
 def _learner(name: str, defaults: Mapping[str, Any], options: Mapping[str, Any]) -> Method[Any]:

@@ -51,9 +51,8 @@ class FineTuning(Method[FineTuningConfig]):
     Config: ClassVar[type[MethodConfig]] = FineTuningConfig
     capabilities: ClassVar[Capabilities] = Capabilities(is_shared_out=True)
 
-    def compute(
-        self, model: EditableModel, requests: Sequence[EditRequest], config: FineTuningConfig, run: Run
-    ) -> WeightPatch:
+    def check_model(self, model: EditableModel, config: FineTuningConfig) -> None:
+        _names(model, config)
         if config.constraint != "none" and config.radius is None:
             raise ConfigError(
                 f"The method {self.name!r} has no radius for this model.",
@@ -62,12 +61,13 @@ class FineTuning(Method[FineTuningConfig]):
                 where="option radius",
                 remedy="give one (--option radius=1e-3), or take a constraint of 'none'",
             )
-        if config.parameters == "all":
-            names = model.weights.names()
-        else:
-            layers = layer_numbers(config.layers, model.sites.layers_of(config.parameters))
-            names = [model.sites.parameter_name(config.parameters, layer) for layer in layers]
-            run.diagnostics.facts["layers"] = layers
+
+    def compute(
+        self, model: EditableModel, requests: Sequence[EditRequest], config: FineTuningConfig, run: Run
+    ) -> WeightPatch:
+        names = _names(model, config)
+        if config.parameters != "all":
+            run.diagnostics.facts["layers"] = _layers(model, config)
         with (
             run.clock.stage("training"),
             training_copies(model, names, constraint=config.constraint, radius=config.radius or 0.0) as copies,
@@ -76,3 +76,15 @@ class FineTuning(Method[FineTuningConfig]):
             patch = WeightPatch(copies.deltas(), Manifest(label=self.name))
         run.record_training(result, patch)
         return patch
+
+
+def _names(model: EditableModel, config: FineTuningConfig) -> list[str]:
+    """The parameters to train. Raises `ModelError` for those that cannot be."""
+    if config.parameters == "all":
+        model.weights.require_plain()
+        return model.weights.names()
+    return [model.sites.require_weight(config.parameters, layer) for layer in _layers(model, config)]
+
+
+def _layers(model: EditableModel, config: FineTuningConfig) -> list[int]:
+    return layer_numbers(config.layers, model.sites.layers_of(config.parameters))

@@ -67,6 +67,10 @@ class KnowledgeNeurons(Method[KnowledgeNeuronsConfig]):
     Config: ClassVar[type[MethodConfig]] = KnowledgeNeuronsConfig
     capabilities: ClassVar[Capabilities] = Capabilities(needs_old_answer=True)
 
+    def check_model(self, model: EditableModel, config: KnowledgeNeuronsConfig) -> None:
+        for layer in layer_numbers(config.layers, model.num_layers):
+            model.sites.require_weight(SITE, layer)
+
     def compute(
         self, model: EditableModel, requests: Sequence[EditRequest], config: KnowledgeNeuronsConfig, run: Run
     ) -> WeightPatch:

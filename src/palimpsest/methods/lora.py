@@ -45,23 +45,37 @@ class Lora(Method[LoraConfig]):
     Config: ClassVar[type[MethodConfig]] = LoraConfig
     capabilities: ClassVar[Capabilities] = Capabilities()
 
+    def check_model(self, model: EditableModel, config: LoraConfig) -> None:
+        _modules(model, config)
+
     def compute(
         self, model: EditableModel, requests: Sequence[EditRequest], config: LoraConfig, run: Run
     ) -> WeightPatch:
-        if not config.sites:
-            raise ConfigError("LoRA has nothing to adapt.", expected="at least one site", where="option sites")
-        sites = config.sites
-        if sites == "auto":
-            sites = [site for site in model.sites.names() if site.endswith((".q", ".v"))]
-        layers = {site: layer_numbers(config.layers, model.sites.layers_of(site)) for site in sites}
-        names = {model.sites.parameter_name(site, layer): None for site in layers for layer in layers[site]}
-        modules = [name.removesuffix(".weight") for name in names]
+        modules = _modules(model, config)
         with (
             run.clock.stage("training"),
             LoraAdapters(model, modules, rank=config.rank, alpha=config.alpha) as adapters,
         ):
             result = finetune(model, requests, adapters, config, seed=config.seed, progress=run.progress)
             patch = WeightPatch(adapters.deltas(), Manifest(label=self.name))
-        run.diagnostics.facts["sites"] = list(layers)
+        run.diagnostics.facts["sites"] = _sites(model, config)
         run.record_training(result, patch)
         return patch
+
+
+def _modules(model: EditableModel, config: LoraConfig) -> list[str]:
+    """The layers to adapt, each once. Raises `ConfigError` for no site or an unknown one."""
+    if not config.sites:
+        raise ConfigError("LoRA has nothing to adapt.", expected="at least one site", where="option sites")
+    names = {
+        model.sites.parameter_name(site, layer): None
+        for site in _sites(model, config)
+        for layer in layer_numbers(config.layers, model.sites.layers_of(site))
+    }
+    return [name.removesuffix(".weight") for name in names]
+
+
+def _sites(model: EditableModel, config: LoraConfig) -> list[str]:
+    if config.sites == "auto":
+        return [site for site in model.sites.names() if site.endswith((".q", ".v"))]
+    return list(config.sites)

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from palimpsest.errors import ConfigError, ModelError, unknown_name
-from palimpsest.models.encoder_decoders import ENCODER_DECODERS
-from palimpsest.models.families import EXPERT_FIELDS, FAMILIES, SITE_NAMES, Architecture, Part
+from palimpsest.models.families import SITE_NAMES, Architecture, Part
 from palimpsest.models.hooks import first_input, first_tensor
-from palimpsest.models.linear import LINEAR_TYPES, cut_output, features, has_plain_weight, is_linear, qualified_name
+from palimpsest.models.linear import LINEAR_TYPES, cut_output, features, is_linear, is_quantised, qualified_name
 from palimpsest.models.placement import device_of
+from palimpsest.models.table import num_experts, row_for
+from palimpsest.models.weights import quantised_weights
 
 WEIGHT_SITES = tuple(name for name in SITE_NAMES if "." in name)
+MATRICES = ("mlp.up", "mlp.gate", "mlp.down")
 # What these write is added to the residual stream; the other sites with a weight read from it.
 _WRITING_SITES = ("mlp.down", "attn.out", "cross.out")
 
@@ -94,10 +94,15 @@ class Sites:
         return self.model.get_submodule(_join(self.architecture.stacks[stack].blocks, str(layer), part.path))
 
     def part(self, site: str) -> Part:
-        """Where a site lies inside a block. Raises `ConfigError` for an unknown one."""
+        """Where a site lies inside a block.
+
+        Raises `ConfigError` for an unknown one, `ModelError` for a matrix that a mixture of experts has many of.
+        """
         stack, inside = self.locate(site)
         sites = self.architecture.stacks[stack].sites
         if inside not in sites:
+            if self.architecture.is_mixture and inside in MATRICES:
+                raise _many_matrices(self, site)
             raise unknown_name("site", site, self.names(), where=f"family {self.architecture.name!r}")
         return sites[inside]
 
@@ -112,6 +117,26 @@ class Sites:
     def is_linear(self, module: nn.Module) -> bool:
         """Whether a module is a linear layer with a plain weight, by this family's types."""
         return is_linear(module, self.architecture.linear_types)
+
+    def require_weight(self, site: str, layer: int) -> str:
+        """The full name of a site's weight, of which a method wants to compute and change the numbers.
+
+        Raises as `parameter_name` does, and `ModelError` for a weight that is quantised or shared with other sites.
+        """
+        name, module, part = self.parameter_name(site, layer), self.module(site, layer), self.part(site)
+        if is_quantised(module):
+            raise quantised_weights(f"site {site} of layer {layer}", module)
+        if part.is_slice:
+            together = {other: its for other, its in self.architecture.sites.items() if its.path == part.path}
+            whole = next((other for other, its in together.items() if not its.is_slice), None)
+            raise ModelError(
+                f"The site {site!r} is a slice of a fused weight, which cannot be changed by itself.",
+                expected="a site that is a whole weight",
+                found=f"{part.path}, which holds {', '.join(other for other in together if other != whole)}",
+                where=f"family {self.architecture.name!r}",
+                remedy=f"take {whole!r}" if whole else "take another site, such as 'mlp.down'",
+            )
+        return name
 
     def layout(self, site: str) -> tuple[tuple[int, ...], int]:
         """(shares, groups) of the module that a site is a slice of, in numbers; see `linear.cut_output`."""
@@ -153,19 +178,13 @@ class Sites:
         return path
 
 
-def architectures() -> tuple[Architecture, ...]:
-    """The built-in rows, then those that entry points of the group `palimpsest.architectures` add."""
-    added = tuple(point.load() for point in entry_points(group="palimpsest.architectures"))
-    return FAMILIES + ENCODER_DECODERS + added
-
-
 def resolve(model: nn.Module, architecture: Architecture | None = None) -> Sites:
     """Finds the row for a model and verifies every site with one forward pass over three tokens.
 
     Raises `ModelError` that names the sites looked for, and how to add a row.
     """
     config: Any = model.config
-    row = architecture or _row_for(config)
+    row = architecture or row_for(config)
     has_encoder = bool(getattr(config, "is_encoder_decoder", False))
     if has_encoder is not (row.encoder is not None):
         raise _mismatch(row, "encoder", f"config.is_encoder_decoder = {has_encoder}")
@@ -177,8 +196,8 @@ def resolve(model: nn.Module, architecture: Architecture | None = None) -> Sites
         for layer in range(sites.layers_of(site)):
             path = _join(row.stacks[sites.locate(site)[0]].blocks, str(layer), sites.part(site).path)
             module = _submodule(model, path, row, site)
-            if sites.has_weight(site) and not sites.is_linear(module):
-                raise _not_editable(sites, site, layer, module)
+            if sites.has_weight(site) and not sites.is_linear(module) and not is_quantised(module):
+                raise _not_linear(row, site, layer, module)
     _verify_slices(sites)
     _verify(sites)
     return sites
@@ -196,66 +215,21 @@ def _count_blocks(model: nn.Module, row: Architecture, name: str) -> int:
     return len(blocks)
 
 
-def _row_for(config: Any) -> Architecture:
-    model_type, rows = str(config.model_type), architectures()
-    candidates = [row for row in rows if model_type in row.model_types]
-    for row in candidates:
-        if all(getattr(config, name, None) == value for name, value in row.when.items()):
-            return row
-    remedy = (
-        "describe the family in a palimpsest.Architecture and pass it to palimpsest.load(..., architecture=row),"
-        " or register it in the entry-point group 'palimpsest.architectures'"
-    )
-    if candidates:
-        raise ModelError(
-            f"There is no site table for this layout of {model_type!r}.",
-            expected=" or ".join(_settings(row.when) for row in candidates),
-            found=_settings({name: getattr(config, name, None) for row in candidates for name in row.when}),
-            where="the model's config",
-            remedy=remedy,
-        )
-    _refuse_experts(config)
-    known = sorted({kind for row in rows for kind in row.model_types})
-    raise ModelError(
-        f"There is no site table for models of type {model_type!r}.",
-        expected=f"a model type among {', '.join(known)}",
-        found=repr(model_type),
-        where=f"sites looked for: blocks, embed, final_norm, unembed, {', '.join(SITE_NAMES)}",
-        remedy=remedy,
+def _many_matrices(sites: Sites, site: str) -> ModelError:
+    config: Any = sites.model.config
+    return ModelError(
+        "A mixture of experts has no one MLP matrix a layer to edit.",
+        expected=f"one weight matrix {site} a layer",
+        found=f"{num_experts(config)} experts a layer, their weights stacked in one tensor behind a router",
+        where=f"a model of type {config.model_type!r}",
+        remedy="choose sites of the attention, such as attn.v or attn.out; lora does so by default, and ft trains all"
+        " weights",
     )
 
 
-def _refuse_experts(config: Any) -> None:
-    for name in EXPERT_FIELDS:
-        count = getattr(config, name, None)
-        if isinstance(count, int) and count > 1:
-            raise ModelError(
-                "A mixture of experts has no one MLP a layer to edit.",
-                expected="one weight matrix for every projection of a layer",
-                found=f"config.{name} = {count}: the experts' weights are stacked in one tensor, behind a router",
-                where=f"a model of type {config.model_type!r}",
-                remedy="use a dense model; or pass a palimpsest.Architecture that names the attention's sites alone,"
-                " and edit these, with lora for example",
-            )
-
-
-def _settings(values: Mapping[str, object]) -> str:
-    return " and ".join(f"{name} = {value}" for name, value in values.items())
-
-
-def _not_editable(sites: Sites, site: str, layer: int, module: nn.Module) -> ModelError:
-    quantised = getattr(sites.model.config, "quantization_config", None) is not None
-    if quantised or (isinstance(module, nn.Linear) and not has_plain_weight(module)):
-        return ModelError(
-            "The model's weights are quantised, so that no change can be added to them.",
-            expected="weights in float32, bfloat16 or float16",
-            found=f"a {qualified_name(module)}",
-            where=f"site {site} of layer {layer}",
-            remedy="load the checkpoint it was quantised from, edit that, write it with `palimpsest apply`, and"
-            " quantise the result",
-        )
+def _not_linear(row: Architecture, site: str, layer: int, module: nn.Module) -> ModelError:
     return _mismatch(
-        sites.architecture,
+        row,
         f"{site} of layer {layer}",
         f"a {qualified_name(module)}, not one of {', '.join(kind.__name__ for kind in LINEAR_TYPES)}"
         " (a layer that another library wrapped has to be unwrapped first: peft's merge_and_unload)",
@@ -286,6 +260,14 @@ def _verify(sites: Sites) -> None:
             ids = torch.arange(3, device=device)[None]
             decoder = {} if sites.architecture.encoder is None else {"decoder_input_ids": ids[:, :2]}
             sites.model(input_ids=ids, attention_mask=torch.ones_like(ids), **decoder)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ModelError(
+            "The model cannot compute.",
+            expected="a forward pass over three tokens",
+            found=f"{type(error).__name__}: {str(error).strip().splitlines()[0]}",
+            where=f"a {type(sites.model).__name__} in {sites.model.dtype} on {device}",
+            remedy="check that transformers alone can run it here: model(input_ids=...)",
+        ) from error
     finally:
         for handle in handles:
             handle.remove()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from palimpsest.errors import DataError, ModelError
 from palimpsest.models import tokens
 from palimpsest.models.architecture import Sites, resolve
+from palimpsest.models.chat import Chat, chosen_chat
 from palimpsest.models.families import Architecture
 from palimpsest.models.fingerprint import tokenizer_digest
 from palimpsest.models.generation import continuations, start_id
@@ -68,25 +69,43 @@ class EditableModel:
         tokenizer: its tokenizer; neither it nor the model's config is ever changed.
         name: what to call it in records.
         architecture: a row for a family outside the site table.
+        chat: whether prompts are a user's turns in the tokenizer's chat template; or the texts of one, as a patch
+            keeps them.
 
-    Raises `ModelError` when the layout is unknown or not what the table says.
+    Raises `ModelError` when the layout is unknown or not what the table says, or there is no chat template.
     """
 
     def __init__(
-        self, model: nn.Module, tokenizer: Any, *, name: str, architecture: Architecture | None = None
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        *,
+        name: str,
+        architecture: Architecture | None = None,
+        chat: bool | Chat | Mapping[str, str] = False,
     ) -> None:
         self.module: Any = model.eval()
         self.tokenizer = tokenizer
         self.name = name
+        self.chat = chosen_chat(chat, tokenizer, where=f"model {name!r}")
         self._check_vocabulary()
+        # Before the first forward pass, which may turn quantised weights into another form.
+        self.weights = WeightStack(self.module)
         self.sites: Sites = resolve(self.module, architecture)
         self.is_encoder_decoder: bool = self.sites.architecture.encoder is not None
         self._decoder_start = start_id(self.module) if self.is_encoder_decoder else None
-        self.weights = WeightStack(self.module)
+        if self.chat is not None and self.is_encoder_decoder:
+            raise ModelError(
+                "An encoder-decoder takes no part in a chat.",
+                expected="a decoder, which reads the user's turn and goes on with its own",
+                found=f"family {self.sites.architecture.name!r}",
+                where=f"model {name!r}",
+                remedy="leave chat out",
+            )
         accepted = inspect.signature(self.module.forward).parameters
         self.takes_positions = "position_ids" in accepted
         self.last_logits_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
-        self._head_is_separable = self._verify_head()
+        self.has_separable_head = self._verify_head()
 
     @cached_property
     def tokenizer_digest(self) -> str:
@@ -111,7 +130,7 @@ class EditableModel:
             encoded = tokens.encode_apart(self.tokenizer, prompt, target)
             length, counted = max(len(encoded.prompt_ids), len(encoded.target_ids)), " each for prompt and target"
         else:
-            encoded = tokens.encode(self.tokenizer, prompt, target)
+            encoded = tokens.encode(self.tokenizer, prompt, target, chat=self.chat)
             length, counted = len(encoded), ", the target included"
         limit = self.context_length
         if limit is not None and length > limit:
@@ -122,6 +141,13 @@ class EditableModel:
                 where=f"prompt {prompt[:60]!r}",
             )
         return encoded
+
+    @property
+    def end_id(self) -> int | None:
+        """The token that ends an answer: of the assistant's turn in a chat, else of the sequence."""
+        own = self.chat.end_id(self.tokenizer) if self.chat is not None else None
+        end: int | None = self.tokenizer.eos_token_id if own is None else own
+        return end
 
     def batch(self, rows: Sequence[Encoded | Sequence[int]], *, side: PaddingSide = "right") -> Batch:
         """Encoded rows, or plain ids of prompts, padded, on the model's device.
@@ -162,7 +188,7 @@ class EditableModel:
             rows: (places,), row of each place.
             columns: (places,), its column; the decoder's where there is an encoder too.
         """
-        if self._head_is_separable:
+        if self.has_separable_head:
             hidden = self.module.base_model(**self._inputs(batch)).last_hidden_state
             logits: Tensor = self.module.get_output_embeddings()(_at(hidden, rows, columns))
         else:
@@ -329,12 +355,14 @@ class EditableModel:
         return torch.equal(separate, self.forward(batch).logits)
 
     def _check_vocabulary(self) -> None:
-        rows, size = int(self.module.get_input_embeddings().weight.shape[0]), len(self.tokenizer)
+        rows = int(self.module.get_input_embeddings().weight.shape[0])
+        # Ids may have gaps, so that the largest says more than how many there are.
+        size = max(len(self.tokenizer), 1 + max(self.tokenizer.get_vocab().values(), default=0))
         if size > rows:
             raise ModelError(
                 "The tokenizer does not belong to the model.",
                 expected=f"at most {rows} tokens, one embedding row each",
-                found=f"a tokenizer of {size} tokens",
+                found=f"a tokenizer with ids up to {size - 1}",
                 where=f"model {self.name!r}",
                 remedy="load the tokenizer from the model's own folder",
             )

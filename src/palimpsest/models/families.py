@@ -62,7 +62,10 @@ class Architecture:
         sites: site name to its place in a block. A site that the family does not have as a module is left out.
         when: config fields and the values they must have for this row; for model types of several layouts.
         mlp_writes_residual: whether what `mlp.down` writes is added to the residual stream as it is. False where a
-            norm stands in between: there, a change of the MLP's output is not the same change of the block's.
+            norm or a factor stands in between: there, a change of the MLP's output is not the same change of the
+            block's.
+        is_mixture: whether a router sends each token to a few of a layer's experts, so that there are no `mlp.up`,
+            `mlp.gate` and `mlp.down`.
         linear_types: qualified names of subclasses of `nn.Linear` that hold a plain weight, to be taken as one. Other
             subclasses are refused: most of them are quantised layers or adapters.
         encoder: the encoder of an encoder-decoder; `None` for a decoder alone.
@@ -80,6 +83,7 @@ class Architecture:
     sites: Mapping[str, Part]
     when: Mapping[str, object] = field(default_factory=dict)
     mlp_writes_residual: bool = True
+    is_mixture: bool = False
     linear_types: tuple[str, ...] = ()
     encoder: Stack | None = None
 
@@ -152,7 +156,23 @@ GPTJ = Architecture(
 
 LLAMA = Architecture(
     name="llama",
-    model_types=("llama", "mistral", "qwen2", "qwen3", "gemma", "stablelm"),
+    model_types=(
+        "llama",
+        "mistral",
+        "ministral",
+        "qwen2",
+        "qwen3",
+        "gemma",
+        "stablelm",
+        "olmo",
+        "smollm3",
+        "cohere",
+        "cohere2",
+        "helium",
+        "seed_oss",
+        "ernie4_5",
+        "hunyuan_v1_dense",
+    ),  # fmt: skip
     blocks="model.layers",
     embed="model.embed_tokens",
     final_norm="model.norm",
@@ -174,7 +194,7 @@ LLAMA = Architecture(
 # The parts of a block have the names of the row above, but a norm follows the MLP.
 LLAMA_POST_NORM = Architecture(
     name="llama-post-norm",
-    model_types=("gemma2", "gemma3_text", "olmo2"),
+    model_types=("gemma2", "gemma3_text", "olmo2", "olmo3", "exaone4"),
     blocks="model.layers",
     embed="model.embed_tokens",
     final_norm="model.norm",
@@ -372,6 +392,3 @@ FAMILIES = (
     FALCON_GROUPED,
     FALCON_MULTI_HEAD,
 )
-
-# Config fields that say how many experts a layer chooses from. Their weights are stacked in one tensor a layer.
-EXPERT_FIELDS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")

@@ -50,7 +50,10 @@ def tensor_digest(tensor: Tensor, *, whole: bool) -> str:
     Arguments:
         whole: hash every value; otherwise an evenly spaced sample of at most `SAMPLE` of them.
     """
-    flat = tensor.detach().reshape(-1)
+    # A tensor that stands for others, as torchao's do, is read as what it stands for.
+    values = tensor.detach()
+    is_itself = type(values) is Tensor or hasattr(values, "full_tensor")
+    flat = (values if is_itself else values.dequantize()).reshape(-1)
     if not whole and flat.numel() > SAMPLE:
         flat = flat[:: -(-flat.numel() // SAMPLE)]
     digest = hashlib.sha256(str(tuple(tensor.shape)).encode())

@@ -123,5 +123,5 @@ def _end_ids(model: EditableModel) -> set[int]:
     """Ids that end a sequence, by the model's generation config and its tokenizer."""
     declared = getattr(getattr(model.module, "generation_config", None), "eos_token_id", None)
     ids = set(declared if isinstance(declared, (list, tuple)) else [declared])
-    ids.add(model.tokenizer.eos_token_id)
+    ids |= {model.tokenizer.eos_token_id, model.end_id}
     return {int(one) for one in ids if one is not None}

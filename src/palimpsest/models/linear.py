@@ -25,14 +25,52 @@ def is_linear(module: nn.Module, also: Collection[str] = ()) -> bool:
 
 def has_plain_weight(module: nn.Module) -> bool:
     """Whether the weight is one tensor of ordinary floating-point numbers."""
-    weight = getattr(module, "weight", None)
-    return isinstance(weight, Tensor) and weight.dtype in WEIGHT_DTYPES
+    return is_plain(getattr(module, "weight", None))
+
+
+def is_plain(weight: object) -> bool:
+    """Whether this is a tensor of ordinary floating-point numbers, to which a change can be added.
+
+    Subclasses of tensors are not, unless they are a share of one in several processes: they are how quantisation
+    libraries keep packed numbers under a wide dtype.
+    """
+    if not isinstance(weight, Tensor) or weight.dtype not in WEIGHT_DTYPES:
+        return False
+    return type(weight) in (Tensor, nn.Parameter) or hasattr(weight, "full_tensor")
+
+
+def is_quantised(module: nn.Module) -> bool:
+    """Whether the module is a linear layer that keeps its weight in a packed form, as bitsandbytes and torchao do.
+
+    A layer that wraps another one, as peft's do, is none.
+    """
+    sizes = (getattr(module, "in_features", None), getattr(module, "out_features", None))
+    is_layer = all(isinstance(size, int) for size in sizes) and not hasattr(module, "base_layer")
+    return is_layer and not has_plain_weight(module)
+
+
+def keep_form(module: nn.Module) -> bool:
+    """Lets a quantised layer keep the form its weight is saved in; returns whether it still has it.
+
+    On some CPUs bitsandbytes (0.49 and later) turns 4-bit weights, at their first use, into a form that passes no
+    gradient, and whose way back loses the scales.
+    """
+    if hasattr(module, "support_avx512bf16_for_cpu"):
+        module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+    return not getattr(getattr(getattr(module, "weight", None), "quant_state", None), "packing_format_for_cpu", False)
 
 
 def qualified_name(module: nn.Module) -> str:
     """The full name of a module's type."""
     kind = type(module)
     return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def describe(weight: object) -> str:
+    """A weight's type and dtype, in words."""
+    if not isinstance(weight, Tensor):
+        return "not there"
+    return f"a {type(weight).__name__} of {str(weight.dtype).removeprefix('torch.')}"
 
 
 def is_transposed(module: nn.Module) -> bool:
@@ -59,7 +97,9 @@ def factors_to_storage(module: nn.Module, left: Tensor, right: Tensor) -> tuple[
 
 
 def features(module: nn.Module) -> tuple[int, int]:
-    """(out, in) of a linear layer."""
+    """(out, in) of a linear layer, a quantised one included."""
+    if is_quantised(module):
+        return int(module.out_features), int(module.in_features)  # type: ignore[arg-type]
     out_features, in_features = weight_as_out_in(module).shape
     return int(out_features), int(in_features)
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from palimpsest import processes
 from palimpsest.errors import ConfigError, ModelError, unknown_name
+from palimpsest.models.chat import Chat
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.families import Architecture
 from palimpsest.models.locating import locate
@@ -29,11 +30,12 @@ def load(
     device: str = "auto",
     device_map: DeviceMap | None = None,
     architecture: Architecture | None = None,
+    chat: bool | Chat | Mapping[str, str] = False,
 ) -> EditableModel:
     """Loads a model for editing and verifies its sites.
 
     Arguments:
-        model: a folder, a hub id, `"world"` for the bundled model, or a transformers model in memory.
+        model: a folder, a hub id, `"world"` or `"world-t5"` for a bundled model, or a transformers model in memory.
         tokenizer: needed for a model in memory only. Such a model is put into evaluation mode and stays there.
         dtype: `float32`, `bfloat16`, `float16`, or `auto`: the checkpoint's own, but float32 for half-precision
             checkpoints of type float16 on a CPU.
@@ -43,9 +45,11 @@ def load(
             `sequential` (accelerate's), or module names to devices, `cpu` and `disk`; instead of `device`. What is
             offloaded can be computed with, not edited.
         architecture: a row of the site table for a family that is not in it.
+        chat: whether every prompt is a user's turn in the tokenizer's chat template, and its target the assistant's
+            answer; or a patch's `manifest.chat`, to ask exactly as it was made.
 
-    Raises `ConfigError` for a dtype, device or map that cannot be used, `ModelError` for a folder
-    without safetensors, a model that cannot be loaded, or an unknown layout.
+    Raises `ConfigError` for a dtype, device or map that cannot be used, `ModelError` for a folder without safetensors,
+    a model that cannot be loaded, an unknown layout, or a chat without a template.
     """
     if isinstance(model, nn.Module):
         if (dtype, device, device_map) != ("auto", "auto", None):
@@ -68,16 +72,16 @@ def load(
                 found="no tokenizer",
             )
         name = str(getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__)
-        return EditableModel(model, tokenizer, name=name, architecture=architecture)
+        return EditableModel(model, tokenizer, name=name, architecture=architecture, chat=chat)
     if dtype != "auto" and dtype not in _DTYPES:
         raise ConfigError("Unknown dtype.", expected=f"auto, {', '.join(_DTYPES)}", found=repr(dtype))
     placement = _placement(device, device_map)
-    return _from_pretrained(str(model), dtype=dtype, placement=placement, architecture=architecture)
+    loaded, its_tokenizer = _from_pretrained(str(model), dtype=dtype, placement=placement)
+    return EditableModel(loaded, its_tokenizer, name=str(model), architecture=architecture, chat=chat)
 
 
-def _from_pretrained(
-    name: str, *, dtype: str, placement: DeviceMap, architecture: Architecture | None
-) -> EditableModel:
+def _from_pretrained(name: str, *, dtype: str, placement: DeviceMap) -> tuple[Any, Any]:
+    """The model and its tokenizer."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
     source = locate(name)
@@ -101,9 +105,10 @@ def _from_pretrained(
             remedy="copy the folder again" if Path(source).exists() else "check the name, and the network",
         ) from error
     _require_complete(source, sorted(report["missing_keys"]))
-    if dtype == "auto" and loaded.dtype == torch.float16 and _is_cpu_alone(placement):
+    is_quantised = getattr(loaded.config, "quantization_config", None) is not None
+    if dtype == "auto" and loaded.dtype == torch.float16 and _is_cpu_alone(placement) and not is_quantised:
         loaded = loaded.float()
-    return EditableModel(loaded, tokenizer, name=name, architecture=architecture)
+    return loaded, tokenizer
 
 
 def _require_complete(source: str, missing: list[str]) -> None:

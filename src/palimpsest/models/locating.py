@@ -7,7 +7,7 @@ from pathlib import Path
 
 from palimpsest.errors import ModelError
 
-BUNDLED = ("world",)
+BUNDLED = ("world", "world-t5")
 _HUB_SECONDS = 10
 
 

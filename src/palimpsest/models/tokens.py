@@ -10,18 +10,21 @@ import torch
 from torch import Tensor
 
 from palimpsest.errors import DataError, ModelError
+from palimpsest.models.chat import Chat
 from palimpsest.requests import EditRequest
 
 PaddingSide = Literal["left", "right"]
 
 # Scripts that put no space between words: a target in one of them follows its prompt directly.
 _UNSPACED = (
-    (0x0E00, 0x0EFF),
+    (0x0E00, 0x0FFF),
     (0x1000, 0x109F),
     (0x1780, 0x17FF),
-    (0x3040, 0x30FF),
+    (0x3000, 0x30FF),
     (0x3400, 0x9FFF),
     (0xF900, 0xFAFF),
+    (0xFF00, 0xFFEF),
+    (0x20000, 0x3FFFF),
 )
 
 
@@ -79,8 +82,8 @@ def separator(prompt: str, target: str) -> str:
     return "" if any(low <= code <= high for low, high in _UNSPACED) else " "
 
 
-def encode(tokenizer: Any, prompt: str, target: str | None = None) -> Encoded:
-    """Token ids of a prompt and of the target that follows it.
+def encode(tokenizer: Any, prompt: str, target: str | None = None, *, chat: Chat | None = None) -> Encoded:
+    """Token ids of a prompt and of the target that follows it; in a chat, the user's turn and the assistant's.
 
     The prompt's ids are exactly those of the prompt alone (as at generation time), special tokens that the
     tokenizer puts in front included. The target's ids are what the tokenizer makes of it in this place: with its
@@ -88,11 +91,12 @@ def encode(tokenizer: Any, prompt: str, target: str | None = None) -> Encoded:
 
     Raises `DataError` when prompt or target has no tokens.
     """
-    prompt_ids = _not_empty(_prompt_ids(tokenizer, prompt), "prompt", prompt)
+    shown = prompt if chat is None else chat.render(prompt)
+    prompt_ids = _not_empty(_prompt_ids(tokenizer, shown, chat), "prompt", prompt)
     if target is None:
         return Encoded(prompt_ids)
-    text = separator(prompt, target) + target
-    joint = _prompt_ids(tokenizer, prompt + text)
+    text = (separator(prompt, target) if chat is None else chat.separator) + target
+    joint = _prompt_ids(tokenizer, shown + text, chat)
     if joint[: len(prompt_ids)] == prompt_ids:
         target_ids = joint[len(prompt_ids) :]
     else:
@@ -118,13 +122,16 @@ def encode_apart(tokenizer: Any, prompt: str, target: str | None = None) -> Enco
     return Encoded(prompt_ids, _not_empty(target_ids, "target", target))
 
 
-def subject_last_token(tokenizer: Any, request: EditRequest) -> int:
+def subject_last_token(tokenizer: Any, request: EditRequest, *, chat: Chat | None) -> int:
     """Index, in the prompt's ids, of the token that holds the last character of the subject.
+
+    Arguments:
+        chat: the chat that the prompt's ids were made with, `model.chat`.
 
     Raises `DataError` when the request has no subject, or none of its characters became a token.
     """
     _, end = request.subject_span()
-    for index, (first, last) in reversed(list(enumerate(_offsets(tokenizer, request.prompt)))):
+    for index, (first, last) in reversed(list(enumerate(_offsets(tokenizer, request.prompt, chat)))):
         if first < end <= last:
             return index
     raise DataError(
@@ -135,11 +142,11 @@ def subject_last_token(tokenizer: Any, request: EditRequest) -> int:
     )
 
 
-def subject_first_token(tokenizer: Any, request: EditRequest) -> int:
+def subject_first_token(tokenizer: Any, request: EditRequest, *, chat: Chat | None) -> int:
     """Index, in the prompt's ids, of the token that holds the first character of the subject."""
     start, _ = request.subject_span()
-    last_token = subject_last_token(tokenizer, request)
-    offsets = _offsets(tokenizer, request.prompt)
+    last_token = subject_last_token(tokenizer, request, chat=chat)
+    offsets = _offsets(tokenizer, request.prompt, chat)
     return next((i for i, (_, last) in enumerate(offsets) if last > start), last_token)
 
 
@@ -178,7 +185,10 @@ def _not_empty(ids: tuple[int, ...], kind: str, text: str) -> tuple[int, ...]:
     return ids
 
 
-def _prompt_ids(tokenizer: Any, text: str) -> tuple[int, ...]:
+def _prompt_ids(tokenizer: Any, text: str, chat: Chat | None) -> tuple[int, ...]:
+    if chat is not None:
+        # The template has put special tokens where they belong.
+        return tuple(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
     # Not verbose: whoever asks checks the length, or cuts; the library prints nothing.
     ids = tuple(tokenizer(text, verbose=False)["input_ids"])
     # Some tokenizers close every text with end-of-sequence; a prompt that goes on must not be closed.
@@ -187,7 +197,8 @@ def _prompt_ids(tokenizer: Any, text: str) -> tuple[int, ...]:
     return ids
 
 
-def _offsets(tokenizer: Any, text: str) -> list[tuple[int, int]]:
+def _offsets(tokenizer: Any, prompt: str, chat: Chat | None) -> list[tuple[int, int]]:
+    """Where each token of the prompt begins and ends, in characters of the prompt; of a chat's text, outside of it."""
     if not tokenizer.is_fast:
         raise ModelError(
             "The tokenizer cannot say which characters a token covers.",
@@ -195,4 +206,6 @@ def _offsets(tokenizer: Any, text: str) -> list[tuple[int, int]]:
             found=type(tokenizer).__name__,
             remedy="load it with use_fast=True, or save it once as a fast tokenizer",
         )
-    return [(int(a), int(b)) for a, b in tokenizer(text, return_offsets_mapping=True)["offset_mapping"]]
+    text, shift = (prompt, 0) if chat is None else (chat.render(prompt), len(chat.before))
+    found = tokenizer(text, add_special_tokens=chat is None, return_offsets_mapping=True)["offset_mapping"]
+    return [(int(first) - shift, int(last) - shift) for first, last in found]

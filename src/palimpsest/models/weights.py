@@ -8,27 +8,41 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from palimpsest.errors import PatchError
+from palimpsest.errors import ModelError, PatchError
 from palimpsest.models.fingerprint import exact_digest, fingerprint, tensor_digest
+from palimpsest.models.linear import describe, features, is_plain, is_quantised, keep_form, qualified_name
 from palimpsest.models.placement import is_offloaded, offloaded_value, require_present
+from palimpsest.provenance import digest
 
 Compute = Callable[[Tensor], Tensor]
 
 
 @dataclass(eq=False)
 class Layer:
-    """One change on the stack: how each touched parameter's new value follows from the one below it."""
+    """One change on the stack: how each touched parameter's new value follows from the one below it.
+
+    Arguments:
+        label: what to call it.
+        compute: canonical name to the function that gives the new value.
+        branches: name of a quantised layer to the function that gives, from its input, what is added to its output.
+        origin: the object that put it there.
+        below: the values underneath, while it is on.
+        hooks: what holds the branches, while it is on.
+    """
 
     label: str
     compute: Mapping[str, Compute]
-    below: dict[str, Tensor]
+    branches: Mapping[str, Compute] = field(default_factory=dict)
+    origin: object = None
+    below: dict[str, Tensor] = field(default_factory=dict)
+    hooks: list[Any] = field(default_factory=list)
 
 
 class WeightStack:
@@ -44,12 +58,12 @@ class WeightStack:
         tied: Mapping[str, str] = getattr(module, "all_tied_weights_keys", None) or {}
         by_storage: dict[tuple[object, ...], str] = {}
         for name, parameter in module.named_parameters(remove_duplicate=False):
-            place = (parameter.data_ptr(), int(parameter.storage_offset()), tuple(parameter.shape))
-            # Empty tensors have no address and are told apart by identity. Offloaded ones are another object under
-            # each name; the model itself knows which of them are one.
-            alone: tuple[object, ...] = (tied.get(name, name),) if is_offloaded(parameter) else (id(parameter),)
-            key = place if parameter.data_ptr() else alone
-            first = by_storage.setdefault(key, name)
+            # Offloaded tensors are another object under each name; the model itself knows which of them are one. Empty
+            # ones have no address, packed ones perhaps; they are told apart by identity.
+            address = parameter.data_ptr() if is_plain(parameter) else 0
+            alone: object = tied.get(name, name) if is_offloaded(parameter) else id(parameter)
+            place = (address, int(parameter.storage_offset())) if address else (alone, 0)
+            first = by_storage.setdefault((*place, tuple(parameter.shape)), name)
             self._canonical[name] = first
             self._parameters.setdefault(first, parameter)
         self._aliases: dict[str, list[nn.Parameter]] = {name: [] for name in self._parameters}
@@ -58,7 +72,11 @@ class WeightStack:
             if id(parameter) not in seen:
                 seen.add(id(parameter))
                 self._aliases[self._canonical[name]].append(parameter)
+        for layer in filter(is_quantised, module.modules()):
+            if not keep_form(layer):
+                raise _used_before(layer)
         self._layers: list[Layer] = []
+        self._is_bare = False
         self._digests: dict[tuple[str, str], tuple[tuple[int, int], str]] = {}
 
     def names(self) -> list[str]:
@@ -84,10 +102,6 @@ class WeightStack:
         """Raises `ModelError` when one of these parameters is offloaded; costs nothing."""
         require_present([name for name in names if is_offloaded(self._parameters[self.canonical(name)])])
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """A parameter's shape, wherever its values are."""
-        return tuple(self._parameters[self.canonical(name)].shape)
-
     def parameters(self, name: str) -> list[nn.Parameter]:
         """The parameter objects that share a storage: one, or several where weights are tied."""
         return self._aliases[self.canonical(name)]
@@ -96,6 +110,12 @@ class WeightStack:
         """A parameter's value without any change."""
         name = self.canonical(name)
         return next((layer.below[name] for layer in self._layers if name in layer.below), self.current(name))
+
+    def require_plain(self) -> None:
+        """Raises `ModelError` when some weights are packed, so that they cannot all be trained."""
+        for name in self.names():
+            if not is_plain(self._parameters[name]):
+                raise quantised_weights(f"tensor {name}", self.owner(name))
 
     @property
     def labels(self) -> list[str]:
@@ -112,15 +132,40 @@ class WeightStack:
         while len(self._layers) > depth:
             self._take_off(self._layers[-1])
 
-    def push(self, label: str, compute: Mapping[str, Compute]) -> Layer:
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A parameter's shape, wherever its values are; (out, in) where a quantised layer keeps them packed."""
+        owner = self.owner(name)
+        is_packed = is_quantised(owner) and name.endswith(".weight")
+        return features(owner) if is_packed else tuple(self._parameters[self.canonical(name)].shape)
+
+    @property
+    def origins(self) -> list[object]:
+        """The objects that put the changes on the stack, lowest first."""
+        return [layer.origin for layer in self._layers]
+
+    def owner(self, name: str) -> nn.Module:
+        """The module that has a parameter, by its canonical name."""
+        return self._module.get_submodule(self.canonical(name).rpartition(".")[0])
+
+    def push(
+        self,
+        label: str,
+        compute: Mapping[str, Compute],
+        branches: Mapping[str, Compute] | None = None,
+        *,
+        origin: object = None,
+    ) -> Layer:
         """Puts a change on the stack, whole or not at all.
 
         Arguments:
             label: what to call it.
             compute: canonical name to a function from the value below to the new value (same shape, dtype, device).
+            branches: canonical name of a quantised layer's weight to a function from the layer's input to what is
+                added to its output.
+            origin: the object on whose behalf.
         """
         self.require_present(compute)
-        layer = Layer(label, dict(compute), {})
+        layer = Layer(label, dict(compute), dict(branches or {}), origin)
         self._put(layer)
         return layer
 
@@ -146,7 +191,7 @@ class WeightStack:
 
     def fingerprint(self, config: Any, touched: Sequence[str]) -> dict[str, Any]:
         """The base model's fingerprint; see `models.fingerprint.fingerprint`."""
-        shapes = {name: list(parameter.shape) for name, parameter in self._parameters.items()}
+        shapes = {name: list(self.shape(name)) for name in self.names()}
         return fingerprint(config, shapes, self._base_digest, map(self.canonical, touched))
 
     def exact_digest(self, name: str) -> str:
@@ -160,10 +205,12 @@ class WeightStack:
         current = {name: self.current(name) for name in changed}
         base = {name: self.base(name) for name in changed}
         try:
+            self._is_bare = True
             for name, tensor in base.items():
                 self.point(name, tensor)
             yield
         finally:
+            self._is_bare = False
             for name, tensor in current.items():
                 self.point(name, tensor)
 
@@ -176,14 +223,19 @@ class WeightStack:
             if (name, kind) not in self._digests:
                 self._digests[name, kind] = ((0, 0), compute(offloaded_value(self._module, name)))
             return self._digests[name, kind][1]
-        base = self.base(name)
+        base, is_packed = self.base(name), not is_plain(self._parameters[name])
         # Torch counts in-place writes to a parameter, an optimiser's too; only those through `.data` go uncounted.
         writes = sum(parameter._version for parameter in self._aliases[name])
-        stamp = (base.data_ptr(), writes)
+        stamp = (0 if is_packed else base.data_ptr(), writes)
         # One entry a tensor: training counts up the writes, and old stamps never come back.
         if self._digests.get((name, kind), (None, ""))[0] != stamp:
-            self._digests[name, kind] = (stamp, compute(base))
+            self._digests[name, kind] = (stamp, self._packed_digest(name) if is_packed else compute(base))
         return self._digests[name, kind][1]
+
+    def _packed_digest(self, name: str) -> str:
+        """Of all that the owner saves: scales belong to a packed weight, and saving puts it into its lasting form."""
+        saved = sorted(self.owner(name).state_dict().items())
+        return digest([(key, tensor_digest(one, whole=True)) for key, one in saved if isinstance(one, Tensor)])
 
     def point(self, name: str, tensor: Tensor) -> None:
         """Lets a parameter and its aliases point to another tensor of the same shape."""
@@ -197,14 +249,23 @@ class WeightStack:
         try:
             for name, tensor in fresh.items():
                 self.point(name, tensor)
+            for name, branch in layer.branches.items():
+                layer.hooks.append(self.owner(name).register_forward_hook(self._adding(branch)))
             layer.below = below
             self._layers.append(layer)
         except BaseException:
+            _unhook(layer)
             for name, tensor in below.items():
                 self.point(name, tensor)
             if layer in self._layers:
                 self._layers.remove(layer)
             raise
+
+    def _adding(self, branch: Compute) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
+        def after(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+            return output if self._is_bare else output + branch(args[0]).to(output.dtype)
+
+        return after
 
     def _take_off(self, layer: Layer) -> None:
         # Pointing back is idempotent, so an interrupt here is followed by doing it again.
@@ -215,7 +276,35 @@ class WeightStack:
             raise
 
     def _point_back(self, layer: Layer) -> None:
+        _unhook(layer)
         for name, tensor in layer.below.items():
             self.point(name, tensor)
         if layer in self._layers:
             self._layers.remove(layer)
+
+
+def quantised_weights(where: str, module: nn.Module) -> ModelError:
+    """The error of a method that has to change weights, on a model that keeps them packed."""
+    return ModelError(
+        "The model's weights are quantised, so that no change can be added to them.",
+        expected="weights in float32, bfloat16 or float16",
+        found=f"a {qualified_name(module)}, its weight {describe(getattr(module, 'weight', None))}",
+        where=where,
+        remedy="take lora or f-learning-lora, whose changes run beside the layer; or edit the checkpoint it was"
+        " quantised from, write it with `palimpsest apply`, and quantise the result",
+    )
+
+
+def _used_before(module: nn.Module) -> ModelError:
+    return ModelError(
+        "The 4-bit weights were turned into a form for inference alone, by a first use of the model on this CPU.",
+        expected="weights in the form they are saved in",
+        found=f"a {qualified_name(module)} that has been used",
+        remedy="load the model again and hand it to palimpsest.load before anything else",
+    )
+
+
+def _unhook(layer: Layer) -> None:
+    for hook in layer.hooks:
+        hook.remove()
+    layer.hooks.clear()

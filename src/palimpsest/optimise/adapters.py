@@ -57,6 +57,9 @@ class LoraAdapters:
                 # peft corrects fan_in_fan_out by itself where layers of both kinds are adapted, and says so.
                 warnings.simplefilter("ignore")
                 peft.inject_adapter_in_model(config, module, adapter_name=ADAPTER)
+            # Injected as they are in the layer's dtype; half-precision steps would be lost, or overflow.
+            for parameter in self.masters():
+                parameter.data = parameter.data.float()
         except BaseException:
             self._take_off()
             raise

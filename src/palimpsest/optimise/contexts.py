@@ -17,6 +17,7 @@ from torch import Tensor
 from palimpsest.config import Config
 from palimpsest.errors import ConfigError
 from palimpsest.models.editable import EditableModel
+from palimpsest.models.tokens import encode
 from palimpsest.requests import EditRequest
 
 CLEAN = ("{}",)
@@ -128,7 +129,8 @@ def _sampled(logits: Tensor, top_k: int, generator: torch.Generator) -> list[int
 
 def _start_ids(model: EditableModel, start: str) -> tuple[int, ...]:
     if start:
-        return model.encode(start).prompt_ids
+        # Never in a chat: the text goes into the user's words, before the prompt.
+        return encode(model.tokenizer, start).prompt_ids
     tokenizer: Any = model.tokenizer
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if token is not None:

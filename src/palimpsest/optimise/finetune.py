@@ -44,7 +44,7 @@ class FinetuneOptions(Config):
     reduction: Literal["fact", "token"] = "fact"
     """`fact`: mean over a fact's tokens, then over facts. `token`: mean over all tokens, so long answers weigh more."""
     append_eos: bool = False
-    """Whether the answer is followed by the end-of-sequence token."""
+    """Whether the answer is followed by the end-of-sequence token; in a chat, by the one that ends the turn."""
     stop_loss: float = Field(default=0.0, ge=0)
     """A fact whose loss is below this takes no part in a step; training ends when that holds for all. 0: never."""
 
@@ -221,7 +221,7 @@ def _with_end(model: EditableModel, request: EditRequest, options: FinetuneOptio
     encoded = model.encode(request.prompt, request.target_new)
     if not options.append_eos:
         return encoded
-    end = model.tokenizer.eos_token_id
+    end = model.end_id
     if end is None:
         raise ConfigError(
             "The tokenizer has no end-of-sequence token to append.",
@@ -230,7 +230,7 @@ def _with_end(model: EditableModel, request: EditRequest, options: FinetuneOptio
             where="option append_eos",
             remedy="set append_eos = false",
         )
-    return replace(encoded, target_ids=(*encoded.target_ids, int(end)))
+    return replace(encoded, target_ids=(*encoded.target_ids, end))
 
 
 def _optimizer(masters: list[nn.Parameter], options: FinetuneOptions) -> torch.optim.Optimizer:

@@ -70,4 +70,5 @@ def averaged(vectors: Tensor, weighting: Weighting) -> Tensor:
 
 def _row(model: EditableModel, request: EditRequest) -> tuple[int, ...]:
     """Ids of a prompt up to its subject's last token."""
-    return model.encode(request.prompt).prompt_ids[: subject_last_token(model.tokenizer, request) + 1]
+    last = subject_last_token(model.tokenizer, request, chat=model.chat)
+    return model.encode(request.prompt).prompt_ids[: last + 1]

@@ -54,6 +54,8 @@ class Manifest(BaseModel):
     model: str | None = None
     base: dict[str, Any] | None = None
     """Fingerprint of the model it was made for; `None` for one that was put together by hand."""
+    chat: dict[str, str] | None = None
+    """The chat that the edits were made in, as texts (see `models.chat.Chat`); `None` for plain prompts."""
     stacked_on: list[str] = Field(default_factory=list)
     """Labels of the patches that were on the model when this one was made."""
     edits: list[dict[str, Any]] = Field(default_factory=list)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from palimpsest.errors import ConfigError
-from palimpsest.models.linear import factors_to_storage, is_transposed
+from palimpsest.models.linear import describe, factors_to_storage, is_quantised, is_transposed, qualified_name
 from palimpsest.patches.base import Patch
 from palimpsest.patches.card import CARD, CONTENTS, Contents, Form, card
 from palimpsest.patches.storage import write_tensors
@@ -35,11 +35,11 @@ def write_merged(model: EditableModel, patches: Sequence[Patch], out: str | Path
     The model in memory is the same before and after.
 
     Raises `OutputError` when the folder exists or the disk refuses, `PatchError` for a patch of another model,
-    `ConfigError` for a patch that is more than a change of weights.
+    `ConfigError` for a patch that is more than a change of weights, or that changes quantised ones.
     """
     folder = Path(out).expanduser()
     require_absent(folder)
-    _weight_patches(patches)
+    _refuse_quantised(model, _weight_patches(patches))
     with ExitStack() as stack:
         # Applied before the folder is begun: a patch for another model must leave no trace on disk.
         for patch in patches:
@@ -117,6 +117,19 @@ def _weight_patches(patches: Sequence[Patch]) -> list[WeightPatch]:
     return found
 
 
+def _refuse_quantised(model: EditableModel, patches: Sequence[WeightPatch]) -> None:
+    for name in (name for patch in patches for name in patch.deltas):
+        owner = model.weights.owner(name)
+        if is_quantised(owner):
+            raise ConfigError(
+                "A patch cannot be merged into quantised weights.",
+                expected="weights in float32, bfloat16 or float16",
+                found=f"a {qualified_name(owner)}, its weight {describe(getattr(owner, 'weight', None))}",
+                where=f"tensor {name}",
+                remedy="write an adapter instead: --as peft; or make the edit on the checkpoint that was quantised",
+            )
+
+
 def _factors(model: EditableModel, patches: Sequence[WeightPatch]) -> dict[str, tuple[Tensor, Tensor]]:
     """Module name to peft's (A, B), shapes (r, in) and (out, r), of the sum of all patches."""
     downs: dict[str, list[Tensor]] = {}
@@ -129,7 +142,7 @@ def _factors(model: EditableModel, patches: Sequence[WeightPatch]) -> dict[str, 
             canonical = model.weights.canonical(name)
             owner, _, kind = canonical.rpartition(".")
             module = model.module.get_submodule(owner)
-            if kind != "weight" or not model.sites.is_linear(module):
+            if kind != "weight" or not (model.sites.is_linear(module) or is_quantised(module)):
                 refused[name] = "not the weight of a linear layer"
             elif owners[canonical] > 1:
                 refused[name] = "tied to another layer's weight"

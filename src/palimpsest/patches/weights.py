@@ -13,6 +13,7 @@ from torch import Tensor
 
 from palimpsest.errors import PatchError
 from palimpsest.models.fingerprint import differences
+from palimpsest.models.linear import is_plain
 from palimpsest.models.placement import whole
 from palimpsest.patches.base import Manifest, Patch
 
@@ -45,6 +46,10 @@ class Dense:
         rows = (full[start : start + _ROWS_AT_ONCE] if full.ndim else full for start in starts)
         return math.fsum(float(part.double().square().sum()) for part in rows)
 
+    def times(self, inputs: Tensor) -> Tensor:
+        """What the change of a weight (out, in) adds to a layer's output: (..., in) to (..., out), in float32."""
+        return inputs.float() @ self.delta.to(inputs.device, torch.float32).t()
+
     def scaled(self, factor: float) -> Dense:
         """`factor` times the change."""
         return Dense(self.delta * factor)
@@ -72,6 +77,11 @@ class LowRank:
     def dense(self) -> Tensor:
         """The product, (rows, columns), in float32."""
         return self.left.float() @ self.right.float()
+
+    def times(self, inputs: Tensor) -> Tensor:
+        """What the change of a weight (out, in) adds to a layer's output: (..., in) to (..., out), in float32."""
+        left, right = (factor.to(inputs.device, torch.float32) for factor in (self.left, self.right))
+        return (inputs.float() @ right.t()) @ left.t()
 
     def squared_norm(self) -> float:
         """Sum of all squared entries of the product, which is not made for it: tr((L'L)(RR'))."""
@@ -136,13 +146,19 @@ class WeightPatch(Patch):
     # Putting on and taking off
 
     def apply(self, model: EditableModel) -> AppliedWeights:
-        """Puts the deltas on the model's weights; see `Patch.apply`."""
+        """Puts the deltas on the model's weights; see `Patch.apply`.
+
+        Nothing can be added to a quantised weight: there the change runs beside the layer, from its input to its
+        output. Raises `PatchError` when this patch is on the model already.
+        """
         self._check_base(model)
+        self._refuse_again(model)
         stack = model.weights
         compute: dict[str, Callable[[Tensor], Tensor]] = {}
+        branches: dict[str, Callable[[Tensor], Tensor]] = {}
         for name, delta in self.deltas.items():
             canonical = stack.canonical(name)
-            if canonical in compute:
+            if canonical in compute or canonical in branches:
                 raise PatchError(
                     "A patch changes one tied weight under two names.",
                     expected="each storage once",
@@ -155,8 +171,33 @@ class WeightPatch(Patch):
                     found=f"shape {delta.shape}",
                     where=f"tensor {name}",
                 )
-            compute[canonical] = _adder(delta)
-        return AppliedWeights(stack, stack.push(self.manifest.label, compute))
+            if is_plain(stack.current(canonical)):
+                compute[canonical] = _adder(delta)
+            else:
+                branches[canonical] = delta.times
+        return AppliedWeights(stack, stack.push(self.manifest.label, compute, branches, origin=self))
+
+    def is_same(self, other: WeightPatch) -> bool:
+        """Whether the two change the same tensors by the same numbers."""
+        if self is other or self.touched() != other.touched():
+            return self is other
+        mine, theirs = self.tensors(), other.tensors()
+        return mine.keys() == theirs.keys() and all(
+            torch.equal(mine[name], theirs[name].to(mine[name])) for name in mine
+        )
+
+    def _refuse_again(self, model: EditableModel) -> None:
+        """A patch put on twice is nearly always a slip, and moves the weights twice as far as was tested."""
+        if self.is_empty():
+            return
+        if any(isinstance(one, WeightPatch) and one.is_same(self) for one in model.weights.origins):
+            raise PatchError(
+                "The patch is on the model already.",
+                expected="each patch once",
+                found=f"{self.manifest.label!r} twice",
+                where=f"model {model.name!r}, with {', '.join(model.weights.labels)} on it",
+                remedy="take it off first; or, if twice the change is what you want, put 2 * patch on instead",
+            )
 
     def differences_from(self, model: EditableModel) -> list[str]:
         """What the model disagrees on with the one the patch was made for; empty when it fits."""
@@ -290,6 +331,7 @@ def _joined(first: Manifest, second: Manifest) -> Manifest:
         label=f"{first.label} + {second.label}",
         model=first.model or second.model,
         base=base,
+        chat=first.chat if first.edits else second.chat,
         stacked_on=[label for label in first.stacked_on if label in second.stacked_on],
         edits=list(edits.values()),
     )

@@ -51,7 +51,10 @@ def question(model: EditableModel, request: EditRequest, answer: str | None) -> 
             expected="a model that reads the subject and writes the answer with one stack of layers",
             found=f"the encoder-decoder {model.name!r}",
         )
-    span = (subject_first_token(model.tokenizer, request), subject_last_token(model.tokenizer, request) + 1)
+    span = (
+        subject_first_token(model.tokenizer, request, chat=model.chat),
+        subject_last_token(model.tokenizer, request, chat=model.chat) + 1,
+    )
     encoded = model.encode(request.prompt, answer)
     answer_id = encoded.target_ids[0] if answer is not None else next_token(model, encoded.prompt_ids)[0]
     return Question(request, encoded.prompt_ids, span, answer_id)

@@ -1,4 +1,4 @@
-"""The offline world: a small knowledge graph, its data sets, and a bundled model that really knows it.
+"""The offline world: a small knowledge graph, its data sets, and two bundled models that really know it.
 
 Names are resolved lazily: the knowledge and data parts never import torch.
 """
@@ -22,13 +22,14 @@ __all__ = ["audit", "build", "bundled_path", "counterfact", "neutral_text", "tra
 
 
 def bundled_path(name: str = "world") -> Path:
-    """The folder of a bundled model, as Hugging Face's loaders take it: "world" is the decoder.
+    """The folder of a bundled model, as Hugging Face's loaders take it: "world" is the decoder, "world-t5" the
+    encoder-decoder.
 
     Raises:
         ConfigError: no model of that name is bundled.
         ModelError: the model is missing from this installation.
     """
-    folders = {"world": "decoder"}
+    folders = {"world": "decoder", "world-t5": "encoder-decoder"}
     if name not in folders:
         raise unknown_name("bundled model", name, folders)
     path = Path(__file__).parent / "bundled" / folders[name]
@@ -36,7 +37,8 @@ def bundled_path(name: str = "world") -> Path:
         raise ModelError(
             f"The bundled model {name!r} is not part of this installation.",
             where=str(path),
-            remedy="reinstall the package, or train it: python -m palimpsest.world.training --out DIR",
+            remedy="reinstall the package, or train it: python -m palimpsest.world.training "
+            f"--architecture {folders[name]} --out DIR",
         )
     return path
 

@@ -119,7 +119,7 @@ class Recipe(ABC):
             )
         # Of these zero means none; every other number counts or scales something that must be there.
         may_be_zero = {"weight_decay", "long_every"}
-        shares = {"masked_share", "other_weight", "warmup_share", "decay_from"}
+        shares = {"masked_share", "behind_share", "other_weight", "warmup_share", "decay_from"}
         shares |= {"curriculum_share", "curriculum_subjects"}
         for field in fields(self):
             value = getattr(self, field.name)

@@ -30,6 +30,18 @@ class Preset:
     options: Mapping[str, Any]
     source: str
 
+    def mismatches(self, model: EditableModel) -> list[str]:
+        """A note, when the model is not the one that the numbers were chosen for; else nothing."""
+        config = model.module.config
+        other = {
+            key: getattr(config, key, None) for key, value in self.match.items() if getattr(config, key, None) != value
+        }
+        if not other:
+            return []
+        wanted = ", ".join(f"{key} {self.match[key]}" for key in other)
+        found = ", ".join(f"{key} {value}" for key, value in other.items())
+        return [f"The preset {self.name!r} was made for a model with {wanted}; this one has {found}."]
+
 
 def presets(method: str) -> dict[str, Preset]:
     """All presets of a method by name."""
@@ -54,13 +66,7 @@ def find_preset(method: str, name: str, model: EditableModel) -> Preset | None:
         return None
     known = presets(method)
     if name == "auto":
-        config = model.module.config
-        fitting = (
-            preset
-            for preset in known.values()
-            if preset.match and all(getattr(config, key, None) == value for key, value in preset.match.items())
-        )
-        return next(fitting, None)
+        return next((one for one in known.values() if one.match and not one.mismatches(model)), None)
     if name not in known:
         raise unknown_name(f"preset of method {method!r}", name, [*known, "auto", "none"])
     return known[name]

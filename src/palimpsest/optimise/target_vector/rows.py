@@ -66,7 +66,7 @@ def _rewriting_row(model: EditableModel, request: EditRequest, fact: int, rank: 
         fact=fact,
         rank=rank,
         ids=encoded.ids[:-1],
-        column=subject_last_token(model.tokenizer, placed),
+        column=subject_last_token(model.tokenizer, placed, chat=model.chat),
         places=tuple(last + offset for offset in range(len(encoded.target_ids))),
         labels=encoded.target_ids,
     )
@@ -75,6 +75,6 @@ def _rewriting_row(model: EditableModel, request: EditRequest, fact: int, rank: 
 def _essence_row(model: EditableModel, request: EditRequest, fact: int, options: TargetOptions) -> Row:
     placed = replace(request, prompt=options.essence.replace("{}", request.subject or ""), probes=())
     encoded: Encoded = model.encode(placed.prompt)
-    column = subject_last_token(model.tokenizer, placed)
+    column = subject_last_token(model.tokenizer, placed, chat=model.chat)
     place = column if options.kl_position == "subject" else len(encoded) - 1
     return Row(fact=fact, rank=None, ids=encoded.ids[: place + 1], column=column, places=(place,))

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from model_pages import families  # noqa: E402
 from page_blocks import SHORT, percent, read, size, table  # noqa: E402
-from real_pages import chosen_learning_rates, f_learning_table, forgetting_rates, real_edits  # noqa: E402
+from real_pages import BLOCKS  # noqa: E402
 
 BLOCK = re.compile(r"(<!-- (?P<name>[a-z_-]+)(?:: (?P<argument>[a-z0-9_:.,-]+))? -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -167,15 +167,16 @@ def target_reach(_argument: str) -> str:
         [
             row["reach"],
             f"{row['mean_passes']:.1f}",
-            f"{row['facts'] - row['unreached']} of {row['facts']}",
-            f"{row['mean_relative_norm']:.2f}",
+            f"{row['below_nll']} of {row['facts']}",
+            f"{row['mean_norm_of_initial']:.0f}",
+            f"{row['mean_share_of_stream']:.2f}",
             f"{1000 * row['seconds_per_fact']:.0f}",
         ]
         for row in rows
     ]
     caption = f"Facts of the bundled model, layer {rows[0]['layer']}, the prompt alone as context.\n\n"
     return caption + table(
-        ["", "passes", "below the threshold", "mean norm of delta / initial", "CPU ms / fact"], lines
+        ["", "passes", "likelihood reached", "norm of initial", "delta / stream", "CPU ms / fact"], lines
     )
 
 
@@ -315,10 +316,7 @@ WRITERS: dict[str, Callable[[str], str]] = {
     "memory": memory,
     "causal_trace": causal_trace,
     "recommended": recommended,
-    "real_edits": real_edits,
-    "f_learning_table": f_learning_table,
-    "forgetting_rates": forgetting_rates,
-    "chosen_learning_rates": chosen_learning_rates,
+    **BLOCKS,
     "options": options,
     "command_help": command_help,
     "families": families,

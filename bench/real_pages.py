@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from statistics import mean
 from typing import Any
 
@@ -9,7 +10,13 @@ from page_blocks import SHORT, percent, read, size, table
 from real_facts import LOCALITY
 
 TITLES = {"counterfact": "CounterFact", "zsre": "ZsRE"}
-KNOWN = {"locality.neighborhood": "neighbours known", "locality.out_of_scope": "out of scope known"}
+ASKED = {
+    "reliability": "edit prompts",
+    "generality": "rephrasings, never read with the subject",
+    "locality.neighborhood": "neighbours",
+    "locality.out_of_scope": "out-of-scope questions",
+    "unread phrasing": "other phrasings of the relation, never read with the subject",
+}
 # arXiv:2311.08011, table 1, LLaMA2-7B: reliability, generality, locality.
 PAPER = {
     "zsre": {
@@ -30,6 +37,26 @@ PAPER = {
     },
 }
 
+# What forgets first, and the same learning without.
+COMPARED = {
+    "f-learning-ft": "ft",
+    "f-learning-lora-ft": "ft",
+    "f-learning-lora": "lora",
+    "f-learning-lora-ft, all": "ft",
+    "f-learning-lora, all": "lora, all",
+}
+
+
+def ceilings(_argument: str) -> str:
+    """What the models know of everything they were taught."""
+    lines = []
+    for dataset, title in TITLES.items():
+        (row,) = (row for row in read(f"real_edits_{dataset}")["rows"] if row["method"] == "all true facts")
+        for kind, known in row["known"].items():
+            shares = [f"{100 * known[scoring]:.1f}" for scoring in ("generate", "teacher_forced")]
+            lines.append([f"{title}, {row['num_facts']:,} facts", ASKED[kind], f"{known['n']:,}", *shares])
+    return table(["", "asked", "n", "generation", "teacher-forced"], lines)
+
 
 def real_edits(argument: str) -> str:
     """Single edits of one data set under one scoring, the ceiling first."""
@@ -38,11 +65,13 @@ def real_edits(argument: str) -> str:
     metrics = ["reliability", "generality", LOCALITY[dataset]]
     rows = []
     for row in record["rows"]:
+        if row["method"] == "all true facts":
+            continue
         if row["method"] == "true facts":
             if scoring == "log_prob":
                 continue
             known = [f"{100 * row['known'][name][scoring]:.0f}" for name in metrics]
-            rows.append(["true facts, unedited", *known, "", "", ""])
+            rows.append(["true facts, unedited model", *known, "", "", ""])
             continue
         scores = row["scores"][scoring]
         cells = [percent(scores.get(name), with_interval=True) for name in metrics]
@@ -54,26 +83,64 @@ def real_edits(argument: str) -> str:
     return caption + table([*header, "s / edit", "patch"], rows)
 
 
+def real_options(dataset: str) -> str:
+    """The options that were chosen for single edits."""
+    rows = [row for row in read(f"real_edits_{dataset}")["rows"] if "options" in row]
+    return table([TITLES[dataset], "options"], [[f"`{row['method']}`", _options(row["options"])] for row in rows])
+
+
 def f_learning_table(dataset: str) -> str:
-    """Ours, means over seeds with their range, beside the paper's."""
+    """The paper's table 1 beside ours, means over seeds with their range."""
     record = read(f"f_learning_table_{dataset}")
-    rows = []
-    for method, paper in PAPER[dataset].items():
-        found = [row for row in record["rows"] if row["part"] == "reported" and _belongs(row, method)]
+    extra = dict.fromkeys(row["method"] for row in record["rows"] if row["method"].endswith(", all"))
+    lines = []
+    for method in [*PAPER[dataset], *(name for name in extra if _rows(record, name))]:
+        found = _rows(record, method)
         cells = [
-            _over_seeds(found, scoring, name)
+            _over_seeds([_value(row, scoring, name) for row in found if scoring in row["scores"]])
+            for scoring in ("teacher_forced", "generate")
+            for name in (*_metrics(dataset), *(["old_answer_rate"] if scoring == "generate" else []))
+        ]
+        paper = ["-" if value is None else f"{value:.1f}" for value in PAPER[dataset].get(method, (None,) * 3)]
+        lines.append([method if method == "original model" else f"`{method}`", *paper, *cells])
+    ours = ["ours: rel.", "gen.", "loc.", "generated: rel.", "gen.", "loc.", "old answer"]
+    caption = (
+        f"{TITLES[dataset]}. Paper: LLaMA2-7B. Ours: one batch of {record['settings']['num_edits']:,} facts, mean of "
+        f"{_num_seeds(record)} seeds (their range), teacher-forced; then free generation with exact match, seed 0. "
+        "Percent.\n\n"
+    )
+    return caption + table(["", "paper: rel.", "gen.", "loc.", *ours], lines)
+
+
+def forgetting_effects(dataset: str) -> str:
+    """What forgetting first adds to learning alone, in the paper and here, seed by seed."""
+    record = read(f"f_learning_table_{dataset}")
+    lines = []
+    for variant, plain in COMPARED.items():
+        by_seed = {row["seed"]: row for row in _rows(record, plain)}
+        pairs = [(row, by_seed[row["seed"]]) for row in _rows(record, variant)]
+        if not pairs:
+            continue
+        paper = ["-"] * 3
+        if variant in PAPER[dataset]:
+            both = zip(PAPER[dataset][variant], PAPER[dataset][plain], strict=True)
+            paper = [f"{one - other:+.1f}" for one, other in both if one is not None and other is not None]
+        cells = [
+            _over_seeds(
+                [
+                    _value(one, scoring, name) - _value(other, scoring, name)
+                    for one, other in pairs
+                    if scoring in one["scores"]
+                ],
+                sign="+",
+            )
             for scoring in ("teacher_forced", "generate")
             for name in _metrics(dataset)
         ]
-        name = method if method == "original model" else f"`{method}`"
-        rows.append([name, *("-" if value is None else f"{value:.1f}" for value in paper), *cells])
+        lines.append([f"`{variant}` - `{plain}`", *paper, *cells])
     header = ["", "paper: rel.", "gen.", "loc.", "ours: rel.", "gen.", "loc.", "generated: rel.", "gen.", "loc."]
-    seeds = len({row["seed"] for row in record["rows"] if row.get("row") == "table"})
-    caption = (
-        f"{TITLES[dataset]}. Paper: LLaMA2-7B. Ours: one batch of {record['settings']['num_edits']:,} facts, mean of "
-        f"{seeds} seeds (their range); teacher-forced as in the paper, then free generation with exact match.\n\n"
-    )
-    return caption + table(header, rows)
+    caption = f"{TITLES[dataset]}: differences in points, as above.\n\n"
+    return caption + table(header, lines)
 
 
 def forgetting_rates(dataset: str) -> str:
@@ -83,8 +150,7 @@ def forgetting_rates(dataset: str) -> str:
     plain = _plain(record)
     lines = []
     for method in dict.fromkeys(row["method"] for row in rows):
-        learner = "lora" if method == "f-learning-lora" else "ft"
-        lines.append([f"`{method}`", "0", *_cells(plain[learner], dataset)])
+        lines.append([f"`{method}`", "0", *_cells(plain[COMPARED[method]], dataset)])
         lines += [["", f"{row['rate']:g}", *_cells(row, dataset)] for row in rows if row["method"] == method]
     count = record["settings"]["num_choosing"]
     caption = f"{TITLES[dataset]}, one batch of {count} other facts, seed 0; reliability, generality, locality.\n\n"
@@ -119,22 +185,39 @@ def _plain(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _belongs(row: dict[str, Any], method: str) -> bool:
-    if method == "original model":
-        return bool(row["row"] == "original model")
-    return bool(row["row"] == "table" and row["method"] == method)
+def _rows(record: dict[str, Any], method: str) -> list[dict[str, Any]]:
+    """The reported rows of a line of the table, by seed."""
+    wanted = (method, "table") if method != "original model" else ("ft", "original model")
+    return [row for row in record["rows"] if (row["method"], row.get("row")) == wanted and row["part"] == "reported"]
+
+
+def _num_seeds(record: dict[str, Any]) -> int:
+    return len({row["seed"] for row in record["rows"] if row.get("row") == "table"})
 
 
 def _metrics(dataset: str) -> tuple[str, str, str]:
     return "reliability", "generality", LOCALITY[dataset]
 
 
-def _over_seeds(rows: list[dict[str, Any]], scoring: str, metric: str) -> str:
-    values = [100 * row["scores"][scoring][metric]["mean"] for row in rows]
+def _value(row: dict[str, Any], scoring: str, metric: str) -> float:
+    return 100 * float(row["scores"][scoring][metric]["mean"])
+
+
+def _over_seeds(values: list[float], sign: str = "") -> str:
     if not values:
         return "-"
-    spread = f" ({min(values):.1f}-{max(values):.1f})" if len(values) > 1 else ""
-    return f"{mean(values):.1f}{spread}"
+    low, high = (f"{value:{sign}.1f}" for value in (min(values), max(values)))
+    spread = "" if len(values) == 1 else f" ({low}{' to ' if sign else '-'}{high})"
+    return f"{mean(values):{sign}.1f}{spread}"
+
+
+def _options(options: dict[str, Any]) -> str:
+    """Options as the command line takes them; those of a learner in brackets."""
+    parts = []
+    for name, value in options.items():
+        text = f"({_options(value)})" if isinstance(value, dict) else f"`{json.dumps(value)}`"
+        parts.append(f"{name} {text}")
+    return ", ".join(parts)
 
 
 def _cells(row: dict[str, Any], dataset: str) -> list[str]:
@@ -143,3 +226,17 @@ def _cells(row: dict[str, Any], dataset: str) -> list[str]:
         " / ".join(f"{100 * row['scores'][scoring][name]['mean']:.0f}" for name in _metrics(dataset))
         for scoring in ("teacher_forced", "generate")
     ]
+
+
+BLOCKS = {
+    block.__name__: block
+    for block in (
+        ceilings,
+        real_edits,
+        real_options,
+        f_learning_table,
+        forgetting_effects,
+        forgetting_rates,
+        chosen_learning_rates,
+    )
+}

@@ -25,6 +25,7 @@ import palimpsest as ps
 from common import Results, one_thread
 from palimpsest.models.hooks import Point
 from palimpsest.models.tokens import subject_last_token
+from palimpsest.optimise.subject_vectors import subject_vectors
 from palimpsest.optimise.target_vector import TargetOptions, TargetVectors, find_target_vectors
 from palimpsest.world import bundled_path
 
@@ -42,13 +43,18 @@ SEARCHES: dict[str, tuple[dict[str, Any], Sequence[str]]] = {
     "adam": (ADAM, TEMPLATES),
     "adam, bfloat16 above the layer": ({**ADAM, "compute_dtype": "bfloat16"}, TEMPLATES),
     "gauss-newton": ({"search": "gauss-newton"}, TEMPLATES[:1]),
-    "gauss-newton, bfloat16 above the layer": ({"search": "gauss-newton", "compute_dtype": "bfloat16"}, TEMPLATES[:1]),
+    "gauss-newton, 4 passes": ({"search": "gauss-newton", "steps": 4}, TEMPLATES[:1]),
+    "gauss-newton, 4 passes, bfloat16 above the layer": (
+        {"search": "gauss-newton", "steps": 4, "compute_dtype": "bfloat16"},
+        TEMPLATES[:1],
+    ),
 }
 WORLD_FACTS, WORLD_LAYER = 100, 1
-REACH: dict[str, dict[str, Any]] = {
-    "adam": {},
-    "adam, relative": {"learning_rate": 0.1, "learning_rate_unit": "relative"},
-    "gauss-newton": {"search": "gauss-newton"},
+REACH: dict[str, tuple[str, dict[str, Any]]] = {
+    "adam at `mlp.down`": ("mlp.down", {}),
+    "adam at `resid`": ("resid", {}),
+    "adam at `resid`, relative rate 0.1": ("resid", {"learning_rate": 0.1, "learning_rate_unit": "relative"}),
+    "gauss-newton": ("mlp.down", {"search": "gauss-newton"}),
 }
 SETTINGS = {
     "model": "GPT-2 small dimensions (12 layers, width 768, vocabulary 50,257), random weights, float32",
@@ -170,16 +176,21 @@ def reach(name: str) -> dict[str, Any]:
     """How many facts of the bundled model come below the threshold, from the prompt alone."""
     model = ps.load("world")
     requests = ps.dataset("world-counterfact").sample(WORLD_FACTS, 0).requests
-    options = TargetOptions(**REACH[name])
-    seconds, found = cpu_seconds(partial(find_target_vectors, model, requests, layer=WORLD_LAYER, options=options))
+    site, options = REACH[name]
+    call = partial(find_target_vectors, model, requests, layer=WORLD_LAYER, site=site, options=TargetOptions(**options))
+    seconds, found = cpu_seconds(call)
+    (stream,) = subject_vectors(model, requests, [Point("resid", WORLD_LAYER)]).values()
     return {
-        "options": REACH[name],
+        "site": site,
+        "options": options,
         "facts": WORLD_FACTS,
         "layer": WORLD_LAYER,
         "seconds_per_fact": seconds / WORLD_FACTS,
         "mean_passes": statistics.mean(found.passes),
         "unreached": len(found.unreached),
-        "mean_relative_norm": float((found.deltas.norm(dim=1) / found.initial.norm(dim=1)).mean()),
+        "below_nll": sum(found.nlls[identity][-1] < TargetOptions().stop_loss for identity in found.ids),
+        "mean_norm_of_initial": float(found.initial.norm(dim=1).mean()),
+        "mean_share_of_stream": float((found.deltas.norm(dim=1) / stream[:, 0].norm(dim=1)).mean()),
     }
 
 

@@ -68,7 +68,7 @@ def encoder_decoder_candidates() -> Iterator[tuple[str, dict[str, Any]]]:
     places = [{"parameters": site, "layers": layers} for site, layers in matrices]
     for options in grid(learning_rate=[1e-4, 2e-4, 3e-4], stop_loss=[0.05, 0.02]):
         yield "ft", {**LEARN, **options}
-    for place, options in itertools.product(places, grid(learning_rate=[2e-3, 5e-3], radius=[0.02, 0.05])):
+    for place, options in itertools.product(places, grid(learning_rate=[2e-3, 5e-3], radius=[0.02, 0.05, 0.1])):
         yield "ft-l", {**LEARN, **place, **options}
     for place, options in itertools.product(places, grid(learning_rate=[2e-3, 5e-3])):
         yield "locft", {**LEARN, **place, **options, "append_eos": True}

@@ -6,6 +6,8 @@ import pytest
 
 import tiny
 from palimpsest import load
+from palimpsest.cli import comparing
+from palimpsest.methods.catalogue import METHODS
 
 
 @pytest.fixture(scope="module")
@@ -53,3 +55,22 @@ def test_eval_doctor_and_list(run, place):
 def test_a_model_that_does_not_know_the_world_cannot_show_it(run, place, tmp_path):
     shown = run("demo", "--model", place / "model", "--out", tmp_path / "demo", "-n", 1)
     assert shown.code != 0 and "does not know enough facts" in shown.err and not (tmp_path / "demo").exists()
+
+
+def test_the_bundled_encoder_decoder_shows_the_whole_story(run, tmp_path, monkeypatch):
+    kept = {"ft", "f-learning-lora-ft"}
+    monkeypatch.setattr(comparing, "GENERIC", tuple(name for name in METHODS if name not in kept))
+    shown = run("demo", "--model", "world-t5", "--out", tmp_path / "demo", "-n", 1, "--json")
+    assert shown.code == 0
+    found = shown.json()
+    assert found["model"] == "world-t5" and found["left_out"] == {}
+    scores = {record["method"]: record["scores"]["generate"] for record in found["records"]}
+    assert set(scores) == kept
+    assert all(score["reliability"]["mean"] == score["locality.out_of_scope"]["mean"] == 1 for score in scores.values())
+    assert all(name in (tmp_path / "demo" / "report.html").read_text() for name in kept)
+
+
+def test_eval_takes_the_bundled_encoder_decoder_by_its_name(run):
+    found = run("eval", "world-t5", "--dataset", "world-zsre", "--method", "locft", "--num-edits", 1, "--json").json()
+    assert found["status"] == "ok" and found["scores"]["generate"]["reliability"]["mean"] == 1
+    assert found["perplexity"]["after"] > 1

@@ -76,12 +76,13 @@ def test_its_card_states_what_was_measured():
     assert facts["audit"]["causal_trace"] is None and "No causal trace" in text
 
 
-@pytest.mark.parametrize("method", ["ft", "lora"])
+@pytest.mark.parametrize("method", ["ft", "lora", "locft", "f-learning-lora-ft"])
 def test_the_presets_edit_it_and_take_the_edit_back(model, method):
     request = ps.EditRequest("The capital city of Japan is", subject="Japan", target_old="Tokyo", target_new="Oslo")
     asked = ["The capital city of Japan is", "Which city is the capital of Japan?", "The capital city of Nepal is"]
     before = model.generate(asked)
     outcome = ps.method(method).edit(model, [request])
+    assert outcome.patch.manifest.preset == "world-t5"
     with model.patched(outcome.patch):
         assert model.generate(asked) == ["Oslo", "Oslo", before[2]]
     assert model.generate(asked) == before == ["Tokyo", "Tokyo", "Kathmandu"]

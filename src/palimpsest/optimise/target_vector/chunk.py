@@ -85,12 +85,12 @@ class Group:
         if self.place.is_behind_the_block:
             first = (suffix.entering[:, :1] + vectors).to(suffix.dtype)
             entering = torch.cat([first, suffix.entering[:, 1:].to(suffix.dtype)], dim=1)
-            return suffix.logits(self.rows, self.tokens, entering).to(vectors.dtype)
+            return suffix.logits(self.rows, self.tokens, entering).to(vectors)
         changes = {
             point: _adding(vectors[:, index], suffix.first_columns) for index, point in enumerate(self.place.points)
         }
         with suffix.model.intervene(changes):
-            return suffix.logits(self.rows, self.tokens).to(vectors.dtype)
+            return suffix.logits(self.rows, self.tokens).to(vectors)
 
     def per_row(self, values: Tensor) -> Tensor:
         """Sums over each row's places: (places,) to (rows,)."""
@@ -243,6 +243,7 @@ def _group(place: Place, suffix: Suffix, rows: Sequence[Row]) -> Group:
 
 
 def _adding(vectors: Tensor, columns: Tensor) -> Change:
+    columns = columns.to(vectors.device)
     rows = torch.arange(len(columns), device=columns.device)
 
     def change(hidden: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ class TargetOptions(Config):
     essence: str = "{} is a"
     """The prompt, with the subject for `{}`, whose prediction `adam` keeps."""
     clamp_norm_factor: float | None = Field(default=4.0, gt=0)
-    """`adam`: |delta| is at most this times the initial vector's length; none for no bound."""
+    """`adam`: |delta| is at most this times the initial vector's length at the site; none for no bound."""
     relax_when_said: bool = False
     """`adam`: PMET's rule (arXiv:2308.08742): while every answer token is the most probable one, the likelihood
     weighs a tenth, and a fact stops when its divergence is at most 0.01."""

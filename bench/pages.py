@@ -13,7 +13,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(Path(__file__).parent))
 
+from many_pages import batches, sequences, speed  # noqa: E402
 from model_pages import families  # noqa: E402
 from page_blocks import SHORT, percent, read, size, table  # noqa: E402
 from real_pages import BLOCKS  # noqa: E402
@@ -244,13 +245,21 @@ def options(method: str) -> str:
     from palimpsest.methods.catalogue import METHODS
 
     row = METHODS[method]
-    config = row.load().Config
-    comments = _comments(config)
-    rows = []
+    return table(["option", "default", "meaning"], _option_rows(row.load().Config, row.options))
+
+
+def _option_rows(config: Any, chosen: Mapping[str, Any], prefix: str = "") -> list[list[str]]:
+    """A row for every option; those of options inside options by their dotted names."""
+    comments, rows = _comments(config), []
     for name, entry in config.model_fields.items():
-        default = row.options.get(name, entry.get_default(call_default_factory=True))
-        rows.append([f"`{name}`", f"`{json.dumps(default)}`", comments.get(name, "")])
-    return table(["option", "default", "meaning"], rows)
+        default = chosen.get(name, entry.get_default(call_default_factory=True))
+        if hasattr(entry.annotation, "model_fields"):
+            inner = entry.get_default(call_default_factory=True).model_dump() | dict(chosen.get(name, {}))
+            rows += _option_rows(entry.annotation, inner, f"{prefix}{name}.")
+        else:
+            meaning = comments.get(name, "").replace("|", r"\|")
+            rows.append([f"`{prefix}{name}`", f"`{json.dumps(default)}`", meaning])
+    return rows
 
 
 def _comments(config: type) -> dict[str, str]:
@@ -316,6 +325,9 @@ WRITERS: dict[str, Callable[[str], str]] = {
     "memory": memory,
     "causal_trace": causal_trace,
     "recommended": recommended,
+    "batches": batches,
+    "sequences": sequences,
+    "speed": speed,
     **BLOCKS,
     "options": options,
     "command_help": command_help,

@@ -61,7 +61,7 @@ class Group:
         place: where their vectors are added.
         suffix: the rows, prepared.
         facts: (rows,), number of each row's fact in the chunk.
-        ranks: (rows,), number of its context.
+        ranks: (rows,), number of the row among its fact's.
         rows: (places,), row of each place where a prediction counts.
         tokens: (places,), its token in the row.
         labels: (places,), the token wanted there, -1 for none.
@@ -139,6 +139,13 @@ class Chunk:
     def groups(self) -> Iterator[Group]:
         yield from self.rewriting
         yield from self.essence
+
+    def num_rows(self) -> Tensor:
+        """(facts,), how many rows with answers each fact has."""
+        return sum(
+            (torch.bincount(group.facts, minlength=self.num_facts) for group in self.rewriting),
+            start=torch.zeros(self.num_facts, dtype=torch.long, device=self.initial.device),
+        )
 
     @property
     def is_whole(self) -> bool:

@@ -46,6 +46,9 @@ class TargetOptions(Config):
     weighs a tenth, and a fact stops when its divergence is at most 0.01."""
     log_odds: float = Field(default=4.0, gt=0)
     """`gauss-newton`: log-odds of the answer to aim at; 5 generalises more, 3 keeps more of the same subject."""
+    joint: bool = True
+    """`gauss-newton`: whether facts with one and the same key, such as several about one subject, get one vector that
+    is right for all of them, in place of several of which a weight could only write the mean."""
     damping: float = Field(default=1e-3, gt=0)
     """`gauss-newton`: added to the diagonal of J J^T, relative to its mean, where a fact has several rows."""
     max_step: float = Field(default=0.5, gt=0)

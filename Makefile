@@ -55,7 +55,8 @@ real: env
 
 gpu: env
 	$(BIN)/python -m pytest -m gpu tests/gpu
-	$(BIN)/python bench/gpu_speed.py
+	$(BIN)/python bench/speed.py --shape gpt-j-6b
+	$(BIN)/python bench/speed.py --shape llama-2-7b
 
 lock: env
 	{ echo '# Versions that `make env` installs and the tests run with. Regenerate with `make lock`.'; \

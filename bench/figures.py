@@ -6,6 +6,7 @@ python bench/figures.py
 from __future__ import annotations
 
 from statistics import mean
+from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -80,6 +81,46 @@ def tracing() -> None:
     save_trace(average, ROOT / "docs" / "figures" / "causal-trace.png", resolution=80)
 
 
+def many_edits() -> None:
+    """Metrics over the size of a batch, and over the edits of a sequence, one line a method."""
+    rows = read("many_edits")["rows"]
+    metrics = {**METRICS, "portability.one_hop": "one hop follows"}
+    panels = [
+        ("facts in one batch", [row for row in rows if row.get("batch")]),
+        ("edits one after another", [row for row in rows if row.get("sequence")]),
+    ]
+    figure, axes = plt.subplots(len(panels), len(metrics), figsize=(15, 6), sharey=True, squeeze=False)
+    for line, (label, found) in zip(axes, panels, strict=True):
+        methods = list(dict.fromkeys(row["method"] for row in found))
+        for panel, (metric, title) in zip(line, metrics.items(), strict=True):
+            for number, method in enumerate(methods):
+                points = sorted(
+                    (size, 100 * scores["generate"][metric]["mean"])
+                    for size, scores in _curve([row for row in found if row["method"] == method])
+                )
+                panel.plot(*zip(*points, strict=True), color=f"C{number}", marker="o", ms=3, label=method)
+            panel.set_xscale("log")
+            panel.set_ylim(-3, 103)
+            panel.grid(alpha=0.3)
+            panel.set_xlabel(label, fontsize=8)
+            if line is axes[0]:
+                panel.set_title(title, fontsize=10)
+        line[0].set_ylabel("percent")
+        line[-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
+    figure.tight_layout()
+    matplotlib.rcParams["svg.hashsalt"] = "palimpsest"
+    figure.savefig(ROOT / "docs" / "figures" / "many-edits.svg", metadata={"Date": None})
+    plt.close(figure)
+
+
+def _curve(rows: list[dict[str, Any]]) -> list[tuple[int, dict[str, Any]]]:
+    """(number of edits, scores) of one method, from its batches or from the checkpoints of its sequence."""
+    if rows[0].get("batch"):
+        return [(row["batch"], row["scores"]) for row in rows]
+    return [(point["num_edits"], point["scores"]) for point in rows[0]["checkpoints"]]
+
+
 if __name__ == "__main__":
     forgetting()
+    many_edits()
     tracing()

@@ -13,7 +13,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(Path(__file__).parent))
 
+from many_pages import batches, sequences, speed  # noqa: E402
 from model_pages import families  # noqa: E402
 from page_blocks import SHORT, percent, read, size, table  # noqa: E402
 from real_pages import BLOCKS  # noqa: E402
@@ -147,6 +148,44 @@ def second_moments(_argument: str) -> str:
     return caption + table(["", "CPU s", ""], lines)
 
 
+def target_vectors(_argument: str) -> str:
+    """CPU seconds a fact of each search, beside one fact at a time through the whole model."""
+    record = read("target_vectors")
+    settings, timed = record["settings"], [row for row in record["rows"] if "search" in row]
+    once, twice = (row["seconds_per_fact"] for row in timed[:2])
+    lines = [["one fact at a time, whole model", f"{once:.1f}", "1", f"{twice / once:.1f}"]]
+    lines.append(["the same, head computed twice (MEMIT's code)", f"{twice:.1f}", f"{once / twice:.1f}", "1"])
+    for row in timed[2:]:
+        spent = row["seconds_per_fact"]
+        lines.append([row["search"], f"{spent:.2f}", f"{once / spent:.1f}", f"{twice / spent:.1f}"])
+    caption = (
+        f"{settings['model']}; {settings['facts']} facts with prompts of 10 to 25 tokens, layer {settings['layer']}; "
+        f"`adam` with {len(settings['templates'])} contexts and the essence prompt, 20 passes and no early end, "
+        f"`gauss-newton` with the prompt alone. CPU seconds a fact on one core of {record['hardware']['machine']}.\n\n"
+    )
+    return caption + table(["", "s / fact", "times faster", "than with two heads"], lines)
+
+
+def target_reach(_argument: str) -> str:
+    """How many facts of the bundled model each search brings to its threshold."""
+    rows = [row for row in read("target_vectors")["rows"] if "reach" in row]
+    lines = [
+        [
+            row["reach"],
+            f"{row['mean_passes']:.1f}",
+            f"{row['below_nll']} of {row['facts']}",
+            f"{row['mean_norm_of_initial']:.0f}",
+            f"{row['mean_share_of_stream']:.2f}",
+            f"{1000 * row['seconds_per_fact']:.0f}",
+        ]
+        for row in rows
+    ]
+    caption = f"Facts of the bundled model, layer {rows[0]['layer']}, the prompt alone as context.\n\n"
+    return caption + table(
+        ["", "passes", "likelihood reached", "norm of initial", "delta / stream", "CPU ms / fact"], lines
+    )
+
+
 def memory(_argument: str) -> str:
     """Peak memory of a large model's edits, beside the interpreter and the weights."""
     record = read("memory")
@@ -211,13 +250,21 @@ def options(method: str) -> str:
     from palimpsest.methods.catalogue import METHODS
 
     row = METHODS[method]
-    config = row.load().Config
-    comments = _comments(config)
-    rows = []
+    return table(["option", "default", "meaning"], _option_rows(row.load().Config, row.options))
+
+
+def _option_rows(config: Any, chosen: Mapping[str, Any], prefix: str = "") -> list[list[str]]:
+    """A row for every option; those of options inside options by their dotted names."""
+    comments, rows = _comments(config), []
     for name, entry in config.model_fields.items():
-        default = row.options.get(name, entry.get_default(call_default_factory=True))
-        rows.append([f"`{name}`", f"`{json.dumps(default)}`", comments.get(name, "")])
-    return table(["option", "default", "meaning"], rows)
+        default = chosen.get(name, entry.get_default(call_default_factory=True))
+        if hasattr(entry.annotation, "model_fields"):
+            inner = entry.get_default(call_default_factory=True).model_dump() | dict(chosen.get(name, {}))
+            rows += _option_rows(entry.annotation, inner, f"{prefix}{name}.")
+        else:
+            meaning = comments.get(name, "").replace("|", r"\|")
+            rows.append([f"`{prefix}{name}`", f"`{json.dumps(default)}`", meaning])
+    return rows
 
 
 def _comments(config: type) -> dict[str, str]:
@@ -278,9 +325,14 @@ WRITERS: dict[str, Callable[[str], str]] = {
     "forgetting": forgetting,
     "convergence": convergence,
     "second_moments": second_moments,
+    "target_vectors": target_vectors,
+    "target_reach": target_reach,
     "memory": memory,
     "causal_trace": causal_trace,
     "recommended": recommended,
+    "batches": batches,
+    "sequences": sequences,
+    "speed": speed,
     **BLOCKS,
     "options": options,
     "command_help": command_help,

@@ -33,6 +33,16 @@ def measured(model: ps.EditableModel, data: ps.Dataset, answers: BaseAnswers, la
     return row(record, **labels)
 
 
+def can_edit(model: ps.EditableModel, method: str) -> bool:
+    """Whether the method is for models of this kind: locate-then-edit methods are not for encoder-decoders."""
+    editor = ps.method(method)
+    try:
+        editor.check_model(model, editor.resolve(model)[0])
+    except ps.ModelError:
+        return False
+    return True
+
+
 def chosen(arguments: Sequence[str] | None = None) -> tuple[str, list[str]]:
     """The model and the methods named on the command line; no method means those that have no row yet."""
     parser = recipe_parser(__doc__)
@@ -56,7 +66,7 @@ def main() -> None:
     for dataset in NUM_EDITS:
         data = ps.dataset(dataset)
         answers = BaseAnswers()
-        for method in names or TABLE:
+        for method in filter(partial(can_edit, model), names or TABLE):
             labels = {"dataset": dataset, "method": method}
             results.get(labels, partial(measured, model, data, answers, labels), again=method in names)
     results.rows.sort(key=lambda row: (row["dataset"], row["method"]))

@@ -17,6 +17,20 @@ from palimpsest.patches.base import Manifest
 from palimpsest.patches.weights import Dense
 
 
+@dataclass(frozen=True)
+class Count:
+    """A state that can be saved: the number of calls so far."""
+
+    calls: int
+
+    def save(self, path: Path) -> None:
+        path.write_text(str(self.calls))
+
+    @classmethod
+    def load(cls, path: Path) -> Count:
+        return cls(int(path.read_text()))
+
+
 @dataclass
 class HeadEditor:
     """Trains `lm_head.weight` on the answers, full stop included. Options make it fail, stop, or count."""
@@ -29,6 +43,7 @@ class HeadEditor:
     kill_at: int | None = None
     log: Path | None = None
     carries_state: bool = False
+    saves_state: bool = False
     calls: list[tuple[str, ...]] = field(default_factory=list)
     states: list[Any] = field(default_factory=list)
 
@@ -64,9 +79,12 @@ class HeadEditor:
             manifest = Manifest(label=self.name, edits=[request.to_dict() for request in requests])
             patch = WeightPatch({"lm_head.weight": Dense(weight - start)}, manifest)
         diagnostics = SimpleNamespace(seconds={"targets": 0.25, "total": 0.25})
-        return SimpleNamespace(
-            patch=patch, state=len(self.calls) if self.carries_state else None, diagnostics=diagnostics
-        )
+        after = len(self.calls) if self.carries_state else None
+        if self.saves_state:
+            after = Count(1 + (state.calls if state else 0))
+        return SimpleNamespace(patch=patch, state=after, diagnostics=diagnostics)
+
+    State = Count
 
 
 SENTENCES = ("People who lived in Rome.", "It was written long ago.", "Who wrote it?")

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import tiny
-from evaluation.head_editor import HeadEditor, facts
+from evaluation.head_editor import Count, HeadEditor, facts
 from palimpsest import Batch, OutputError, RunRecord, Sequential, Single, evaluate
 from palimpsest.evaluation import load_run
 
@@ -91,6 +91,18 @@ def test_records_cut_at_any_byte_lead_to_the_same_scores(tmp_path: Path, protoco
             json.loads(line)["unit"] for line in (out / "records.jsonl").read_text().splitlines() if '"done"' in line
         ]
         assert len(units) == len(set(units))
+
+
+def test_a_state_that_can_be_saved_is_given_back_to_a_resumed_run(tmp_path: Path) -> None:
+    model, data, out = tiny.tiny_model("gptj"), facts(14), tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, HeadEditor(saves_state=True, interrupt_at=13), data, protocol=Sequential(), out=out, **OPTIONS)
+    editor = HeadEditor(saves_state=True)
+    resumed = evaluate(model, editor, data, protocol=Sequential(), out=out, resume=True, **OPTIONS)
+    assert editor.calls == [(f"e{number}",) for number in range(10, 14)]
+    assert editor.states == [Count(calls) for calls in range(10, 14)]
+    undisturbed = evaluate(model, HeadEditor(saves_state=True), data, protocol=Sequential(), **OPTIONS)
+    assert comparable(resumed) == comparable(undisturbed)
 
 
 def remake_patch(model: Any, data: Any, unit: dict[str, Any], out: Path) -> None:

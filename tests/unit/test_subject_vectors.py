@@ -9,7 +9,7 @@ from palimpsest.models.hooks import Point
 from palimpsest.models.tokens import subject_last_token
 from palimpsest.optimise import contexts
 from palimpsest.optimise.contexts import ContextOptions, context_templates
-from palimpsest.optimise.subject_vectors import averaged, subject_vectors
+from palimpsest.optimise.subject_vectors import key_columns, subject_rows, subject_vectors
 
 TEMPLATES = ("{}", "It was written long ago. {}", "Rome. {}")
 POINTS = [Point("mlp.down", 1, "input"), Point("mlp.down", 0, "input"), Point("mlp.down", 1), Point("resid", 1)]
@@ -18,7 +18,7 @@ POINTS = [Point("mlp.down", 1, "input"), Point("mlp.down", 0, "input"), Point("m
 @pytest.mark.parametrize("family", ["gptj", "bloom", "opt", "gemma2", "falcon", "phi3"])
 def test_vectors_are_those_of_each_prompt_alone(family):
     model = tiny.tiny_model(family)
-    found = subject_vectors(model, tiny.requests(), POINTS, templates=TEMPLATES, forward_batch_size=5)
+    found = subject_vectors(model, subject_rows(model, tiny.requests(), TEMPLATES), POINTS, forward_batch_size=5)
     for fact, request in enumerate(tiny.requests()):
         for rank, template in enumerate(TEMPLATES):
             text = template.replace("{}", request.prompt)
@@ -34,20 +34,37 @@ def test_vectors_are_those_of_each_prompt_alone(family):
 def test_nothing_above_the_deepest_point_is_computed(monkeypatch):
     model = tiny.tiny_model("gptj")
     monkeypatch.setattr(model.sites.block(2), "forward", lambda *_, **__: pytest.fail("block 2 was computed"))
-    found = subject_vectors(model, tiny.requests(), POINTS)
+    found = subject_vectors(model, subject_rows(model, tiny.requests()), POINTS)
     assert found[POINTS[0]].shape == (4, 1, 128)
 
 
 def test_keys_are_in_single_precision_for_models_in_half():
-    found = subject_vectors(tiny.tiny_model("llama", dtype=torch.bfloat16), tiny.requests(), POINTS)
+    model = tiny.tiny_model("llama", dtype=torch.bfloat16)
+    found = subject_vectors(model, subject_rows(model, tiny.requests()), POINTS)
     assert {vectors.dtype for vectors in found.values()} == {torch.float32}
 
 
-def test_means_over_contexts():
+def test_keys_of_a_solve():
     vectors = torch.tensor([[[1.0], [2.0], [6.0]], [[0.0], [3.0], [0.0]]])
-    assert averaged(vectors, "equal")[:, 0].tolist() == [3.0, 1.0]
-    assert averaged(vectors, "half-clean")[:, 0].tolist() == [2.5, 0.75]
-    assert averaged(vectors[:, :1], "half-clean").tolist() == [[1.0], [0.0]]
+    keys, weights = key_columns(vectors, "mean")
+    assert keys[:, 0].tolist() == [3.0, 1.0] and weights.tolist() == [1.0, 1.0]
+    assert key_columns(vectors, "half-clean")[0][:, 0].tolist() == [2.5, 0.75]
+    assert key_columns(vectors[:, :1], "half-clean")[0].tolist() == [[1.0], [0.0]]
+    keys, weights = key_columns(vectors, "columns")
+    assert keys[:, 0].tolist() == [1.0, 2.0, 6.0, 0.0, 3.0, 0.0] and weights.tolist() == [pytest.approx(1 / 3)] * 6
+
+
+def test_a_row_that_facts_share_is_computed_once():
+    model = tiny.tiny_model("gptj")
+    requests = [
+        EditRequest(f"Anna Keller {ending}", subject="Anna Keller", target_new="x") for ending in ("is", "sang")
+    ]
+    subjects = subject_rows(model, requests, TEMPLATES)
+    assert len(subjects.rows) == len(TEMPLATES) and subjects.numbers.tolist() == [[0, 1, 2]] * 2
+    found = subject_vectors(model, subjects, POINTS[:1])[POINTS[0]]
+    assert found.shape[:2] == (2, 3) and torch.equal(found[0], found[1])
+    alone = subject_vectors(model, subjects.clean(), POINTS[:1])[POINTS[0]][:, 0]
+    assert torch.allclose(alone, found[:, 0], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -62,9 +79,9 @@ def test_means_over_contexts():
 def test_bad_input_costs_no_computation(changed, kind, monkeypatch):
     model = tiny.tiny_model("gptj")
     monkeypatch.setattr(model.module, "forward", lambda *_, **__: pytest.fail("something was computed"))
-    call = {"requests": tiny.requests(), "points": POINTS, **changed}
+    call = {"requests": tiny.requests(), "points": POINTS, "templates": TEMPLATES, **changed}
     with pytest.raises(kind):
-        subject_vectors(model, call.pop("requests"), **call)
+        subject_vectors(model, subject_rows(model, call["requests"], call["templates"]), call["points"])
 
 
 def test_templates_are_the_models_own_texts_and_come_again_from_their_seed():

@@ -111,13 +111,19 @@ def naive_adam(model, request, points, options, templates=TEMPLATES):
     return {point: delta.detach() for point, delta in deltas.items()}, initial, losses
 
 
-def naive_gauss_newton(model, request, point, options, templates):
-    """One fact, one row after another: (best vector, negative log-likelihoods, how often the radius was halved)."""
+def naive_gauss_newton(model, requests, point, options, templates):
+    """One vector for some facts, one row after another.
+
+    Returns (best vector, negative log-likelihoods, how often the radius was halved).
+    """
+    request = requests[0]
     scale = at_subject(model, request, Point("resid", point.layer) if is_residual(model) else point).norm()
     delta = torch.zeros_like(at_subject(model, request, point), requires_grad=True)
     radius, last, best, nlls, halvings = options.max_step * scale, math.inf, None, [], 0
     for step in range(options.steps):
-        rows = [log_probs.sum() for log_probs, _ in naive_answers(model, request, templates, {point: delta})]
+        rows = [
+            log_probs.sum() for one in requests for log_probs, _ in naive_answers(model, one, templates, {point: delta})
+        ]
         slopes = torch.stack([torch.autograd.grad(row, delta, retain_graph=True)[0] for row in rows])
         log_probs = torch.stack(rows).detach()
         nll = -log_probs.mean().item()
@@ -231,12 +237,36 @@ def test_gauss_newton_is_the_one_at_a_time_search(family, templates):
     # The others compute rotations, softmax or norms in single precision, whatever their weights are in.
     tolerance, halved = 1e-7 if family == "gpt2" else 1e-4, 0
     for index, request in enumerate(requests):
-        delta, nlls, halvings = naive_gauss_newton(model, request, Point("mlp.down", LAYER), options, templates)
+        delta, nlls, halvings = naive_gauss_newton(model, [request], Point("mlp.down", LAYER), options, templates)
         halved += halvings
         assert found.losses[request.id] == pytest.approx(nlls, rel=tolerance, abs=tolerance)
         assert (found.deltas[index] - delta).norm() <= tolerance * delta.norm()
     assert halved, "a radius was halved"
     assert ("reached" in found.stopped) == (family == "gpt2")
+
+
+@pytest.mark.parametrize("templates", [("{}",), TEMPLATES])
+def test_facts_with_one_key_get_one_vector_that_is_searched_for_all(templates):
+    model, point = tiny.tiny_model("gpt2", dtype=torch.float64), Point("mlp.down", LAYER)
+    sharing = [
+        EditRequest(f"It is about Vienna{rest}", subject="Vienna", target_new=target, id=f"sharing-{index}")
+        for index, (rest, target) in enumerate([("", "Paris"), (", which", "Rome"), (" and people", "the Danube")])
+    ]
+    requests = [sharing[0], CLOSING[0], *sharing[1:], CLOSING[1]]
+    options = TargetOptions(search="gauss-newton", steps=6)
+    found = find_target_vectors(model, requests, layer=LAYER, options=options, templates=templates)
+    delta, nlls, _ = naive_gauss_newton(model, sharing, point, options, templates)
+    alone, _, _ = naive_gauss_newton(model, [sharing[0]], point, options, templates)
+    for index in (0, 2, 3):
+        assert (found.deltas[index] - delta).norm() <= 1e-7 * delta.norm()
+        assert found.losses[requests[index].id] == pytest.approx(nlls, rel=1e-7)
+    assert (alone - delta).norm() > 0.1 * delta.norm()
+    for index in (1, 4):
+        delta, nlls, _ = naive_gauss_newton(model, [requests[index]], point, options, templates)
+        assert (found.deltas[index] - delta).norm() <= 1e-7 * delta.norm()
+    apart = TargetOptions(search="gauss-newton", steps=6, joint=False)
+    found = find_target_vectors(model, requests, layer=LAYER, options=apart, templates=templates)
+    assert (found.deltas[0] - alone).norm() <= 1e-7 * alone.norm()
 
 
 def test_a_step_against_one_written_out():
@@ -245,7 +275,7 @@ def test_a_step_against_one_written_out():
     log_probs = torch.tensor([[0.5], [0.5], [0.999]], dtype=torch.float64).log()
     slopes = torch.tensor([[[3.0, 4.0]], [[3.0, 4.0]], [[3.0, 4.0]]], dtype=torch.float64)
     radius = torch.tensor([1.0, 0.1, 1.0], dtype=torch.float64)
-    steps = steps_to(4.0, log_probs, slopes, damping=1e-3, radius=radius)
+    steps = steps_to(4.0, log_probs, slopes, counts=torch.tensor([1, 1, 1]), damping=1e-3, radius=radius)
     expected = torch.tensor([[0.24, 0.32], [0.06, 0.08], [0.0, 0.0]], dtype=torch.float64)
     assert torch.allclose(steps, expected, atol=1e-12)
 
@@ -254,7 +284,8 @@ def test_a_step_against_one_written_out():
 def test_a_step_is_finite_where_the_answer_is_certain_or_hopeless(log_prob):
     for slope in (0.0, 1e-12, 1.0):
         slopes = torch.full((1, 2, 3), slope)
-        steps = steps_to(4.0, torch.full((1, 2), log_prob), slopes, damping=1e-3, radius=torch.ones(1))
+        counts, log_probs = torch.tensor([2]), torch.full((1, 2), log_prob)
+        steps = steps_to(4.0, log_probs, slopes, counts=counts, damping=1e-3, radius=torch.ones(1))
         assert steps.isfinite().all()
         assert steps.norm() <= 1 + 1e-6
 
@@ -289,7 +320,8 @@ def test_all_facts_of_one_length_may_stop_before_the_others(search, monkeypatch)
     # Answers right behind their subjects come at once; those with more in between are a group of their own, and do not.
     quick = [replace(CLOSING[1], id=f"quick-{n}") for n in range(16)]
     slow = [replace(one, prompt=one.prompt + " by the people", id=f"slow-{n}") for n, one in enumerate(quick)]
-    options = TargetOptions(search=search, steps=5, stop_loss=5.0, kl_factor=0.0, learning_rate=1.0)
+    # They share one key; here each is to be a fact of its own.
+    options = TargetOptions(search=search, steps=5, stop_loss=5.0, kl_factor=0.0, learning_rate=1.0, joint=False)
     found = find_target_vectors(model, [*slow, *quick], layer=LAYER, options=options)
     most, least = found.passes[0], found.passes[-1]
     assert found.passes == (most,) * 16 + (least,) * 16

@@ -39,6 +39,17 @@ def edit(
         Path | None,
         typer.Option("--forget-patch", help="A patch that taught the old answers, for the f-learning methods."),
     ] = None,
+    patch: Annotated[
+        list[Path] | None, typer.Option("--patch", help="A patch to edit on top of; repeatable, the first one lowest.")
+    ] = None,
+    state: Annotated[
+        Path | None,
+        typer.Option(
+            "--state",
+            help="A file in which a method such as alphaedit carries on what it has edited before: read if it is"
+            " there, written afterwards.",
+        ),
+    ] = None,
     device: inputs.DeviceOption = "auto",
     dtype: inputs.DtypeOption = "auto",
     device_map: inputs.DeviceMapOption = None,
@@ -52,14 +63,19 @@ def edit(
     forget = None if forget_patch is None else str(forget_patch)
     editor = inputs.make_method(method, preset, option, seed=seed, forget_patch=forget)
     editor.check(requests)
+    carried = _carried(editor, state)
+    below = inputs.read_patches(patch or [])
     loaded = inputs.load_model(model, inputs.Placement(device, dtype, device_map), chat=chat)
-    with terminal.status("asking the model"):
-        before = loaded.generate([request.prompt for request in requests])
-    with terminal.progress_bar(f"editing with {method}") as progress:
-        outcome = editor.edit(loaded, requests, progress=progress)
-    outcome.patch.save(out)
-    with terminal.status("asking again"), loaded.patched(outcome.patch):
-        after = loaded.generate([request.prompt for request in requests])
+    with inputs.patched(loaded, below):
+        with terminal.status("asking the model"):
+            before = loaded.generate([request.prompt for request in requests])
+        with terminal.progress_bar(f"editing with {method}") as progress:
+            outcome = editor.edit(loaded, requests, carried, progress=progress)
+        outcome.patch.save(out)
+        if state is not None and outcome.state is not None:
+            outcome.state.save(state)
+        with terminal.status("asking again"), loaded.patched(outcome.patch):
+            after = loaded.generate([request.prompt for request in requests])
     result = _result(loaded, editor, requests, before, after, outcome, out, notes)
     if as_json:
         terminal.emit_json(result)
@@ -67,6 +83,20 @@ def edit(
         _show(result)
     if not any(one["is_right"] for one in result["edits"]):
         terminal.log("No edit holds: try other options (-o), another --preset or another --method; see the docs.")
+
+
+def _carried(editor: Method[Any], state: Path | None) -> Any:
+    """The state in a file, nothing where there is none yet. Raises `ConfigError` for a method that carries nothing."""
+    if state is None:
+        return None
+    if editor.State is None:
+        raise ConfigError(
+            f"The method {editor.name!r} carries nothing from one edit to the next.",
+            expected="a sequential method: alphaedit",
+            found="--state",
+            remedy="leave --state out",
+        )
+    return editor.State.load(state) if state.exists() else None
 
 
 def _requests(file: Path | None, inline: EditRequest | None, *, skip_bad: bool) -> tuple[list[EditRequest], list[str]]:

@@ -25,6 +25,7 @@ from palimpsest.patches.weights import WeightPatch
 from palimpsest.provenance import now, require_absent, write_text
 
 FORMAT_VERSION = 1
+STATE = "state.safetensors"
 RUN, RECORDS, BASE = "run.json", "records.jsonl", "base.json"
 
 
@@ -160,14 +161,19 @@ class Journal:
 
     # The running patch of a sequential run
 
-    def keep_patch(self, patch: WeightPatch, num_edits: int) -> str | None:
-        """Writes the running patch beside the former one; returns its name, `None` without a folder."""
+    def keep_patch(self, patch: WeightPatch, num_edits: int, state: Any = None) -> str | None:
+        """Writes the running patch, and the state of the method, beside the former one; returns its name.
+
+        Returns `None` without a folder.
+        """
         if self.folder is None:
             return None
         name = f"patch-{num_edits}"
         # One of that name without its unit's line is what a killed run left behind.
         shutil.rmtree(self.folder / name, ignore_errors=True)
         patch.save(self.folder / name)
+        if state is not None:
+            state.save(self.folder / name / STATE)
         return name
 
     def drop_patches(self, *, but: str | None) -> None:
@@ -182,6 +188,11 @@ class Journal:
         if self.folder is None or unit.patch is None:
             return None
         return load_patch(self.folder / unit.patch)
+
+    def recall_state(self, unit: Unit, kind: Any) -> Any:
+        """The method's state that a unit stored beside its patch, if any; `kind` is the class that loads it."""
+        file = self.folder / unit.patch / STATE if self.folder is not None and unit.patch is not None else None
+        return kind.load(file) if file is not None and file.exists() else None
 
     def _parse(self, content: bytes) -> int:
         """Fills in the units; returns how many bytes are finished."""

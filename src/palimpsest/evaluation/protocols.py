@@ -136,9 +136,9 @@ class Sequential(Protocol):
     at the end, everything about all edits so far (`final`: retention).
 
     With a folder, the running patch is saved at checkpoints and at least every ten edits, and a resumed run
-    goes on from the last one: edits after it are computed again. A method that carries state, and patches
-    that are not weight patches, cannot be saved midway: then a resumed run makes the edits again from the
-    first one, but tests nothing twice.
+    goes on from the last one, and from the state that the method had then: edits after it are computed again.
+    A state that cannot be saved, and patches that are not weight patches, cannot be kept midway: then a resumed
+    run makes the edits again from the first one, but tests nothing twice.
 
     Arguments:
         checkpoints: numbers of edits; those beyond the end are not reached. With a `batch_size`, a checkpoint
@@ -185,11 +185,12 @@ class Sequential(Protocol):
         recorded = max((unit.num_edits for unit in segments), default=0)
         stored = max((unit for unit in segments if unit.is_stored), key=lambda unit: unit.num_edits, default=None)
         done = stored.num_edits if stored else 0
+        state: Any = None
         with RunningPatch(work.model, work.editor.name) as running:
             if stored:
                 running.restore(journal.recall_patch(stored))
+                state = journal.recall_state(stored, getattr(work.editor, "State", None))
                 self._test(work, running, done)
-            state: Any = None
             segment = _Segment(done)
             for group in self.groups(work.requests[done:]):
                 attempt = _attempt(work, group, state, segment.clock)
@@ -276,10 +277,10 @@ class _Segment:
 
     def close(self, work: Work, running: RunningPatch, done: int, state: Any) -> None:
         """Saves the running patch, then the unit that refers to it, then drops the patch before."""
-        is_stored = state is None and running.is_storable()
+        is_stored = running.is_storable() and (state is None or hasattr(state, "save"))
         sum_so_far = running.weight_patch() if is_stored else None
         with self.clock.stage("saving"):
-            name = work.journal.keep_patch(sum_so_far, done) if sum_so_far is not None else None
+            name = work.journal.keep_patch(sum_so_far, done, state) if sum_so_far is not None else None
         unit = Unit(
             unit=f"edits-{self.start + 1}-{done}",
             seconds=self.clock.seconds,

@@ -5,10 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, TypeVar, final
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Self, TypeVar, final
 
 import torch
 from pydantic import Field
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from palimpsest import processes
 from palimpsest.config import Config
@@ -17,8 +20,9 @@ from palimpsest.methods.presets import Preset, find_preset
 from palimpsest.models.editable import EditableModel
 from palimpsest.optimise.finetune import FinetuneResult
 from palimpsest.patches.base import Manifest, Patch
+from palimpsest.patches.storage import write_tensors
 from palimpsest.patches.weights import WeightPatch
-from palimpsest.provenance import peak_memory_bytes
+from palimpsest.provenance import new_file, peak_memory_bytes
 from palimpsest.requests import EditRequest, check_requests, without_duplicates
 from palimpsest.stopwatch import Progress, Stopwatch, silent
 
@@ -52,8 +56,42 @@ class Capabilities:
     is_shared_out: bool = False
 
 
-class MethodState:
+class MethodState(ABC):
     """What a sequential method carries from one call to the next. Passed in, returned, never a global."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it, by name."""
+
+    @classmethod
+    @abstractmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
+        """The state whose `tensors` these are."""
+
+    def save(self, path: str | Path) -> None:
+        """Writes it to a safetensors file, whole or not at all. Raises `OutputError` where it cannot be written."""
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors().items()}
+        with new_file(Path(path)) as draft:
+            write_tensors(tensors, draft, metadata={"state": type(self).__name__})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Reads what `save` wrote. Raises `DataError` for a file that is damaged or another method's."""
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                found = (file.metadata() or {}).get("state")
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        except (OSError, SafetensorError) as error:
+            raise DataError(
+                "A method's state cannot be read.",
+                expected="a file that the state's `save` wrote",
+                found=str(error),
+                where=str(path),
+                remedy="begin the sequence anew",
+            ) from error
+        if found != cls.__name__:
+            raise DataError("This is another method's state.", expected=cls.__name__, found=str(found), where=str(path))
+        return cls.from_tensors(tensors)
 
 
 @dataclass
@@ -116,6 +154,7 @@ class Method(ABC, Generic[ConfigT]):
     """
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
+    State: ClassVar[type[MethodState] | None] = None
     capabilities: ClassVar[Capabilities] = Capabilities()
 
     def __init__(

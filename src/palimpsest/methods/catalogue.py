@@ -12,8 +12,13 @@ if TYPE_CHECKING:
 _FINE_TUNING = "palimpsest.methods.fine_tuning:FineTuning"
 _LORA = "palimpsest.methods.lora:Lora"
 _KN = "palimpsest.methods.kn:KnowledgeNeurons"
+_ROME = "palimpsest.methods.rome:Rome"
+_MEMIT = "palimpsest.methods.memit:Memit"
+_ALPHAEDIT = "palimpsest.methods.alphaedit:AlphaEdit"
 _F_LEARNING = "palimpsest.methods.f_learning:FLearning"
 # The rates are the paper's for LLaMA2-7B on zsRE (section 5.1); presets choose others.
+# The search that measures best; presets have the published one. See docs/methods/memit.md.
+_SEARCH = {"targets": {"search": "gauss-newton"}, "search_in": "prompt"}
 
 METHODS = Registry(
     "method",
@@ -59,6 +64,42 @@ METHODS = Registry(
             _KN,
             "knowledge neurons: the neurons behind the old answer get new columns",
             source="arXiv:2104.08696",
+        ),
+        "rome": Row(
+            _ROME,
+            "one layer's MLP is given one new value, by a change of rank one",
+            options=_SEARCH,
+            source="arXiv:2202.05262",
+        ),
+        "r-rome": Row(
+            _ROME,
+            "ROME with one and the same key throughout, which cannot collapse",
+            options={**_SEARCH, "keys": "mean"},
+            source="arXiv:2403.07175",
+        ),
+        "memit": Row(
+            _MEMIT,
+            "many facts at once in several layers' MLPs, by least squares",
+            options=_SEARCH,
+            source="arXiv:2210.07229",
+        ),
+        "emmet": Row(
+            _MEMIT,
+            "many facts at once in one layer's MLP, every value exact: ROME for batches",
+            options={**_SEARCH, "num_layers": 1, "exact_for_one": True},
+            source="arXiv:2403.14236",
+        ),
+        "pmet": Row(
+            _MEMIT,
+            "MEMIT with vectors for MLP and attention found together, of which the MLP's is kept",
+            options={**_SEARCH, "site": "mlp.down", "companions": ["attn.out"], "share": "square-root"},
+            source="arXiv:2308.08742",
+        ),
+        "alphaedit": Row(
+            _ALPHAEDIT,
+            "MEMIT inside the null space of what a text's keys span, made for sequences",
+            options=_SEARCH,
+            source="arXiv:2410.02355",
         ),
         "f-learning-ft": Row(
             _F_LEARNING,

@@ -60,7 +60,8 @@ def head_at(sites: Sites, rows: Tensor, columns: Tensor) -> Iterator[None]:
     """
 
     def gather(_module: nn.Module, args: Any, kwargs: Any) -> Any:
-        return (first_input(args, kwargs)[rows, columns][None],), {}
+        hidden = first_input(args, kwargs)
+        return (hidden[rows.to(hidden.device), columns.to(hidden.device)][None],), {}
 
     handle = sites.module("unembed").register_forward_pre_hook(gather, with_kwargs=True)
     try:

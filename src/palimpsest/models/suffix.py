@@ -103,6 +103,7 @@ class Suffix:
             changes[_entrance(0)] = lambda _: hidden
         else:
             handed |= dict.fromkeys(range(self.entry - 1)) | {self.entry - 1: hidden}
+        rows, tokens = rows.to(self.columns.device), tokens.to(self.columns.device)
         columns = tokens - (self.columns - self.first_columns)[rows]
         with bypassed(sites, handed, self.arity), intervened(sites, changes), head_at(sites, rows, columns):
             output = self.model.forward(self.whole) if self.prefix is None else self._continue(self.prefix)
@@ -111,7 +112,7 @@ class Suffix:
 
     def select(self, rows: Tensor) -> Suffix:
         """The same for some of the rows, (rows,) of indices; what only the others needed is cut off."""
-        batch = self.whole
+        batch, rows = self.whole, rows.to(self.columns.device)
         whole = Batch(batch.input_ids[rows], batch.attention_mask[rows], batch.starts[rows])
         lengths, columns = self.lengths[rows], self.columns[rows]
         unused = int(self.columns.max() - columns.max())
@@ -120,9 +121,11 @@ class Suffix:
             whole=whole,
             lengths=lengths,
             columns=columns,
-            entering=self.entering[rows, : int((lengths - columns).max())],
+            entering=_taken(self.entering[:, : int((lengths - columns).max())], rows),
             prefix=self.prefix
-            and tuple((keys[rows, :, unused:], values[rows, :, unused:]) for keys, values in self.prefix),
+            and tuple(
+                (_taken(keys[:, :, unused:], rows), _taken(values[:, :, unused:], rows)) for keys, values in self.prefix
+            ),
         )
 
     def to(self, dtype: torch.dtype) -> Suffix:
@@ -150,9 +153,11 @@ class Suffix:
 
     def _placed(self, found: Tensor, hidden: Tensor) -> Tensor:
         """Whole rows, (rows, tokens, width), with their suffixes replaced."""
-        reach = torch.arange(hidden.shape[1], device=hidden.device) + self.columns[:, None]
+        reach = torch.arange(hidden.shape[1], device=self.columns.device) + self.columns[:, None]
         rows, at = (reach < self.lengths[:, None]).nonzero(as_tuple=True)
-        return found.index_put((rows, self.columns[rows] + at), hidden[rows, at])
+        columns = self.columns[rows] + at
+        rows, at, columns = (index.to(hidden.device) for index in (rows, at, columns))
+        return found.index_put((rows, columns), hidden[rows, at])
 
 
 @torch.no_grad()
@@ -260,7 +265,13 @@ def _holds_every_token(tensor: Any, rows: int, width: int) -> TypeGuard[Tensor]:
 
 def _gathered(tensor: Tensor, columns: Tensor) -> Tensor:
     """Chosen columns of every row: (rows, tokens, ...) and (rows, n) to (rows, n, ...)."""
-    return tensor[torch.arange(len(columns), device=columns.device)[:, None], columns]
+    columns = columns.to(tensor.device)
+    return tensor[torch.arange(len(columns), device=tensor.device)[:, None], columns]
+
+
+def _taken(tensor: Tensor, rows: Tensor) -> Tensor:
+    """Chosen rows of a tensor that may be on the device of a later block."""
+    return tensor[rows.to(tensor.device)]
 
 
 def _goes_on_rightly(suffix: Suffix) -> bool:

@@ -108,10 +108,10 @@ class KeyMetrics:
     ) -> dict[int, Prepared[PreparedT]]:
         points = {layer: Point(site, layer, "input") for layer in layers}
         options = self.config.model_dump(include={"max_tokens", "tolerance", "row_length"})
-        known = identities(model, list(points.values()), self._source, **options)
+        known = identities(model, list(points.values()), self.source, **options)
         keys = {point: digest(identity) for point, identity in known.items()}
         if any(self._kept.get((kind, point), ("",))[0] != key for point, key in keys.items()):
-            found = collect(model, list(keys), self._source, cache=self.cache, progress=progress, **options)
+            found = collect(model, list(keys), self.source, cache=self.cache, progress=progress, **options)
             for point, key in keys.items():
                 # One moment after the other is let go of: a wide model's take gigabytes.
                 one = found.pop(point)
@@ -123,5 +123,6 @@ class KeyMetrics:
         return {layer: self._kept[kind, point][1] for layer, point in points.items()}
 
     @cached_property
-    def _source(self) -> Text | PublishedMoments:
+    def source(self) -> Text | PublishedMoments:
+        """The text, or the published moments, opened once; raises as `open_text` does where there is none."""
         return open_source(self.config.text)

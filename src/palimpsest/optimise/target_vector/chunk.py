@@ -61,7 +61,7 @@ class Group:
         place: where their vectors are added.
         suffix: the rows, prepared.
         facts: (rows,), number of each row's fact in the chunk.
-        ranks: (rows,), number of its context.
+        ranks: (rows,), number of the row among its fact's.
         rows: (places,), row of each place where a prediction counts.
         tokens: (places,), its token in the row.
         labels: (places,), the token wanted there, -1 for none.
@@ -85,12 +85,12 @@ class Group:
         if self.place.is_behind_the_block:
             first = (suffix.entering[:, :1] + vectors).to(suffix.dtype)
             entering = torch.cat([first, suffix.entering[:, 1:].to(suffix.dtype)], dim=1)
-            return suffix.logits(self.rows, self.tokens, entering).to(vectors.dtype)
+            return suffix.logits(self.rows, self.tokens, entering).to(vectors)
         changes = {
             point: _adding(vectors[:, index], suffix.first_columns) for index, point in enumerate(self.place.points)
         }
         with suffix.model.intervene(changes):
-            return suffix.logits(self.rows, self.tokens).to(vectors.dtype)
+            return suffix.logits(self.rows, self.tokens).to(vectors)
 
     def per_row(self, values: Tensor) -> Tensor:
         """Sums over each row's places: (places,) to (rows,)."""
@@ -139,6 +139,13 @@ class Chunk:
     def groups(self) -> Iterator[Group]:
         yield from self.rewriting
         yield from self.essence
+
+    def num_rows(self) -> Tensor:
+        """(facts,), how many rows with answers each fact has."""
+        return sum(
+            (torch.bincount(group.facts, minlength=self.num_facts) for group in self.rewriting),
+            start=torch.zeros(self.num_facts, dtype=torch.long, device=self.initial.device),
+        )
 
     @property
     def is_whole(self) -> bool:
@@ -243,6 +250,7 @@ def _group(place: Place, suffix: Suffix, rows: Sequence[Row]) -> Group:
 
 
 def _adding(vectors: Tensor, columns: Tensor) -> Change:
+    columns = columns.to(vectors.device)
     rows = torch.arange(len(columns), device=columns.device)
 
     def change(hidden: Tensor) -> Tensor:

@@ -40,12 +40,15 @@ class TargetOptions(Config):
     essence: str = "{} is a"
     """The prompt, with the subject for `{}`, whose prediction `adam` keeps."""
     clamp_norm_factor: float | None = Field(default=4.0, gt=0)
-    """`adam`: |delta| is at most this times the initial vector's length; none for no bound."""
+    """`adam`: |delta| is at most this times the initial vector's length at the site; none for no bound."""
     relax_when_said: bool = False
     """`adam`: PMET's rule (arXiv:2308.08742): while every answer token is the most probable one, the likelihood
     weighs a tenth, and a fact stops when its divergence is at most 0.01."""
     log_odds: float = Field(default=4.0, gt=0)
     """`gauss-newton`: log-odds of the answer to aim at; 5 generalises more, 3 keeps more of the same subject."""
+    joint: bool = True
+    """`gauss-newton`: whether facts with one and the same key, such as several about one subject, get one vector that
+    is right for all of them, in place of several of which a weight could only write the mean."""
     damping: float = Field(default=1e-3, gt=0)
     """`gauss-newton`: added to the diagonal of J J^T, relative to its mean, where a fact has several rows."""
     max_step: float = Field(default=0.5, gt=0)

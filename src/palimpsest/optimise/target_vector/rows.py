@@ -19,7 +19,7 @@ class Row:
 
     Arguments:
         fact: number of the fact.
-        rank: number of the context; None for the essence prompt.
+        rank: number of the row among the fact's, in the order of the contexts; None for the essence prompt.
         ids: what the model reads. An answer's last token is not among them: nothing is predicted from it.
         column: the subject's last token.
         places: columns whose predictions count.
@@ -56,6 +56,20 @@ def fact_rows(
         own = [_rewriting_row(model, request, fact, rank, template) for rank, template in enumerate(templates)]
         rows.append([*own, _essence_row(model, request, fact, options)] if needs_essence else own)
     return rows
+
+
+def sharing_keys(rows: Sequence[Sequence[Row]]) -> list[list[int]]:
+    """Numbers of the facts, those together that the model cannot tell apart at their subjects' last tokens."""
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for fact, own in enumerate(rows):
+        alike.setdefault(own[0].ids[: own[0].column + 1], []).append(fact)
+    return list(alike.values())
+
+
+def joined(rows: Sequence[Sequence[Row]]) -> list[Row]:
+    """The rows of several facts as those of one, numbered through."""
+    every = [row for own in rows for row in own]
+    return [replace(row, rank=rank) for rank, row in enumerate(every)]
 
 
 def _rewriting_row(model: EditableModel, request: EditRequest, fact: int, rank: int, template: str) -> Row:

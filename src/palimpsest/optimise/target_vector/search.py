@@ -19,7 +19,7 @@ from palimpsest.optimise.target_vector.chunk import Chunk, Place, prepare_chunk
 from palimpsest.optimise.target_vector.gauss_newton import search_gauss_newton
 from palimpsest.optimise.target_vector.log import Log, Stop
 from palimpsest.optimise.target_vector.options import DTYPES, TargetOptions
-from palimpsest.optimise.target_vector.rows import Row, fact_rows
+from palimpsest.optimise.target_vector.rows import Row, fact_rows, joined, sharing_keys
 from palimpsest.requests import EditRequest
 from palimpsest.stopwatch import Progress, silent
 
@@ -36,7 +36,7 @@ class TargetVectors:
         deltas: (facts, width), float32 (float64 for a model of that kind): what to add.
         initial: (facts, width): what flowed at the site at the subject's last token of the prompt alone.
         companions: further sites to the vectors, (facts, width), found jointly there.
-        losses: id to what the search minimised, in each pass.
+        losses: id to what the search minimised, in each pass; facts that share a vector share its record.
         nlls: id to the negative log-likelihood per answer token, mean over contexts, in each pass; the last is that of
             `deltas`, unless a fact diverged or, with Gauss-Newton, an earlier pass was better.
         stopped: why each fact stopped.
@@ -122,6 +122,9 @@ def find_target_vectors(
     place = _place(model, layer, (site, *companions))
     last_block = _last_block(model, place, options)
     rows = fact_rows(model, requests, templates, options)
+    is_joint = options.search == "gauss-newton" and options.joint
+    sets = sharing_keys(rows) if is_joint else [[number] for number in range(len(rows))]
+    rows = [joined([rows[number] for number in members]) if len(members) > 1 else rows[members[0]] for members in sets]
     found = _Collected()
     done, from_cache = 0, None
     with frozen(model.module):
@@ -136,9 +139,10 @@ def find_target_vectors(
                 from_cache=from_cache,
             )
             from_cache = not chunk.is_whole
-            log = Log([requests[number].id for number in numbers], chunk.initial.device)
-            found.add(numbers, chunk, _search(model, chunk, place, options, log), log)
-            done += len(numbers)
+            chosen = [sets[number] for number in numbers]
+            log = Log([requests[members[0]].id for members in chosen], chunk.initial.device)
+            found.add(chosen, chunk, _search(model, chunk, place, options, log), log)
+            done += sum(map(len, chosen))
     progress("targets", done, len(requests))
     ids = tuple(request.id for request in requests)
     return found.result(ids, place, templates, is_whole_forward=from_cache is False)
@@ -167,12 +171,13 @@ class _Collected:
     nlls: dict[int, list[float]] = field(default_factory=dict)
     stopped: dict[int, Stop] = field(default_factory=dict)
 
-    def add(self, numbers: Sequence[int], chunk: Chunk, deltas: Tensor, log: Log) -> None:
-        self.deltas |= zip(numbers, deltas, strict=True)
-        self.initial |= zip(numbers, chunk.initial, strict=True)
-        self.losses |= zip(numbers, log.losses, strict=True)
-        self.nlls |= zip(numbers, log.nlls, strict=True)
-        self.stopped |= zip(numbers, log.stopped, strict=True)
+    def add(self, sets: Sequence[Sequence[int]], chunk: Chunk, deltas: Tensor, log: Log) -> None:
+        for index, members in enumerate(sets):
+            self.deltas |= dict.fromkeys(members, deltas[index])
+            self.initial |= dict.fromkeys(members, chunk.initial[index])
+            self.losses |= dict.fromkeys(members, log.losses[index])
+            self.nlls |= dict.fromkeys(members, log.nlls[index])
+            self.stopped |= dict.fromkeys(members, log.stopped[index])
 
     def result(
         self, ids: tuple[str, ...], place: Place, templates: Sequence[str], *, is_whole_forward: bool

@@ -1,0 +1,151 @@
+"""AlphaEdit (arXiv:2410.02355): changes that no key of the preserved text can see.
+
+P projects onto the directions that hold next to nothing of the text's keys. With K_p the keys of all edits before,
+
+    Delta = R K^T P ((K_p K_p^T + K K^T) P + strength I)^-1            (eq. 14)
+
+so Delta P = Delta: along the text's main directions nothing moves, and earlier edits are asked to stay. What is
+missing, R, is spread over the layers as in MEMIT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, final
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from palimpsest.errors import ConfigError
+from palimpsest.methods.base import MethodConfig, MethodState, Run
+from palimpsest.methods.locate_then_edit import (
+    RELATIVE_STRENGTH,
+    Change,
+    LocateThenEdit,
+    SpreadConfig,
+    record_statistics,
+)
+from palimpsest.models.editable import EditableModel
+from palimpsest.models.hooks import Point
+from palimpsest.optimise.spreading import SITE, as_patch, spread
+from palimpsest.optimise.subject_vectors import key_columns, subject_rows, subject_vectors
+from palimpsest.requests import EditRequest
+from palimpsest.solve.null_space import null_space_projected
+from palimpsest.solve.solution import Solution
+from palimpsest.statistics.subspaces import ENERGY, THRESHOLD, Projector, below_threshold, lowest_energy
+
+
+class AlphaEditConfig(SpreadConfig):
+    """Options of `alphaedit`."""
+
+    strength: float | None = Field(default=None, gt=0)
+    """The ridge: AlphaEdit's L2. Left out, a tenth of the squared length that the text's keys have in the null space on
+    average, whatever their scale."""
+    null_space: Literal["energy", "threshold"] = "energy"
+    """How the null space is chosen: the lowest directions that hold a share of the keys' energy, whatever their scale;
+    or those with an eigenvalue of E[k k^T] below a fixed number, as published."""
+    energy: float = Field(default=ENERGY, ge=0, lt=1)
+    """That share."""
+    threshold: float = Field(default=THRESHOLD, gt=0)
+    """That number."""
+
+
+@dataclass(frozen=True)
+class EditedKeys(MethodState):
+    """Keys of all edits so far, by layer: (n, in), root-weighted; read from the edited model."""
+
+    keys: dict[int, Tensor]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """See `MethodState.tensors`."""
+        return {str(layer): keys for layer, keys in self.keys.items()}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> EditedKeys:
+        """See `MethodState.from_tensors`."""
+        return cls({int(layer): keys for layer, keys in tensors.items()})
+
+
+@final
+class AlphaEdit(LocateThenEdit[AlphaEditConfig]):
+    """Pass the state that an edit returns to the next one, and it keeps what was edited before."""
+
+    Config: ClassVar[type[MethodConfig]] = AlphaEditConfig
+    State: ClassVar[type[MethodState] | None] = EditedKeys
+
+    def prepare(self, model: EditableModel, layers: Sequence[int], config: AlphaEditConfig, run: Run) -> None:
+        spectra = record_statistics(self.metrics(config).spectra(model, layers, progress=run.progress), run)
+        self._projectors: dict[int, Projector] = {
+            layer: lowest_energy(spectrum, config.energy)
+            if config.null_space == "energy"
+            else below_threshold(spectrum, config.threshold)
+            for layer, spectrum in spectra.items()
+        }
+        self._lengths = {layer: p.energy * float(spectra[layer].values.sum()) for layer, p in self._projectors.items()}
+        run.diagnostics.facts["null_dimensions"] = {str(at): p.null_dimension for at, p in self._projectors.items()}
+        for layer, projector in self._projectors.items():
+            if not projector.null_dimension:
+                raise ConfigError(
+                    "Nothing is left of the space in which AlphaEdit may change a layer.",
+                    expected="directions that hold next to nothing of the text's keys",
+                    found=f"none with {config.null_space} {getattr(config, config.null_space):g}",
+                    where=f"layer {layer}",
+                    remedy=f"choose it by energy, or raise {config.null_space}",
+                )
+
+    def change(
+        self,
+        model: EditableModel,
+        requests: Sequence[EditRequest],
+        layers: Sequence[int],
+        templates: Sequence[str],
+        config: AlphaEditConfig,
+        run: Run,
+    ) -> Change:
+        before = earlier_keys(run.state, layers)
+
+        def solve(layer: int, keys: Tensor, residuals: Tensor, weights: Tensor) -> Solution:
+            strength = config.strength or RELATIVE_STRENGTH * self._lengths[layer]
+            basis, previous = self._projectors[layer].basis, before.get(layer)
+            return null_space_projected(basis, keys, residuals, strength=strength, previous=previous, weights=weights)
+
+        spreading = config.spreading(model, layers)
+        wanted = self.targets(
+            model, requests, layers[-1], spreading.site, templates, config, run, companions=config.companions
+        )
+        with run.clock.stage("solving"):
+            rows = subject_rows(model, requests, templates)
+            change = spread(model, rows, wanted, spreading, solve, progress=run.progress)
+            points = {layer: Point(SITE, layer, "input") for layer in layers}
+            with model.patched(as_patch(model, change)):
+                found = subject_vectors(model, rows, list(points.values()))
+        run.state = EditedKeys(
+            {
+                layer: torch.cat([*([before[layer]] if before else []), root_weighted(found[point], config.pooling)])
+                for layer, point in points.items()
+            }
+        )
+        return change
+
+
+def earlier_keys(state: MethodState | None, layers: Sequence[int]) -> dict[int, Tensor]:
+    """The keys of the edits before, none at first. Raises `ConfigError` for the state of other layers or methods."""
+    if state is None:
+        return {}
+    if not isinstance(state, EditedKeys) or set(state.keys) != set(layers):
+        found = f"layers {sorted(state.keys)}" if isinstance(state, EditedKeys) else type(state).__name__
+        raise ConfigError(
+            "This state is not of this method at these layers.",
+            expected=f"the state that alphaedit returned for layers {list(layers)}",
+            found=found,
+            remedy="give the layers as an option, so that all edits of a sequence change the same ones",
+        )
+    return state.keys
+
+
+def root_weighted(vectors: Tensor, pooling: str) -> Tensor:
+    """Keys times the square root of their weights, so that their products add up to the weighted sum of k k^T."""
+    keys, weights = key_columns(vectors, pooling)  # type: ignore[arg-type]
+    return keys * weights.sqrt()[:, None]

@@ -1,0 +1,101 @@
+"""ROME and R-ROME: one layer, one fact, a change of rank one.
+
+With C = E[k k^T], k* the mean key over contexts, k the prompt's own key, v the value there and delta the target vector,
+
+    Delta = r (C^-1 k_u)^T / (k_d^T C^-1 k_u)            (ROME, eq. 2, arXiv:2202.05262)
+
+    `keys`             k_u    k_d    r
+    mean-and-prompt    k*     k      delta                       ROME, as its code has it
+    mean               k*     k*     v + delta - mean of values  R-ROME (arXiv:2403.07175)
+    prompt             k      k      delta                       p-ROME (same)
+
+Where k_u and k_d differ, the divisor may come close to zero or turn negative, and such an edit destroys the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import ClassVar, Literal, final
+
+from palimpsest.methods.base import MethodConfig, Run
+from palimpsest.methods.locate_then_edit import Change, LocateThenEdit, LocateThenEditConfig, record_statistics
+from palimpsest.models.editable import EditableModel
+from palimpsest.models.hooks import Point
+from palimpsest.optimise.spreading import SITE, as_patch
+from palimpsest.optimise.subject_vectors import subject_rows, subject_vectors
+from palimpsest.requests import EditRequest
+from palimpsest.solve.factorised import Factorised
+from palimpsest.solve.rank_one import rank_one
+from palimpsest.solve.solution import Solution
+
+
+class RomeConfig(LocateThenEditConfig):
+    """Options of `rome` and `r-rome`."""
+
+    num_layers: int | None = 1
+    """How many layers `auto` takes. With several, each finds and writes what those before it have left."""
+    keys: Literal["mean-and-prompt", "mean", "prompt"] = "mean-and-prompt"
+    """Which keys the update is made of: ROME's, R-ROME's or p-ROME's."""
+
+
+@final
+class Rome(LocateThenEdit[RomeConfig]):
+    """Facts of one call are edited one after another, each on top of those before."""
+
+    Config: ClassVar[type[MethodConfig]] = RomeConfig
+
+    def prepare(self, model: EditableModel, layers: Sequence[int], config: RomeConfig, run: Run) -> None:
+        factors = self.metrics(config).factors(model, layers, progress=run.progress)
+        self._factors: dict[int, Factorised] = record_statistics(factors, run)
+
+    def change(
+        self,
+        model: EditableModel,
+        requests: Sequence[EditRequest],
+        layers: Sequence[int],
+        templates: Sequence[str],
+        config: RomeConfig,
+        run: Run,
+    ) -> Change:
+        changes: Change = {layer: [] for layer in layers}
+        with ExitStack() as edited:
+            for done, request in enumerate(requests):
+                run.progress("edits", done, len(requests))
+                for layer in layers:
+                    solution = self._solve(model, request, layer, templates, config, run)
+                    changes[layer].append(solution)
+                    edited.enter_context(model.patched(as_patch(model, {layer: [solution]})))
+        run.progress("edits", len(requests), len(requests))
+        return changes
+
+    def _solve(
+        self,
+        model: EditableModel,
+        request: EditRequest,
+        layer: int,
+        templates: Sequence[str],
+        config: RomeConfig,
+        run: Run,
+    ) -> Solution:
+        wanted = self.targets(model, [request], layer, SITE, templates, config, run)
+        with run.clock.stage("solving"):
+            read, written = Point(SITE, layer, "input"), Point(SITE, layer)
+            found = subject_vectors(model, subject_rows(model, [request], templates), [read, written])
+            keys, values = found[read][0], found[written][0]
+            mean, prompt, residual = keys.mean(0), keys[0], wanted.deltas[0]
+            if config.keys == "mean":
+                residual = values[0] + residual - values.mean(0)
+            along, at = {
+                "mean-and-prompt": (mean, prompt),
+                "mean": (mean, mean),
+                "prompt": (prompt, prompt),
+            }[config.keys]
+            solution = rank_one(self._factors[layer], along, residual, applied_to=at)
+        if solution.vanishing:
+            run.diagnostics.notes.append(f"The edit {request.id} was left out: its keys are too small or orthogonal.")
+        elif float(solution.leverages) < 0:
+            run.diagnostics.notes.append(
+                f"The edit {request.id} has a negative divisor, which is known to destroy models; r-rome cannot."
+            )
+        return solution

@@ -75,11 +75,16 @@ def single_edits_cost(argument: str) -> str:
                 f"`{row['method']}`",
                 f"{row['seconds_per_edit']:.2f}",
                 size(row["patch_bytes"]),
-                f"{perplexity['before']:.2f}",
-                "-" if after is None else f"{after:.2f}",
+                _perplexity(perplexity["before"]),
+                "-" if after is None else _perplexity(after),
             ]
         )
     return table(["method", "s / edit", "patch", "perplexity before", "after"], rows)
+
+
+def _perplexity(value: float) -> str:
+    """With two decimals, or in millions where a model has no idea of the text."""
+    return f"{value:.2f}" if value < 1e6 else f"{value / 1e6:.1f} million"
 
 
 def forgetting(argument: str) -> str:

@@ -6,6 +6,7 @@ import tiny
 from palimpsest import EditRequest, Probe, load, load_patch
 from palimpsest.cli import comparing, worlds
 from palimpsest.cli.inputs import parse_options
+from palimpsest.methods.alphaedit import EditedKeys
 from palimpsest.methods.catalogue import METHODS
 from palimpsest.world import bundled_path
 
@@ -40,6 +41,29 @@ def test_an_edit_given_inline_and_shown_as_a_table(run, workplace, tmp_path, lea
     assert result.code == 0
     for word in ("before", "after", "wanted", "Lyon", "yes", "1 of 1 edited prompts", "palimpsest verify"):
         assert word in result.out
+
+
+def test_a_second_edit_goes_on_from_the_first_ones_patch_and_state(run, tmp_path):
+    def edit(fact, *more):
+        prompt, subject, _, new = fact
+        words = ("--prompt", prompt, "--subject", subject, "--target-new", new, "-o", "layers=[1, 2]", *more)
+        return run("edit", "world", "-m", "alphaedit", "--state", tmp_path / "state", *words, "--json")
+
+    facts = [
+        ("The capital of France is", "France", "Paris", "Rome"),
+        ("The capital of Italy is", "Italy", "Rome", "Paris"),
+    ]
+    for number, fact in enumerate(facts):
+        below = [word for earlier in range(number) for word in ("--patch", tmp_path / str(earlier))]
+        found = edit(fact, "--out", tmp_path / str(number), *below).json()
+        assert found["edits"][0]["after"] == f"{fact[3]}."
+    state = EditedKeys.load(tmp_path / "state")
+    # The keys of both facts, six contexts each.
+    assert {layer: len(keys) for layer, keys in state.keys.items()} == {1: 12, 2: 12}
+    assert load_patch(tmp_path / "1").manifest.stacked_on == ["alphaedit"]
+    words = ("--prompt", "a", "--target-new", "b", "--out", tmp_path / "x")
+    refused = run("edit", "world", "-m", "ft", "--state", tmp_path / "state", *words)
+    assert refused.code != 0 and "carries nothing" in refused.err
 
 
 def test_old_facts_that_are_not_known_are_said(run, workplace, tmp_path):

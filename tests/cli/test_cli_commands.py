@@ -46,7 +46,8 @@ def test_an_edit_given_inline_and_shown_as_a_table(run, workplace, tmp_path, lea
 def test_a_second_edit_goes_on_from_the_first_ones_patch_and_state(run, tmp_path):
     def edit(fact, *more):
         prompt, subject, _, new = fact
-        words = ("--prompt", prompt, "--subject", subject, "--target-new", new, "-o", "layers=[1, 2]", *more)
+        words = ("--prompt", prompt, "--subject", subject, "--target-new", new, "-o", "layers=[1, 2]")
+        words += ("-o", "statistics.max_tokens=4096", *more)
         return run("edit", "world", "-m", "alphaedit", "--state", tmp_path / "state", *words, "--json")
 
     facts = [

@@ -14,7 +14,7 @@ from palimpsest.models import tokens
 from palimpsest.models.chat import Chat, chat_of
 from palimpsest.models.hooks import Point, captured
 from palimpsest.optimise.contexts import ContextOptions, context_templates
-from palimpsest.optimise.subject_vectors import subject_vectors
+from palimpsest.optimise.subject_vectors import subject_rows, subject_vectors
 from palimpsest.optimise.target_vector.options import TargetOptions
 from palimpsest.optimise.target_vector.rows import fact_rows
 from palimpsest.tracing.questions import question
@@ -80,7 +80,7 @@ def test_vectors_at_the_subject_are_read_inside_the_user_s_words(kind):
     model, tokenizer, point = chatting(kind), tiny.tokenizer(kind), Point("mlp.down", 1, "input")
     request = EditRequest("The capital of France is", "Lyon", subject="France")
     templates = ("{}", "It was written long ago. {}")
-    found = subject_vectors(model, [request], [point], templates=templates)[point][0]
+    found = subject_vectors(model, subject_rows(model, [request], templates), [point])[point][0]
     [rows] = fact_rows(model, [request], templates, TargetOptions())
     for index, template in enumerate(templates):
         ids = templated(tokenizer, template.replace("{}", request.prompt))

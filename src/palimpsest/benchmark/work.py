@@ -72,6 +72,7 @@ class Desk:
         except ModelError as error:
             raise _NotForModel(str(error)) from error
         answers = self._base(unit, model)
+        known = answers.num_known
         record = evaluate(
             model,
             editor,
@@ -87,7 +88,8 @@ class Desk:
             base=answers,
             progress=progress,
         )
-        self._share(unit, answers)
+        if answers.num_known > known:
+            self._share(unit, answers)
         return record
 
     def _load(self, unit: WorkUnit) -> EditableModel:

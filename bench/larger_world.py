@@ -1,0 +1,123 @@
+"""A thousand edits on a world of ten thousand facts: batches and sequences, both searches, as curves.
+
+    palimpsest world train --people 1600 --epochs 5 --out larger-world       over half an hour on one idle core
+    python bench/larger_world.py --model larger-world       about two hours on one core; goes on where it was stopped
+
+The options are the presets of the bundled model, which is of the same shape; second moments are taken from what the
+larger model was taught. In batches every fact has a subject of its own (facts of both splits, since nothing is chosen
+here), but for one batch of a thousand facts of the test split, about some 390 people. A batch is one call and the
+model is restored after it; smaller batches share the first facts. In a sequence every edit stays, and all so far are
+asked again at the checkpoints. `adam` marks the published search. Results: `bench/results/larger_world.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import palimpsest as ps
+from common import Results, one_thread, row
+from many_edits import ADAM, one_a_subject
+from palimpsest.datasets import load_edits
+from palimpsest.evaluation import BaseAnswers
+from palimpsest.provenance import write_text
+from palimpsest.world import build, counterfact
+from palimpsest.world.text import training_sentences
+
+PEOPLE, FACTS, SEED, PROBES_PER_KIND, MAX_NEW_TOKENS = 1600, 1000, 0, 1, 8
+BATCHES = {1: 100, 10: 100, 100: 300, 1000: 1000}
+"""Facts in a call to facts in all: one at a time a hundred are as telling as a thousand."""
+CHECKPOINTS = (1, 10, 100, 300, 1000)
+ROWS: dict[str, tuple[str, dict[str, Any]]] = {
+    "memit": ("memit", {}),
+    "alphaedit": ("alphaedit", {}),
+    "memit, adam": ("memit", ADAM),
+    "alphaedit, adam": ("alphaedit", ADAM),
+    "emmet": ("emmet", {}),
+    "pmet": ("pmet", {}),
+    "locft": ("locft", {}),
+}
+CURVES = ("memit", "alphaedit", "memit, adam", "alphaedit, adam", "locft")
+"""What is measured at every size; the others at a thousand alone."""
+IN_SEQUENCE = ("rome", "r-rome", "memit", "alphaedit", "locft")
+WITHOUT_STATISTICS = ("locft",)
+SETTINGS = {
+    "people": PEOPLE,
+    "facts": FACTS,
+    "seed": SEED,
+    "probes_per_kind": PROBES_PER_KIND,
+    "batches": list(BATCHES.items()),
+    "checkpoints": CHECKPOINTS,
+    "rows": {name: options for name, (_, options) in ROWS.items()},
+}
+
+
+class Bench:
+    """The larger world: its model, its facts and what the model said before any edit."""
+
+    def __init__(self, folder: Path) -> None:
+        knowledge = build(SEED, people=PEOPLE)
+        self.model, self.text = ps.load(str(folder)), folder / "taught.txt"
+        if not self.text.exists():
+            write_text(self.text, "".join(f"{sentence.text}\n" for sentence in training_sentences(knowledge)))
+        splits = {split: self._facts(knowledge, folder, split) for split in ("test", "train")}
+        both = replace(splits["test"], requests=splits["test"].requests + splits["train"].requests)
+        self.data = {"distinct": one_a_subject(both), "shared": splits["test"]}
+        self.answers = {subjects: BaseAnswers() for subjects in self.data}
+
+    def _facts(self, knowledge: Any, folder: Path, split: str) -> ps.Dataset:
+        file = folder / f"counterfact-{split}.json"
+        if not file.exists():
+            write_text(file, json.dumps(counterfact(knowledge, split=split)))
+        return load_edits(file).with_probes(PROBES_PER_KIND)
+
+    def measure(self, name: str, labels: dict[str, Any], protocol: Any, facts: int) -> dict[str, Any]:
+        """One run as a row."""
+        method, options = ROWS.get(name, (name, {}))
+        own = {} if method in WITHOUT_STATISTICS else {"statistics": {"text": str(self.text)}}
+        record = ps.evaluate(
+            self.model,
+            ps.method(method, **options, **own),
+            self.data[labels["subjects"]],
+            num_edits=facts,
+            seed=SEED,
+            protocol=protocol,
+            scorings=("generate",),
+            max_new_tokens=MAX_NEW_TOKENS,
+            base=self.answers[labels["subjects"]],
+        )
+        full = record.to_json()
+        curve = {key: full[key] for key in ("immediate", "checkpoints") if full.get(key)}
+        return {**row(record, **labels), **curve}
+
+
+def plan() -> Iterator[tuple[dict[str, Any], Any, int]]:
+    """What is measured, with its protocol and number of facts: the quick things first."""
+    for name in ROWS:
+        for size, facts in BATCHES.items() if name in CURVES else ((FACTS, FACTS),):
+            yield {"batch": size, "subjects": "distinct", "method": name}, ps.Batch(size), facts
+        if name == "alphaedit":
+            for method in IN_SEQUENCE:
+                yield {"sequence": FACTS, "subjects": "shared", "method": method}, ps.Sequential(CHECKPOINTS), FACTS
+    for name in ("memit", "alphaedit", "memit, adam"):
+        yield {"batch": FACTS, "subjects": "shared", "method": name}, ps.Batch(FACTS), FACTS
+
+
+def main() -> None:
+    """Measures what has no row yet."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, default=Path("larger-world"), help="where `world train` wrote it")
+    folder = parser.parse_args().model
+    one_thread()
+    bench, results = Bench(folder), Results("larger_world", SETTINGS)
+    for labels, protocol, facts in plan():
+        results.get(labels, partial(bench.measure, labels["method"], labels, protocol, facts))
+
+
+if __name__ == "__main__":
+    main()

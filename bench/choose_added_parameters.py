@@ -3,11 +3,11 @@
     python bench/choose_added_parameters.py                     goes on where it was stopped
     python bench/choose_added_parameters.py --model world-t5 --methods t-patcher,grace
 
-Every candidate edits the same 100 facts of the training split (for WISE, whose edits cost more, 20 of them) in one call,
-in which these methods edit one after the other, or all at once. The best one has the largest harmonic mean of reliability, generality, neighbours, namesakes and
-other relations of the same subject kept, by free generation; for GRACE, which is made to leave everything else alone,
-among those that keep 99% of each. Results: `bench/results/choose_added_parameters.json` (or
-`choose_added_parameters_world_t5.json`); the presets quote it.
+Every candidate edits the same 100 facts of the training split (for WISE, whose edits cost more, 20 of them) in one
+call, in which these methods edit one after the other, or all at once. The best one has the largest harmonic mean of
+reliability, generality, neighbours, namesakes and other relations of the same subject kept, by free generation; for
+GRACE, which is made to leave everything else alone, among those that keep 99% of each kind. Results:
+`bench/results/choose_added_parameters.json` (or `choose_added_parameters_world_t5.json`); the presets quote it.
 """
 
 from __future__ import annotations

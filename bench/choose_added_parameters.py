@@ -71,18 +71,22 @@ def calinet_candidates(bundled: str) -> Iterator[dict[str, Any]]:
 
 
 def wise_candidates(_bundled: str) -> Iterator[dict[str, Any]]:
-    """Layers, shares of the smallest indicator, and whether there is text before the prompts."""
-    short = {"text": "world-counterfact", "steps": 40, "rows_outside": 8}
+    """The published margins on several layers; then one bound alone, as large as suits what this model writes."""
     none, few = {"given": []}, {"starts": ["I", "The"], "lengths": [5], "top_k": 1}
-    for layer, share, contexts in (
-        (2, 0.3, none),
-        (3, 0.3, none),
-        (3, 0.5, none),
-        (4, 0.5, none),
-        (2, 0.3, few),
-        (3, 0.3, few),
+    short = {"text": "world-counterfact", "steps": 40, "rows_outside": 8}
+    for layer, share in ((2, 0.3), (3, 0.3), (3, 0.5), (4, 0.5)):
+        yield {**short, "layer": layer, "threshold_share": share, "contexts": none}
+    loose = {"text": "world", "steps": 40, "rows_outside": 4, "beta": 0.0, "gamma": 0.0, "stop_change": 1.0}
+    for layer, alpha, share, mask_ratio, contexts in (
+        (4, 60.0, 0.5, 0.2, none),
+        (4, 60.0, 0.5, 0.5, none),
+        (4, 40.0, 0.5, 0.5, none),
+        (4, 60.0, 0.7, 0.5, none),
+        (3, 40.0, 0.5, 0.5, none),
+        (4, 60.0, 0.5, 0.5, few),
     ):
-        yield {**short, "layer": layer, "threshold_share": share, "contexts": contexts}
+        chosen = {"layer": layer, "alpha": alpha, "threshold_share": share, "mask_ratio": mask_ratio}
+        yield {**loose, **chosen, "contexts": contexts}
 
 
 CANDIDATES = {

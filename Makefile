@@ -34,7 +34,7 @@ format: env
 	$(BIN)/ruff format src tests bench
 	$(BIN)/ruff check --fix src tests bench
 
-# The papers' tables and figures on the bundled models, and one page about them: under an hour on two idle cores.
+# The papers' tables and figures on the bundled models, and one page about them.
 RESULTS ?= results
 bench: env
 	for recipe in bench/recipes/*.world.toml; do \

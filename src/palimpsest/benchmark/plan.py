@@ -91,11 +91,6 @@ class Plan:
             )
         return cls(recipe, tuple(units.values()))
 
-    @property
-    def digest(self) -> str:
-        """Identifies the set of units."""
-        return digest(sorted(unit.address for unit in self.units))
-
 
 def _units(recipe: Recipe, root: str) -> Iterator[WorkUnit]:
     evaluation = recipe.model_dump(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -64,8 +64,8 @@ class MethodEntry(Config):
     """Only under these, by name."""
 
 
-class Paper(Config):
-    """A published figure that stands beside ours."""
+class Published(Config):
+    """A figure that somebody else published, to stand beside ours."""
 
     source: str
     """Paper, table, and the model it was measured on."""
@@ -79,6 +79,10 @@ class Paper(Config):
     generality: float | None = None
     locality: float | None = None
     """All three in percent, as published."""
+
+    def fits(self, model: str, dataset: str, method: str) -> bool:
+        """Whether it stands beside the row of ours that has these labels."""
+        return (self.model, self.dataset, self.method) == (model, dataset, method)
 
 
 class Recipe(Config):
@@ -102,9 +106,7 @@ class Recipe(Config):
     """At most so many probes of each kind an edit; all when left out."""
     is_perplexity_wanted: bool = True
     """Whether the data sets' neutral texts are read before and after."""
-    paper: list[Paper] = []
-
-    shorthands: ClassVar[tuple[str, ...]] = ("models", "datasets", "protocols", "methods")
+    paper: list[Published] = []
 
     @classmethod
     def of(cls, table: Mapping[str, Any], *, where: str = "recipe") -> Recipe:
@@ -115,7 +117,7 @@ class Recipe(Config):
             "datasets": DataEntry,
             "protocols": ProtocolEntry,
             "methods": MethodEntry,
-            "paper": Paper,
+            "paper": Published,
         }
         for key, kind in nested.items():
             if isinstance(full.get(key), list):

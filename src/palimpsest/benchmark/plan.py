@@ -109,6 +109,17 @@ class Plan:
         """Identifies the set of units."""
         return digest(sorted(unit.address for unit in self.units))
 
+    def check_data(self) -> None:
+        """Reads every data set that is on this machine once.
+
+        Raises `DataError` for a file that is not there or has nothing to use, `ConfigError` for an unknown split:
+        before anything is computed, not in each of many units.
+        """
+        first = {digest(unit.identity()["dataset"]): unit for unit in reversed(self.units)}
+        for unit in first.values():
+            if not (unit.dataset.path or "").startswith("hf://"):
+                read_dataset(unit)
+
 
 def _units(recipe: Recipe, root: str) -> Iterator[WorkUnit]:
     evaluation = recipe.model_dump(

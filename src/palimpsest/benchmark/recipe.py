@@ -160,7 +160,8 @@ class Recipe(Config):
         for place in self.places():
             # Rows of one name may have other options on another model or data set.
             _require_once("methods", [label_of(one) for one in self.methods if one.is_wanted(*place)])
-        for entry in (*self.methods, *self.datasets):
+        entries: tuple[MethodEntry | DataEntry, ...] = (*self.methods, *self.datasets)
+        for entry in entries:
             for what, names in labels.items():
                 unknown = [name for name in getattr(entry, what, None) or () if name not in names]
                 if unknown:
@@ -170,8 +171,8 @@ class Recipe(Config):
                         found=", ".join(unknown),
                         where=repr(label_of(entry)),
                     )
-        for entry in self.methods:
-            method(entry.name, preset=entry.preset, **entry.options)
+        for row in self.methods:
+            method(row.name, preset=row.preset, **row.options)
         for data in self.datasets:
             _ = DATASETS[data.name]
         for one in self.protocols:

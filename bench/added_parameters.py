@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 import palimpsest as ps
-from common import Results, one_thread, recipe_parser, results_name, row, with_fewer_probes
+from common import Results, one_thread, recipe_parser, results_name, row
 from palimpsest.evaluation import BaseAnswers
 
 METHODS = ("t-patcher", "grace")
@@ -32,7 +32,7 @@ def measured(model: ps.EditableModel, data: ps.Dataset, answers: BaseAnswers, la
     record = ps.evaluate(
         model,
         ps.method(labels["method"]),
-        with_fewer_probes(data, PROBES_PER_KIND[labels["protocol"]]),
+        data.with_probes(PROBES_PER_KIND[labels["protocol"]]),
         num_edits=SINGLES if is_single else labels["edits"],
         seed=SEED,
         protocol=ps.Single() if is_single else ps.Sequential(CHECKPOINTS),

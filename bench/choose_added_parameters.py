@@ -17,7 +17,7 @@ from typing import Any
 
 import palimpsest as ps
 from choose_presets import harmonic_mean
-from common import Results, one_thread, recipe_parser, results_name, row, with_fewer_probes
+from common import Results, one_thread, recipe_parser, results_name, row
 from palimpsest.evaluation import BaseAnswers
 
 NUM_EDITS, SEED, PROBES_PER_KIND = 100, 7, 2
@@ -73,7 +73,7 @@ def main() -> None:
     options = parser.parse_args()
     one_thread()
     model, answers = ps.load(options.model), BaseAnswers()
-    data = with_fewer_probes(ps.dataset("world-counterfact", split="train"), PROBES_PER_KIND)
+    data = ps.dataset("world-counterfact", split="train").with_probes(PROBES_PER_KIND)
     settings = {"model": options.model, "dataset": "world-counterfact", "split": "train", "num_edits": NUM_EDITS}
     results = Results(
         results_name("choose_added_parameters", options.model),

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from palimpsest.datasets import Dataset
 from palimpsest.evaluation import RunRecord
 from palimpsest.models.locating import BUNDLED
 from palimpsest.provenance import hardware, now, versions, write_text
@@ -25,11 +24,6 @@ def row(record: RunRecord, **labels: Any) -> dict[str, Any]:
     full = record.to_json()
     kept = ("seconds_per_edit", "patch_bytes", "perplexity", "counts", "status")
     return {**labels, "scores": full["scores"], **{key: full[key] for key in kept}}
-
-
-def with_fewer_probes(data: Dataset, per_kind: int) -> Dataset:
-    """The same edits with at most so many probes of each kind: in a batch of many edits that is still plenty."""
-    return data.with_probes(per_kind)
 
 
 class Results:

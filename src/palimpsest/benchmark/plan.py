@@ -104,11 +104,6 @@ class Plan:
             )
         return cls(recipe, tuple(units.values()))
 
-    @property
-    def digest(self) -> str:
-        """Identifies the set of units."""
-        return digest(sorted(unit.address for unit in self.units))
-
     def check_data(self) -> None:
         """Reads every data set that is on this machine once.
 

@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -76,8 +76,8 @@ class MethodEntry(Config):
         return all(names is None or name in names for name, names in restrictions)
 
 
-class Paper(Config):
-    """A published figure that stands beside ours."""
+class Published(Config):
+    """A figure that somebody else published, to stand beside ours."""
 
     source: str
     """Paper, table, and the model it was measured on."""
@@ -91,6 +91,10 @@ class Paper(Config):
     generality: float | None = None
     locality: float | None = None
     """All three in percent, as published."""
+
+    def fits(self, model: str, dataset: str, method: str) -> bool:
+        """Whether it stands beside the row of ours that has these labels."""
+        return (self.model, self.dataset, self.method) == (model, dataset, method)
 
 
 class Recipe(Config):
@@ -116,9 +120,7 @@ class Recipe(Config):
     """Whether the data sets' neutral texts are read before and after."""
     measures: list[str] = []
     """What else is measured before and after: `token-time`, `weight-distance`, `task:NAME`."""
-    paper: list[Paper] = []
-
-    shorthands: ClassVar[tuple[str, ...]] = ("models", "datasets", "protocols", "methods")
+    paper: list[Published] = []
 
     def places(self) -> Iterator[tuple[ModelEntry, DataEntry, ProtocolEntry]]:
         """Every model with the data sets that are asked of it, and every protocol."""
@@ -135,7 +137,7 @@ class Recipe(Config):
             "datasets": DataEntry,
             "protocols": ProtocolEntry,
             "methods": MethodEntry,
-            "paper": Paper,
+            "paper": Published,
         }
         for key, kind in nested.items():
             if isinstance(full.get(key), list):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -72,6 +71,7 @@ class Desk:
         except ModelError as error:
             raise _NotForModel(str(error)) from error
         answers = self._base(unit, model)
+        known = answers.num_known
         record = evaluate(
             model,
             editor,
@@ -88,7 +88,8 @@ class Desk:
             measures=unit.evaluation["measures"],
             progress=progress,
         )
-        self._share(unit, answers)
+        if answers.num_known > known:
+            self._share(unit, answers)
         return record
 
     def _load(self, unit: WorkUnit) -> EditableModel:
@@ -142,6 +143,3 @@ class Desk:
 
 class _NotForModel(Exception):
     """The method cannot edit models of this kind."""
-
-
-Do = Callable[[WorkUnit], Finished]

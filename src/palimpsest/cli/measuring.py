@@ -12,9 +12,9 @@ from palimpsest.cli import inputs, terminal
 from palimpsest.errors import ConfigError, DataError, unknown_name
 
 if TYPE_CHECKING:
+    from palimpsest.benchmark.recipe import Published
     from palimpsest.datasets import Dataset
     from palimpsest.evaluation import RunRecord
-    from palimpsest.report.settings import Published
 
 _RUN_FILE = "run.json"
 PROTOCOLS = ("single", "batch", "sequential")
@@ -218,7 +218,7 @@ def report(
 def _published(runs: Sequence[Path]) -> list[Published]:
     """The figures of others that the recipes of these results name."""
     from palimpsest.benchmark.folder import published
-    from palimpsest.report.settings import Published
+    from palimpsest.benchmark.recipe import Published
 
     return [Published(**one) for folder in runs for one in published(folder.expanduser())]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from palimpsest.models.mixing import Mixed, mixed_scores, mixed_texts
 from palimpsest.models.tokens import PaddingSide
@@ -57,44 +57,57 @@ def score(
     side: PaddingSide,
 ) -> list[TargetScore]:
     """`EditableModel.score` under routers."""
-    chosen = routes(model, prompts)
-    found: dict[int, TargetScore] = {}
-    for reader, rows, is_mixed in _by_reader(model, chosen):
-        with model.weights.without_routers(), reader.weights.without_routers():
-            if is_mixed:
-                pairs = [Mixed(prompts[row], chosen[row].prompt, chosen[row].weight) for row in rows]
-                mixed = mixed_scores(model, reader, pairs, [targets[row] for row in rows], forward_batch_size)
-                found.update(zip(rows, mixed, strict=True))
-                continue
-            scores = reader.score(
-                [chosen[row].prompt for row in rows],
-                [targets[row] for row in rows],
-                forward_batch_size=forward_batch_size,
-                side=side,
-            )
-        found.update(zip(rows, scores, strict=True))
-    return [found[row] for row in range(len(chosen))]
+
+    def read(reader: EditableModel, texts: list[str], rows: list[int]) -> list[TargetScore]:
+        wanted = [targets[row] for row in rows]
+        return reader.score(texts, wanted, forward_batch_size=forward_batch_size, side=side)
+
+    def mix(reader: EditableModel, pairs: list[Mixed], rows: list[int]) -> list[TargetScore]:
+        return mixed_scores(model, reader, pairs, [targets[row] for row in rows], forward_batch_size)
+
+    return _answered(model, prompts, read, mix)
 
 
 def generate(
     model: EditableModel, prompts: Sequence[str], *, max_new_tokens: int, forward_batch_size: int
 ) -> list[str]:
     """`EditableModel.generate` under routers."""
+
+    def read(reader: EditableModel, texts: list[str], _rows: list[int]) -> list[str]:
+        return reader.generate(texts, max_new_tokens=max_new_tokens, forward_batch_size=forward_batch_size)
+
+    def mix(reader: EditableModel, pairs: list[Mixed], _rows: list[int]) -> list[str]:
+        return mixed_texts(model, reader, pairs, max_new_tokens, forward_batch_size)
+
+    return _answered(model, prompts, read, mix)
+
+
+Answer = TypeVar("Answer")
+
+
+def _answered(
+    model: EditableModel,
+    prompts: Sequence[str],
+    read: Callable[[EditableModel, list[str], list[int]], list[Answer]],
+    mix: Callable[[EditableModel, list[Mixed], list[int]], list[Answer]],
+) -> list[Answer]:
+    """What each prompt's reader says, in the order of the prompts.
+
+    Arguments:
+        read: answers texts by one model; told the numbers of their prompts.
+        mix: answers pairs of texts by the mixture of the model and another.
+    """
     chosen = routes(model, prompts)
-    found: dict[int, str] = {}
+    found: dict[int, Answer] = {}
     for reader, rows, is_mixed in _by_reader(model, chosen):
         with model.weights.without_routers(), reader.weights.without_routers():
             if is_mixed:
-                pairs = [Mixed(prompts[row], chosen[row].prompt, chosen[row].weight) for row in rows]
-                mixed = mixed_texts(model, reader, pairs, max_new_tokens, forward_batch_size)
-                found.update(zip(rows, mixed, strict=True))
-                continue
-            texts = reader.generate(
-                [chosen[row].prompt for row in rows],
-                max_new_tokens=max_new_tokens,
-                forward_batch_size=forward_batch_size,
-            )
-        found.update(zip(rows, texts, strict=True))
+                answers = mix(
+                    reader, [Mixed(prompts[row], chosen[row].prompt, chosen[row].weight) for row in rows], rows
+                )
+            else:
+                answers = read(reader, [chosen[row].prompt for row in rows], rows)
+        found.update(zip(rows, answers, strict=True))
     return [found[row] for row in range(len(chosen))]
 
 

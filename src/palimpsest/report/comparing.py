@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from typing import TYPE_CHECKING
 
 from palimpsest.report import costs, plots, tables
 from palimpsest.report.definitions import MEASURES, SCORINGS, SHORT, label
 from palimpsest.report.markup import described, scrolled, table
-from palimpsest.report.settings import Group, Published
+from palimpsest.report.settings import Group
 from palimpsest.report.tables import Run, percent
+
+if TYPE_CHECKING:
+    from palimpsest.benchmark.recipe import Published
 
 _PUBLISHED = {"reliability": "rel.", "generality": "gen.", "locality": "loc."}
 
@@ -68,7 +72,7 @@ def _for_scoring(scoring: str, group: Group, names: Sequence[str], published: Se
 
 def _score_table(group: Group, scoring: str, published: Sequence[Published]) -> str:
     runs = group.runs
-    beside = {run.label: _published(group, run, published) for run in runs}
+    beside = {run.label: group.beside(run, published) for run in runs}
     sources = list(dict.fromkeys(one.source for one in beside.values() if one is not None))
     names = tables.metrics(runs, scoring)
     best = {name: tables.best_of_metric(runs, scoring, name) for name in names}
@@ -96,11 +100,6 @@ def _score_table(group: Group, scoring: str, published: Sequence[Published]) -> 
             f" Paper: {'; '.join(sources)}; another model, teacher-forced, so orderings compare and levels do not."
         )
     return table(f'<th scope="col">method</th>{head}', lines, caption)
-
-
-def _published(group: Group, run: Run, published: Sequence[Published]) -> Published | None:
-    method = run.record.specification.method
-    return next((one for one in published if one.fits(group.setting, method)), None)
 
 
 def _published_cells(one: Published | None) -> str:

@@ -12,6 +12,7 @@ from palimpsest.evaluation import aggregate
 from palimpsest.report.tables import Run, label_runs
 
 if TYPE_CHECKING:
+    from palimpsest.benchmark.recipe import Published
     from palimpsest.evaluation.records import Checkpoint, ProbeResult, RunRecord
 
 
@@ -51,27 +52,10 @@ class Group:
     setting: Setting
     runs: list[Run]
 
-
-@dataclass(frozen=True)
-class Published:
-    """A figure that somebody else published, in percent, as it stands there.
-
-    Arguments:
-        source: paper, table and model.
-        model, dataset, method: what of ours it stands beside.
-    """
-
-    source: str
-    model: str
-    dataset: str
-    method: str
-    reliability: float | None = None
-    generality: float | None = None
-    locality: float | None = None
-
-    def fits(self, setting: Setting, method: str) -> bool:
-        """Whether it stands beside a row of ours."""
-        return (self.model, self.dataset, self.method) == (setting.model, setting.dataset, method)
+    def beside(self, run: Run, published: Sequence[Published]) -> Published | None:
+        """The published figure that stands beside a run, if there is one."""
+        method = run.record.specification.method
+        return next((one for one in published if one.fits(self.setting.model, self.setting.dataset, method)), None)
 
 
 def group(records: Iterable[RunRecord]) -> list[Group]:

@@ -65,8 +65,7 @@ class Desk:
 
         data = self._dataset(unit)
         model = self._load(unit)
-        options = {"seed": unit.seed, **unit.method.options}
-        editor = method(unit.method.name, preset=unit.method.preset, **options)
+        editor = method(unit.method.name, preset=unit.method.preset, **unit.method_options())
         try:
             editor.check_model(model, editor.resolve(model)[0])
         except ModelError as error:
@@ -86,6 +85,7 @@ class Desk:
             out=folder,
             resume=True,
             base=answers,
+            measures=unit.evaluation["measures"],
             progress=progress,
         )
         if answers.num_known > known:
@@ -105,7 +105,9 @@ class Desk:
         return self._model[1]
 
     def _dataset(self, unit: WorkUnit) -> Dataset:
-        key = digest([unit.dataset.model_dump(exclude={"label"}), unit.evaluation["probes_per_kind"], unit.root])
+        key = digest(
+            [unit.dataset.model_dump(exclude={"label", "models"}), unit.evaluation["probes_per_kind"], unit.root]
+        )
         if self._data is None or self._data[0] != key:
             self._data = (key, read_dataset(unit))
         return self._data[1]

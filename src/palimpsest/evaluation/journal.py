@@ -43,6 +43,8 @@ class Unit(BaseModel):
     perplexity: float | None = None
     patch_bytes: int | None = None
     patch_norm: float | None = None
+    measures: dict[str, float] = Field(default_factory=dict)
+    """What else was asked for, by name; of the unedited model in the unit `base`."""
     peak_memory_bytes: int = 0
     failed_edits: list[FailedEdit] = Field(default_factory=list)
     patch: str | None = None

@@ -205,6 +205,15 @@ class TrainableMethod(Method[ConfigT]):
         return self._find(model) if config.editor == AUTO else Path(config.editor).expanduser()
 
     @final
+    def training_cost(self, model: EditableModel) -> dict[str, float]:
+        """What the editor for a model took to train; nothing for one that is not trained, or where there is none."""
+        try:
+            record = read_record(self.folder(model, self.resolve(model)[0]))
+        except (ConfigError, DataError):
+            return {}
+        return {name: getattr(record, name) for name in ("seconds", "peak_memory_bytes", "num_parameters")}
+
+    @final
     def resolve_training(
         self, model: EditableModel, options: Mapping[str, Any] | None = None
     ) -> tuple[Any, str | None]:

@@ -99,6 +99,13 @@ def pooled(records: Sequence[RunRecord]) -> RunRecord:
             "seconds": {name: _mean([one.seconds.get(name) for one in records]) or 0.0 for name in first.seconds},
             "seconds_per_edit": _mean([one.seconds_per_edit for one in records]),
             "peak_memory_bytes": max(one.peak_memory_bytes for one in records),
+            "measures": {
+                name: {
+                    when: _mean([one.measures.get(name, {}).get(when) for one in records])
+                    for when in ("before", "after")
+                }
+                for name in dict.fromkeys(name for one in records for name in one.measures)
+            },
             "patch_bytes": round(_mean([one.patch_bytes for one in records]) or 0) or None,
             "counts": {name: sum(one.counts.get(name, 0) for one in records) for name in first.counts},
         }

@@ -44,7 +44,8 @@ CARD_FACTS = 2500
 class TrainingResult:
     """What making a model took.
 
-    `first_loss` and `last_loss` are means over the first and the last hundredth of the steps (nats).
+    `first_loss` and `last_loss` are means over the first and the last hundredth of the steps (nats); `people` is the
+    size of a world other than the default one.
     """
 
     architecture: str
@@ -56,6 +57,7 @@ class TrainingResult:
     parameters: int
     first_loss: float
     last_loss: float
+    people: int | None = None
 
 
 def default_recipe(architecture: str) -> Recipe:
@@ -110,6 +112,7 @@ def train(
         model, tokenizer, result = fit(
             training_sentences(knowledge), recipe, seed=seed, progress=progress, max_steps=max_steps
         )
+        result = replace(result, people=knowledge.people)
         save(model, tokenizer, folder, dtype)
         if card:
             with _threads(recipe.threads):

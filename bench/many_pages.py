@@ -51,20 +51,22 @@ def sequences(_argument: str) -> str:
     return table(["method", "right after each edit", *names, "perplexity", "s / edit"], lines)
 
 
-def real_batches(_argument: str) -> str:
-    """Batches of real facts: reliability, generality, neighbours by size."""
-    rows = [row for row in read("many_real_edits")["rows"] if row.get("batch")]
-    sizes = list(dict.fromkeys(row["batch"] for row in rows))
-    cells = {(row["method"], row["batch"]): _triple(row["scores"]["generate"]) for row in rows}
+def batch_curves(argument: str) -> str:
+    """Batches of a result file: reliability, generality, neighbours by size, and by how many subjects where told."""
+    rows = [row for row in read(argument)["rows"] if row.get("batch")]
+    sizes = list(dict.fromkeys((row["batch"], row.get("subjects")) for row in rows))
+    cells = {(row["method"], (row["batch"], row.get("subjects"))): _triple(row["scores"]["generate"]) for row in rows}
     methods = dict.fromkeys(row["method"] for row in rows)
     lines = [[f"`{name}`", *(cells.get((name, size), "-") for size in sizes)] for name in methods]
-    return table(["reliability / generality / neighbours", *(f"{size:,}" for size in sizes)], lines)
+    titles = [f"{size:,}" + (", shared subjects" if subjects == "shared" else "") for size, subjects in sizes]
+    return table(["reliability / generality / neighbours", *titles], lines)
 
 
-def real_sequences(_argument: str) -> str:
-    """A sequence of real facts: all edits so far at every checkpoint, with perplexity and the norm of all changes."""
-    rows = [row for row in read("many_real_edits")["rows"] if row.get("sequence")]
+def sequence_curves(argument: str) -> str:
+    """Sequences of a result file: all edits so far at every checkpoint, with perplexity and the norm of all changes."""
+    rows = [row for row in read(argument)["rows"] if row.get("sequence")]
     points = list(dict.fromkeys(point["num_edits"] for row in rows for point in row["checkpoints"]))
+    has_perplexity = any(row["checkpoints"][-1]["perplexity"] is not None for row in rows)
     lines = []
     for row in rows:
         found = {point["num_edits"]: point for point in row["checkpoints"]}
@@ -74,12 +76,13 @@ def real_sequences(_argument: str) -> str:
                 f"`{row['method']}`",
                 percent(row["immediate"]["generate"]["reliability"]),
                 *(_triple(found[point]["scores"]["generate"]) for point in points),
+                *([f"{_value(last['perplexity']):.2f}"] if has_perplexity else []),
                 f"{last['patch_norm']:.1f}",
                 f"{row['seconds_per_edit']:.2f}",
             ]
         )
-    header = ["", "right after each edit", *(f"after {point:,}" for point in points), "norm", "s / edit"]
-    return table(header, lines)
+    ends = [*(["perplexity"] if has_perplexity else []), "norm", "s / edit"]
+    return table(["", "right after each edit", *(f"after {point:,}" for point in points), *ends], lines)
 
 
 def _triple(scores: dict[str, Any]) -> str:

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(Path(__file__).parent))
 
 from finding_pages import findings  # noqa: E402
-from many_pages import batches, real_batches, real_sequences, sequences, speed  # noqa: E402
+from many_pages import batch_curves, batches, sequence_curves, sequences, speed  # noqa: E402
 from model_pages import families  # noqa: E402
 from page_blocks import SHORT, percent, read, size, table  # noqa: E402
 from real_pages import BLOCKS  # noqa: E402
@@ -349,8 +349,8 @@ WRITERS: dict[str, Callable[[str], str]] = {
     "batches": batches,
     "sequences": sequences,
     "speed": speed,
-    "real_batches": real_batches,
-    "real_sequences": real_sequences,
+    "batch_curves": batch_curves,
+    "sequence_curves": sequence_curves,
     **BLOCKS,
     **TRAINED,
     "options": options,

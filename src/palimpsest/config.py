@@ -26,7 +26,8 @@ class Config(BaseModel):
         try:
             return cls(**options)
         except ValidationError as failure:
-            first = failure.errors()[0]
+            # A misspelt name first: the option that is then missing follows from it.
+            first = min(failure.errors(), key=lambda error: error["type"] != "extra_forbidden")
             name = ".".join(str(part) for part in first["loc"]) or "(the whole)"
             if first["type"] == "extra_forbidden":
                 close = near_matches(name, cls.model_fields)
@@ -35,6 +36,12 @@ class Config(BaseModel):
                     expected=f"one of {', '.join(sorted(cls.model_fields))}",
                     found=f"{name} = {first['input']!r}",
                     remedy=f"did you mean {' or '.join(map(repr, close))}?" if close else None,
+                ) from failure
+            if first["type"] == "missing":
+                raise ConfigError(
+                    f"The option {name!r} of the {owner} is missing.",
+                    expected=name,
+                    found=f"only {', '.join(options)}" if options else "no option at all",
                 ) from failure
             raise ConfigError(
                 f"The option {name!r} of the {owner} has an unusable value.",

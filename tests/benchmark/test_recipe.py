@@ -40,6 +40,13 @@ def test_what_a_recipe_says_wrongly_is_named(what):
     assert message in str(caught.value)
 
 
+def test_a_misspelt_key_is_named_before_the_one_that_is_missing_for_it():
+    with pytest.raises(ConfigError, match="did you mean 'methods'"):
+        Recipe.of({"name": "x", "methds": ["ft"]})
+    with pytest.raises(ConfigError, match="'models' of the recipe 'x' is missing"):
+        Recipe.of({"name": "x"})
+
+
 def test_files_that_are_no_recipes(tmp_path):
     with pytest.raises(DataError, match="cannot be read"):
         read_recipe(tmp_path / "none.toml")

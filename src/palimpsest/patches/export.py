@@ -70,7 +70,7 @@ def added_neurons(patch: Patch) -> list[Neurons]:
             raise ConfigError(
                 "Only changes of weights, and neurons, can be merged into a model.",
                 expected="weight patches, or added neurons",
-                found=f"an added {branch.form} ({patch.manifest.label})",
+                found=f"added {branch.form} ({patch.manifest.label})",
                 remedy="write the base model's name and the patches instead: --as patched",
             )
         found.append(branch)

@@ -43,7 +43,7 @@ def test_what_a_recipe_says_wrongly_is_named(what):
 def test_a_misspelt_key_is_named_before_the_one_that_is_missing_for_it():
     with pytest.raises(ConfigError, match="did you mean 'methods'"):
         Recipe.of({"name": "x", "methds": ["ft"]})
-    with pytest.raises(ConfigError, match="'models' of the recipe 'x' is missing"):
+    with pytest.raises(ConfigError, match="'models' of the recipe .* is missing"):
         Recipe.of({"name": "x"})
 
 

@@ -30,9 +30,9 @@ from palimpsest.datasets import load_edits
 from palimpsest.evaluation import BaseAnswers
 from palimpsest.provenance import write_text
 from palimpsest.world import build, counterfact
-from palimpsest.world.text import training_sentences
+from palimpsest.world.text import neutral_text, training_sentences
 
-PEOPLE, FACTS, SEED, PROBES_PER_KIND, MAX_NEW_TOKENS = 1600, 1000, 0, 1, 8
+PEOPLE, FACTS, SEED, PROBES_PER_KIND, MAX_NEW_TOKENS, NEUTRAL_SENTENCES = 1600, 1000, 0, 1, 8, 64
 BATCHES = {1: 100, 10: 100, 100: 300, 1000: 1000}
 """Facts in a call to facts in all: one at a time a hundred are as telling as a thousand."""
 CHECKPOINTS = (1, 10, 100, 300, 1000)
@@ -85,7 +85,7 @@ class Bench:
         others = distinct.requests[FACTS : FACTS + CHOOSING]
         self.data = {
             "distinct": replace(distinct, requests=distinct.requests[:FACTS]),
-            "shared": splits["test"],
+            "shared": replace(splits["test"], neutral_text=tuple(neutral_text(knowledge, NEUTRAL_SENTENCES))),
             "others": replace(distinct, requests=others),
         }
         self.answers = {subjects: BaseAnswers() for subjects in self.data}
@@ -137,14 +137,13 @@ def _balance(done: dict[str, Any]) -> float:
 
 def plan() -> Iterator[tuple[dict[str, Any], Any, int]]:
     """What is measured, with its protocol and number of facts: the quick things first."""
-    for name in ROWS:
+    for method in IN_SEQUENCE:
+        yield {"sequence": FACTS, "subjects": "shared", "method": method}, ps.Sequential(CHECKPOINTS), FACTS
+    for name in ("memit", "alphaedit"):
+        yield {"batch": FACTS, "subjects": "shared", "method": name}, ps.Batch(FACTS), FACTS
+    for name in sorted(ROWS, key=lambda name: "adam" in name):
         for size, facts in BATCHES.items() if name in CURVES else ((FACTS, FACTS),):
             yield {"batch": size, "subjects": "distinct", "method": name}, ps.Batch(size), facts
-        if name == "alphaedit":
-            for method in IN_SEQUENCE:
-                yield {"sequence": FACTS, "subjects": "shared", "method": method}, ps.Sequential(CHECKPOINTS), FACTS
-    for name in ("memit", "alphaedit", "memit, adam"):
-        yield {"batch": FACTS, "subjects": "shared", "method": name}, ps.Batch(FACTS), FACTS
 
 
 def main() -> None:
@@ -154,6 +153,7 @@ def main() -> None:
     folder = parser.parse_args().model
     one_thread()
     bench, results = Bench(folder), Results("larger_world", SETTINGS)
+    results.get({"what": "model"}, lambda: {"what": "model", **json.loads((folder / "card.json").read_text())})
     choosing = Results("larger_world_choosing", {**SETTINGS, "candidates": CANDIDATES})
     for labels, protocol, facts in plan():
         method, _ = ROWS.get(labels["method"], (labels["method"], {}))

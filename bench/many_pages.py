@@ -85,6 +85,23 @@ def sequence_curves(argument: str) -> str:
     return table(["", "right after each edit", *(f"after {point:,}" for point in points), *ends], lines)
 
 
+def larger_world_model(_argument: str) -> str:
+    """What the model of the larger world took and what it knows."""
+    (row,) = (row for row in read("larger_world")["rows"] if row.get("what") == "model")
+    made, known = row["training"], row["audit"]
+    asked = {
+        "held_out": "facts in phrasings never read with the subject",
+        "two_hop_unseen": "two-hop questions about subjects whose two-hop sentences were never read",
+    }
+    lines = [[text, f"{100 * known[name]['value']:.1f} ({known[name]['n']:,})"] for name, text in asked.items()]
+    lines.append(["passes, million tokens, parameters in millions", _sizes(made)])
+    return table(["", ""], lines)
+
+
+def _sizes(made: dict[str, Any]) -> str:
+    return f"{made['recipe']['epochs']:g}, {made['tokens'] / 1e6:.1f}, {made['parameters'] / 1e6:.1f}"
+
+
 def _triple(scores: dict[str, Any]) -> str:
     names = ("reliability", "generality", "locality.neighborhood")
     return " / ".join(f"{100 * scores[name]['mean']:.0f}" for name in names)

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(Path(__file__).parent))
 
 from finding_pages import findings  # noqa: E402
-from many_pages import batch_curves, batches, sequence_curves, sequences, speed  # noqa: E402
+from many_pages import batch_curves, batches, larger_world_model, sequence_curves, sequences, speed  # noqa: E402
 from model_pages import families  # noqa: E402
 from page_blocks import SHORT, percent, read, size, table  # noqa: E402
 from real_pages import BLOCKS  # noqa: E402
@@ -350,6 +350,7 @@ WRITERS: dict[str, Callable[[str], str]] = {
     "sequences": sequences,
     "speed": speed,
     "batch_curves": batch_curves,
+    "larger_world_model": larger_world_model,
     "sequence_curves": sequence_curves,
     **BLOCKS,
     **TRAINED,

@@ -19,7 +19,7 @@ import palimpsest as ps
 from common import Results, one_thread, recipe_parser, results_name, row, with_fewer_probes
 from palimpsest.errors import PalimpsestError
 from palimpsest.evaluation import BaseAnswers
-from palimpsest.methods.trained import RECORD, read_record
+from palimpsest.methods.editors import RECORD, read_record
 from palimpsest.world import bundled_editors
 
 DATASET, SEED, PROBES_PER_KIND = "world-counterfact", 0, 2

@@ -58,6 +58,8 @@ def smaller_config(config: Any, *, width: int, layers: int, heads: int) -> Any:
         | dict.fromkeys(_INNER, 4 * width)
         | dict.fromkeys(_PER_HEAD, width // heads)
         | {"rotary_dim": width // heads // 2, "tie_word_embeddings": True, "layer_types": None}
+        # Of a tied embedding that begins with entries of size one, logits are scaled down, or they begin far too large.
+        | {"scale_decoder_outputs": True}
     )
     known = {name: size for name, size in sizes.items() if fields.get(name) is not None}
     return config_from({**fields, **known})

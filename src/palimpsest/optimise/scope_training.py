@@ -82,6 +82,8 @@ class ScopeTraining(MetaTrainingOptions):
     swapped_share: float = Field(default=0.3, ge=0, le=1)
     """Share of prompts, but those whose answers follow from an edit, for which another edit's new answer is taken, in
     the edit and as the answer: what is read is to be copied, also where it makes little sense. 0 as published."""
+    reworded_share: float = Field(default=0.5, ge=0, le=1)
+    """Share of edits that are stated in one of their rephrasings instead of their own prompt. 0 as published."""
     stored_as: Literal["float32", "bfloat16"] = "float32"
     """In which precision the trained editor is saved."""
 
@@ -136,12 +138,16 @@ def scope_losses(
     editor: ScopedEditor, examples: Sequence[EditExample], draw: random.Random, options: ScopeTraining
 ) -> dict[str, Tensor]:
     """`loss`, and its parts: `edit`, the counterfactual model's, and `scope`, the classifier's."""
-    inside = [one for example in examples for one in drawn_positives(example, examples, draw, options)]
-    outside = [(one.request.prompt, prompt) for one in examples for prompt in negatives(one, options, draw)]
+    inside: list[Positive] = []
+    outside: list[tuple[str, str]] = []
+    for example in examples:
+        statement = drawn_statement(example, draw, options)
+        inside += [replace(one, edit=statement) for one in drawn_positives(example, examples, draw, options)]
+        outside += [(statement, prompt) for prompt in negatives(example, options, draw)]
     edit = answer_loss(editor.reader, inside)
     # One call for both, so that an edit's prompt is encoded once.
     found = editor.scope.log_probs(
-        [*(one.edit for one in inside), *(own for own, _ in outside)],
+        [*(one.edit for one in inside), *(statement for statement, _ in outside)],
         [*(one.prompt for one in inside), *(prompt for _, prompt in outside)],
     )
     scope = balanced_cross_entropy(found[: len(inside)], found[len(inside) :])
@@ -172,6 +178,11 @@ def positives(example: EditExample, options: ScopeTraining) -> list[Positive]:
     implied = [(one.prompt, str(one.expected)) for one in request.probes if one.kind.startswith("portability")]
     pairs = own + (implied if options.has_implications else [])
     return [Positive(request.prompt, request.target_new, prompt, answer) for prompt, answer in pairs]
+
+
+def drawn_statement(example: EditExample, draw: random.Random, options: ScopeTraining) -> str:
+    """The prompt at which an edit is made: its own, or, in a share of the draws, one of its rephrasings."""
+    return draw.choice(example.rephrasings) if draw.random() < options.reworded_share else example.request.prompt
 
 
 def drawn_positives(

@@ -21,6 +21,23 @@ QUICK = (
 )  # fmt: skip
 
 
+SLOW_STEPS = ("-o", "steps=60", "-o", "examples_per_step=4", "-o", "forward_batch_size=4", "-o", "validate_every=4",
+              "-o", "patience=100")  # fmt: skip
+SMALL = {
+    "mend": ("-o", "rank=4", "-o", "learning_rate=1e-2"),
+    "ke": ("-o", "lstm_width=8", "-o", "condition_width=8", "-o", "hidden_width=8"),
+    "serac": ("-o", "width=16", "-o", "layers=1", "-o", "heads=2", "-o", "encoder_width=16", "-o", "encoder_layers=1"),
+}
+
+
+def step_on_disk(checkpoint):
+    """The step that a checkpoint, which is replaced as a whole, was written at; -1 while there is none."""
+    if not checkpoint.exists():
+        return -1
+    with safe_open(checkpoint, framework="pt") as stored:
+        return json.loads(stored.metadata()["checkpoint"])["course"]["step"]
+
+
 @pytest.fixture(scope="module")
 def facts(tmp_path_factory):
     file = tmp_path_factory.mktemp("data") / "facts.jsonl"
@@ -93,14 +110,31 @@ def test_an_interrupted_training_says_how_to_go_on_and_does(run, workplace, fact
         (("mend", "FACTS", "-o", "layer=[1]"), "did you mean 'layers'"),
         (("mend", "FACTS", "-o", "layers=[9]"), "layers cannot be used"),
         (("mend", "nowhere.jsonl"), "nowhere.jsonl"),
+        (("mend", "TESTED"), "no such split"),
+        (("serac", "FACTS", "-o", 'counterfactual="OTHER"', *SMALL["serac"]), "another tokenizer"),
     ],
 )
-def test_bad_input_costs_nothing(run, workplace, facts, tmp_path, words, reason):
-    method, data, *more = words
-    source = {"FACTS": facts, "PLAIN": workplace / "facts.jsonl"}.get(data, data)
+def test_bad_input_costs_nothing(run, workplace, facts, tmp_path_factory, tmp_path, words, reason):
+    place = tmp_path_factory.mktemp("bad")
+    tested = [{**json.loads(line), "split": "test"} for line in facts.read_text(encoding="utf-8").splitlines()]
+    (place / "tested.jsonl").write_text("\n".join(map(json.dumps, tested)), encoding="utf-8")
+    if any("OTHER" in word for word in words):
+        tiny.tiny_folder(place / "other", "t5")
+    method, data, *more = (word.replace("OTHER", str(place / "other")) for word in words)
+    source = {"FACTS": facts, "PLAIN": workplace / "facts.jsonl", "TESTED": place / "tested.jsonl"}.get(data, data)
     result = run("train", method, workplace / "model", "--data", source, "--out", tmp_path / "e", *more)
     assert result.code == 2 and reason in result.err, result.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_training_that_diverges_says_where_and_leaves_its_last_good_checkpoint(run, workplace, facts, tmp_path):
+    wild = ("-o", "learning_rate=1e30", "-o", "step_rate=1e30", "-o", "validate_every=2", "-o", "rank=4")
+    result = run("train", "mend", workplace / "model", "--data", facts, "--out", tmp_path / "e", *wild)
+    assert result.code == 2 and "diverged at step" in result.err and "infinity in" in result.err
+    assert not (tmp_path / "e").exists() and step_on_disk(tmp_path / "e.checkpoint") in (0, 2)
+    with safe_open(tmp_path / "e.checkpoint", framework="pt") as stored:
+        names = [name for name in stored.keys() if name.startswith("present/")]  # noqa: SIM118 - no mapping
+        assert names and all(stored.get_tensor(name).isfinite().all() for name in names)
 
 
 def test_edits_that_cannot_be_used_are_left_out_on_request(run, workplace, facts, tmp_path):
@@ -109,23 +143,6 @@ def test_edits_that_cannot_be_used_are_left_out_on_request(run, workplace, facts
     assert result.code == 0
     assert result.json()["notes"] == ["4 edit(s) without a rephrasing were passed over."]
     assert result.json()["data"]["edits"] + result.json()["data"]["validation_edits"] == 15
-
-
-SLOW_STEPS = ("-o", "steps=60", "-o", "examples_per_step=4", "-o", "forward_batch_size=4", "-o", "validate_every=4",
-              "-o", "patience=100")  # fmt: skip
-SMALL = {
-    "mend": ("-o", "rank=4", "-o", "learning_rate=1e-2"),
-    "ke": ("-o", "lstm_width=8", "-o", "condition_width=8", "-o", "hidden_width=8"),
-    "serac": ("-o", "width=16", "-o", "layers=1", "-o", "heads=2", "-o", "encoder_width=16", "-o", "encoder_layers=1"),
-}
-
-
-def step_on_disk(checkpoint):
-    """The step that a checkpoint, which is replaced as a whole, was written at; -1 while there is none."""
-    if not checkpoint.exists():
-        return -1
-    with safe_open(checkpoint, framework="pt") as stored:
-        return json.loads(stored.metadata()["checkpoint"])["course"]["step"]
 
 
 @pytest.mark.slow

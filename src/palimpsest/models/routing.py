@@ -6,9 +6,10 @@ The decision is taken once for each prompt and never for a token of the answer.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from palimpsest.models import prefixes
 from palimpsest.models.mixing import Mixed, mixed_scores, mixed_texts
 from palimpsest.models.tokens import PaddingSide
 
@@ -59,19 +60,17 @@ def score(
     """`EditableModel.score` under routers."""
     chosen = routes(model, prompts)
     found: dict[int, TargetScore] = {}
-    for reader, rows, is_mixed in _by_reader(model, chosen):
+    for group in _groups(model, prompts, chosen):
+        reader, rows = group.reader, group.rows
+        texts, wanted = [chosen[row].prompt for row in rows], [targets[row] for row in rows]
         with model.weights.without_routers(), reader.weights.without_routers():
-            if is_mixed:
+            if group.is_mixed:
                 pairs = [Mixed(prompts[row], chosen[row].prompt, chosen[row].weight) for row in rows]
-                mixed = mixed_scores(model, reader, pairs, [targets[row] for row in rows], forward_batch_size)
-                found.update(zip(rows, mixed, strict=True))
-                continue
-            scores = reader.score(
-                [chosen[row].prompt for row in rows],
-                [targets[row] for row in rows],
-                forward_batch_size=forward_batch_size,
-                side=side,
-            )
+                scores = mixed_scores(model, reader, pairs, wanted, forward_batch_size)
+            elif group.begins_alike:
+                scores = prefixes.score(reader, texts, wanted, forward_batch_size=forward_batch_size)
+            else:
+                scores = reader.score(texts, wanted, forward_batch_size=forward_batch_size, side=side)
         found.update(zip(rows, scores, strict=True))
     return [found[row] for row in range(len(chosen))]
 
@@ -82,26 +81,45 @@ def generate(
     """`EditableModel.generate` under routers."""
     chosen = routes(model, prompts)
     found: dict[int, str] = {}
-    for reader, rows, is_mixed in _by_reader(model, chosen):
+    options = {"max_new_tokens": max_new_tokens, "forward_batch_size": forward_batch_size}
+    for group in _groups(model, prompts, chosen):
+        reader, rows = group.reader, group.rows
+        texts = [chosen[row].prompt for row in rows]
         with model.weights.without_routers(), reader.weights.without_routers():
-            if is_mixed:
+            if group.is_mixed:
                 pairs = [Mixed(prompts[row], chosen[row].prompt, chosen[row].weight) for row in rows]
-                mixed = mixed_texts(model, reader, pairs, max_new_tokens, forward_batch_size)
-                found.update(zip(rows, mixed, strict=True))
-                continue
-            texts = reader.generate(
-                [chosen[row].prompt for row in rows],
-                max_new_tokens=max_new_tokens,
-                forward_batch_size=forward_batch_size,
-            )
-        found.update(zip(rows, texts, strict=True))
+                answers = mixed_texts(model, reader, pairs, max_new_tokens, forward_batch_size)
+            elif group.begins_alike:
+                answers = prefixes.generate(reader, texts, **options)
+            else:
+                answers = reader.generate(texts, **options)
+        found.update(zip(rows, answers, strict=True))
     return [found[row] for row in range(len(chosen))]
 
 
-def _by_reader(model: EditableModel, chosen: Sequence[Route]) -> list[tuple[EditableModel, list[int], bool]]:
-    """Each model that has prompts to read, with their numbers, and whether its answers are mixed with the model's."""
-    groups: dict[tuple[int, bool], tuple[EditableModel, list[int], bool]] = {}
-    for row, route in enumerate(chosen):
+@dataclass(frozen=True)
+class _Group:
+    """Prompts that one model answers in one way.
+
+    Arguments:
+        reader: the model.
+        is_mixed: whether its answers are mixed with those of the model that was asked.
+        begins_alike: whether texts were put before the prompts, often the same ones.
+        rows: the prompts' numbers.
+    """
+
+    reader: EditableModel
+    is_mixed: bool
+    begins_alike: bool
+    rows: list[int] = field(default_factory=list)
+
+
+def _groups(model: EditableModel, prompts: Sequence[str], chosen: Sequence[Route]) -> list[_Group]:
+    shares = prefixes.can_share(model)
+    groups: dict[tuple[int, bool, bool], _Group] = {}
+    for row, (prompt, route) in enumerate(zip(prompts, chosen, strict=True)):
         reader, is_mixed = route.model or model, route.weight < 1.0
-        groups.setdefault((id(reader), is_mixed), (reader, [], is_mixed))[1].append(row)
+        begins_alike = shares and reader is model and not is_mixed and route.prompt != prompt
+        group = groups.setdefault((id(reader), is_mixed, begins_alike), _Group(reader, is_mixed, begins_alike))
+        group.rows.append(row)
     return list(groups.values())

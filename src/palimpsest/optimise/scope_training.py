@@ -12,7 +12,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from palimpsest.models.counterfactual import edited_prompt, new_module, require_same_tokenizer, smaller_config
+from palimpsest.models.counterfactual import (
+    edited_prompt,
+    new_module,
+    require_same_tokenizer,
+    small_decoder,
+    smaller_config,
+)
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.encoders import NgramEncoder, load_encoder
 from palimpsest.models.loading import load
@@ -22,7 +28,7 @@ from palimpsest.optimise.examples import EditExample
 from palimpsest.optimise.metatraining import MetaTrainingOptions
 from palimpsest.requests import EditRequest, normalise
 
-SMALL = "small"
+SMALL, DECODER = "small", "decoder"
 _ROWS = 1024
 
 
@@ -54,7 +60,8 @@ class ScopeTraining(MetaTrainingOptions):
     encoder_layers: int = Field(default=2, ge=1)
     """Layers of a small encoder."""
     counterfactual: str = SMALL
-    """The counterfactual model: a folder or hub id with the same tokenizer, or `small`, untrained, of one family."""
+    """The counterfactual model: a folder or hub id with the same tokenizer; or `small`, untrained, of the model's own
+    architecture; or `decoder`, likewise, but a decoder, which learns sooner to copy than a small encoder-decoder."""
     width: int = Field(default=128, ge=8)
     """Width of a small counterfactual model."""
     layers: int = Field(default=2, ge=1)
@@ -250,9 +257,12 @@ def _encoder(model: EditableModel, options: ScopeTraining) -> tuple[Any, Any]:
 
 
 def _counterfactual(model: EditableModel, options: ScopeTraining) -> Any:
+    sizes = {"width": options.width, "layers": options.layers, "heads": options.heads}
     if options.counterfactual == SMALL:
-        sizes = {"width": options.width, "layers": options.layers, "heads": options.heads}
         return new_module(smaller_config(model.module.config, **sizes))
+    if options.counterfactual == DECODER:
+        rows = int(model.module.get_input_embeddings().weight.shape[0])
+        return new_module(small_decoder(model.tokenizer, rows, **sizes))
     chosen = load(options.counterfactual, dtype="float32", device="cpu")
     require_same_tokenizer(chosen.tokenizer, model, name=options.counterfactual)
     return chosen.module

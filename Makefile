@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # torch goes first and alone: from an index that serves a CPU build, nothing later replaces it by a CUDA one.
 TORCH  := $(shell grep -i '^torch==' constraints.txt)
 
-.PHONY: env demo test test-all check format bench tables real editors gpu lock clean
+.PHONY: env demo test test-all check format bench bench-results tables real editors gpu lock clean
 
 env: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -34,12 +34,21 @@ format: env
 	$(BIN)/ruff format src tests bench
 	$(BIN)/ruff check --fix src tests bench
 
-# The papers' tables and figures on the bundled models, and one page about them: under an hour on two idle cores.
+# The papers' tables and figures on the bundled models, and one page about them.
+# On real facts, after `make real`: `make bench SIZE=real ROOT=real RESULTS=results-real`.
 RESULTS ?= results
+SIZE ?= world
+ROOT ?= .
 bench: env
-	for recipe in bench/recipes/*.world.toml; do \
-	  $(BIN)/palimpsest bench $$recipe --out $(RESULTS)/$$(basename $$recipe .world.toml) --resume --workers 2 || test $$? = 1 || exit 2; done
-	$(BIN)/palimpsest report $(RESULTS)/* --out $(RESULTS)/report.html --overwrite
+	for recipe in bench/recipes/*.$(SIZE).toml; do \
+	  $(BIN)/palimpsest bench $$recipe --root $(ROOT) --out $(RESULTS)/$$(basename $$recipe .toml) --resume --workers 2 \
+	  || test $$? = 1 || exit 2; done
+	$(BIN)/palimpsest report $(RESULTS)/*/ --out $(RESULTS)/report.html --overwrite
+
+# What is committed of that run: `bench/results/recipes/*.json`, and the pages that quote it.
+bench-results: env
+	$(BIN)/python bench/recipe_results.py $(RESULTS)/*
+	$(BIN)/python bench/pages.py
 
 # The figures that the documentation quotes: hours, but each recipe goes on where it was stopped.
 tables: env
@@ -48,6 +57,7 @@ tables: env
 	$(BIN)/python bench/single_edits.py --model world-t5
 	$(BIN)/python bench/many_edits.py
 	$(BIN)/python bench/second_moments.py
+	$(BIN)/python bench/forgetting_reuse.py
 	$(BIN)/python bench/target_vectors.py
 	$(BIN)/python bench/speed.py
 	$(BIN)/python bench/trained_editors.py
@@ -65,6 +75,7 @@ real: env
 	$(BIN)/python bench/f_learning_table.py --real $(REAL)
 	$(BIN)/python bench/real_edits.py --real $(REAL)
 	$(BIN)/python bench/many_real_edits.py --real $(REAL)
+	$(BIN)/python bench/real_recipes.py
 	$(BIN)/python bench/pages.py
 
 # The editors of the bundled models, trained on the world's training split: where they are bundled, unless EDITORS says otherwise.

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 import palimpsest as ps
-from common import Results, one_thread, row, with_fewer_probes
+from common import Results, one_thread, row
 from palimpsest.evaluation import BaseAnswers
 
 BATCH, SINGLES, SEED, PROBES_PER_KIND = 100, 20, 7, 3
@@ -89,7 +89,7 @@ def main() -> None:
     """Runs every candidate and names the best of each method."""
     one_thread()
     model, answers = ps.load("world"), BaseAnswers()
-    data = with_fewer_probes(ps.dataset("world-counterfact", split="train"), PROBES_PER_KIND)
+    data = ps.dataset("world-counterfact", split="train").with_probes(PROBES_PER_KIND)
     results = Results("choose_batch_presets", SETTINGS)
     for name, options in candidates():
         labels = {"method": name, "options": options}

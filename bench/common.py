@@ -6,13 +6,12 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from palimpsest.datasets import Dataset
 from palimpsest.evaluation import RunRecord
 from palimpsest.models.locating import BUNDLED
 from palimpsest.provenance import hardware, now, versions, write_text
@@ -27,9 +26,10 @@ def row(record: RunRecord, **labels: Any) -> dict[str, Any]:
     return {**labels, "scores": full["scores"], **{key: full[key] for key in kept}}
 
 
-def with_fewer_probes(data: Dataset, per_kind: int) -> Dataset:
-    """The same edits with at most so many probes of each kind: in a batch of many edits that is still plenty."""
-    return data.with_probes(per_kind)
+def balance(values: Iterable[float | None]) -> float:
+    """What options are chosen by: the harmonic mean of the criteria; zero when one of them is, or was not asked."""
+    found = list(values)
+    return len(found) / sum(1 / value for value in found if value) if all(found) else 0.0
 
 
 class Results:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import palimpsest as ps
-from common import Results, one_thread, row, with_fewer_probes
+from common import Results, one_thread, row
 from palimpsest.evaluation import BaseAnswers
 
 NUM_EDITS = 100
@@ -100,7 +100,7 @@ def main() -> None:
     """Runs every cell that is not in the results yet."""
     one_thread()
     model = ps.load("world")
-    data = with_fewer_probes(ps.dataset("world-counterfact"), PROBES_PER_KIND)
+    data = ps.dataset("world-counterfact").with_probes(PROBES_PER_KIND)
     answers = BaseAnswers()
     results = Results("forgetting_before_learning", SETTINGS)
     with tempfile.TemporaryDirectory() as scratch:

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 import palimpsest as ps
-from common import Results, one_thread, row, with_fewer_probes
+from common import Results, one_thread, row
 from palimpsest.evaluation import BaseAnswers
 
 FACTS, SEED, PROBES_PER_KIND = 100, 0, 2
@@ -84,7 +84,7 @@ def main() -> None:
     only = parser.parse_args().only
     one_thread()
     model, answers = ps.load("world"), BaseAnswers()
-    data = with_fewer_probes(ps.dataset("world-counterfact"), PROBES_PER_KIND)
+    data = ps.dataset("world-counterfact").with_probes(PROBES_PER_KIND)
     results = Results("many_edits", SETTINGS)
     for size in BATCHES if only != "sequence" else ():
         for name in IN_BATCHES:

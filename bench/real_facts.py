@@ -2,8 +2,9 @@
 
     python bench/real_facts.py --data DIR --real real
 
-`DIR` holds the published files (`counterfact/`, `zsre/`); `real` gets one file of edits for each data set, and later
-the models that `palimpsest world train` makes of them (`make real`). Neither is part of this repository.
+`DIR` holds the published files (`counterfact/`, `zsre/`); `real` gets one file of edits for each data set, one of those
+that are reported, which recipes (`bench/recipes/*.real.toml`) read, and later the models that `palimpsest world train`
+makes of them (`make real`). Neither is part of this repository.
 
 CounterFact: the records of ROME's layout, which have two paraphrases and ten neighbours each, then those of the flat
 layout that have a true paraphrase. ZsRE: records of the published evaluation file. Of each, some records are for
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import palimpsest as ps
@@ -29,6 +31,7 @@ FILES = {
 PHRASINGS = {"counterfact": 3, "zsre": 4}
 NUM_RECORDS = {"counterfact": 1800, "zsre": 3000}
 LOCALITY = {"counterfact": "locality.neighborhood", "zsre": "locality.out_of_scope"}
+REPORTED = "{}-reported.jsonl"
 FOR_CHOOSING = {"counterfact": slice(1400, 1800), "zsre": slice(2600, 3000)}
 
 
@@ -60,15 +63,19 @@ def real_folder() -> argparse.ArgumentParser:
     return parser
 
 
+def _write(file: Path, edits: Sequence[ps.EditRequest]) -> None:
+    write_text(file, "".join(json.dumps(one.to_dict(), ensure_ascii=False) + "\n" for one in edits))
+    print(f"{file}: {len(edits)} records")
+
+
 def main() -> None:
-    """Writes one file of edits for each data set."""
+    """Writes the files of edits of each data set."""
     parser = real_folder()
     parser.add_argument("--data", type=Path, required=True, help="where the published files are")
     options = parser.parse_args()
     for name in FILES:
-        lines = [json.dumps(one.to_dict(), ensure_ascii=False) + "\n" for one in select(options.data, name)]
-        write_text(options.real / f"{name}.jsonl", "".join(lines))
-        print(f"{options.real / name}.jsonl: {len(lines)} records")
+        _write(options.real / f"{name}.jsonl", select(options.data, name))
+        _write(options.real / REPORTED.format(name), records(options.real, name, for_choosing=False).requests)
 
 
 if __name__ == "__main__":

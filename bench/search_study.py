@@ -1,6 +1,6 @@
 """Gauss-Newton against Adam: where does which search for target vectors win?
 
-    python bench/search_study.py --real real        about half an hour on one core; goes on where it was stopped
+    python bench/search_study.py --real real        about an hour on one core; goes on where it was stopped
 
 On random models of every decoder family: how likely the answer becomes, in how many passes, with how long a vector;
 answers of one to eight tokens, two seeds, float32 and bfloat16. One vector in a small random model does little, so this
@@ -22,7 +22,7 @@ import torch
 
 import palimpsest as ps
 from choose_batch_presets import ADAM, gauss_newton
-from common import Results, one_thread, row, with_fewer_probes
+from common import Results, one_thread, row
 from palimpsest.evaluation import BaseAnswers
 from palimpsest.optimise.target_vector import TargetOptions, find_target_vectors
 from real_edits import editor_of, taught_text
@@ -124,7 +124,7 @@ def on_random_models(results: Results) -> None:
 
 def on_the_world(results: Results) -> None:
     """Single edits with ROME over seeds and in bfloat16, a sequence with MEMIT."""
-    data, searches = with_fewer_probes(ps.dataset("world-counterfact"), 2), {"adam": PUBLISHED, "gauss-newton": {}}
+    data, searches = ps.dataset("world-counterfact").with_probes(2), {"adam": PUBLISHED, "gauss-newton": {}}
     for dtype in DTYPES:
         model, answers = ps.load("world", dtype=dtype), BaseAnswers()
         for seed in WORLD_SEEDS if dtype == "float32" else WORLD_SEEDS[:1]:
@@ -146,9 +146,15 @@ def on_real_facts(results: Results, real: Path) -> None:
         sys.stderr.write(f"There is no model in {real / 'zsre'}: real facts are left out.\n")
         return
     model, answers, text = ps.load(str(real / "zsre")), BaseAnswers(), taught_text(real, "zsre")
-    data = with_fewer_probes(records(real, "zsre", for_choosing=False), 1)
+    data = records(real, "zsre", for_choosing=False).with_probes(1)
     published = {name: one for name, one in PUBLISHED.items() if name != "pooling"}
-    for search, options in {"adam": published, "gauss-newton": {"search_in": "prompt", **gauss_newton(5)}}.items():
+    ours = gauss_newton(5)["targets"]
+    searches = {
+        "adam": published,
+        "gauss-newton": {"search_in": "prompt", "targets": ours},
+        "gauss-newton, 60 passes": {"search_in": "prompt", "targets": {**ours, "steps": 60}},
+    }
+    for search, options in searches.items():
         labels = {"part": "zsre, single", "search": search}
         editor = editor_of("rome", {"layers": [1], **options}, text)
         run = {"num_edits": REAL_EDITS, "base": answers, "max_new_tokens": 16}

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 import palimpsest as ps
-from common import Results, one_thread, recipe_parser, results_name, row, with_fewer_probes
+from common import Results, one_thread, recipe_parser, results_name, row
 from palimpsest.errors import PalimpsestError
 from palimpsest.evaluation import BaseAnswers
 from palimpsest.methods.editors import RECORD, read_record
@@ -119,7 +119,7 @@ def main() -> None:
     for method, cost in training(model).items():
         labels = {"method": method, "protocol": "training"}
         results.get(labels, partial(dict, labels, **cost), again=True)
-    data = with_fewer_probes(ps.dataset(DATASET), PROBES_PER_KIND)
+    data = ps.dataset(DATASET).with_probes(PROBES_PER_KIND)
     usable = {name: its for name, its in METHODS.items() if can_edit(model, name)}
     for labels in runs(model, {name: its for name, its in usable.items() if not chosen or name in chosen}):
         results.get(labels, partial(measured, model, data, answers, labels), again=bool(chosen))

@@ -69,6 +69,25 @@ class OutputError(PalimpsestError):
     """A place that cannot be written to: it exists already, or the disk refuses."""
 
 
+def later_version(kind: type[PalimpsestError], what: str, found: object, known: int, *, where: str) -> PalimpsestError:
+    """The error for something that a later version of this package has written.
+
+    Arguments:
+        kind: the error's class.
+        what: what it is: `"patch"`.
+        found: its format.
+        known: the last format that this version knows.
+        where: its file.
+    """
+    return kind(
+        f"The {what} was written by a later version.",
+        expected=f"format {known} or earlier",
+        found=f"format {found}",
+        where=where,
+        remedy="update palimpsest",
+    )
+
+
 def near_matches(name: str, known: Iterable[str], *, limit: int = 3) -> list[str]:
     """The known names that look most like `name`, best first."""
     by_folded = {candidate.casefold(): candidate for candidate in known}

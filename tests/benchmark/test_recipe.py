@@ -23,6 +23,11 @@ BAD = {
     "a method twice": ({"methods": ["ft", "ft"]}, "by one name"),
     "a restriction to nothing": ({"methods": [{"name": "ft", "models": ["world-t6"]}]}, "does not have"),
     "an entry that is none": ({"methods": [3]}, "a name or a table"),
+    "an unknown measure": ({"measures": ["token-tme"]}, "token-time"),
+    "data on no model": (
+        {"datasets": [{"name": "jsonl", "path": "facts.jsonl", "label": "facts", "models": ["gpt"]}]},
+        "restricted to models",
+    ),
     "an unknown scoring": ({"scorings": ["exact"]}, "scorings"),
 }
 
@@ -63,6 +68,38 @@ def test_a_plan_is_every_combination_and_restrictions_take_some_out():
     # Each model stands in one row, so that a worker loads it once.
     models = [one["model"] for one in labels]
     assert models == sorted(models, key=["world", "world-t5"].index)
+
+
+def test_a_row_may_have_other_options_on_other_data_and_data_their_own_models():
+    made = Plan.of(
+        Recipe.of(
+            {
+                "name": "pairs",
+                "models": ["a", "b"],
+                "datasets": [
+                    {"name": "zsre", "path": "z.json", "models": ["a"]},
+                    {"name": "counterfact", "path": "c.json", "models": ["b"]},
+                ],
+                "methods": [
+                    {"name": "ft", "datasets": ["zsre"], "options": {"epochs": 1}},
+                    {"name": "ft", "datasets": ["counterfact"], "options": {"epochs": 2}},
+                ],
+            }
+        )
+    )
+    found = [(one.model.name, one.dataset.name, one.method.options["epochs"]) for one in made.units]
+    assert found == [("a", "zsre", 1), ("b", "counterfact", 2)]
+
+
+def test_files_that_options_name_are_found_under_the_root(tmp_path):
+    (tmp_path / "text.txt").write_text("A sentence.")
+    (tmp_path / "lora").mkdir()
+    options = {"statistics": {"text": "text.txt"}, "layers": [0]}
+    row = {"name": "memit", "preset": "none", "options": options}
+    unit = plan(tmp_path, methods=[row]).units[0]
+    assert unit.method_options() == {"seed": 0, "layers": [0], "statistics": {"text": str(tmp_path / "text.txt")}}
+    forgetting = {"name": "f-learning", "preset": "none", "options": {"forget": "lora", "learn": "ft"}}
+    assert plan(tmp_path, methods=[forgetting]).units[0].method_options()["forget"] == "lora", "a name is no folder"
 
 
 def test_an_address_is_made_of_what_determines_the_result_and_of_nothing_else(tmp_path):

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from benchmark.workplace import QUICK, build, plan, results
-from palimpsest import ConfigError, OutputError
+from palimpsest import ConfigError, DataError, OutputError, PalimpsestError
 from palimpsest.benchmark import run
 from palimpsest.benchmark.estimate import estimates, time_to_go
 from palimpsest.benchmark.folder import ResultsFolder, counts
@@ -103,9 +104,33 @@ def test_folders_that_cannot_be_used(workplace, tmp_path):
     (tmp_path / "other" / "letter.txt").write_text("mine")
     with pytest.raises(OutputError, match="something else"):
         run(made, tmp_path / "other", resume=True)
+    nowhere = [{"name": "jsonl", "path": "none.jsonl", "label": "facts"}]
+    with pytest.raises(DataError, match=r"none\.jsonl"):
+        run(plan(workplace, datasets=nowhere), tmp_path / "none")
+    with pytest.raises(PalimpsestError, match="split"):
+        run(plan(workplace, datasets=[{"name": "world-zsre", "split": "tset"}]), tmp_path / "none")
+    (workplace / "bad.jsonl").write_text('{"prompt": 3}\n{"promt": "x"}\n')
+    with pytest.raises(DataError):
+        run(plan(workplace, datasets=[{"name": "jsonl", "path": "bad.jsonl"}]), tmp_path / "none")
     with pytest.raises(ConfigError, match="must be a worker"):
         run(made, tmp_path / "none", workers=0)
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(workplace):
+    made, room = plan(workplace, methods=[{"name": "ft", "options": QUICK, "preset": "none"}]), resource.RLIMIT_FSIZE
+    before = resource.getrlimit(room)
+    # Workers inherit the limit; a unit's records are longer, the plan is not.
+    resource.setrlimit(room, (4096, before[1]))
+    try:
+        with pytest.raises(OutputError) as caught:
+            run(made, workplace / "full", workers=1)
+    finally:
+        resource.setrlimit(room, before)
+    assert "units" in str(caught.value)
+    assert multiprocessing.active_children() == []
+    assert run(made, workplace / "full", workers=1, resume=True).counts["ok"] == 1
 
 
 @pytest.mark.slow

@@ -60,7 +60,7 @@ def test_a_second_edit_goes_on_from_the_first_ones_patch_and_state(run, tmp_path
         assert found["edits"][0]["after"] == f"{fact[3]}."
     state = EditedKeys.load(tmp_path / "state")
     # The keys of both facts, six contexts each.
-    assert {layer: len(keys) for layer, keys in state.keys.items()} == {1: 12, 2: 12}
+    assert {layer: len(keys.rows) for layer, keys in state.keys.items()} == {1: 12, 2: 12}
     assert load_patch(tmp_path / "1").manifest.stacked_on == ["alphaedit"]
     words = ("--prompt", "a", "--target-new", "b", "--out", tmp_path / "x")
     refused = run("edit", "world", "-m", "ft", "--state", tmp_path / "state", *words)

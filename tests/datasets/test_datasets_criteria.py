@@ -242,6 +242,13 @@ def test_ripple_record(tmp_path: Path) -> None:
         ("The names of the siblings of Al are Bo.", None, "The names of the siblings of Al are", "Bo"),
         ("War II follows War I.", "War II follows War Zero.", "War II follows", "War I"),
         ("Part 1 is followed by Part 2.", None, "Part 1 is followed by", "Part 2"),
+        (
+            "The number of children Al has is 3.",
+            "The number of children Al has is 2.",
+            "The number of children Al has is",
+            "3",
+        ),
+        ("The country which Al is associated with is Is.", None, "The country which Al is associated with is", "Is"),
         ("The author of Al is Jo Jr..", None, "The author of Al is", "Jo Jr."),
         ("The author of Al is What is Man.", "The author of Al is Me.", "The author of Al is", "What is Man"),
     ],

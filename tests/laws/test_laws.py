@@ -23,6 +23,7 @@ LOCATED = {**KEYS, "layers": [1]}
 MEMORY = {"text": tiny.text_file(), "max_tokens": 256, "top": 16}
 NEURONS = {"memory": MEMORY, "max_steps": 80, "first_check": 80, "learning_rate": 0.05, "label_smoothing": 0.0}
 FEW_NEURONS = {**NEURONS, "max_steps": 5, "memory_weight": 0.0}
+SIDE = {"text": tiny.text_file(), "max_tokens": 200, "contexts": {"given": []}, "alpha": 0.0, "beta": 0.0, "gamma": 0.0}
 FEWEST = {**KEYS, "layers": [0], "contexts": {"given": []}, "targets": {"steps": 4}}
 
 
@@ -98,6 +99,15 @@ TABLE = {
         is_silent=True,
         is_composed=True,
     ),
+    "wise": Row(
+        {**SIDE, "steps": 30, "learning_rate": 0.3},
+        edits_fully=False,
+        shortest={**SIDE, "steps": 2, "learning_rate": 0.3},
+        is_trained=False,
+        is_silent=True,
+        is_composed=True,
+        edits_encoder_decoders=False,
+    ),
     "calinet": Row(
         {"steps": 40, "learning_rate": 0.02},
         edits_fully=False,
@@ -134,15 +144,22 @@ TABLE = {
     ),
     "f-learning-lora-ft": Row({**FORGET, "learn_options": QUICK}, shortest=STEPS, is_composed=True),
 }
+
+
+def cell(*values, is_quick):
+    """A row of parameters; where other rows nearly stand for it, the fast suite leaves it to `make test-all`."""
+    return pytest.param(*values, marks=() if is_quick else pytest.mark.slow)
+
+
 FAMILIES = ("gpt2", "gptj", "llama")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Where layers are of another kind, outputs are changed in place, or a norm follows the MLP: one method a kind of patch.
 MORE_FAMILIES = ("gpt_neox", "opt", "gemma2", "falcon")
 CELLS = [
-    (name, family, dtype)
+    cell(name, family, dtype, is_quick=dtype == torch.float32 or not row.is_composed)
     for name, row in TABLE.items()
     for family in FAMILIES
-    for dtype in (DTYPES[:1] if row.is_composed else DTYPES)
+    for dtype in DTYPES
 ]
 CELLS += [
     (name, family, torch.float32) for name in ("ft-l", "locft", "lora", "kn", "memit") for family in MORE_FAMILIES
@@ -162,8 +179,8 @@ LAYOUTS = {row_for(tiny.tiny_config(family)).name: family for family in reversed
 WAYS = ("ft", "lora", "memit")
 
 
-def is_tried(name, family, dtype):
-    """Every method with every layout in bfloat16, the hardest dtype; the rest varies less."""
+def is_quick(name, family, dtype):
+    """The fast suite takes every method with every layout in bfloat16, the hardest dtype; the rest varies less."""
     if family not in LAYOUTS.values():
         return name == "lora" or (name == "ft-l" and dtype == torch.bfloat16)
     return dtype == torch.bfloat16 or name in WAYS
@@ -171,11 +188,10 @@ def is_tried(name, family, dtype):
 
 # One model at a time, for all methods.
 EVERYTHING = [
-    (family, dtype, name)
+    cell(family, dtype, name, is_quick=is_quick(name, family, dtype))
     for family in tiny.EVERY
     for dtype in DTYPES
     for name in TABLE
-    if is_tried(name, family, dtype)
 ]
 
 

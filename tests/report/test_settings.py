@@ -7,13 +7,21 @@ import csv
 import pytest
 
 import fake_runs as fakes
+from palimpsest.benchmark.recipe import Published
 from palimpsest.errors import OutputError
 from palimpsest.report import build_report
 from palimpsest.report.exports import write_tables
 from palimpsest.report.plots import batches_plot, overview_plot
-from palimpsest.report.settings import Published, group, pooled
+from palimpsest.report.settings import group, pooled
 
-PAPER = Published("arXiv:0000.00000, table 1", "world", "world-counterfact", "rome", 91.2, 83.4, None)
+PAPER = Published(
+    source="arXiv:0000.00000, table 1",
+    model="world",
+    dataset="world-counterfact",
+    method="rome",
+    reliability=91.2,
+    generality=83.4,
+)
 
 
 def placed(record, model="world", batch_size=None):

@@ -15,6 +15,7 @@ from palimpsest.models.hooks import Point
 from palimpsest.models.linear import weight_as_out_in
 from palimpsest.models.tokens import subject_last_token
 from palimpsest.optimise.target_vector import TargetOptions, find_target_vectors
+from palimpsest.solve.null_space import EarlierKeys
 
 STRENGTH = 10.0
 EVERYTHING = {"null_space": "threshold", "threshold": 1e9}
@@ -130,19 +131,20 @@ def test_the_next_batch_asks_the_keys_of_those_before_to_stay(choice):
     model, requests = exact(), tiny.requests(4)
     editor = make(**choice)
     first = editor.edit(model, requests[:2])
-    with model.patched(first.patch):
-        assert is_close(first.state.keys[1], keys_of(model, requests[:2]))
-        second = editor.edit(model, requests[2:], first.state)
-        keys, residuals = keys_of(model, requests[2:]), residuals_of(model, requests[2:])
     whole = torch.eye(128, dtype=torch.float64)
     projection = whole if choice is EVERYTHING else projector(energy=0.3)
-    earlier = first.state.keys[1].double()
+    with model.patched(first.patch):
+        earlier = keys_of(model, requests[:2])
+        assert is_close(first.state.keys[1].rows, earlier @ projection)
+        before = first.state.keys[1].rows.clone()
+        second = editor.edit(model, requests[2:], first.state)
+        keys, residuals = keys_of(model, requests[2:]), residuals_of(model, requests[2:])
     assert is_close(dense(model, second.patch), equation_14(projection, keys, residuals, earlier))
     assert not is_close(dense(model, second.patch), equation_14(projection, keys, residuals, earlier[:0]), 1e-2)
     with model.patched(first.patch), model.patched(second.patch):
         every = torch.cat([earlier, keys_of(model, requests[2:])])
-    assert is_close(second.state.keys[1], every)
-    assert torch.equal(first.state.keys[1].double(), earlier), "the state that was passed in is as it was"
+    assert is_close(second.state.keys[1].rows, every @ projection)
+    assert torch.equal(first.state.keys[1].rows, before), "the state that was passed in is as it was"
     with model.patched(first.patch):
         forgetful = editor.edit(model, requests[2:])
     old = keys_of(model, requests[:2])
@@ -154,19 +156,20 @@ def test_several_layers_and_contexts_keep_their_keys():
     model, requests = exact(), tiny.requests(3)
     given = {"given": ["Rome. {}", "It was written long ago. {}"]}
     for pooling, rows in (("columns", 9), ("half-clean", 3)):
-        outcome = make(layers=[1, 2], contexts=given, pooling=pooling).edit(model, requests)
-        assert {layer: tuple(keys.shape) for layer, keys in outcome.state.keys.items()} == {
+        editor = make(layers=[1, 2], contexts=given, pooling=pooling, **EVERYTHING)
+        outcome = editor.edit(model, requests)
+        assert {layer: tuple(keys.rows.shape) for layer, keys in outcome.state.keys.items()} == {
             1: (rows, 128),
             2: (rows, 128),
         }
         with model.patched(outcome.patch):
-            again = make(layers=[1, 2], contexts=given, pooling=pooling).edit(model, requests, outcome.state)
-        assert len(again.state.keys[2]) == 2 * rows
+            again = editor.edit(model, requests, outcome.state)
+        assert len(again.state.keys[2].rows) == 2 * rows
         if pooling == "columns":
             # Three keys of one fact weigh as much as one, so products add up to the mean over contexts.
             with model.patched(outcome.patch):
                 prompts = keys_of(model, requests, 2)
-            assert is_close(outcome.state.keys[2][::3] * 3**0.5, prompts)
+            assert is_close(outcome.state.keys[2].rows[::3] * 3**0.5, prompts)
 
 
 def test_a_batch_that_is_there_already_changes_nothing():
@@ -194,7 +197,7 @@ class AnotherState(MethodState):
 
 
 @pytest.mark.parametrize(
-    ("state", "found"), [(EditedKeys({0: torch.zeros(1, 128)}), r"layers \[0\]"), (AnotherState(), "AnotherState")]
+    ("state", "found"), [(EditedKeys({0: EarlierKeys.none(128)}), r"layers \[0\]"), (AnotherState(), "AnotherState")]
 )
 def test_the_state_of_others_is_refused_before_the_search(state, found, monkeypatch):
     model = exact()
@@ -212,6 +215,16 @@ def test_a_null_space_of_nothing_is_an_error():
 
 
 def test_no_requests_keep_the_state():
-    state = EditedKeys({1: torch.ones(2, 128)})
+    state = EditedKeys({1: EarlierKeys.none(128)})
     outcome = make().edit(exact(), [], state)
     assert outcome.patch.is_empty() and outcome.state is state
+
+
+def test_more_keys_than_dimensions_are_saved_as_what_they_add_up_to(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    keys = torch.randn(200, 128, generator=generator, dtype=torch.float64)
+    nothing = torch.zeros(128, 0, dtype=torch.float64)
+    EditedKeys({1: EarlierKeys.none(128).joined(keys[:150], nothing).joined(keys[150:], nothing)}).save(tmp_path / "s")
+    found = EditedKeys.load(tmp_path / "s").keys[1]
+    assert len(found.rows) == 0
+    torch.testing.assert_close(found.moment, keys.T @ keys)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from palimpsest.errors import ConfigError, DataError
 from palimpsest.solve.factorised import Factorised
 from palimpsest.solve.least_squares import equality_constrained, ridge
-from palimpsest.solve.null_space import null_space_projected
+from palimpsest.solve.null_space import EarlierKeys, null_space_projected
 from palimpsest.solve.rank_one import rank_one
 
 WIDTH, OUT = 12, 7
@@ -184,6 +184,14 @@ def alphaedit(projector, keys, residuals, strength, previous):
     return torch.linalg.solve(projector @ gram + strength * identity, projector @ keys.T @ residuals).T
 
 
+def earlier_keys(*edits, basis):
+    """The keys of edits before, told one edit at a time."""
+    found = EarlierKeys.none(WIDTH)
+    for keys in edits:
+        found = found.joined(keys, basis)
+    return found
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     problems, st.floats(1e-2, 1e3), st.integers(0, 20), st.integers(0, WIDTH - 2), st.integers(0, 1000)
@@ -192,7 +200,10 @@ def test_null_space_solve_is_the_published_one(given_problem, strength, earlier,
     moment, keys, residuals = given_problem
     basis, projector = null_space(moment, preserved)
     previous = torch.randn(earlier, WIDTH, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    found = null_space_projected(basis, keys, residuals, strength=strength, previous=previous)
+    told = earlier_keys(*previous.split(5), basis=basis)
+    # However many edits there were, what is carried stays as large as the matrix.
+    assert len(told.rows) <= WIDTH and (told.moment is None) == (earlier <= WIDTH)
+    found = null_space_projected(basis, keys, residuals, strength=strength, previous=told)
     change = found.dense()
     torch.testing.assert_close(change, alphaedit(projector, keys, residuals, strength, previous), rtol=1e-7, atol=1e-10)
     torch.testing.assert_close(change @ projector, change, rtol=1e-9, atol=1e-12)
@@ -244,7 +255,9 @@ def test_null_space_weights_are_repeated_keys():
 def test_a_second_identical_batch_changes_nothing():
     moment, keys, residuals = problem()
     basis, _ = null_space(moment, 3)
-    found = null_space_projected(basis, keys, torch.zeros_like(residuals), strength=1.0, previous=keys)
+    found = null_space_projected(
+        basis, keys, torch.zeros_like(residuals), strength=1.0, previous=earlier_keys(keys, basis=basis)
+    )
     assert found.norm() == 0.0
 
 

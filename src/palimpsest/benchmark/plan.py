@@ -44,7 +44,7 @@ class WorkUnit:
         """Everything that determines the result, JSON-ready; labels and restrictions do not."""
         return {
             "model": self.model.model_dump(exclude={"label"}),
-            "dataset": self.dataset.model_dump(exclude={"label"}),
+            "dataset": self.dataset.model_dump(exclude={"label", "models"}),
             "method": self.method.model_dump(include={"name", "preset", "options"}),
             "protocol": self.protocol.model_dump(exclude={"num_edits"}),
             "seed": self.seed,
@@ -71,6 +71,19 @@ class WorkUnit:
         path = Path(self.root) / Path(name).expanduser()
         return str(path) if path.exists() else name
 
+    def method_options(self) -> dict[str, Any]:
+        """The method's options with its seed; texts that name a file under the root, by an ending or a slash, are
+        its path from here.
+        """
+
+        def found(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: found(one) for key, one in value.items()}
+            is_path = isinstance(value, str) and ("/" in value or Path(value).suffix)
+            return self.located(value) if is_path else value
+
+        return {"seed": self.seed, **found(self.method.options)}
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -91,33 +104,28 @@ class Plan:
             )
         return cls(recipe, tuple(units.values()))
 
-    @property
-    def digest(self) -> str:
-        """Identifies the set of units."""
-        return digest(sorted(unit.address for unit in self.units))
+    def check_data(self) -> None:
+        """Reads every data set that is on this machine once.
+
+        Raises `DataError` for a file that is not there or has nothing to use, `ConfigError` for an unknown split:
+        before anything is computed, not in each of many units.
+        """
+        first = {digest(unit.identity()["dataset"]): unit for unit in reversed(self.units)}
+        for unit in first.values():
+            if not (unit.dataset.path or "").startswith("hf://"):
+                read_dataset(unit)
 
 
 def _units(recipe: Recipe, root: str) -> Iterator[WorkUnit]:
     evaluation = recipe.model_dump(
-        include={"scorings", "max_new_tokens", "probes_per_kind", "is_perplexity_wanted"}, mode="json"
+        include={"scorings", "max_new_tokens", "probes_per_kind", "is_perplexity_wanted", "measures"}, mode="json"
     )
-    for model in recipe.models:
-        for dataset in recipe.datasets:
-            for protocol in recipe.protocols:
-                for seed in recipe.seeds:
-                    for method in recipe.methods:
-                        if _is_wanted(method, model, dataset, protocol):
-                            number = protocol.num_edits or recipe.num_edits
-                            yield WorkUnit(model, dataset, method, protocol, seed, number, evaluation, root)
-
-
-def _is_wanted(method: MethodEntry, model: ModelEntry, dataset: DataEntry, protocol: ProtocolEntry) -> bool:
-    restrictions = (
-        (label_of(model), method.models),
-        (label_of(dataset), method.datasets),
-        (protocol.name, method.protocols),
-    )
-    return all(names is None or name in names for name, names in restrictions)
+    for model, dataset, protocol in recipe.places():
+        for seed in recipe.seeds:
+            for method in recipe.methods:
+                if method.is_wanted(model, dataset, protocol):
+                    number = protocol.num_edits or recipe.num_edits
+                    yield WorkUnit(model, dataset, method, protocol, seed, number, evaluation, root)
 
 
 def read_dataset(unit: WorkUnit) -> Dataset:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -37,6 +38,8 @@ class DataEntry(Config):
     split: str = "test"
     first: int | None = Field(default=None, ge=1)
     """Only so many of its records, before any are drawn."""
+    models: list[str] | None = None
+    """Only on these, by label; on all when left out."""
 
 
 class ProtocolEntry(Config):
@@ -63,9 +66,18 @@ class MethodEntry(Config):
     protocols: list[str] | None = None
     """Only under these, by name."""
 
+    def is_wanted(self, model: ModelEntry, data: DataEntry, protocol: ProtocolEntry) -> bool:
+        """Whether the restrictions leave it in this place."""
+        restrictions = (
+            (label_of(model), self.models),
+            (label_of(data), self.datasets),
+            (protocol.name, self.protocols),
+        )
+        return all(names is None or name in names for name, names in restrictions)
 
-class Paper(Config):
-    """A published figure that stands beside ours."""
+
+class Published(Config):
+    """A figure that somebody else published, to stand beside ours."""
 
     source: str
     """Paper, table, and the model it was measured on."""
@@ -79,6 +91,10 @@ class Paper(Config):
     generality: float | None = None
     locality: float | None = None
     """All three in percent, as published."""
+
+    def fits(self, model: str, dataset: str, method: str) -> bool:
+        """Whether it stands beside the row of ours that has these labels."""
+        return (self.model, self.dataset, self.method) == (model, dataset, method)
 
 
 class Recipe(Config):
@@ -102,9 +118,15 @@ class Recipe(Config):
     """At most so many probes of each kind an edit; all when left out."""
     is_perplexity_wanted: bool = True
     """Whether the data sets' neutral texts are read before and after."""
-    paper: list[Paper] = []
+    measures: list[str] = []
+    """What else is measured before and after: `token-time`, `weight-distance`, `task:NAME`."""
+    paper: list[Published] = []
 
-    shorthands: ClassVar[tuple[str, ...]] = ("models", "datasets", "protocols", "methods")
+    def places(self) -> Iterator[tuple[ModelEntry, DataEntry, ProtocolEntry]]:
+        """Every model with the data sets that are asked of it, and every protocol."""
+        for model, data, protocol in product(self.models, self.datasets, self.protocols):
+            if data.models is None or label_of(model) in data.models:
+                yield model, data, protocol
 
     @classmethod
     def of(cls, table: Mapping[str, Any], *, where: str = "recipe") -> Recipe:
@@ -115,7 +137,7 @@ class Recipe(Config):
             "datasets": DataEntry,
             "protocols": ProtocolEntry,
             "methods": MethodEntry,
-            "paper": Paper,
+            "paper": Published,
         }
         for key, kind in nested.items():
             if isinstance(full.get(key), list):
@@ -127,6 +149,7 @@ class Recipe(Config):
     def check(self) -> None:
         """Raises `ConfigError` for labels given twice, rows restricted to labels that there are not, unknown names."""
         from palimpsest.datasets import DATASETS
+        from palimpsest.evaluation.measures import find_measure
         from palimpsest.methods.catalogue import method
 
         labels: dict[str, list[str]] = {
@@ -134,29 +157,40 @@ class Recipe(Config):
             "datasets": [label_of(one) for one in self.datasets],
             "protocols": [one.name for one in self.protocols],
         }
-        for what, names in {**labels, "methods": [label_of(one) for one in self.methods]}.items():
-            twice = sorted({name for name in names if names.count(name) > 1})
-            if twice and what != "protocols":
-                raise ConfigError(
-                    f"Two {what} of the recipe go by one name.",
-                    expected="a `label` of its own for each",
-                    found=", ".join(twice),
-                )
-        for entry in self.methods:
-            method(entry.name, preset=entry.preset, **entry.options)
+        for what in ("models", "datasets"):
+            _require_once(what, labels[what])
+        for place in self.places():
+            # Rows of one name may have other options on another model or data set.
+            _require_once("methods", [label_of(one) for one in self.methods if one.is_wanted(*place)])
+        entries: tuple[MethodEntry | DataEntry, ...] = (*self.methods, *self.datasets)
+        for entry in entries:
             for what, names in labels.items():
-                unknown = [name for name in getattr(entry, what) or () if name not in names]
+                unknown = [name for name in getattr(entry, what, None) or () if name not in names]
                 if unknown:
                     raise ConfigError(
-                        f"A method is restricted to {what} that the recipe does not have.",
+                        f"Something is restricted to {what} that the recipe does not have.",
                         expected=f"some of {', '.join(names)}",
                         found=", ".join(unknown),
-                        where=f"method {label_of(entry)!r}",
+                        where=repr(label_of(entry)),
                     )
+        for row in self.methods:
+            method(row.name, preset=row.preset, **row.options)
         for data in self.datasets:
             _ = DATASETS[data.name]
         for one in self.protocols:
             make_protocol(one)
+        for name in self.measures:
+            find_measure(name)
+
+
+def _require_once(what: str, names: Sequence[str]) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(
+            f"Two {what} of the recipe go by one name.",
+            expected="a `label` of its own for each",
+            found=", ".join(twice),
+        )
 
 
 def label_of(entry: ModelEntry | DataEntry | MethodEntry) -> str:

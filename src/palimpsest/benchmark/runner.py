@@ -54,10 +54,13 @@ def run(
         on_unit, on_stage: told of finished units, and of what goes on inside of one.
 
     A unit that fails is recorded with its error and stops no other. Raises `OutputError` for a folder that cannot be
-    used or a disk that refuses, `ConfigError` for a number of workers below one; nothing is computed then.
+    used or a disk that refuses, `ConfigError` for a number of workers below one, and what `Plan.check_data` raises for
+    data that are not there (where workers are elsewhere, their units fail); nothing is computed then.
     """
     if workers is not None and workers < 1:
         raise ConfigError("There must be a worker.", expected="1 or more", found=f"workers = {workers}")
+    if ray is None:
+        plan.check_data()
     folder = ResultsFolder(out, plan)
     if not resume and folder.path.exists():
         folder.prepare(resume=False)

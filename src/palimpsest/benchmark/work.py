@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -66,13 +65,13 @@ class Desk:
 
         data = self._dataset(unit)
         model = self._load(unit)
-        options = {"seed": unit.seed, **unit.method.options}
-        editor = method(unit.method.name, preset=unit.method.preset, **options)
+        editor = method(unit.method.name, preset=unit.method.preset, **unit.method_options())
         try:
             editor.check_model(model, editor.resolve(model)[0])
         except ModelError as error:
             raise _NotForModel(str(error)) from error
         answers = self._base(unit, model)
+        known = answers.num_known
         record = evaluate(
             model,
             editor,
@@ -86,9 +85,11 @@ class Desk:
             out=folder,
             resume=True,
             base=answers,
+            measures=unit.evaluation["measures"],
             progress=progress,
         )
-        self._share(unit, answers)
+        if answers.num_known > known:
+            self._share(unit, answers)
         return record
 
     def _load(self, unit: WorkUnit) -> EditableModel:
@@ -104,7 +105,9 @@ class Desk:
         return self._model[1]
 
     def _dataset(self, unit: WorkUnit) -> Dataset:
-        key = digest([unit.dataset.model_dump(exclude={"label"}), unit.evaluation["probes_per_kind"], unit.root])
+        key = digest(
+            [unit.dataset.model_dump(exclude={"label", "models"}), unit.evaluation["probes_per_kind"], unit.root]
+        )
         if self._data is None or self._data[0] != key:
             self._data = (key, read_dataset(unit))
         return self._data[1]
@@ -140,6 +143,3 @@ class Desk:
 
 class _NotForModel(Exception):
     """The method cannot edit models of this kind."""
-
-
-Do = Callable[[WorkUnit], Finished]

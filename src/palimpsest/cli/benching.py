@@ -58,14 +58,21 @@ def bench(
         _show_plan(ResultsFolder(place, plan), as_json=as_json, only_status=status)
         return
     try:
-        with terminal.progress_bar(plan.recipe.name) as progress:
+        with terminal.progress_bars(plan.recipe.name) as bars:
 
             def tell(unit: WorkUnit, finished: Finished, done: int, total: int) -> None:
-                progress(_name(unit), done, total)
+                bars.end(_name(unit))
+                bars.whole("units", done, total)
                 if finished.state == "failed":
                     terminal.log(f"failed: {_name(unit)}: {(finished.error or '').splitlines()[0]}")
 
-            outcome = run(plan, place, resume=resume, retry_failed=retry_failed, workers=workers, ray=ray, on_unit=tell)
+            def tell_stage(unit: WorkUnit, stage: str, done: int, total: int) -> None:
+                bars.part(_name(unit), stage, done, total)
+
+            outcome = run(
+                plan, place, resume=resume, retry_failed=retry_failed, workers=workers, ray=ray, on_unit=tell,
+                on_stage=tell_stage,
+            )  # fmt: skip
     except KeyboardInterrupt:
         raise terminal.Interrupted(f"Interrupted. Finished edits are kept in {place}; --resume goes on.") from None
     result = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -93,7 +92,7 @@ def choose_facts(model: EditableModel, num_edits: int, seed: int) -> tuple[list[
     from palimpsest.datasets import dataset
     from palimpsest.models.generation import is_exact_match
 
-    data = dataset(DATASET, split="test")
+    data = dataset(DATASET, split="test").with_probes(_PROBES_PER_KIND)
     drawn = data.sample(len(data.requests), seed).requests
     known: list[EditRequest] = []
     for first in range(0, len(drawn), _ASKED_AT_ONCE):
@@ -114,17 +113,7 @@ def choose_facts(model: EditableModel, num_edits: int, seed: int) -> tuple[list[
             where=f"model {model.name!r}",
             remedy="ask for fewer with --num-edits, or take the bundled model",
         )
-    return [_with_fewer_probes(request) for request in known[:num_edits]], data.neutral_text[:_NEUTRAL_SENTENCES]
-
-
-def _with_fewer_probes(request: EditRequest) -> EditRequest:
-    kept: dict[str, int] = {}
-    probes = []
-    for probe in request.probes:
-        kept[probe.kind] = kept.get(probe.kind, 0) + 1
-        if kept[probe.kind] <= _PROBES_PER_KIND:
-            probes.append(probe)
-    return replace(request, probes=tuple(probes))
+    return known[:num_edits], data.neutral_text[:_NEUTRAL_SENTENCES]
 
 
 def _plain(request: EditRequest) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from palimpsest.cli import inputs, terminal
 from palimpsest.errors import ConfigError, DataError, unknown_name
 
 if TYPE_CHECKING:
+    from palimpsest.benchmark.recipe import Published
     from palimpsest.datasets import Dataset
     from palimpsest.evaluation import RunRecord
-    from palimpsest.report.settings import Published
 
 _RUN_FILE = "run.json"
 PROTOCOLS = ("single", "batch", "sequential")
@@ -52,6 +52,12 @@ def evaluate(
     out_of_scope: Annotated[
         bool, typer.Option("--with-out-of-scope", help="Add other edits' prompts as questions out of scope.")
     ] = False,
+    measure: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--measure", help="Also `token-time`, `weight-distance` or `task:NAME@N`; repeatable.", show_default=False
+        ),
+    ] = None,
     chat: inputs.ChatOption = False,
     out: Annotated[Path | None, typer.Option("--out", help="A folder for the record; makes the run resumable.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
@@ -62,6 +68,7 @@ def evaluate(
 ) -> None:
     """Measure a method: reliability, generality, locality, portability, time and memory."""
     chosen = make_protocol(protocol, batch_size, checkpoints)
+    check_measures(measure or ())
     if resume and out is None:
         raise ConfigError("There is nothing to resume.", expected="--out DIR together with --resume", found="no --out")
     if out is not None and not resume:
@@ -94,6 +101,7 @@ def evaluate(
                 seed=seed,
                 out=out,
                 resume=resume,
+                measures=measure or (),
                 progress=progress,
             )
     except KeyboardInterrupt:
@@ -111,6 +119,14 @@ def evaluate(
     if record.status != "ok":
         terminal.log(f"The run {record.status}: {record.error}")
         raise typer.Exit(2)
+
+
+def check_measures(names: Sequence[str]) -> None:
+    """Raises `ConfigError` for an unknown measure, before a model is loaded."""
+    from palimpsest.evaluation.measures import find_measure
+
+    for name in names:
+        find_measure(name)
 
 
 def with_derived(data: Dataset, *, out_of_scope: bool, distracting: bool) -> Dataset:
@@ -202,7 +218,7 @@ def report(
 def _published(runs: Sequence[Path]) -> list[Published]:
     """The figures of others that the recipes of these results name."""
     from palimpsest.benchmark.folder import published
-    from palimpsest.report.settings import Published
+    from palimpsest.benchmark.recipe import Published
 
     return [Published(**one) for folder in runs for one in published(folder.expanduser())]
 

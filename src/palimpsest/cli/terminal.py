@@ -170,9 +170,45 @@ def share(mean: float | None, *, digits: int = 0) -> str:
 @contextmanager
 def progress_bar(title: str) -> Iterator[Progress]:
     """A bar on stderr, shown on a terminal only; yields the function the library reports its progress to."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bar, TextColumn, TimeElapsedColumn  # noqa: I001
+    with progress_bars(title) as bars:
+        yield bars.whole
 
-    with Bar(
+
+class Bars:
+    """A bar for the whole of a work, and one under it for each part that somebody is at.
+
+    Arguments:
+        shown: rich's bars.
+        title: what the whole is called.
+    """
+
+    def __init__(self, shown: Any, title: str) -> None:
+        self._shown = shown
+        self._whole = shown.add_task("", total=None, title=title)
+        self._parts: dict[str, Any] = {}
+
+    def whole(self, stage: str, done: int, total: int) -> None:
+        """How far the whole is."""
+        self._shown.update(self._whole, description=stage, completed=done, total=total)
+
+    def part(self, name: str, stage: str, done: int, total: int) -> None:
+        """How far a part is; its bar appears when it is first told of."""
+        if name not in self._parts:
+            self._parts[name] = self._shown.add_task("", total=None, title=f"  {name}")
+        self._shown.update(self._parts[name], description=stage, completed=done, total=total)
+
+    def end(self, name: str) -> None:
+        """Takes the bar of a part away."""
+        if name in self._parts:
+            self._shown.remove_task(self._parts.pop(name))
+
+
+@contextmanager
+def progress_bars(title: str) -> Iterator[Bars]:
+    """Bars on stderr, shown on a terminal only."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress as Shown, TextColumn, TimeElapsedColumn  # noqa: I001
+
+    with Shown(
         TextColumn("{task.fields[title]}"),
         BarColumn(bar_width=28),
         MofNCompleteColumn(),
@@ -181,13 +217,8 @@ def progress_bar(title: str) -> Iterator[Progress]:
         console=console(to_stderr=True),
         disable=not sys.stderr.isatty(),
         transient=True,
-    ) as bar:
-        task = bar.add_task("", total=None, title=title)
-
-        def advance(stage: str, done: int, total: int) -> None:
-            bar.update(task, description=stage, completed=done, total=total)
-
-        yield advance
+    ) as shown:
+        yield Bars(shown, title)
 
 
 @contextmanager

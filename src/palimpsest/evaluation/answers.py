@@ -44,6 +44,11 @@ class BaseAnswers:
             )
         self._model = identity
 
+    @property
+    def num_known(self) -> int:
+        """How many continuations and scores are known."""
+        return len(self._generated) + len(self._scores)
+
     def generate(self, model: EditableModel, prompts: Iterable[str], **options: Any) -> None:
         """Asks for the continuations of all prompts that are not known yet, in one batched call."""
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._generated]

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from palimpsest.errors import OutputError, PalimpsestError
+from palimpsest.errors import OutputError, PalimpsestError, later_version
 from palimpsest.evaluation.answers import BaseAnswers
 from palimpsest.evaluation.records import FailedEdit, ProbeResult, Specification
 from palimpsest.patches.base import Patch
@@ -43,6 +43,8 @@ class Unit(BaseModel):
     perplexity: float | None = None
     patch_bytes: int | None = None
     patch_norm: float | None = None
+    measures: dict[str, float] = Field(default_factory=dict)
+    """What else was asked for, by name; of the unedited model in the unit `base`."""
     peak_memory_bytes: int = 0
     failed_edits: list[FailedEdit] = Field(default_factory=list)
     patch: str | None = None
@@ -222,13 +224,7 @@ def read_run(folder: Path) -> tuple[Specification, str, str | None]:
     try:
         record = json.loads((folder / RUN).read_text(encoding="utf-8"))
         if record["format_version"] > FORMAT_VERSION:
-            raise OutputError(
-                "The run was written by a later version.",
-                expected=f"format {FORMAT_VERSION} or earlier",
-                found=f"format {record['format_version']}",
-                where=str(folder / RUN),
-                remedy="update palimpsest",
-            )
+            raise later_version(OutputError, "run", record["format_version"], FORMAT_VERSION, where=str(folder / RUN))
         return Specification.model_validate(record["specification"]), record["status"], record["error"]
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
         raise OutputError(

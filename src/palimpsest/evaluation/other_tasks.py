@@ -17,6 +17,7 @@ import torch
 from palimpsest.errors import ConfigError, DataError
 from palimpsest.evaluation.drift import log_likelihoods
 from palimpsest.models.routing import routes
+from palimpsest.models.tokens import Encoded, encode, encode_apart
 from palimpsest.stopwatch import Progress, silent
 
 if TYPE_CHECKING:
@@ -146,9 +147,7 @@ class Answering:
     def _written(self, context: str, longest: int) -> str:
         (route,) = routes(self.model, [context])
         reader = route.model or self.model
-        room = reader.context_length
-        encoded = reader.encode(route.prompt) if room is None else _shortened(reader, route.prompt, room - longest)
-        batch = reader.batch([encoded], side="left")
+        batch = reader.batch([_shortened(reader, route.prompt, longest)], side="left")
         with reader.reads(batch):
             ids = reader.module.generate(
                 input_ids=batch.input_ids, attention_mask=batch.attention_mask, max_new_tokens=longest, do_sample=False,
@@ -176,12 +175,14 @@ def harness_model(answering: Answering) -> Any:
     return _Model()
 
 
-def _shortened(model: EditableModel, prompt: str, most: int) -> Any:
-    """The end of a prompt that is too long, as the harness's own models take it."""
-    from palimpsest.models.tokens import Encoded
-
-    ids = tuple(model.tokenizer(prompt)["input_ids"])
-    return Encoded(ids[-max(1, most) :])
+def _shortened(model: EditableModel, prompt: str, longest: int) -> Encoded:
+    """A prompt's ids; of one that leaves no room for an answer the end, as the harness's own models take it."""
+    if model.is_encoder_decoder:
+        encoded = encode_apart(model.tokenizer, prompt)
+    else:
+        encoded = encode(model.tokenizer, prompt, chat=model.chat)
+    room = model.context_length
+    return encoded if room is None else Encoded(encoded.prompt_ids[-max(1, room - longest) :])
 
 
 def _until(text: str, stops: str | Sequence[str]) -> str:

@@ -5,45 +5,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from palimpsest.errors import ConfigError, PalimpsestError
-from palimpsest.evaluation import drift
-from palimpsest.evaluation.editor import Editor, Outcome
-from palimpsest.evaluation.examiner import Examiner
+from palimpsest.errors import ConfigError
 from palimpsest.evaluation.journal import Journal, Unit
 from palimpsest.evaluation.overlap import EditedFacts
 from palimpsest.evaluation.records import FailedEdit, ProbeResult
 from palimpsest.evaluation.running import RunningPatch
+from palimpsest.evaluation.work import Attempt, Work, attempted
 from palimpsest.provenance import peak_memory_bytes
-from palimpsest.stopwatch import Progress, Stopwatch, silent
+from palimpsest.stopwatch import Stopwatch, silent
 
 if TYPE_CHECKING:
-    from palimpsest.models.editable import EditableModel
     from palimpsest.requests import EditRequest
 
 SAVE_EVERY = 10
-
-
-@dataclass
-class Work:
-    """What a protocol works with."""
-
-    model: EditableModel
-    editor: Editor
-    requests: Sequence[EditRequest]
-    examiner: Examiner
-    journal: Journal
-    neutral_text: Sequence[str]
-    forward_batch_size: int
-    progress: Progress
-
-    def perplexity(self) -> float | None:
-        """On the neutral text, under whatever patch is on the model."""
-        if not self.neutral_text:
-            return None
-        return drift.perplexity(self.model, self.neutral_text, forward_batch_size=self.forward_batch_size)
 
 
 class Protocol(ABC):
@@ -193,7 +169,7 @@ class Sequential(Protocol):
                 self._test(work, running, done)
             segment = _Segment(done)
             for group in self.groups(work.requests[done:]):
-                attempt = _attempt(work, group, state, segment.clock)
+                attempt = attempted(work, group, state, segment.clock)
                 if attempt.outcome is not None:
                     attempt.error = running.add(attempt.outcome.patch)
                 if attempt.outcome is not None and attempt.error is None:
@@ -237,23 +213,19 @@ class Sequential(Protocol):
                     asked += work.examiner.failed([request], lost[request.id], edited=facts, checkpoint=done)
         with clock.stage("perplexity"):
             after = work.perplexity()
+        with clock.stage("measures"):
+            measures = work.measured(running.patch(), so_far)
         unit = Unit(
             unit=name,
             seconds=clock.seconds,
             num_edits=done,
             perplexity=after,
+            measures=measures,
             patch_bytes=running.num_bytes,
             patch_norm=running.norm,
             peak_memory_bytes=peak_memory_bytes(),
         )
         work.journal.add(unit, asked)
-
-
-@dataclass
-class _Attempt:
-    outcome: Outcome | None
-    error: str | None
-    seconds: float
 
 
 @dataclass
@@ -266,7 +238,7 @@ class _Segment:
     results: list[ProbeResult] = field(default_factory=list)
     failed: list[FailedEdit] = field(default_factory=list)
 
-    def take(self, work: Work, group: Sequence[EditRequest], attempt: _Attempt, done: int) -> None:
+    def take(self, work: Work, group: Sequence[EditRequest], attempt: Attempt, done: int) -> None:
         """Tests edits right after they were made."""
         self.edit_seconds += attempt.seconds
         if attempt.error is None:
@@ -296,29 +268,10 @@ class _Segment:
         work.journal.drop_patches(but=name)
 
 
-def _attempt(
-    work: Work, requests: Sequence[EditRequest], state: Any, clock: Stopwatch, progress: Progress = silent
-) -> _Attempt:
-    """Makes an edit. What goes wrong with it is recorded; a mistake in a program is not caught."""
-    start = perf_counter()
-    try:
-        outcome = work.editor.edit(work.model, requests, state, progress=progress)
-    except PalimpsestError as error:
-        spent = perf_counter() - start
-        clock.add({"other": spent})
-        return _Attempt(None, f"{type(error).__name__}: {error}", spent)
-    spent = perf_counter() - start
-    stages = {name: seconds for name, seconds in outcome.diagnostics.seconds.items() if name != "total"}
-    # What the editor did outside its own stages took time as well.
-    clock.add(stages)
-    clock.add({"other": max(0.0, spent - sum(stages.values()))})
-    return _Attempt(outcome, None, spent)
-
-
 def _edit_and_undo(work: Work, name: str, requests: Sequence[EditRequest], edited: EditedFacts | None = None) -> None:
     """One unit of the single and batch protocols."""
     clock = Stopwatch()
-    attempt = _attempt(work, requests, None, clock, work.progress if len(requests) > 1 else silent)
+    attempt = attempted(work, requests, None, clock, work.progress if len(requests) > 1 else silent)
     unit = Unit(unit=name, num_edits=len(requests), edit_seconds=attempt.seconds)
     if attempt.outcome is None:
         reason = attempt.error or ""
@@ -330,6 +283,8 @@ def _edit_and_undo(work: Work, name: str, requests: Sequence[EditRequest], edite
                 results = work.examiner.ask(requests, edited=edited)
             with clock.stage("perplexity"):
                 unit.perplexity = work.perplexity()
+            with clock.stage("measures"):
+                unit.measures = work.measured(attempt.outcome.patch, requests)
         unit.patch_bytes = attempt.outcome.patch.num_bytes
     unit.seconds, unit.peak_memory_bytes = clock.seconds, peak_memory_bytes()
     work.journal.add(unit, results)

@@ -54,6 +54,10 @@ class Specification(BaseModel):
     neutral_text_fingerprint: str | None = None
     perplexity_of: Literal["whole texts", "second halves"] = "whole texts"
     """What of the neutral texts is predicted; an encoder-decoder is given their first halves."""
+    measures: list[str] = Field(default_factory=list)
+    """What else is measured; see `evaluation.measures`."""
+    training: dict[str, float] = Field(default_factory=dict)
+    """What the editor took to train, for a method that is trained: `seconds`, `peak_memory_bytes`, `num_parameters`."""
     versions: dict[str, str]
     hardware: dict[str, Any]
     created: str
@@ -61,7 +65,7 @@ class Specification(BaseModel):
     def differences(self, other: Specification) -> list[str]:
         """Sentences that name what this and another run differ in; time and machine do not count."""
         mine, theirs = _flat(self.model_dump(mode="json")), _flat(other.model_dump(mode="json"))
-        ignored = ("created", "hardware")
+        ignored = ("created", "hardware", "training")
         return [
             f"{name} is {theirs.get(name)!r}, was {mine.get(name)!r}"
             for name in sorted({*mine, *theirs})
@@ -157,6 +161,8 @@ class RunRecord(BaseModel):
     peak_memory_bytes: int = 0
     patch_bytes: int | None = None
     """Size of the final patch; the mean over patches where each edit or batch has its own."""
+    measures: dict[str, dict[str, float | None]] = Field(default_factory=dict)
+    """What else was asked for: `before` and `after` by name; after the last checkpoint, or the mean over patches."""
     counts: dict[str, int] = Field(default_factory=dict)
     """Values (one a probe and scoring) of the final phase: scored, unscored, failed, left_out."""
     unscored: dict[str, dict[str, dict[str, int]]] = Field(default_factory=dict)
@@ -183,6 +189,10 @@ class RunRecord(BaseModel):
             "patch_bytes": self.patch_bytes,
             "counts": self.counts,
         }
+        if self.measures:
+            result["measures"] = self.measures
+        if spec.training:
+            result["training"] = spec.training
         if spec.protocol == "sequential":
             result["immediate"] = _plain(self.immediate)
             result["checkpoints"] = [

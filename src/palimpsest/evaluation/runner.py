@@ -15,9 +15,11 @@ from palimpsest.evaluation.answers import BaseAnswers
 from palimpsest.evaluation.editor import Editor
 from palimpsest.evaluation.examiner import Examiner
 from palimpsest.evaluation.journal import Journal, Unit, read_run, write_last_status
-from palimpsest.evaluation.protocols import Protocol, Single, Work
+from palimpsest.evaluation.measures import find_measure
+from palimpsest.evaluation.protocols import Protocol, Single
 from palimpsest.evaluation.records import Checkpoint, ProbeResult, RunRecord, Specification, Status
 from palimpsest.evaluation.scoring import SCORINGS
+from palimpsest.evaluation.work import Work
 from palimpsest.provenance import digest, hardware, now, peak_memory_bytes, versions
 from palimpsest.requests import EditRequest
 from palimpsest.stopwatch import Progress, Stopwatch, silent
@@ -44,6 +46,7 @@ def evaluate(
     forward_batch_size: int = 64,
     max_new_tokens: int = 24,
     base: BaseAnswers | None = None,
+    measures: Sequence[str] = (),
     progress: Progress = silent,
 ) -> RunRecord:
     """Edits facts and measures what became of them and of everything else.
@@ -63,19 +66,21 @@ def evaluate(
         forward_batch_size: rows a forward pass; changes memory, not results.
         max_new_tokens: length of free generation.
         base: answers of the base model, to be shared between several evaluations of one model.
+        measures: what else to measure, before and after; see `evaluation.measures`.
         progress: called as `progress(stage, done, total)`.
 
     An edit that fails with one of this package's errors is recorded and the run goes on; when all fail, the
     record's status is `failed`. Other exceptions propagate, with the status on disk.
 
     Raises what the editor's `check`, if it has one, raises when none of the edits passes it; `DataError` for more
-    edits than there are, `ConfigError` for an unknown scoring or base answers of
-    another model, `OutputError` for a folder that exists (without `resume`) or is another run's; all before
+    edits than there are, `ConfigError` for an unknown scoring or measure, or base answers
+    of another model, `OutputError` for a folder that exists (without `resume`) or is another run's; all before
     any computing.
     """
     chosen = protocol or Single()
     edits = _sample(dataset, num_edits, seed)
     _check_scorings(scorings)
+    further = {name: find_measure(name) for name in measures}
     for option, number in (("forward_batch_size", forward_batch_size), ("max_new_tokens", max_new_tokens)):
         if number < 1:
             raise ConfigError(f"The option {option!r} is too small.", expected="1 or more", found=repr(number))
@@ -102,6 +107,8 @@ def evaluate(
         max_new_tokens=max_new_tokens,
         neutral_text_fingerprint=digest(sentences) if sentences else None,
         perplexity_of="second halves" if model.is_encoder_decoder else "whole texts",
+        measures=list(further),
+        training=_training_cost(editor, model),
         versions=versions(),
         hardware=hardware(),
         created=now(),
@@ -111,7 +118,7 @@ def evaluate(
         examiner = Examiner(
             model, answers, scorings, max_new_tokens=max_new_tokens, forward_batch_size=forward_batch_size
         )
-        work = Work(model, editor, edits.requests, examiner, journal, sentences, forward_batch_size, progress)
+        work = Work(model, editor, edits.requests, examiner, journal, sentences, forward_batch_size, progress, further)
         _ask_base(work, chosen)
         chosen.run(work)
     except KeyboardInterrupt:
@@ -158,8 +165,10 @@ def _ask_base(work: Work, protocol: Protocol) -> None:
     if "base" not in work.journal.units:
         with clock.stage("perplexity"):
             before = work.perplexity()
+        with clock.stage("measures"):
+            measures = work.measured(None, work.requests)
         unit = Unit(
-            unit="base", seconds=clock.seconds, num_edits=len(work.neutral_text), perplexity=before,
+            unit="base", seconds=clock.seconds, num_edits=len(work.neutral_text), perplexity=before, measures=measures,
             peak_memory_bytes=peak_memory_bytes(),
         )  # fmt: skip
         work.journal.add(unit, [])
@@ -205,6 +214,7 @@ def _record(
         seconds_per_edit=sum(unit.edit_seconds for unit in made) / tried if tried else None,
         peak_memory_bytes=max((unit.peak_memory_bytes for unit in units), default=0),
         patch_bytes=round(sum(sizes) / len(sizes)) if sizes else None,
+        measures=_measures(units),
         counts=aggregate.counts(final, scorings),
         unscored=aggregate.reasons(final, scorings),
         failed_edits=failures,
@@ -233,14 +243,27 @@ def _checkpoint(unit: Unit, results: list[ProbeResult], scorings: Sequence[str])
     )
 
 
+def _tested(units: Sequence[Unit]) -> list[Unit]:
+    """The last checkpoint, or every patch that was undone after its test."""
+    points = [unit for unit in units if unit.unit.startswith("checkpoint-")]
+    return points[-1:] or [unit for unit in units if unit.unit != "base" and unit.patch_bytes is not None]
+
+
+def _measures(units: Sequence[Unit]) -> dict[str, dict[str, float | None]]:
+    before = next((unit.measures for unit in units if unit.unit == "base"), {})
+    tested = [unit.measures for unit in _tested(units)]
+    names = dict.fromkeys(name for measured in (before, *tested) for name in measured)
+    after = {name: [one[name] for one in tested if name in one] for name in names}
+    return {name: {"before": before.get(name), "after": fmean(after[name]) if after[name] else None} for name in names}
+
+
 def _perplexity(units: Sequence[Unit], sentences: int) -> tuple[dict[str, float | int | None], list[str]]:
     """Before, and after: under the last checkpoint's patch, or the mean over patches that were undone.
 
     The mean is what a collapse shows in, the median what a patch does as a rule.
     """
     before = next((unit.perplexity for unit in units if unit.unit == "base"), None)
-    points = [unit for unit in units if unit.unit.startswith("checkpoint-")]
-    tested = points[-1:] or [unit for unit in units if unit.unit != "base" and unit.patch_bytes is not None]
+    tested = _tested(units)
     after: float | None = None
     median: float | None = None
     notes = []
@@ -299,6 +322,11 @@ def _check_scorings(scorings: Sequence[str]) -> None:
             raise unknown_name("scoring", name, SCORINGS)
     if not scorings:
         raise ConfigError("No scoring is chosen.", expected=f"some of {', '.join(SCORINGS)}", found="none")
+
+
+def _training_cost(editor: Editor, model: EditableModel) -> dict[str, float]:
+    cost = getattr(editor, "training_cost", None)
+    return {} if cost is None else dict(cost(model))
 
 
 def _options(config: Any) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -32,7 +31,7 @@ from palimpsest.models.hooks import Point
 from palimpsest.optimise.spreading import SITE, as_patch, spread
 from palimpsest.optimise.subject_vectors import key_columns, subject_rows, subject_vectors
 from palimpsest.requests import EditRequest
-from palimpsest.solve.null_space import null_space_projected
+from palimpsest.solve.null_space import EarlierKeys, null_space_projected
 from palimpsest.solve.solution import Solution
 from palimpsest.statistics.subspaces import ENERGY, THRESHOLD, Projector, below_threshold, lowest_energy
 
@@ -54,18 +53,21 @@ class AlphaEditConfig(SpreadConfig):
 
 @dataclass(frozen=True)
 class EditedKeys(MethodState):
-    """Keys of all edits so far, by layer: (n, in), root-weighted; read from the edited model."""
+    """Keys of all edits so far, by layer: root-weighted, read from the edited model, and projected."""
 
-    keys: dict[int, Tensor]
+    keys: dict[int, EarlierKeys]
 
     def tensors(self) -> dict[str, Tensor]:
         """See `MethodState.tensors`."""
-        return {str(layer): keys for layer, keys in self.keys.items()}
+        rows = {f"{layer}.rows": earlier.rows for layer, earlier in self.keys.items()}
+        moments = {f"{layer}.moment": one.moment for layer, one in self.keys.items() if one.moment is not None}
+        return rows | moments
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> EditedKeys:
         """See `MethodState.from_tensors`."""
-        return cls({int(layer): keys for layer, keys in tensors.items()})
+        layers = [int(name.removesuffix(".rows")) for name in tensors if name.endswith(".rows")]
+        return cls({at: EarlierKeys(tensors[f"{at}.rows"], tensors.get(f"{at}.moment")) for at in layers})
 
 
 @final
@@ -123,14 +125,16 @@ class AlphaEdit(LocateThenEdit[AlphaEditConfig]):
                 found = subject_vectors(model, rows, list(points.values()))
         run.state = EditedKeys(
             {
-                layer: torch.cat([*([before[layer]] if before else []), root_weighted(found[point], config.pooling)])
+                layer: (before.get(layer) or EarlierKeys.none(found[point].shape[-1])).joined(
+                    root_weighted(found[point], config.pooling), self._projectors[layer].basis
+                )
                 for layer, point in points.items()
             }
         )
         return change
 
 
-def earlier_keys(state: MethodState | None, layers: Sequence[int]) -> dict[int, Tensor]:
+def earlier_keys(state: MethodState | None, layers: Sequence[int]) -> dict[int, EarlierKeys]:
     """The keys of the edits before, none at first. Raises `ConfigError` for the state of other layers or methods."""
     if state is None:
         return {}

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Generic, Self, TypeVar, final
 
 import torch
 from pydantic import Field
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from palimpsest import processes
@@ -21,7 +21,7 @@ from palimpsest.models.editable import EditableModel
 from palimpsest.optimise.finetune import FinetuneResult
 from palimpsest.patches.base import Manifest, Patch
 from palimpsest.patches.modules import ModulePatch
-from palimpsest.patches.storage import write_tensors
+from palimpsest.patches.storage import read_tensors, write_tensors
 from palimpsest.patches.weights import WeightPatch
 from palimpsest.provenance import new_file, peak_memory_bytes
 from palimpsest.requests import EditRequest, check_requests, without_duplicates
@@ -79,9 +79,7 @@ class MethodState(ABC):
     def load(cls, path: str | Path) -> Self:
         """Reads what `save` wrote. Raises `DataError` for a file that is damaged or another method's."""
         try:
-            with safe_open(str(path), framework="pt") as file:
-                found = (file.metadata() or {}).get("state")
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            tensors, texts = read_tensors(path)
         except (OSError, SafetensorError) as error:
             raise DataError(
                 "A method's state cannot be read.",
@@ -90,8 +88,9 @@ class MethodState(ABC):
                 where=str(path),
                 remedy="begin the sequence anew",
             ) from error
-        if found != cls.__name__:
-            raise DataError("This is another method's state.", expected=cls.__name__, found=str(found), where=str(path))
+        if texts.get("state") != cls.__name__:
+            found = str(texts.get("state"))
+            raise DataError("This is another method's state.", expected=cls.__name__, found=found, where=str(path))
         return cls.from_tensors(tensors)
 
 

@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from palimpsest.errors import ConfigError, DataError
 from palimpsest.methods.base import Method, MethodConfig, Run, merged, seeded
 from palimpsest.methods.editors import (
     EditorRecord,
@@ -93,6 +94,15 @@ class TrainableMethod(Method[ConfigT]):
     def folder(self, model: EditableModel, config: ConfigT) -> Path:
         """Where the trained editor for a model lies. Raises `ConfigError` where there is none."""
         return find_editor(self.name, model) if config.editor == AUTO else Path(config.editor).expanduser()
+
+    @final
+    def training_cost(self, model: EditableModel) -> dict[str, float]:
+        """What the editor for a model took to train; nothing for one that is not trained, or where there is none."""
+        try:
+            record = read_record(self.folder(model, self.resolve(model)[0]))
+        except (ConfigError, DataError):
+            return {}
+        return {name: getattr(record, name) for name in ("seconds", "peak_memory_bytes", "num_parameters")}
 
     @final
     def resolve_training(

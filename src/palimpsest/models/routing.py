@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from palimpsest.models import prefixes
 from palimpsest.models.mixing import Mixed, mixed_scores, mixed_texts
@@ -58,42 +58,62 @@ def score(
     side: PaddingSide,
 ) -> list[TargetScore]:
     """`EditableModel.score` under routers."""
-    chosen = routes(model, prompts)
-    found: dict[int, TargetScore] = {}
-    for group in _groups(model, prompts, chosen):
-        reader, rows = group.reader, group.rows
-        texts, wanted = [chosen[row].prompt for row in rows], [targets[row] for row in rows]
-        with model.weights.without_routers(), reader.weights.without_routers():
-            if group.is_mixed:
-                pairs = [Mixed(prompts[row], chosen[row].prompt, chosen[row].weight) for row in rows]
-                scores = mixed_scores(model, reader, pairs, wanted, forward_batch_size)
-            elif group.begins_alike:
-                scores = prefixes.score(reader, texts, wanted, forward_batch_size=forward_batch_size)
-            else:
-                scores = reader.score(texts, wanted, forward_batch_size=forward_batch_size, side=side)
-        found.update(zip(rows, scores, strict=True))
-    return [found[row] for row in range(len(chosen))]
+
+    def read(group: _Group, texts: list[str]) -> list[TargetScore]:
+        wanted = [targets[row] for row in group.rows]
+        if group.begins_alike:
+            return prefixes.score(group.reader, texts, wanted, forward_batch_size=forward_batch_size)
+        return group.reader.score(texts, wanted, forward_batch_size=forward_batch_size, side=side)
+
+    def mix(group: _Group, pairs: list[Mixed]) -> list[TargetScore]:
+        return mixed_scores(model, group.reader, pairs, [targets[row] for row in group.rows], forward_batch_size)
+
+    return _answered(model, prompts, read, mix)
 
 
 def generate(
     model: EditableModel, prompts: Sequence[str], *, max_new_tokens: int, forward_batch_size: int
 ) -> list[str]:
     """`EditableModel.generate` under routers."""
-    chosen = routes(model, prompts)
-    found: dict[int, str] = {}
     options = {"max_new_tokens": max_new_tokens, "forward_batch_size": forward_batch_size}
+
+    def read(group: _Group, texts: list[str]) -> list[str]:
+        if group.begins_alike:
+            return prefixes.generate(group.reader, texts, **options)
+        return group.reader.generate(texts, **options)
+
+    def mix(group: _Group, pairs: list[Mixed]) -> list[str]:
+        return mixed_texts(model, group.reader, pairs, max_new_tokens, forward_batch_size)
+
+    return _answered(model, prompts, read, mix)
+
+
+Answer = TypeVar("Answer")
+
+
+def _answered(
+    model: EditableModel,
+    prompts: Sequence[str],
+    read: Callable[[_Group, list[str]], list[Answer]],
+    mix: Callable[[_Group, list[Mixed]], list[Answer]],
+) -> list[Answer]:
+    """What each prompt's reader says, in the order of the prompts.
+
+    Arguments:
+        read: answers texts by one model.
+        mix: answers pairs of texts by the mixture of the model and another.
+    """
+    chosen = routes(model, prompts)
+    found: dict[int, Answer] = {}
     for group in _groups(model, prompts, chosen):
-        reader, rows = group.reader, group.rows
-        texts = [chosen[row].prompt for row in rows]
-        with model.weights.without_routers(), reader.weights.without_routers():
+        with model.weights.without_routers(), group.reader.weights.without_routers():
             if group.is_mixed:
-                pairs = [Mixed(prompts[row], chosen[row].prompt, chosen[row].weight) for row in rows]
-                answers = mixed_texts(model, reader, pairs, max_new_tokens, forward_batch_size)
-            elif group.begins_alike:
-                answers = prefixes.generate(reader, texts, **options)
+                answers = mix(
+                    group, [Mixed(prompts[row], chosen[row].prompt, chosen[row].weight) for row in group.rows]
+                )
             else:
-                answers = reader.generate(texts, **options)
-        found.update(zip(rows, answers, strict=True))
+                answers = read(group, [chosen[row].prompt for row in group.rows])
+        found.update(zip(group.rows, answers, strict=True))
     return [found[row] for row in range(len(chosen))]
 
 

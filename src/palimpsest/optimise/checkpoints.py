@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from palimpsest.errors import ConfigError, DataError
-from palimpsest.patches.storage import write_tensors
+from palimpsest.patches.storage import read_tensors, write_tensors
 from palimpsest.provenance import new_file
 
 FORMAT_VERSION = 1
@@ -74,9 +74,8 @@ def read_checkpoint(file: Path, identity: Mapping[str, Any]) -> Checkpoint:
     differs.
     """
     try:
-        with safe_open(file, framework="pt") as stored:
-            record = json.loads((stored.metadata() or {})["checkpoint"])
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - no mapping
+        tensors, texts = read_tensors(file)
+        record = json.loads(texts["checkpoint"])
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise DataError(
             "The checkpoint cannot be read.",

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from palimpsest import processes
-from palimpsest.errors import PatchError
+from palimpsest.errors import PatchError, later_version
 from palimpsest.models.placement import whole
 from palimpsest.patches.base import FORMAT_VERSION, Manifest, Patch
 from palimpsest.patches.inputs import InputPatch
@@ -79,13 +80,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         if isinstance(record, dict) and record.get("format_version", 0) > FORMAT_VERSION:
-            raise PatchError(
-                "The patch was written by a later version.",
-                expected=f"format {FORMAT_VERSION} or earlier",
-                found=f"format {record['format_version']}",
-                where=str(file),
-                remedy="update palimpsest",
-            )
+            raise later_version(PatchError, "patch", record["format_version"], FORMAT_VERSION, where=str(file))
         return Manifest.model_validate(record)
     except (ValueError, TypeError, ValidationError) as error:
         first_line = str(error).split("\n")[0]
@@ -132,6 +127,15 @@ def write_tensors(tensors: dict[str, Any], file: Path, *, metadata: dict[str, st
     except SafetensorError as error:
         # `new_folder`, which knows the path the user gave, makes the message.
         raise OSError(str(error)) from error
+
+
+def read_tensors(file: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file, and the texts that were stored with them.
+
+    Raises `OSError` or `SafetensorError` for a file that cannot be read.
+    """
+    with safe_open(str(file), framework="pt") as stored:
+        return {name: stored.get_tensor(name) for name in stored.keys()}, stored.metadata() or {}  # noqa: SIM118
 
 
 def _broken(folder: Path, found: str) -> PatchError:

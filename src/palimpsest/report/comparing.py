@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from typing import TYPE_CHECKING
 
-from palimpsest.report import plots, tables
+from palimpsest.report import costs, plots, tables
 from palimpsest.report.definitions import MEASURES, SCORINGS, SHORT, label
-from palimpsest.report.settings import Group, Published
+from palimpsest.report.markup import described, scrolled, table
+from palimpsest.report.settings import Group
 from palimpsest.report.tables import Run, percent
+
+if TYPE_CHECKING:
+    from palimpsest.benchmark.recipe import Published
 
 _PUBLISHED = {"reliability": "rel.", "generality": "gen.", "locality": "loc."}
 
@@ -26,7 +31,7 @@ def sections(groups: Sequence[Group], names: Sequence[str], published: Sequence[
         parts += [_overview(groups, name, names) for name in names]
     for number, group in enumerate(groups):
         body = "".join(_for_scoring(name, group, names, published) for name in names)
-        body += f"<h3>What it costs</h3>{scrolled(plots.costs_plot(group.runs))}{_cost_table(group.runs)}"
+        body += f"<h3>What it costs</h3>{scrolled(plots.costs_plot(group.runs))}{costs.sections(group.runs)}"
         if len(groups) > 1:
             opened = " open" if number == 0 else ""
             body = f'<details class="setting"{opened}><summary>{escape(group.setting.title)}</summary>{body}</details>'
@@ -67,7 +72,7 @@ def _for_scoring(scoring: str, group: Group, names: Sequence[str], published: Se
 
 def _score_table(group: Group, scoring: str, published: Sequence[Published]) -> str:
     runs = group.runs
-    beside = {run.label: _published(group, run, published) for run in runs}
+    beside = {run.label: group.beside(run, published) for run in runs}
     sources = list(dict.fromkeys(one.source for one in beside.values() if one is not None))
     names = tables.metrics(runs, scoring)
     best = {name: tables.best_of_metric(runs, scoring, name) for name in names}
@@ -94,12 +99,7 @@ def _score_table(group: Group, scoring: str, published: Sequence[Published]) -> 
         caption += (
             f" Paper: {'; '.join(sources)}; another model, teacher-forced, so orderings compare and levels do not."
         )
-    return _table(f'<th scope="col">method</th>{head}', lines, caption)
-
-
-def _published(group: Group, run: Run, published: Sequence[Published]) -> Published | None:
-    method = run.record.specification.method
-    return next((one for one in published if one.fits(group.setting, method)), None)
+    return table(f'<th scope="col">method</th>{head}', lines, caption)
 
 
 def _published_cells(one: Published | None) -> str:
@@ -130,62 +130,3 @@ def _state(run: Run) -> str:
     if run.record.status == "ok":
         return ""
     return f'<span class="state" title="{escape(run.record.error or "")}">{run.record.status}</span>'
-
-
-def _cost_table(runs: Sequence[Run]) -> str:
-    scoring = (tables.scorings(runs) or ["generate"])[0]
-    seconds, sizes = (
-        tables.best(tables.among_holding(runs, scoring, values), is_lower_better=True)
-        for values in ([run.record.seconds_per_edit for run in runs], [run.record.patch_bytes for run in runs])
-    )
-    has_perplexity = any(run.record.perplexity.get("before") for run in runs)
-    lines = []
-    for index, run in enumerate(runs):
-        record = run.record
-        cells = [
-            _cost(tables.duration(record.seconds_per_edit), index in seconds),
-            _cost(tables.size(record.patch_bytes), index in sizes),
-            _cost(tables.size(record.peak_memory_bytes or None)),
-        ]
-        if has_perplexity:
-            cells += [_cost(_perplexity(record.perplexity.get(name))) for name in ("before", "after")]
-        lines.append(f'<tr><th scope="row">{escape(run.label)}</th>{"".join(cells)}</tr>')
-    heads = ["method", "seconds per edit", "patch size", "peak memory"]
-    heads += ["perplexity before", "perplexity after"] if has_perplexity else []
-    head = "".join(f'<th scope="col">{text}</th>' for text in heads)
-    caption = (
-        f"{described(runs)} Peak memory is of the whole process up to the end of the run. "
-        "Best in bold, among methods whose edits hold."
-    )
-    return _table(head, lines, caption)
-
-
-def _cost(text: str, is_best: bool = False) -> str:
-    return f"<td>{f'<b>{text}</b>' if is_best else text}</td>"
-
-
-def _perplexity(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}" if value < 1000 else f"{value:.2g}"
-
-
-def _table(head: str, lines: Sequence[str], caption: str) -> str:
-    return (
-        f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
-        f'<p class="caption">{escape(caption)}</p>'
-    )
-
-
-def scrolled(drawing: str) -> str:
-    """A drawing that can be moved sideways where it is wider than the page; nothing for none."""
-    return f'<figure class="scroll" tabindex="0">{drawing}</figure>' if drawing else ""
-
-
-def described(runs: Sequence[Run]) -> str:
-    """Data set, protocol, number of edits and seed in a sentence; several where runs differ."""
-    specs = [run.record.specification for run in runs]
-    datasets = tables.listed(sorted({spec.dataset for spec in specs}))
-    protocols = tables.listed(sorted({spec.protocol for spec in specs}))
-    counts = tables.listed([str(number) for number in sorted({spec.num_edits for spec in specs})])
-    seeds = tables.listed([str(number) for number in sorted({spec.seed for spec in specs})])
-    return f"Data set {datasets}, protocol {protocols}, {counts} edits, seed {seeds}."

@@ -7,11 +7,15 @@ import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from palimpsest.provenance import new_folder
 from palimpsest.report import tables
 from palimpsest.report.definitions import label
-from palimpsest.report.settings import Group, Published
+from palimpsest.report.settings import Group
+
+if TYPE_CHECKING:
+    from palimpsest.benchmark.recipe import Published
 
 _FIELDS = ("setting", "scoring", "method", "metric", "mean", "low", "high", "n")
 _LATEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
@@ -37,10 +41,7 @@ def write_tables(groups: Sequence[Group], folder: Path, published: Sequence[Publ
 def _cells(group: Group, scoring: str, published: Sequence[Published]) -> tuple[list[str], list[list[str]]]:
     names = tables.metrics(group.runs, scoring)
     best = {name: tables.best_of_metric(group.runs, scoring, name) for name in names}
-    beside = [
-        next((one for one in published if one.fits(group.setting, run.record.specification.method)), None)
-        for run in group.runs
-    ]
+    beside = [group.beside(run, published) for run in group.runs]
     header = ["method", *map(label, names)] + (["paper: rel. / gen. / loc."] if any(beside) else [])
     rows = []
     for index, (run, paper) in enumerate(zip(group.runs, beside, strict=True)):

@@ -13,10 +13,11 @@ from palimpsest.errors import DataError
 from palimpsest.provenance import write_text
 from palimpsest.report import comparing, reading, settings, tables
 from palimpsest.report.definitions import MEASURES, PROTOCOLS, SCORINGS, SHORT, label
-from palimpsest.report.settings import Group, Published
+from palimpsest.report.settings import Group
 from palimpsest.report.tables import Run
 
 if TYPE_CHECKING:
+    from palimpsest.benchmark.recipe import Published
     from palimpsest.evaluation.records import RunRecord
 
 _EDITS_BUDGET = 1_200_000

@@ -12,6 +12,7 @@ from palimpsest.evaluation import aggregate
 from palimpsest.report.tables import Run, label_runs
 
 if TYPE_CHECKING:
+    from palimpsest.benchmark.recipe import Published
     from palimpsest.evaluation.records import Checkpoint, ProbeResult, RunRecord
 
 
@@ -51,27 +52,10 @@ class Group:
     setting: Setting
     runs: list[Run]
 
-
-@dataclass(frozen=True)
-class Published:
-    """A figure that somebody else published, in percent, as it stands there.
-
-    Arguments:
-        source: paper, table and model.
-        model, dataset, method: what of ours it stands beside.
-    """
-
-    source: str
-    model: str
-    dataset: str
-    method: str
-    reliability: float | None = None
-    generality: float | None = None
-    locality: float | None = None
-
-    def fits(self, setting: Setting, method: str) -> bool:
-        """Whether it stands beside a row of ours."""
-        return (self.model, self.dataset, self.method) == (setting.model, setting.dataset, method)
+    def beside(self, run: Run, published: Sequence[Published]) -> Published | None:
+        """The published figure that stands beside a run, if there is one."""
+        method = run.record.specification.method
+        return next((one for one in published if one.fits(self.setting.model, self.setting.dataset, method)), None)
 
 
 def group(records: Iterable[RunRecord]) -> list[Group]:
@@ -115,6 +99,13 @@ def pooled(records: Sequence[RunRecord]) -> RunRecord:
             "seconds": {name: _mean([one.seconds.get(name) for one in records]) or 0.0 for name in first.seconds},
             "seconds_per_edit": _mean([one.seconds_per_edit for one in records]),
             "peak_memory_bytes": max(one.peak_memory_bytes for one in records),
+            "measures": {
+                name: {
+                    when: _mean([one.measures.get(name, {}).get(when) for one in records])
+                    for when in ("before", "after")
+                }
+                for name in dict.fromkeys(name for one in records for name in one.measures)
+            },
             "patch_bytes": round(_mean([one.patch_bytes for one in records]) or 0) or None,
             "counts": {name: sum(one.counts.get(name, 0) for one in records) for name in first.counts},
         }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -10,13 +12,39 @@ from palimpsest.solve.solution import VANISHING, Solution, as_rows, finished
 from palimpsest.solve.systems import solve_symmetric
 
 
+@dataclass(frozen=True)
+class EarlierKeys:
+    """P k of every key of earlier edits; once they are more than dimensions, only what their products add up to.
+
+    Arguments:
+        rows: K_p P, (m, in), float64.
+        moment: P K_p^T K_p P, (in, in), float64, of further keys, or None.
+    """
+
+    rows: Tensor
+    moment: Tensor | None = None
+
+    @classmethod
+    def none(cls, width: int) -> EarlierKeys:
+        """Those before the first edit."""
+        return cls(torch.zeros(0, width, dtype=torch.float64))
+
+    def joined(self, keys: Tensor, basis: Tensor) -> EarlierKeys:
+        """These and the keys (n, in) of one edit more, projected past the basis U (in, r)."""
+        rows = torch.cat([self.rows, _project(keys.to(self.rows), basis.to(self.rows))])
+        if self.moment is None and len(rows) <= rows.shape[1]:
+            return EarlierKeys(rows)
+        moment = rows.T @ rows
+        return EarlierKeys(rows[:0], moment if self.moment is None else self.moment + moment)
+
+
 def null_space_projected(
     basis: Tensor,
     keys: Tensor,
     residuals: Tensor,
     *,
     strength: float,
-    previous: Tensor | None = None,
+    previous: EarlierKeys | None = None,
     weights: Tensor | None = None,
 ) -> Solution:
     """Delta = R^T K P ((K_p^T K_p + K^T K) P + strength)^-1 with P = I - U U^T; keys are rows.
@@ -30,7 +58,7 @@ def null_space_projected(
         keys: K, (n, in).
         residuals: R, (n, out).
         strength: AlphaEdit's L2 above 0.
-        previous: K_p, (m, in), keys of earlier edits whose values are to stay.
+        previous: K_p, keys of earlier edits, whose values are to stay, past the same U.
         weights: (n,), of the keys' errors, as in `least_squares.ridge`.
 
     A key that lies in the span of U is reported as vanishing. Raises `ConfigError` for a strength that is not positive.
@@ -40,14 +68,14 @@ def null_space_projected(
     basis = basis.double()
     keys = as_rows(keys, width, "key", device=device)
     residuals = as_rows(residuals, None, "residual", device=device)
-    earlier = keys[:0] if previous is None else as_rows(previous, width, "earlier key", device=device)
+    earlier = previous or EarlierKeys.none(width)
     projected = _project(keys, basis)
     leverages = projected.square().sum(dim=1)
     vanishing = leverages <= VANISHING * keys.square().sum(dim=1)
     roots = root_weights(weights, keys)[~vanishing, None]
     new = projected[~vanishing] * roots
-    stacked = torch.cat([new, _project(earlier, basis)])
-    if len(stacked) <= width:
+    stacked = torch.cat([new, earlier.rows.to(device)])
+    if earlier.moment is None and len(stacked) <= width:
         gram = stacked @ stacked.T
         gram.diagonal().add_(strength)
         # Earlier keys have residual 0, so only the new rows of the inverse are needed.
@@ -56,6 +84,8 @@ def null_space_projected(
         coefficients = solved.T @ stacked
     else:
         system = stacked.T @ stacked
+        if earlier.moment is not None:
+            system += earlier.moment.to(device)
         system.diagonal().add_(strength)
         solved, condition = solve_symmetric(system, new.T)
         coefficients = solved.T

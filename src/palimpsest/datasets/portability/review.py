@@ -14,7 +14,7 @@ from typing import Any
 from palimpsest.datasets.base import Dataset
 from palimpsest.datasets.portability.items import Item
 from palimpsest.datasets.reading import read_records
-from palimpsest.errors import DataError, OutputError
+from palimpsest.errors import DataError, OutputError, later_version
 from palimpsest.provenance import write_text
 from palimpsest.requests import EditRequest, Probe
 
@@ -47,13 +47,7 @@ def read_build(folder: Path) -> dict[str, Any]:
             where=str(folder),
         ) from error
     if later:
-        raise OutputError(
-            "The build was written by a later version.",
-            expected=f"format {FORMAT_VERSION} or earlier",
-            found=f"format {record['format_version']}",
-            where=str(folder / BUILD),
-            remedy="update palimpsest",
-        )
+        raise later_version(OutputError, "build", record["format_version"], FORMAT_VERSION, where=str(folder / BUILD))
     return record
 
 

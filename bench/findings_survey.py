@@ -1,0 +1,332 @@
+"""What the EasyEdit survey found (arXiv:2305.13172), and how each finding is judged here."""
+
+from __future__ import annotations
+
+from finding_results import (
+    NOT_HERE,
+    Finding,
+    Missing,
+    Verdict,
+    batch,
+    known,
+    one,
+    rows,
+    score,
+    sequence,
+    single,
+    triple,
+    verdict,
+)
+
+SURVEY = "survey"
+T5 = "world-t5"
+
+
+def locating_leads() -> Verdict:
+    found = {name: single(name) for name in ("rome", "memit", "ft")}
+    held = [
+        min(score(found[name], metric) for metric in ("reliability", "locality")) >= 90 for name in ("rome", "memit")
+    ]
+    return verdict(*held), "; ".join(f"`{name}` {triple(row)}" for name, row in found.items())
+
+
+def tuning_a_layer_is_not_local() -> Verdict:
+    tuned, others = single("ft-l"), [single(name) for name in ("rome", "memit")]
+    worst = min(score(row, "locality") for row in others)
+    figures = f"`ft-l` {triple(tuned)}; ROME and MEMIT keep {worst:.0f} or more"
+    return verdict(score(tuned, "locality") < worst - 5), figures
+
+
+def serac_is_good_at_all() -> Verdict:
+    row = single("serac")
+    return verdict(*(score(row, metric) >= 90 for metric in ("reliability", "generality", "locality"))), triple(row)
+
+
+def mend_is_local() -> Verdict:
+    row = single("mend")
+    return verdict(score(row, "locality") >= 85, score(row, "reliability") >= 70), triple(row)
+
+
+def mend_likes_encoder_decoders() -> Verdict:
+    found = {model: single("mend", model) for model in (T5, "world")}
+    held = score(found[T5], "reliability") > score(found["world"], "reliability") + 5
+    return verdict(held), "; ".join(f"`{model}` {triple(row)}" for model, row in found.items())
+
+
+def ke_is_weak() -> Verdict:
+    found = known(("world", T5), lambda model: single("ke", model))
+    held = [score(row, "reliability") < 50 for row in found.values()]
+    return verdict(*held), "; ".join(f"`{model}` {triple(row)}" for model, row in found.items())
+
+
+def kn_is_weak() -> Verdict:
+    row = single("kn")
+    return verdict(score(row, "reliability") < 60 or score(row, "locality") < 60), triple(row)
+
+
+def ike_is_not_local() -> Verdict:
+    row = single("ike")
+    return verdict(score(row, "reliability") >= 60, score(row, "locality") < 65), triple(row)
+
+
+def calinet_is_weak() -> Verdict:
+    row = single("calinet")
+    return verdict(score(row, "reliability") < 60), triple(row)
+
+
+def t_patcher_works_on_decoders() -> Verdict:
+    row = single("t-patcher")
+    return verdict(score(row, "reliability") >= 90, score(row, "generality") >= 80), triple(row)
+
+
+def t_patcher_does_not_generalise_on_t5() -> Verdict:
+    row = single("t-patcher", T5)
+    held = score(row, "reliability") >= 80, score(row, "generality") < 50, score(row, "locality") >= 80
+    return verdict(*held), triple(row)
+
+
+def locating_carries_over() -> Verdict:
+    leaders = {name: score(single(name), "portability") for name in ("rome", "memit")}
+    rest = known(("serac", "ke", "kn", "mend", "calinet"), single)
+    others = {name: score(row, "portability") for name, row in rest.items()}
+    figures = ", ".join(f"`{name}` {value:.0f}" for name, value in {**leaders, **others}.items())
+    held = [min(leaders.values()) > value + 5 for value in others.values()]
+    return verdict(*held), f"one hop follows: {figures}"
+
+
+def half_of_the_consequences_are_lost() -> Verdict:
+    found = {name: score(single(name), "portability") for name in ("rome", "memit")}
+    figures = ", ".join(f"`{name}` {value:.0f}" for name, value in found.items())
+    return verdict(*(value <= 60 for value in found.values())), f"one hop follows: {figures}"
+
+
+FIGURE_4 = ("ft", "ft-l", "rome", "memit", "mend", "kn", "serac", "ike")
+
+
+def other_attributes_stay() -> Verdict:
+    found = {name: score(row, "locality.other_relation") for name, row in known(FIGURE_4, single).items()}
+    figures = ", ".join(f"`{name}` {value:.0f}" for name, value in found.items())
+    return verdict(*(value >= 80 for value in found.values())), f"same subject kept: {figures}"
+
+
+def neighbours_are_pulled_by_the_edit() -> Verdict:
+    found = known((name for name in FIGURE_4 if name != "ike"), single)
+    pairs = {name: (score(row, "locality.distracting"), score(row, "locality")) for name, row in found.items()}
+    figures = ", ".join(f"`{name}` {near:.0f} / {whole:.0f}" for name, (near, whole) in pairs.items())
+    held = [near < whole - 5 for near, whole in pairs.values()]
+    return verdict(*held), f"kept with the edit in front / all kinds: {figures}"
+
+
+def other_tasks_suffer_by_weights() -> Verdict:
+    found = known(("ft", "ft-l", "mend", "kn", "memit", "serac", "grace"), single)
+    kept = {name: score(row, "locality.out_of_scope") for name, row in found.items()}
+    figures = ", ".join(f"`{name}` {value:.0f}" for name, value in kept.items())
+    spared = [kept[name] >= 99 for name in ("memit", "serac", "grace") if name in kept]
+    changed = [kept[name] < 95 for name in ("ft", "ft-l", "mend", "kn") if name in kept]
+    return verdict(*spared, *changed), f"unrelated questions kept, in place of other tasks: {figures}"
+
+
+def mend_is_fastest() -> Verdict:
+    names = ("mend", "ke", "serac", "ft", "rome", "memit", "kn", "t-patcher", "calinet")
+    seconds = {name: row["seconds_per_edit"] for name, row in known(names, single).items()}
+    figures = ", ".join(f"`{name}` {1000 * value:.0f} ms" for name, value in seconds.items())
+    return verdict(seconds["mend"] == min(seconds.values())), figures
+
+
+def t_patcher_is_slowest() -> Verdict:
+    seconds = one("added_parameters", method="t-patcher", protocol="sequence")["seconds_per_edit"]
+    others = {
+        name: row["seconds_per_edit"] for name, row in known(("rome", "memit", "kn", "ft", "mend"), single).items()
+    }
+    slowest = max(others, key=lambda name: others[name])
+    figures = f"`t-patcher` {seconds:.1f} s in a sequence; the slowest other, `{slowest}`, {others[slowest]:.1f} s"
+    return verdict(seconds > others[slowest]), figures
+
+
+def serac_trains_longer_than_mend() -> Verdict:
+    minutes = {
+        name: one("trained_editors", method=name, protocol="training")["seconds"] / 60 for name in ("mend", "serac")
+    }
+    figures = ", ".join(f"`{name}` {value:.0f} minutes" for name, value in minutes.items())
+    return verdict(minutes["serac"] > 1.5 * minutes["mend"]), figures
+
+
+def memory_by_method() -> Verdict:
+    found = {
+        row["method"]: row["peak_memory_bytes"] / 1e6
+        for row in rows("trained_editors")
+        if row.get("protocol") == "single" and row.get("peak_memory_bytes")
+    }
+    figures = ", ".join(f"`{name}` {value:.0f} MB" for name, value in found.items())
+    return NOT_HERE, f"the process outweighs models this small: {figures}"
+
+
+def memit_holds_in_batches() -> Verdict:
+    alone, many = batch("memit", 1), batch("memit", 100)
+    figures = f"1 fact {triple(alone)}; 100 facts {triple(many)}"
+    try:
+        thousand = one("many_real_edits", method="memit", batch=1000)
+        figures += f"; 1,000 of CounterFact's {triple(thousand)}"
+    except Missing:
+        pass
+    return verdict(score(many, "reliability") >= score(alone, "reliability") - 5), figures
+
+
+def others_fall_in_batches() -> Verdict:
+    figures, held = [], []
+    for name in known(("ft", "mend"), lambda name: batch(name, 100)):
+        alone, many = batch(name, 1) if name == "ft" else single(name), batch(name, 100)
+        held.append(any(score(many, metric) < score(alone, metric) - 20 for metric in ("reliability", "locality")))
+        figures.append(f"`{name}` {triple(alone)} to {triple(many)}")
+    return verdict(*held), "; ".join(figures)
+
+
+def serac_holds_batches() -> Verdict:
+    alone, many = single("serac"), batch("serac", 100)
+    held = score(many, "reliability") >= score(alone, "reliability") - 10
+    return verdict(held), f"{triple(alone)} to {triple(many)}"
+
+
+def memories_hold_in_sequence() -> Verdict:
+    figures, held = [], []
+    for name in ("serac", "t-patcher"):
+        try:
+            points = sequence(name)
+        except Missing:
+            continue
+        last = points[max(points)]
+        held.append(score(last, "reliability") >= 85)
+        figures.append(f"`{name}` {triple(last)} after {max(points):,}")
+    if not held:
+        raise Missing
+    return verdict(*held), "; ".join(figures)
+
+
+def _long_sequence(method: str) -> dict[int, dict[str, object]]:
+    points = one("many_real_edits", method=method, sequence=1000)["checkpoints"]
+    return {point["num_edits"]: point for point in points}
+
+
+def rome_falls_in_sequence() -> Verdict:
+    points = sequence("rome")
+    held = score(points[10], "reliability") >= 90, score(points[100], "reliability") < 80
+    figures = "; ".join(f"{number}: {triple(points[number])}" for number in (10, 100))
+    try:
+        long = _long_sequence("rome")
+        figures += "; on CounterFact's facts " + ", ".join(f"{n:,}: {triple(long[n])}" for n in (100, 300, 1000))
+    except Missing:
+        pass
+    return verdict(*held), figures
+
+
+def memit_falls_less_than_rome() -> Verdict:
+    memit, rome = _long_sequence("memit"), _long_sequence("rome")
+    falls = score(memit[1000], "reliability") < score(memit[100], "reliability") - 10
+    less = score(memit[1000], "reliability") > score(rome[1000], "reliability") + 5
+    figures = "; ".join(
+        f"`{name}` {', '.join(f'{n:,}: {triple(points[n])}' for n in (100, 1000))}"
+        for name, points in (("memit", memit), ("rome", rome))
+    )
+    return verdict(falls, less), f"CounterFact's facts: {figures}"
+
+
+def mend_falls_in_sequence() -> Verdict:
+    points = sequence("mend")
+    figures = "; ".join(f"{number}: {triple(points[number])}" for number in sorted(points))
+    return verdict(score(points[10], "reliability") < 80), figures
+
+
+def size_of_the_model() -> Verdict:
+    return NOT_HERE, "the bundled models are of the same two kinds, with 5.7 and 1.6 million weights"
+
+
+FINDINGS = tuple(
+    Finding(SURVEY, claim, criterion, judge)
+    for claim, criterion, judge in (
+        (
+            "ROME and MEMIT edit reliably and locally (table 2)",
+            "reliability and locality of 90 or more",
+            locating_leads,
+        ),
+        (
+            "Fine-tuning one layer is reliable and not local (table 2)",
+            "5 points less local than both",
+            tuning_a_layer_is_not_local,
+        ),
+        ("SERAC leads in all three (table 2)", "90 or more in each", serac_is_good_at_all),
+        ("MEND is local and mostly reliable (table 2)", "locality 85, reliability 70 or more", mend_is_local),
+        (
+            "MEND edits T5 better than GPT-J (table 2)",
+            "5 points more reliable on the encoder-decoder",
+            mend_likes_encoder_decoders,
+        ),
+        ("KE hardly edits, on either architecture (table 2)", "reliability under 50", ke_is_weak),
+        ("KN is weak (table 2)", "reliability or locality under 60", kn_is_weak),
+        ("IKE is reliable and not local (table 2)", "reliability 60 or more, locality under 65", ike_is_not_local),
+        ("CaliNET is weak on both data sets (table 2)", "reliability under 60", calinet_is_weak),
+        (
+            "T-Patcher is reliable and general on GPT-J (table 2)",
+            "reliability 90, generality 80 or more",
+            t_patcher_works_on_decoders,
+        ),
+        (
+            "T-Patcher is reliable and local on T5, and does not generalise (table 2, CounterFact)",
+            "reliability and locality 80 or more, generality under 50",
+            t_patcher_does_not_generalise_on_t5,
+        ),
+        ("T5-XL against GPT-J: how an architecture's size matters (table 2)", "-", size_of_the_model),
+        (
+            "What follows from an edit is best with ROME and MEMIT; SERAC, KE, KN, MEND, CaliNET transfer hardly"
+            " anything (table 3)",
+            "5 points ahead of each",
+            locating_carries_over,
+        ),
+        (
+            "Even the best carry over about half (table 3: 50% on zsRE, 45% on CounterFact)",
+            "60 or less",
+            half_of_the_consequences_are_lost,
+        ),
+        ("Other attributes of the subject stay (figure 4)", "80 or more, for every method", other_attributes_stay),
+        (
+            "The edit in front of another question pulls its answer (figure 4)",
+            "5 points under the mean over kinds, for every method",
+            neighbours_are_pulled_by_the_edit,
+        ),
+        (
+            "Other tasks suffer where weights change, not where parameters are added; MEMIT spares them (figure 4)",
+            "99 or more kept by MEMIT and memories, under 95 by the others",
+            other_tasks_suffer_by_weights,
+        ),
+        ("MEND is the fastest (table 4)", "least seconds an edit", mend_is_fastest),
+        ("T-Patcher is the slowest (table 4)", "most seconds an edit", t_patcher_is_slowest),
+        ("SERAC trains far longer than MEND (table 4)", "half as long again, or more", serac_trains_longer_than_mend),
+        ("Memory by method (figure 5)", "-", memory_by_method),
+        (
+            "MEMIT stays stable in large batches (figure 6)",
+            "reliability within 5 points of single edits at 100",
+            memit_holds_in_batches,
+        ),
+        (
+            "FT and MEND fall quickly in batches (figure 6)",
+            "20 points lost in reliability or locality at 100",
+            others_fall_in_batches,
+        ),
+        ("SERAC holds to a batch of 100 (figure 6)", "reliability within 10 points", serac_holds_batches),
+        (
+            "SERAC and T-Patcher hold in sequence (figure 7)",
+            "reliability 85 or more at the end",
+            memories_hold_in_sequence,
+        ),
+        (
+            "ROME is good at 10 edits in sequence and falls by 100 (figure 7)",
+            "90 or more at 10, under 80 at 100",
+            rome_falls_in_sequence,
+        ),
+        (
+            "MEMIT falls past 100 edits in sequence, less than ROME (figure 7)",
+            "10 points lost from 100 to 1,000, and 5 ahead of ROME",
+            memit_falls_less_than_rome,
+        ),
+        ("MEND falls by 10 edits in sequence (figure 7)", "reliability under 80 at 10", mend_falls_in_sequence),
+    )
+)

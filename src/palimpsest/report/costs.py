@@ -1,0 +1,132 @@
+"""What editing costs: seconds by stage, training, memory, bytes, and what else was measured before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+
+from palimpsest.report import tables
+from palimpsest.report.markup import described, table
+from palimpsest.report.tables import Run
+
+# What a run's seconds go to beside the edits themselves.
+_TESTING = frozenset({"evaluation", "base_answers", "perplexity", "measures", "saving", "total"})
+_TOKEN, _DISTANCE = "token_seconds", "weight_distance."
+_LEAST_SHARE = 0.005
+
+
+def sections(runs: Sequence[Run]) -> str:
+    """All tables of costs that the runs have something for."""
+    return _cost_table(runs) + _stage_table(runs) + _distance_table(runs) + _measure_table(runs)
+
+
+def _cost_table(runs: Sequence[Run]) -> str:
+    scoring = (tables.scorings(runs) or ["generate"])[0]
+    seconds, sizes = (
+        tables.best(tables.among_holding(runs, scoring, values), is_lower_better=True)
+        for values in ([run.record.seconds_per_edit for run in runs], [run.record.patch_bytes for run in runs])
+    )
+    columns: dict[str, Callable[[int, Run], str]] = {
+        "seconds per edit": lambda index, run: _cell(tables.duration(run.record.seconds_per_edit), index in seconds),
+        "patch size": lambda index, run: _cell(tables.size(run.record.patch_bytes), index in sizes),
+        "peak memory": lambda _, run: _cell(tables.size(run.record.peak_memory_bytes or None)),
+    }
+    if any(run.record.specification.training for run in runs):
+        columns["training"] = lambda _, run: _cell(_minutes(run.record.specification.training.get("seconds")))
+    if any(_TOKEN in run.record.measures for run in runs):
+        columns["a written token"] = lambda _, run: _cell(tables.duration(_measured(run, _TOKEN, "after")))
+        columns["more than before"] = lambda _, run: _cell(_more(run))
+    if any(run.record.perplexity.get("before") for run in runs):
+        columns["perplexity before"] = lambda _, run: _cell(_perplexity(run.record.perplexity.get("before")))
+        columns["perplexity after"] = lambda _, run: _cell(_perplexity(run.record.perplexity.get("after")))
+    caption = (
+        f"{described(runs)} Peak memory is of the whole process up to the end of the run. "
+        "Best in bold, among methods whose edits hold."
+    )
+    if "a written token" in columns:
+        caption += " A token's time includes its share of reading the prompt."
+    return _of_runs(runs, columns, caption)
+
+
+def _stage_table(runs: Sequence[Run]) -> str:
+    """Seconds an edit, by what they went to."""
+    stages: dict[str, float] = {}
+    for run in runs:
+        for stage, spent in run.record.seconds.items():
+            if stage not in _TESTING:
+                stages[stage] = stages.get(stage, 0.0) + spent
+    shown = [stage for stage, spent in stages.items() if spent > _LEAST_SHARE * sum(stages.values())]
+    if len(shown) < 2:
+        return ""
+    columns = {stage: _stage_column(stage) for stage in sorted(shown, key=lambda stage: (stage == "other", stage))}
+    caption = f"Seconds an edit by stage; stages that take next to nothing anywhere are left out. {described(runs)}"
+    return f"<h3>Where the time goes</h3>{_of_runs(runs, columns, caption)}"
+
+
+def _stage_column(stage: str) -> Callable[[int, Run], str]:
+    def cell(_: int, run: Run) -> str:
+        spent = run.record.seconds.get(stage)
+        return _cell(tables.duration(spent / run.record.specification.num_edits) if spent else "–")
+
+    return cell
+
+
+def _distance_table(runs: Sequence[Run]) -> str:
+    """How far the weights of each layer moved."""
+    places = _names(runs, lambda name: name.startswith(_DISTANCE))
+    if not places:
+        return ""
+    columns = {name.removeprefix(_DISTANCE): _number_column(name, "after", "{:.2f}") for name in places}
+    caption = "Euclidean distance of each part's weights from the unedited model's, by layer; the mean over patches."
+    return f"<h3>How far weights move</h3>{_of_runs(runs, columns, caption)}"
+
+
+def _measure_table(runs: Sequence[Run]) -> str:
+    """Whatever else was measured before and after."""
+    names = _names(runs, lambda name: name != _TOKEN and not name.startswith(_DISTANCE))
+    if not names:
+        return ""
+    columns = {f"{name} {when}": _number_column(name, when, "{:.3g}") for name in names for when in ("before", "after")}
+    return f"<h3>Besides</h3>{_of_runs(runs, columns, f'{described(runs)} The mean over patches.')}"
+
+
+def _names(runs: Sequence[Run], is_wanted: Callable[[str], bool]) -> list[str]:
+    return list(dict.fromkeys(name for run in runs for name in run.record.measures if is_wanted(name)))
+
+
+def _number_column(name: str, when: str, form: str) -> Callable[[int, Run], str]:
+    def cell(_: int, run: Run) -> str:
+        value = _measured(run, name, when)
+        return _cell("–" if value is None else form.format(value))
+
+    return cell
+
+
+def _of_runs(runs: Sequence[Run], columns: Mapping[str, Callable[[int, Run], str]], caption: str) -> str:
+    head = "".join(f'<th scope="col">{escape(text)}</th>' for text in ("method", *columns))
+    lines = [
+        f'<tr><th scope="row">{escape(run.label)}</th>{"".join(cell(index, run) for cell in columns.values())}</tr>'
+        for index, run in enumerate(runs)
+    ]
+    return table(head, lines, caption)
+
+
+def _cell(text: str, is_best: bool = False) -> str:
+    return f"<td>{f'<b>{text}</b>' if is_best else text}</td>"
+
+
+def _measured(run: Run, name: str, when: str) -> float | None:
+    return run.record.measures.get(name, {}).get(when)
+
+
+def _more(run: Run) -> str:
+    before, after = (_measured(run, _TOKEN, when) for when in ("before", "after"))
+    return "–" if not before or after is None else f"{100 * (after / before - 1):+.0f}%"
+
+
+def _minutes(seconds: float | None) -> str:
+    return "–" if not seconds else tables.duration(seconds) if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+def _perplexity(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}" if value < 1000 else f"{value:.2g}"

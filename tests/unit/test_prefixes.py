@@ -27,7 +27,8 @@ def test_answers_are_those_of_whole_passes(family, monkeypatch):
     read, own = [], EditableModel.forward
 
     def forward(self, batch, **more):
-        read.append(batch.input_ids)
+        if more.get("use_cache"):
+            read.append(batch.input_ids)
         return own(self, batch, **more)
 
     monkeypatch.setattr(EditableModel, "forward", forward)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from copy import deepcopy
+from copy import copy
 from dataclasses import dataclass, replace
 from os.path import commonprefix
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -49,7 +49,9 @@ class Prefix:
         inputs["attention_mask"] = torch.cat([read, batch.attention_mask], dim=1)
         if self.model.takes_positions:
             inputs["position_ids"] = inputs["position_ids"] + self.length
-        cache = deepcopy(self.cache)
+        # A layer that grows puts new tensors in the place of the old ones, which stay as they are.
+        cache = copy(self.cache)
+        cache.layers = [copy(layer) for layer in self.cache.layers]
         cache.batch_repeat_interleave(len(batch.input_ids))
         return {**inputs, "past_key_values": cache}
 

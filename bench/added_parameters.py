@@ -1,11 +1,12 @@
-"""Methods that add parameters or memories, on single edits and in sequences of a thousand.
+"""Methods that add parameters or memories, in sequences of a thousand edits; CaliNET in one batch of a hundred.
 
     python bench/added_parameters.py                                     goes on where it was stopped
-    python bench/added_parameters.py --model world-t5 --methods grace
+    python bench/added_parameters.py --model world-t5 --methods grace --edits 100
 
-Singles: 100 facts of the test split, one at a time. Sequences: every edit stays; all edits so far are asked again after
-1, 10, 100 and 1,000 of them, with at most one question of each kind for every edit. The test split has fewer than 500
-facts, so that sequences are drawn from all of them; presets were chosen on 100 facts of the training split.
+Sequences: every edit stays; all edits so far are asked again after 1, 10, 100 and 1,000 of them, with at most one
+question of each kind for every edit. The test split has fewer than 500 facts, so that sequences are drawn from all of
+them; presets were chosen on 100 facts of the training split. The batch is of the test split. Single edits are measured
+with those of all other methods, by `bench/single_edits.py`.
 
 Results: `bench/results/added_parameters.json` and `added_parameters_world_t5.json`.
 """
@@ -19,37 +20,36 @@ import palimpsest as ps
 from common import Results, one_thread, recipe_parser, results_name, row
 from palimpsest.evaluation import BaseAnswers
 
-METHODS = ("t-patcher", "grace")
-SINGLES, SEED = 100, 0
+SEQUENTIAL, BATCHED = ("t-patcher", "grace", "wise"), ("calinet",)
+BATCH, SEED = 100, 0
 CHECKPOINTS = (1, 10, 100, 1000)
-SPLITS = {"single": "test", "sequence": "all"}
-PROBES_PER_KIND = {"single": 3, "sequence": 1}
+SPLITS = {"batch": "test", "sequence": "all"}
+PROBES_PER_KIND = {"batch": 3, "sequence": 1}
 
 
 def measured(model: ps.EditableModel, data: ps.Dataset, answers: BaseAnswers, labels: dict[str, Any]) -> dict[str, Any]:
-    """One method, one at a time or in a sequence."""
-    is_single = labels["protocol"] == "single"
+    """One method, all at once or in a sequence."""
+    is_batch = labels["protocol"] == "batch"
     record = ps.evaluate(
         model,
         ps.method(labels["method"]),
         data.with_probes(PROBES_PER_KIND[labels["protocol"]]),
-        num_edits=SINGLES if is_single else labels["edits"],
+        num_edits=labels["edits"],
         seed=SEED,
-        protocol=ps.Single() if is_single else ps.Sequential(CHECKPOINTS),
+        protocol=ps.Batch() if is_batch else ps.Sequential(CHECKPOINTS),
         scorings=("generate",),
         neutral_text=(),
         base=answers,
     )
     full = record.to_json()
-    curve = {} if is_single else {key: full[key] for key in ("immediate", "checkpoints")}
+    curve = {} if is_batch else {key: full[key] for key in ("immediate", "checkpoints")}
     return {**row(record, **labels), **curve}
 
 
 def main() -> None:
-    """Runs the singles, then the sequences."""
+    """Runs the batches, then the sequences."""
     parser = recipe_parser(__doc__)
-    parser.add_argument("--methods", default=",".join(METHODS), metavar="NAME,NAME")
-    parser.add_argument("--only", choices=("single", "sequence"))
+    parser.add_argument("--methods", default=",".join(SEQUENTIAL + BATCHED), metavar="NAME,NAME")
     parser.add_argument("--edits", type=int, default=CHECKPOINTS[-1], help="length of the sequence")
     options = parser.parse_args()
     one_thread()
@@ -58,12 +58,12 @@ def main() -> None:
     settings = {"model": options.model, "dataset": "world-counterfact", "split": SPLITS, "seed": SEED}
     results = Results(
         results_name("added_parameters", options.model),
-        {**settings, "singles": SINGLES, "checkpoints": CHECKPOINTS, "probes_per_kind": PROBES_PER_KIND},
+        {**settings, "batch": BATCH, "checkpoints": CHECKPOINTS, "probes_per_kind": PROBES_PER_KIND},
     )
-    for protocol, edits in (("single", SINGLES), ("sequence", options.edits)):
-        for method in options.methods.split(",") if options.only in (None, protocol) else ():
-            labels = {"protocol": protocol, "method": method, "edits": edits}
-            results.get(labels, partial(measured, model, data[protocol], answers, labels))
+    for method in options.methods.split(","):
+        protocol, edits = ("batch", BATCH) if method in BATCHED else ("sequence", options.edits)
+        labels = {"protocol": protocol, "method": method, "edits": edits}
+        results.get(labels, partial(measured, model, data[protocol], answers, labels))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from palimpsest.datasets import Dataset, dataset
     from palimpsest.errors import ConfigError, DataError, ModelError, OutputError, PalimpsestError, PatchError
-    from palimpsest.evaluation import Batch, RunRecord, Sequential, Single, evaluate
+    from palimpsest.evaluation import Batch, RunRecord, Sequential, Single, assess, evaluate
     from palimpsest.methods.base import EditOutcome, Method, MethodState
     from palimpsest.methods.catalogue import method
     from palimpsest.methods.trained import TrainedEditor
@@ -41,7 +41,7 @@ _HOMES = {
         "PalimpsestError",
         "PatchError",
     ),
-    "palimpsest.evaluation": ("Batch", "RunRecord", "Sequential", "Single", "evaluate"),
+    "palimpsest.evaluation": ("Batch", "RunRecord", "Sequential", "Single", "assess", "evaluate"),
     "palimpsest.methods.base": ("EditOutcome", "Method", "MethodState"),
     "palimpsest.methods.catalogue": ("method",),
     "palimpsest.methods.trained": ("TrainedEditor",),
@@ -58,7 +58,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [  # noqa: PLE0604, RUF022
     "Architecture", "Batch", "ConfigError", "DataError", "Dataset", "EditOutcome", "EditRequest", "EditableModel",
     "Method", "MethodState", "ModelError", "OutputError", "PalimpsestError", "Part", "Patch", "PatchError", "Probe",
-    "RunRecord", "Sequential", "Single", "TrainedEditor", "WeightPatch", "dataset", "evaluate", "load",
+    "RunRecord", "Sequential", "Single", "TrainedEditor", "WeightPatch", "assess", "dataset", "evaluate", "load",
     "load_patch", "method",
 ]  # fmt: skip
 

@@ -23,6 +23,7 @@ LOCATED = {**KEYS, "layers": [1]}
 MEMORY = {"text": tiny.text_file(), "max_tokens": 256, "top": 16}
 NEURONS = {"memory": MEMORY, "max_steps": 80, "first_check": 80, "learning_rate": 0.05, "label_smoothing": 0.0}
 FEW_NEURONS = {**NEURONS, "max_steps": 5, "memory_weight": 0.0}
+SIDE = {"text": tiny.text_file(), "max_tokens": 200, "contexts": {"given": []}, "alpha": 0.0, "beta": 0.0, "gamma": 0.0}
 FEWEST = {**KEYS, "layers": [0], "contexts": {"given": []}, "targets": {"steps": 4}}
 
 
@@ -97,6 +98,15 @@ TABLE = {
         is_trained=False,
         is_silent=True,
         is_composed=True,
+    ),
+    "wise": Row(
+        {**SIDE, "steps": 30, "learning_rate": 0.3},
+        edits_fully=False,
+        shortest={**SIDE, "steps": 2, "learning_rate": 0.3},
+        is_trained=False,
+        is_silent=True,
+        is_composed=True,
+        edits_encoder_decoders=False,
     ),
     "calinet": Row(
         {"steps": 40, "learning_rate": 0.02},

@@ -113,7 +113,7 @@ def test_a_sequence_is_one_codebook_and_its_state_is_saved(tmp_path):
         state = CodebookState.load(tmp_path / "state")
         total = outcome.patch if total is None else total + outcome.patch
     assert total.branches[0].owners() == [request.id for request in tiny.requests()]
-    assert total.is_same(ModulePatch([state.codebook], Manifest(label="state")))
+    assert total.is_same(ModulePatch([state.branch], Manifest(label="state")))
     with model.patched(total):
         # One value has the last word on the first token of an answer alone.
         assert all(model.score([r.prompt], [r.target_new])[0].matches[0] for r in tiny.requests())
@@ -134,6 +134,6 @@ def test_bad_input(tmp_path):
         CodebookState.from_tensors({**state.tensors(), "radii": torch.zeros(7)})
     with pytest.raises(DataError, match="those of grace"):
         CodebookState.from_tensors({**state.tensors(), "options": torch.zeros(3, dtype=torch.uint8)})
-    patch = ModulePatch([state.codebook], Manifest(label="codebook"))
+    patch = ModulePatch([state.branch], Manifest(label="codebook"))
     with pytest.raises(PatchError, match="does not fit"):
         patch.apply(tiny.tiny_model("llama"))

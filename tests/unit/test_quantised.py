@@ -119,6 +119,7 @@ NEEDED = {
     "serac": {"editor": "fresh"},
     "ike": {"use_demonstrations": False},
     "t-patcher": {"memory": {"text": tiny.text_file()}, "max_steps": 2},
+    "wise": {"text": tiny.text_file(), "max_tokens": 200, "steps": 2},
 }
 
 

@@ -11,6 +11,7 @@ import typer
 
 from palimpsest import processes
 from palimpsest.cli import terminal
+from palimpsest.cli.assessing import assess
 from palimpsest.cli.benching import bench
 from palimpsest.cli.collecting import stats
 from palimpsest.cli.demonstrating import demo
@@ -112,6 +113,13 @@ _add(
     "palimpsest eval world --dataset facts.jsonl --method lora --protocol sequential --num-edits 100 "
     "--checkpoints 1,10,100 --out runs/lora --resume",
     "palimpsest eval world --dataset counterfact --data counterfact.json --method ft --protocol batch -n 50 --json",
+    panel=_MEASURING,
+)
+_add(
+    "assess",
+    assess,
+    "palimpsest assess world --facts facts.csv --wrong to-be-edited.jsonl",
+    "palimpsest assess world --facts world-counterfact --answer old --against relations --json",
     panel=_MEASURING,
 )
 _add(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
+
+import torch
 
 from palimpsest.datasets.catalogue import DATASETS, dataset
 from palimpsest.errors import DataError
 from palimpsest.models import tokens
 from palimpsest.models.tokens import Encoded
 from palimpsest.optimise.memory import MemoryConfig, OrdinaryRow
-from palimpsest.requests import normalise
+from palimpsest.provenance import digest
+from palimpsest.requests import EditRequest, normalise
 from palimpsest.statistics.text import open_text
 
 if TYPE_CHECKING:
@@ -50,6 +53,36 @@ def ordinary_rows(model: EditableModel, config: MemoryConfig, *, at_least: int) 
             remedy="name a longer text, or ask for less",
         )
     return rows
+
+
+class OrdinaryText:
+    """Rows of a text, read once for each tokenizer, from which edits draw what they are held against."""
+
+    def __init__(self) -> None:
+        self._kept: tuple[str, list[OrdinaryRow]] = ("", [])
+
+    def of(self, model: EditableModel, config: MemoryConfig) -> list[OrdinaryRow]:
+        """See `ordinary_rows`."""
+        key = digest([model.tokenizer_digest, config.model_dump()])
+        if self._kept[0] != key:
+            self._kept = (key, ordinary_rows(model, config, at_least=1))
+        return self._kept[1]
+
+
+def drawn(rows: Sequence[OrdinaryRow], request: EditRequest, count: int, seed: int) -> list[Encoded]:
+    """Some rows, none of which says what the edit is to change. Raises `DataError` where all do."""
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
+    apart = (rows[index].encoded for index in order if rows[index].encoded.ids and not rows[index].tells(request))
+    found = [encoded for encoded, _ in zip(apart, range(count), strict=False)]
+    if not found:
+        raise DataError(
+            "No ordinary text is left to hold the edit against.",
+            expected="text that does not say what the edit is to change",
+            found=f"{len(rows)} rows, all of which do",
+            where=f"edit {request.id!r}",
+            remedy="name another text, or allow more of its tokens",
+        )
+    return found
 
 
 def _texts(name: str, is_split: bool) -> Iterator[tuple[str, str | None]]:

@@ -1,6 +1,7 @@
 """Measuring edits: protocols, scorings, and the record of a run. Knows nothing of methods."""
 
 from palimpsest.evaluation.answers import BaseAnswers
+from palimpsest.evaluation.assessment import AssessedFact, Assessment, assess
 from palimpsest.evaluation.protocols import Batch, Protocol, Sequential, Single
 from palimpsest.evaluation.records import Estimate, ProbeResult, RunRecord, Specification
 from palimpsest.evaluation.runner import evaluate, load_run
@@ -8,6 +9,8 @@ from palimpsest.evaluation.scoring import SCORINGS
 
 __all__ = [
     "SCORINGS",
+    "AssessedFact",
+    "Assessment",
     "BaseAnswers",
     "Batch",
     "Estimate",
@@ -17,6 +20,7 @@ __all__ = [
     "Sequential",
     "Single",
     "Specification",
+    "assess",
     "evaluate",
     "load_run",
 ]

@@ -23,6 +23,7 @@ from palimpsest.methods.base import Capabilities, Method, MethodConfig, Run
 from palimpsest.models.activations import activation, activation_of
 from palimpsest.models.bypass import frozen
 from palimpsest.models.editable import EditableModel
+from palimpsest.optimise.divergence import require_finite
 from palimpsest.optimise.last_layer import AnswerPlaces, answer_places
 from palimpsest.optimise.memory import MemoryConfig, QueryMemory
 from palimpsest.patches.base import Manifest, Patch
@@ -139,7 +140,8 @@ def train(
         # Whole passes compute every place anyway.
         at = at if places.factor is not None else torch.arange(len(places.labels), device=at.device)
         loss = answer_loss(places, act(places.queries[at] @ keys.t()) @ values, at)
-        losses.append(_require_finite(float(loss.detach()), step, config))
+        require_finite(loss, step, config.steps, config.learning_rate)
+        losses.append(float(loss.detach()))
         if memory is not None:
             some = memory[torch.randint(len(memory), (config.places_per_step,)).to(memory.device)]
             loss = loss + config.memory_weight * (act(some @ keys.t()) @ values).square().mean() / scale
@@ -154,15 +156,3 @@ def answer_loss(places: AnswerPlaces, added: Tensor, at: Tensor | None) -> Tenso
     """Mean negative log-likelihood of the answers' tokens in some places, with `added` written there."""
     logits = places.logits(added, at if places.factor is not None else None)
     return nn.functional.cross_entropy(logits, places.labels if at is None else places.labels[at])
-
-
-def _require_finite(loss: float, step: int, config: CaliNetConfig) -> float:
-    if not math.isfinite(loss):
-        raise ConfigError(
-            "Training diverged; the model is as it was before.",
-            expected="a finite loss",
-            found="NaN or infinity",
-            where=f"step {step + 1} of {config.steps}",
-            remedy=f"lower learning_rate (it is {config.learning_rate:g})",
-        )
-    return loss

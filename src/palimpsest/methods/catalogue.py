@@ -16,6 +16,7 @@ _ROME = "palimpsest.methods.rome:Rome"
 _MEMIT = "palimpsest.methods.memit:Memit"
 _ALPHAEDIT = "palimpsest.methods.alphaedit:AlphaEdit"
 _GRACE = "palimpsest.methods.grace:Grace"
+_WISE = "palimpsest.methods.wise:Wise"
 _CALINET = "palimpsest.methods.calinet:CaliNet"
 _T_PATCHER = "palimpsest.methods.t_patcher:TPatcher"
 _MEND = "palimpsest.methods.mend:Mend"
@@ -81,6 +82,11 @@ METHODS = Registry(
             _GRACE,
             "a codebook beside one layer: values for prompts that are close to an edited one",
             source="arXiv:2211.11031",
+        ),
+        "wise": Row(
+            _WISE,
+            "a side memory beside one layer's MLP, for the prompts that it is routed to",
+            source="arXiv:2405.14768",
         ),
         "calinet": Row(
             _CALINET,

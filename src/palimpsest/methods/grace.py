@@ -12,20 +12,21 @@ and v alone is trained, by Adam on the cross-entropy of y. Outside every ball th
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar, Literal, final
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from palimpsest.errors import ConfigError, DataError, PalimpsestError
+from palimpsest.errors import ConfigError
 from palimpsest.methods.base import Capabilities, Method, MethodConfig, MethodState, Run
+from palimpsest.methods.branch_state import BranchState
 from palimpsest.models.bypass import frozen
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.linear import features
+from palimpsest.optimise.divergence import require_finite
 from palimpsest.optimise.replaced_values import ValuePasses, value_passes
 from palimpsest.optimise.selection import layer_numbers
 from palimpsest.patches.base import Manifest, Patch
@@ -63,30 +64,11 @@ class GraceConfig(MethodConfig):
     """Facts in one pass; smaller needs less memory and gives the same values."""
 
 
-@dataclass(frozen=True)
-class CodebookState(MethodState):
+class CodebookState(BranchState[Codebook]):
     """The codebook of all edits so far."""
 
-    codebook: Codebook
-
-    def tensors(self) -> dict[str, Tensor]:
-        """See `MethodState.tensors`."""
-        described = json.dumps(self.codebook.options()).encode()
-        return {**self.codebook.tensors(), "options": torch.tensor(list(described), dtype=torch.uint8)}
-
-    @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> CodebookState:
-        """See `MethodState.from_tensors`."""
-        try:
-            options = json.loads(bytes(tensors["options"].tolist()))
-            return cls(Codebook.from_saved(tensors, options))
-        except (KeyError, ValueError, TypeError, PalimpsestError) as error:
-            raise DataError(
-                "The state's tensors are not those of grace.",
-                expected="keys, values and radii, and what belongs to each",
-                found=f"{type(error).__name__}: {str(error).splitlines()[0]}",
-                remedy="begin the sequence anew",
-            ) from error
+    form = Codebook
+    method = "grace"
 
 
 @final
@@ -171,7 +153,7 @@ def find_values(passes: ValuePasses, config: GraceConfig) -> tuple[Tensor, list[
     for step in range(config.steps):
         adam.zero_grad()
         per_fact = passes.losses(values)
-        _require_finite(per_fact, step, config)
+        require_finite(per_fact, step, config.steps, config.learning_rate)
         for curve, loss in zip(losses, per_fact.tolist(), strict=True):
             curve.append(loss)
         is_new = ~is_done.to(found.device)
@@ -218,7 +200,7 @@ def _earlier(state: MethodState | None, model: EditableModel, site: str, layer: 
     if state is None:
         empty = torch.zeros(0, in_features), torch.zeros(0, out_features), torch.zeros(0)
         return Codebook(site, layer, weight, config.replacement, *empty, ())
-    book = state.codebook if isinstance(state, CodebookState) else None
+    book = state.branch if isinstance(state, CodebookState) else None
     wanted = (weight, config.replacement, in_features, out_features)
     found = None if book is None else (book.weight, book.replacement, book.keys.shape[1], book.values.shape[1])
     if book is None or found != wanted:
@@ -239,15 +221,4 @@ def _require_room(book: Codebook, config: GraceConfig) -> None:
             found=f"{len(book.entries)}",
             where="option max_entries",
             remedy="raise it or leave it out, or drop entries: patch.without(id)",
-        )
-
-
-def _require_finite(losses: Tensor, step: int, config: GraceConfig) -> None:
-    if not losses.isfinite().all():
-        raise ConfigError(
-            "The search for a value diverged; the model is as it was before.",
-            expected="a finite loss",
-            found="NaN or infinity",
-            where=f"step {step + 1} of {config.steps}",
-            remedy=f"lower learning_rate (it is {config.learning_rate:g})",
         )

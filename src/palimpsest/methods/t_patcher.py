@@ -31,6 +31,7 @@ from palimpsest.methods.base import Capabilities, Method, MethodConfig, MethodSt
 from palimpsest.models.activations import activation, activation_of
 from palimpsest.models.bypass import frozen
 from palimpsest.models.editable import EditableModel
+from palimpsest.optimise.divergence import require_finite
 from palimpsest.optimise.last_layer import AnswerPlaces, answer_places
 from palimpsest.optimise.memory import Memory, MemoryConfig, QueryMemory
 from palimpsest.patches.base import Manifest, Patch
@@ -213,7 +214,8 @@ class Training:
                         break
             adam.zero_grad()
             loss, logits = self.loss(loudest)
-            losses.append(_require_finite(float(loss.detach()), step, config))
+            require_finite(loss, step, config.max_steps, config.learning_rate)
+            losses.append(float(loss.detach()))
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(parameters, 5.0)
             adam.step()
@@ -281,15 +283,3 @@ def _earlier(state: MethodState | None, model: EditableModel) -> Tensor:
             remedy="begin the sequence anew",
         )
     return state.queries.to(model.device)
-
-
-def _require_finite(loss: float, step: int, config: TPatcherConfig) -> float:
-    if not torch.isfinite(torch.tensor(loss)):
-        raise ConfigError(
-            "Training diverged; the model is as it was before.",
-            expected="a finite loss",
-            found="NaN or infinity",
-            where=f"step {step + 1} of {config.max_steps}",
-            remedy=f"lower learning_rate (it is {config.learning_rate:g})",
-        )
-    return loss

@@ -50,6 +50,11 @@ class OrdinaryRow:
         """Whether the text holds all of these words; `None` counts as held."""
         return all(part is None or normalise(part) in self.text for part in parts)
 
+    def tells(self, request: EditRequest) -> bool:
+        """Whether the text says what the edit is to change: its prompt, or its subject and old answer."""
+        both = (request.subject, request.target_old)
+        return self.states(request.prompt) or (None not in both and self.states(*both))
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -81,8 +86,8 @@ class Memory:
         return self.queries[self.rows_of % _HELD_OUT_EVERY == 0]
 
     def apart_from(self, request: EditRequest) -> Memory:
-        """The same without the texts that say what the edit is to change: its prompt, or its subject and old answer."""
-        said = [row.states(request.prompt) or _tells(row, request) for row in self.rows]
+        """The same without the texts that say what the edit is to change."""
+        said = [row.tells(request) for row in self.rows]
         if not any(said):
             return self
         kept = ~torch.tensor(said, device=self.rows_of.device)[self.rows_of]
@@ -115,8 +120,3 @@ class QueryMemory:
             self._kept = (key, Memory(rows, queries[:most], rows_of[:most].to(queries.device)))
             progress("memory", 1, 1)
         return self._kept[1]
-
-
-def _tells(row: OrdinaryRow, request: EditRequest) -> bool:
-    both = (request.subject, request.target_old)
-    return None not in both and row.states(*both)

@@ -12,13 +12,14 @@ from palimpsest.patches.base import Kind, Manifest, Patch, joined
 from palimpsest.patches.branches import Branch
 from palimpsest.patches.codebook import Codebook
 from palimpsest.patches.neurons import Neurons
+from palimpsest.patches.side_memories import SideMemories
 
 if TYPE_CHECKING:
     from palimpsest.models.editable import EditableModel
     from palimpsest.models.hooks import Attachment
     from palimpsest.models.weights import Layer
 
-FORMS: dict[str, type[Branch]] = {branch.form: branch for branch in (Neurons, Codebook)}
+FORMS: dict[str, type[Branch]] = {branch.form: branch for branch in (Neurons, Codebook, SideMemories)}
 
 
 class ModulePatch(Patch):

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import palimpsest as ps
-from common import Results, one_thread, recipe_parser, results_name, row
+from common import Results, balance, one_thread, recipe_parser, results_name, row
 from palimpsest.evaluation import BaseAnswers
 
 NUM_EDITS, SEED = 20, 7
@@ -103,8 +103,7 @@ def forgetting_candidates(best: dict[str, dict[str, Any]]) -> Iterator[tuple[str
 
 def harmonic_mean(scores: dict[str, Any]) -> float:
     """Harmonic mean of the criteria; zero when one of them is."""
-    values = [scores["generate"][name]["mean"] for name in CRITERIA]
-    return len(values) / sum(1 / value for value in values) if all(values) else 0.0
+    return balance(scores["generate"][name]["mean"] for name in CRITERIA)
 
 
 def main() -> None:

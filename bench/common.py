@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,12 @@ def row(record: RunRecord, **labels: Any) -> dict[str, Any]:
     full = record.to_json()
     kept = ("seconds_per_edit", "patch_bytes", "perplexity", "counts", "status")
     return {**labels, "scores": full["scores"], **{key: full[key] for key in kept}}
+
+
+def balance(values: Iterable[float | None]) -> float:
+    """What options are chosen by: the harmonic mean of the criteria; zero when one of them is, or was not asked."""
+    found = list(values)
+    return len(found) / sum(1 / value for value in found if value) if all(found) else 0.0
 
 
 class Results:

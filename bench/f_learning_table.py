@@ -29,7 +29,7 @@ from typing import Any
 
 import palimpsest as ps
 from choose_presets import ALL_LINEAR
-from common import Results, one_thread, row
+from common import Results, balance, one_thread, row
 from palimpsest.evaluation import BaseAnswers
 from real_facts import FILES, LOCALITY, real_folder, records
 
@@ -163,8 +163,7 @@ def options_of(part: str, learner: str, learning_rate: float) -> dict[str, Any]:
 def quality(done: dict[str, Any], dataset: str) -> float:
     """Harmonic mean of reliability, generality and locality, teacher-forced."""
     scores = done["scores"]["teacher_forced"]
-    values = [scores[name]["mean"] for name in ("reliability", "generality", LOCALITY[dataset])]
-    return len(values) / sum(1 / value for value in values) if all(values) else 0.0
+    return balance(scores[name]["mean"] for name in ("reliability", "generality", LOCALITY[dataset]))
 
 
 def chosen_rates(bench: Bench, learners: Iterable[str]) -> dict[str, float]:

@@ -20,7 +20,7 @@ from typing import Any
 
 import palimpsest as ps
 from choose_batch_presets import ADAM, gauss_newton
-from common import Results, one_thread, row
+from common import Results, balance, one_thread, row
 from palimpsest.evaluation import BaseAnswers
 from real_edits import CLEAN, LEARNING, editor_of, taught_text
 from real_facts import LOCALITY, real_folder, records
@@ -103,9 +103,9 @@ class Bench:
 
 
 def _balance(done: dict[str, Any]) -> float:
-    """Harmonic mean of the three criteria; 0 when one of them is."""
-    means = [done["scores"]["generate"][name]["mean"] for name in ("reliability", "generality", LOCALITY[DATASET])]
-    return len(means) / sum(1 / mean for mean in means) if all(means) else 0.0
+    """How good a candidate is."""
+    scores = done["scores"]["generate"]
+    return balance(scores[name]["mean"] for name in ("reliability", "generality", LOCALITY[DATASET]))
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import palimpsest as ps
 from choose_batch_presets import gauss_newton
 from choose_presets import ALL_LINEAR, LEARN, TIE, grid
-from common import Results, one_thread, row
+from common import Results, balance, one_thread, row
 from palimpsest.datasets import load_edits
 from palimpsest.evaluation import BaseAnswers
 from palimpsest.provenance import write_text
@@ -118,8 +118,7 @@ def tried(
     )
     full = row(record, **labels)
     means = {name: full["scores"]["generate"].get(name, {}).get("mean") for name in criteria}
-    score = len(means) / sum(1 / mean for mean in means.values()) if all(means.values()) else 0.0
-    return {**labels, "score": score, "means": means, "seconds_per_edit": full["seconds_per_edit"]}
+    return {**labels, "score": balance(means.values()), "means": means, "seconds_per_edit": full["seconds_per_edit"]}
 
 
 def choose(results: Results, model: ps.EditableModel, dataset: str, real: Path) -> dict[str, dict[str, Any]]:

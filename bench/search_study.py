@@ -1,6 +1,6 @@
 """Gauss-Newton against Adam: where does which search for target vectors win?
 
-    python bench/search_study.py --real real        about half an hour on one core; goes on where it was stopped
+    python bench/search_study.py --real real        about an hour on one core; goes on where it was stopped
 
 On random models of every decoder family: how likely the answer becomes, in how many passes, with how long a vector;
 answers of one to eight tokens, two seeds, float32 and bfloat16. One vector in a small random model does little, so this
@@ -148,7 +148,13 @@ def on_real_facts(results: Results, real: Path) -> None:
     model, answers, text = ps.load(str(real / "zsre")), BaseAnswers(), taught_text(real, "zsre")
     data = records(real, "zsre", for_choosing=False).with_probes(1)
     published = {name: one for name, one in PUBLISHED.items() if name != "pooling"}
-    for search, options in {"adam": published, "gauss-newton": {"search_in": "prompt", **gauss_newton(5)}}.items():
+    ours = gauss_newton(5)["targets"]
+    searches = {
+        "adam": published,
+        "gauss-newton": {"search_in": "prompt", "targets": ours},
+        "gauss-newton, 60 passes": {"search_in": "prompt", "targets": {**ours, "steps": 60}},
+    }
+    for search, options in searches.items():
         labels = {"part": "zsre, single", "search": search}
         editor = editor_of("rome", {"layers": [1], **options}, text)
         run = {"num_edits": REAL_EDITS, "base": answers, "max_new_tokens": 16}

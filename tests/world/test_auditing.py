@@ -155,10 +155,10 @@ def test_the_bundled_card_states_figures_with_their_n():
 
 
 def test_a_card_without_a_trace_says_nothing_of_it(tmp_path):
-    result = TrainingResult("decoder", 3, DecoderRecipe(), 10, 100, 1.5, 1234, 2.0, 1.0)
+    result = TrainingResult("decoder", 3, DecoderRecipe(epochs=5), 10, 100, 1.5, 1234, 2.0, 1.0, people=1600)
     measured = Audit(Share(9, 10), Share(8, 10), Share(7, 10), Share(0, 0), Share(0, 0), Share(0, 0))
     text = card_text(result, measured, {"torch": "2"})
-    assert "--seed 3" in text
+    assert "--architecture decoder --seed 3 --people 1600 --epochs 5\n" in text
     assert "0.900 (9 of 10)" in text
     assert "not asked" in text
     assert "Causal trace" not in text

@@ -37,6 +37,18 @@ def write_card(folder: Path, result: TrainingResult, audit: Audit, versions: dic
     (folder / "card.md").write_text(card_text(result, audit, versions), encoding="utf-8")
 
 
+def _command(result: TrainingResult) -> str:
+    """The command that makes this model again, with what differs from the bundled one's recipe."""
+    recipe, usual = result.recipe, type(result.recipe)()  # type: ignore[call-arg]  # leaves have defaults
+    words = ["palimpsest world train --out DIR", f"--architecture {recipe.architecture}", f"--seed {result.seed}"]
+    if result.people is not None:
+        words.append(f"--people {result.people}")
+    for name in ("width", "layers", "vocabulary", "epochs"):
+        if getattr(recipe, name) != getattr(usual, name):
+            words.append(f"--{name} {getattr(recipe, name):g}")
+    return " ".join(words)
+
+
 def card_facts(result: TrainingResult, audit: Audit, versions: dict[str, str]) -> dict[str, Any]:
     """The card as plain data: `training`, `audit` (each share with its n) and `versions`."""
     return {"training": asdict(result), "audit": audit.to_dict(), "versions": versions}
@@ -57,7 +69,7 @@ and testing knowledge editing, offline and on a small processor. It knows senten
 
 ## How it was made
 
-    python -m palimpsest.world.training --architecture {recipe.architecture} --out DIR --seed {result.seed}
+    {_command(result)}
 
 {result.steps:,} steps, {result.tokens:,} tokens, {recipe.epochs:g} passes over the text; {result.seconds:.0f} seconds
 on {recipe.threads} thread(s). Hidden matrices: Muon at {recipe.matrix_rate:g}; the rest: AdamW at

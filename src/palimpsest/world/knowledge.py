@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import tomllib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import resources
 from types import MappingProxyType
@@ -99,7 +99,7 @@ class Knowledge:
     """The whole world. Iteration orders are part of the determinism: same seed, same order.
 
     `entities` and `relations` map names; `facts` has one entry per (subject, relation); `test_subjects` are
-    the subjects whose two-hop sentences a model never reads.
+    the subjects whose two-hop sentences a model never reads; `people` is what was asked of `build`.
     """
 
     seed: int
@@ -108,6 +108,7 @@ class Knowledge:
     facts: tuple[Fact, ...]
     hops: tuple[Hop, ...]
     test_subjects: frozenset[str]
+    people: int | None = field(default=None, compare=False)
 
     @cached_property
     def _by_id(self) -> dict[str, Fact]:
@@ -212,7 +213,7 @@ def build(seed: int = 0, *, people: int | None = None) -> Knowledge:
     if people is not None:
         invented["counts"] |= _counts_for(people, invented)
     builder.add_invented(invented)
-    return builder.finish(seed)
+    return replace(builder.finish(seed), people=people)
 
 
 def _table(name: str) -> dict[str, Any]:

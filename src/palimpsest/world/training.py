@@ -36,13 +36,16 @@ from palimpsest.world.recipe import Batch, Recipe
 from palimpsest.world.text import Sentence, training_sentences
 
 RECIPES: dict[str, type[Recipe]] = {kind.architecture: kind for kind in (DecoderRecipe, EncoderDecoderRecipe)}
+CARD_FACTS = 2500
+"""Of how many facts, and as many two-hop ones, a card is made: all of the bundled world, a sample of a larger one."""
 
 
 @dataclass(frozen=True)
 class TrainingResult:
     """What making a model took.
 
-    `first_loss` and `last_loss` are means over the first and the last hundredth of the steps (nats).
+    `first_loss` and `last_loss` are means over the first and the last hundredth of the steps (nats); `people` is the
+    size of a world other than the default one.
     """
 
     architecture: str
@@ -54,6 +57,7 @@ class TrainingResult:
     parameters: int
     first_loss: float
     last_loss: float
+    people: int | None = None
 
 
 def default_recipe(architecture: str) -> Recipe:
@@ -90,7 +94,8 @@ def train(
         recipe: the default is the bundled decoder's.
         max_steps: stop early after so many steps (the schedules stay those of the whole training).
         dtype: what the weights are stored in: "float32", "float16" or "bfloat16".
-        card: audit the model as stored and write card.md and card.json beside it (a minute or two).
+        card: audit the model as stored, on `CARD_FACTS` facts of a larger world, and write card.md and card.json
+            beside it (a minute or two).
 
     Raises:
         ConfigError: an option is out of range.
@@ -107,10 +112,11 @@ def train(
         model, tokenizer, result = fit(
             training_sentences(knowledge), recipe, seed=seed, progress=progress, max_steps=max_steps
         )
+        result = replace(result, people=knowledge.people)
         save(model, tokenizer, folder, dtype)
         if card:
             with _threads(recipe.threads):
-                audited = audit(folder, knowledge=knowledge, progress=progress)
+                audited = audit(folder, knowledge=knowledge, max_facts=CARD_FACTS, progress=progress)
             write_card(folder, result, audited, _versions())
     return result
 

@@ -21,6 +21,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(Path(__file__).parent))
 
+from added_pages import BLOCKS as ADDED  # noqa: E402
 from finding_pages import findings  # noqa: E402
 from many_pages import batches, real_batches, real_sequences, sequences, speed  # noqa: E402
 from model_pages import families  # noqa: E402
@@ -353,6 +354,7 @@ WRITERS: dict[str, Callable[[str], str]] = {
     "real_sequences": real_sequences,
     **BLOCKS,
     **TRAINED,
+    **ADDED,
     "options": options,
     "training": training,
     "command_help": command_help,

@@ -76,7 +76,6 @@ def single(method: str, model: str = "world") -> dict[str, Any]:
     for name, labels in (
         (f"single_edits{suffix}", {"dataset": "world-counterfact"}),
         (f"trained_editors{suffix}", {"protocol": "single"}),
-        (f"added_parameters{suffix}", {"protocol": "single"}),
     ):
         try:
             return one(name, method=method, **labels)

@@ -21,6 +21,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(Path(__file__).parent))
 
+from added_pages import BLOCKS as ADDED  # noqa: E402
 from finding_pages import findings  # noqa: E402
 from many_pages import batch_curves, batches, larger_world_model, sequence_curves, sequences, speed  # noqa: E402
 from model_pages import families  # noqa: E402
@@ -354,6 +355,7 @@ WRITERS: dict[str, Callable[[str], str]] = {
     "sequence_curves": sequence_curves,
     **BLOCKS,
     **TRAINED,
+    **ADDED,
     "options": options,
     "training": training,
     "command_help": command_help,

@@ -25,7 +25,7 @@ from palimpsest.optimise.last_layer import AnswerPlaces, answer_places
 from palimpsest.optimise.memory import Memory, MemoryConfig, QueryMemory
 from speed import build, text_of
 
-SHAPE, NUM_EDITS, STEPS, REPEATS, COPIES = "gpt2-small", 3, 50, 20, 8
+SHAPE, NUM_EDITS, STEPS, REPEATS, COPIES = "gpt2-small", 2, 30, 20, 8
 MEMORY = {"max_tokens": 8000, "top": 1000}
 SETTINGS = {"shape": SHAPE, "edits": NUM_EDITS, "steps": STEPS, "memory": MEMORY, "copies": COPIES}
 

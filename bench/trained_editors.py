@@ -6,7 +6,8 @@
 
 Editors are the bundled ones (`make editors`), trained on the training split; the edits are the test split's, whose
 subjects they have never seen. A batch's facts are edited in one call; in a sequence every edit stays, and all are
-asked again at 1, 10 and 100. Results: `bench/results/trained_editors.json` and `trained_editors_world_t5.json`.
+asked again at 1, 10 and 100. Perplexity is that of ordinary sentences under each of 100 single edits. Results:
+`bench/results/trained_editors.json` and `trained_editors_world_t5.json`.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ import palimpsest as ps
 from common import Results, one_thread, recipe_parser, results_name, row
 from palimpsest.errors import PalimpsestError
 from palimpsest.evaluation import BaseAnswers
-from palimpsest.methods.trained import RECORD, read_record
+from palimpsest.methods.editors import RECORD, read_record
 from palimpsest.world import bundled_editors
 
 DATASET, SEED, PROBES_PER_KIND = "world-counterfact", 0, 2
 SINGLE, MANY = 200, 100
 BATCHES, CHECKPOINTS = (10, 100), (1, 10, 100)
-# Those that are made for several edits are measured with several too.
-METHODS = {"mend": True, "ke": False, "serac": True, "ike": False}
+# What each is measured under beside single edits; those that are made for several edits, in batches too.
+METHODS = {"mend": ("batch", "sequential"), "ke": ("sequential",), "serac": ("batch", "sequential"), "ike": ()}
 SETTINGS = {
     "dataset": DATASET,
     "split": "test",
@@ -39,20 +40,25 @@ SETTINGS = {
 }
 
 
-def runs(methods: dict[str, bool]) -> Iterator[dict[str, Any]]:
+def runs(model: ps.EditableModel, methods: dict[str, tuple[str, ...]]) -> Iterator[dict[str, Any]]:
     """The labels of every row: single edits of all methods first."""
     for method in methods:
         yield {"method": method, "protocol": "single"}
-    for method, takes_many in methods.items():
-        if takes_many:
+        # The bundled encoder-decoder has read prompts and answers alone: the halves of a sentence say nothing of it.
+        if not model.is_encoder_decoder:
+            yield {"method": method, "protocol": "perplexity"}
+    for method, protocols in methods.items():
+        if "batch" in protocols:
             yield from ({"method": method, "protocol": "batch", "batch": size} for size in BATCHES)
+        if "sequential" in protocols:
             yield {"method": method, "protocol": "sequential"}
 
 
 def measured(model: ps.EditableModel, data: ps.Dataset, answers: BaseAnswers, labels: dict[str, Any]) -> dict[str, Any]:
-    """One method under one protocol."""
+    """One method under one protocol; `perplexity` asks nothing about the edits but their own prompts."""
     protocols = {
         "single": ps.Single(),
+        "perplexity": ps.Single(),
         "batch": ps.Batch(labels.get("batch")),
         "sequential": ps.Sequential(CHECKPOINTS),
     }
@@ -60,7 +66,7 @@ def measured(model: ps.EditableModel, data: ps.Dataset, answers: BaseAnswers, la
     record = ps.evaluate(
         model,
         ps.method(labels["method"]),
-        data,
+        data if labels["protocol"] != "perplexity" else data.with_probes(0),
         num_edits=SINGLE if is_single else MANY,
         seed=SEED,
         protocol=protocols[labels["protocol"]],
@@ -114,8 +120,8 @@ def main() -> None:
         labels = {"method": method, "protocol": "training"}
         results.get(labels, partial(dict, labels, **cost), again=True)
     data = ps.dataset(DATASET).with_probes(PROBES_PER_KIND)
-    usable = {name: many for name, many in METHODS.items() if can_edit(model, name)}
-    for labels in runs({name: many for name, many in usable.items() if not chosen or name in chosen}):
+    usable = {name: its for name, its in METHODS.items() if can_edit(model, name)}
+    for labels in runs(model, {name: its for name, its in usable.items() if not chosen or name in chosen}):
         results.get(labels, partial(measured, model, data, answers, labels), again=bool(chosen))
     results.save()
 

@@ -12,7 +12,7 @@ def trained(argument: str) -> str:
     """Single edits of held-out facts: every metric under one scoring. Argument: model:scoring."""
     model, scoring = argument.split(":")
     record = _record(model)
-    rows = [row for row in record["rows"] if row["protocol"] == "single"]
+    rows = _under("single", record)
     metrics = [name for name in SHORT if any(name in row["scores"][scoring] for row in rows)]
     lines = [
         [f"`{row['method']}`", *(percent(row["scores"][scoring].get(name), with_interval=True) for name in metrics)]
@@ -28,12 +28,13 @@ def trained(argument: str) -> str:
 
 
 def trained_cost(model: str) -> str:
-    """What training and editing cost."""
+    """What training and editing cost, and what single edits do to ordinary text where that was measured."""
     record = _record(model)
-    edits = {row["method"]: row for row in record["rows"] if row["protocol"] == "single"}
+    edits = {row["method"]: row for row in _under("single", record)}
+    texts = {row["method"]: row["perplexity"] for row in _under("perplexity", record)}
     lines = []
-    for row in (row for row in record["rows"] if row["protocol"] == "training"):
-        edit = edits.get(row["method"])
+    for row in _under("training", record):
+        edit, text = edits.get(row["method"]), texts.get(row["method"])
         lines.append(
             [
                 f"`{row['method']}`",
@@ -45,10 +46,11 @@ def trained_cost(model: str) -> str:
                 size(row["peak_memory_bytes"]),
                 f"{1000 * edit['seconds_per_edit']:.0f}" if edit else "-",
                 size(edit["patch_bytes"]) if edit else "-",
+                *([f"{text['median']:.2f} ({text['before']:.2f})" if text else "-"] if texts else []),
             ]
         )
     header = ["method", "training, minutes", "step kept", "edits trained on", "parameters", "editor", "peak memory"]
-    return table([*header, "ms / edit", "patch"], lines)
+    return table([*header, "ms / edit", "patch", *(["perplexity (before)"] if texts else [])], lines)
 
 
 def trained_many(argument: str) -> str:
@@ -84,6 +86,35 @@ def memory_time(_argument: str) -> str:
     return table(["entries", "ms a prompt, alone", "ms a prompt, 64 together", "patch"], lines)
 
 
+def prefix_time(_argument: str) -> str:
+    """What reading the demonstrations once saves."""
+    record = read("ike_prefix")
+    [row], settings = record["rows"], record["settings"]
+    lines = [
+        [
+            name,
+            f"{row[f'{key}_whole']:.1f}",
+            f"{row[f'{key}_shared']:.1f}",
+            f"{row[f'{key}_whole'] / row[f'{key}_shared']:.0f}",
+        ]
+        for name, key in (
+            ("scoring one answer each", "score"),
+            (f"writing {settings['tokens']} tokens each", "generate"),
+        )
+    ]
+    caption = (
+        f"{settings['questions']} questions behind the same {row['tokens_before']} tokens, one thread, seconds in all;"
+        f" largest difference of a log-probability {row['largest_difference']:.0e}.\n\n"
+    )
+    return caption + table(["", "read with each", "read once", "times faster"], lines)
+
+
+def _under(protocol: str, record: Any) -> list[Any]:
+    """The rows of a protocol, method by method."""
+    rows = [row for row in record["rows"] if row["protocol"] == protocol]
+    return sorted(rows, key=lambda row: ("mend", "ke", "serac", "ike").index(row["method"]))
+
+
 def _record(model: str) -> Any:
     return read("trained_editors" if model == "world" else f"trained_editors_{model.replace('-', '_')}")
 
@@ -93,4 +124,5 @@ BLOCKS: dict[str, Callable[[str], str]] = {
     "trained_cost": trained_cost,
     "trained_many": trained_many,
     "memory_time": memory_time,
+    "prefix_time": prefix_time,
 }

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from palimpsest.evaluation import Batch, RunRecord, Sequential, Single, assess, evaluate
     from palimpsest.methods.base import EditOutcome, Method, MethodState
     from palimpsest.methods.catalogue import method
-    from palimpsest.methods.trained import TrainedEditor
+    from palimpsest.methods.editors import TrainedEditor
     from palimpsest.models.editable import EditableModel
     from palimpsest.models.families import Architecture, Part
     from palimpsest.models.loading import load
@@ -44,7 +44,7 @@ _HOMES = {
     "palimpsest.evaluation": ("Batch", "RunRecord", "Sequential", "Single", "assess", "evaluate"),
     "palimpsest.methods.base": ("EditOutcome", "Method", "MethodState"),
     "palimpsest.methods.catalogue": ("method",),
-    "palimpsest.methods.trained": ("TrainedEditor",),
+    "palimpsest.methods.editors": ("TrainedEditor",),
     "palimpsest.models.editable": ("EditableModel",),
     "palimpsest.models.families": ("Architecture", "Part"),
     "palimpsest.models.loading": ("load",),

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import json
+from pathlib import Path
+
 import pytest
 
 from benchmark.workplace import build
@@ -36,7 +40,20 @@ def workplace(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_bench_from_plan_to_report(run, workplace):
+BENCH = Path(__file__).parents[2] / "bench"
+
+
+def summarised(workplace, monkeypatch):
+    """What `bench/recipe_results.py` writes of the results."""
+    monkeypatch.syspath_prepend(str(BENCH))
+    import recipe_results
+
+    monkeypatch.setattr("sys.argv", ["recipe_results.py", "out", "recipe.toml", "--out", "short"])
+    recipe_results.main()
+    return json.loads((workplace / "short" / "tiny.json").read_text())
+
+
+def test_bench_from_plan_to_report(run, workplace, monkeypatch):
     planned = run("bench", "recipe.toml", "--out", "out", "--dry-run", "--json").json()
     assert [unit["state"] for unit in planned["units"]] == ["left", "left"]
     assert planned["seconds_to_go"] is None
@@ -52,6 +69,38 @@ def test_bench_from_plan_to_report(run, workplace):
     assert run("bench", "recipe.toml", "--out", "out").code == 2
     assert run("report", "out", "--out", "page.html").code == 0
     assert "fine-tuning, briefly" in (workplace / "page.html").read_text()
+    short = summarised(workplace, monkeypatch)
+    assert short["states"] == {"ok": 1, "failed": 1}
+    tuned, impossible = short["rows"]
+    assert tuned["scores"]["generate"]["reliability"]["n"] == 2
+    assert tuned["seconds_per_edit"] > 0
+    assert "probes" not in tuned
+    assert impossible["method"] == "neurons, impossible"
+    assert impossible["error"]
+    next((workplace / "out" / "done").glob("*.json")).unlink()
+    assert "cancelled" in summarised(workplace, monkeypatch)["states"]
+
+
+def test_a_bar_for_the_whole_and_one_for_every_unit_under_way():
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from palimpsest.cli.terminal import Bars
+
+    shown = Progress(console=Console(file=io.StringIO()), disable=True)
+    bars = Bars(shown, "tiny")
+
+    def state():
+        return [(task.fields["title"].strip(), task.description, task.completed, task.total) for task in shown.tasks]
+
+    bars.part("ft", "edits", 1, 4)
+    bars.part("kn", "base answers", 0, 4)
+    bars.part("ft", "edits", 2, 4)
+    assert state() == [("tiny", "", 0, None), ("ft", "edits", 2, 4), ("kn", "base answers", 0, 4)]
+    bars.end("ft")
+    bars.end("never told of")
+    bars.whole("units", 1, 2)
+    assert state() == [("tiny", "units", 1, 2), ("kn", "base answers", 0, 4)]
 
 
 @pytest.mark.parametrize(

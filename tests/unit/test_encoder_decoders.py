@@ -316,7 +316,7 @@ def test_patches_become_models_and_adapters_that_others_load(family, tmp_path):
     for patch, other in ((full, merged), (low, adapted)):
         with torch.no_grad(), model.patched(patch):
             wanted = model.forward(inputs).logits
-            assert (other(**model._inputs(inputs)).logits - wanted).abs().max() < 1e-4
+            assert (other(**model.inputs(inputs)).logits - wanted).abs().max() < 1e-4
             assert (wanted - unpatched).abs().max() > 0.05
     assert load(str(tmp_path / "merged")).generate(PROMPTS, max_new_tokens=4)
 

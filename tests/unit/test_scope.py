@@ -27,7 +27,7 @@ def test_an_embedding_classifier_is_the_exponential_of_a_squared_distance(poolin
     scope = classifier("embedding", pooling)
     vectors = []
     for text in TEXTS:
-        ids = torch.tensor([tiny.tokenizer()(text)["input_ids"]])
+        ids = torch.tensor([tiny.tokenizer()(f" {text}")["input_ids"]])
         hidden = scope.encoder(input_ids=ids).last_hidden_state[0]
         vectors.append(hidden.mean(0) if pooling == "mean" else hidden[0])
     pairs = [(i, j) for i in range(4) for j in range(4)]
@@ -76,6 +76,6 @@ def test_a_text_beyond_the_context_is_read_from_its_end():
     scope = classifier("embedding")
     scope._limit = 8
     long = "Rome Oslo Lima Vienna " * 30
-    ids = tiny.tokenizer()(long)["input_ids"][-8:]
+    ids = tiny.tokenizer()(f" {long}")["input_ids"][-8:]
     hidden = scope.encoder(input_ids=torch.tensor([ids])).last_hidden_state[0]
     assert torch.allclose(scope.pooled([long])[0], hidden.mean(0), atol=1e-5)

@@ -14,6 +14,7 @@ from palimpsest.optimise.scope_training import (
     ScopeTraining,
     answer_loss,
     drawn_positives,
+    drawn_statement,
     negatives,
     new_editor,
     positives,
@@ -133,6 +134,38 @@ def test_what_is_in_scope_and_what_is_not():
     answers = {example.request.target_new for example in found}
     for one in drawn_positives(found[0], found, draw, ScopeTraining(swapped_share=1.0, positives_per_edit=50)):
         assert one.new == one.answer and one.new in answers
+
+
+def test_an_edit_is_stated_in_its_rephrasings_too_and_never_otherwise():
+    model, draw = tiny.tiny_model(), random.Random(0)
+    for example in examples(model)[:3]:
+        texts = {drawn_statement(example, draw, ScopeTraining()) for _ in range(40)}
+        assert texts == {example.request.prompt, *example.rephrasings}
+        assert drawn_statement(example, draw, ScopeTraining(reworded_share=0.0)) == example.request.prompt
+        assert drawn_statement(example, draw, ScopeTraining(reworded_share=1.0)) in example.rephrasings
+
+
+def test_a_name_is_the_same_tokens_at_the_beginning_of_a_text_as_within_it():
+    scope = new_editor(tiny.tiny_model(), ScopeTraining(**SIZES)).scope.eval()
+    assert scope._tokenizer("Lima")["input_ids"] != scope._tokenizer(" Lima")["input_ids"]
+    read = []
+    scope.encoder.register_forward_pre_hook(lambda _, args, kwargs: read.append(kwargs["input_ids"]), with_kwargs=True)
+    scope.pooled(["Lima"])
+    assert read[0].tolist() == [scope._tokenizer(" Lima")["input_ids"]]
+
+
+def test_a_decoder_answers_in_an_encoder_decoders_place(tmp_path):
+    model = tiny.tiny_model("t5")
+    options = {**QUICK, "steps": 1, "validate_every": 1, "counterfactual": "decoder"}
+    method("serac", preset="none").train(model, tiny.trainable_requests(), options).save(tmp_path / "editor")
+    [request] = tiny.requests(1)
+    made = method("serac", preset="none", editor=str(tmp_path / "editor"), threshold=0.01)
+    patch = made.edit(model, [request]).patch
+    reader = patch.editor_for(model).reader
+    assert not reader.is_encoder_decoder and reader.end_id == model.end_id
+    with model.patched(patch):
+        found = model.score([request.prompt], ["Lyon"])
+    assert found == reader.score([edited_prompt(request.prompt, request.target_new, request.prompt)], ["Lyon"])
 
 
 def test_a_counterfactual_model_with_another_tokenizer_is_refused_before_training(tmp_path):

@@ -10,8 +10,9 @@ import torch
 
 import tiny
 from palimpsest import ConfigError, DataError, EditRequest, ModelError, OutputError, Probe, load, load_patch, method
-from palimpsest.methods.trained import TrainedEditor
+from palimpsest.methods.editors import TrainedEditor, read_record
 from palimpsest.optimise.examples import editing_examples, split_examples
+from palimpsest.world import bundled_editors
 
 QUICK = {
     "steps": 4, "examples_per_step": 4, "forward_batch_size": 3, "validate_every": 2, "layers": [1, 2], "rank": 4,
@@ -189,6 +190,17 @@ def test_the_record_is_plain_json(editor):
     record = json.loads((editor[2] / "editor.json").read_text())
     assert record["method"] == "mend" and record["seconds"] > 0 and record["num_parameters"] > 0
     assert record["base"] == editor[0].fingerprint()
+
+
+@pytest.mark.parametrize("name", ["world", "world-t5"])
+def test_a_bundled_editor_was_trained_with_the_preset_that_it_names(name):
+    model = load(name)
+    for folder in bundled_editors().glob(f"*-{name}"):
+        record = read_record(folder)
+        options, preset = method(record.method).resolve_training(model)
+        assert record.preset == preset == name
+        # Options that are newer than an editor do what was done without them.
+        assert {**options.model_dump(), **record.training} == options.model_dump()
 
 
 @pytest.mark.parametrize("name", ["world", "world-t5"])

@@ -13,7 +13,8 @@ from palimpsest.errors import ConfigError
 
 if TYPE_CHECKING:
     from palimpsest.datasets import Dataset
-    from palimpsest.methods.trained import TrainableMethod, TrainedEditor
+    from palimpsest.methods.editors import TrainedEditor
+    from palimpsest.methods.trained import TrainableMethod
     from palimpsest.requests import EditRequest
 
 CURVE = "curve.svg"

@@ -142,10 +142,10 @@ def _recognised(file: Path, records: list[Record], *, is_strict: bool) -> Datase
 def training_edits(source: str | Path) -> Dataset:
     """What an editor is trained on: the split `train` of a data set that needs no file, or a file of edits.
 
-    Of a file whose records name a split `train` it is that split, else the whole file; records that cannot be used are
-    skipped and counted.
+    Of a file whose records name splits it is `train`, else the whole file; records that cannot be used are skipped and
+    counted.
 
-    Raises as `dataset` and `load_edits` do.
+    Raises as `dataset` and `load_edits` do, and `DataError` for a file of other splits alone.
     """
     name = str(source)
     if name in DATASETS:
@@ -156,7 +156,7 @@ def training_edits(source: str | Path) -> Dataset:
 
 def _training_records(file: Path) -> list[Record]:
     records = _records(file)
-    return known_splits(records).get("train", records)
+    return _of_split(records, "train", file) if known_splits(records) else records
 
 
 def load_published(name: str, path: Path | None, split: str) -> Dataset:

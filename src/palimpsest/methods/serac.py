@@ -23,7 +23,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from palimpsest.methods.base import Capabilities, MethodConfig, Run
-from palimpsest.methods.trained import FRESH, TENSORS, TrainableMethod, TrainedConfig, read_record
+from palimpsest.methods.editors import TENSORS, read_record
+from palimpsest.methods.trained import FRESH, TrainableMethod, TrainedConfig
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.scoped_editor import ScopedEditor
 from palimpsest.optimise.examples import EditExample

@@ -31,6 +31,7 @@ _HEADS = (
 )
 _INNER = ("intermediate_size", "n_inner", "d_ff", "ffn_dim", "encoder_ffn_dim", "decoder_ffn_dim")
 _PER_HEAD = ("head_dim", "d_kv")
+_POSITIONS = 512
 
 
 def edited_prompt(edit_prompt: str, answer: str, prompt: str) -> str:
@@ -58,9 +59,40 @@ def smaller_config(config: Any, *, width: int, layers: int, heads: int) -> Any:
         | dict.fromkeys(_INNER, 4 * width)
         | dict.fromkeys(_PER_HEAD, width // heads)
         | {"rotary_dim": width // heads // 2, "tie_word_embeddings": True, "layer_types": None}
+        | {"initializer_range": initial_deviation(width)}
+        # Of a tied embedding that begins with entries of size one, logits are scaled down, or they begin far too large.
+        | {"scale_decoder_outputs": True}
     )
     known = {name: size for name, size in sizes.items() if fields.get(name) is not None}
     return config_from({**fields, **known})
+
+
+def small_decoder(tokenizer: Any, vocabulary: int, *, width: int, layers: int, heads: int) -> Any:
+    """The config of a small decoder for a tokenizer, whatever the architecture of the model that is edited.
+
+    Arguments:
+        vocabulary: rows of its embedding.
+    """
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=3 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=_POSITIONS,
+        initializer_range=initial_deviation(width),
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def initial_deviation(width: int) -> float:
+    """Of the weights of an untrained model of that width: .02 at 768, as usual, and more where a model is narrower."""
+    return float((2 * width) ** -0.5)
 
 
 def config_from(fields: dict[str, Any]) -> Any:

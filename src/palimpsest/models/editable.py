@@ -155,10 +155,20 @@ class EditableModel:
 
     # The forward path
 
+    def inputs(self, batch: Batch) -> dict[str, Tensor]:
+        """What the module is given for a padded batch."""
+        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        if self.takes_positions:
+            inputs["position_ids"] = batch.position_ids
+        if batch.decoder is not None:
+            inputs["decoder_input_ids"] = batch.decoder.input_ids
+            inputs["decoder_attention_mask"] = batch.decoder.attention_mask
+        return inputs
+
     def forward(self, batch: Batch, **kwargs: Any) -> Any:
         """The model's own output for a padded batch: mask in, positions counted from each row's first real token."""
         with self.reads(batch):
-            return self.module(**self._inputs(batch), **kwargs)
+            return self.module(**self.inputs(batch), **kwargs)
 
     @contextmanager
     def reads(self, batch: Batch) -> Iterator[None]:
@@ -179,7 +189,7 @@ class EditableModel:
         """
         if self.has_separable_head:
             with self.reads(batch):
-                hidden = self.module.base_model(**self._inputs(batch)).last_hidden_state
+                hidden = self.module.base_model(**self.inputs(batch)).last_hidden_state
             logits: Tensor = self.module.get_output_embeddings()(_at(hidden, rows, columns))
         else:
             logits = _at(self.forward(batch).logits, rows, columns)
@@ -316,15 +326,6 @@ class EditableModel:
     def _pad(self, rows: Sequence[Sequence[int]], side: PaddingSide) -> Batch:
         return tokens.pad(rows, pad_id=tokens.pad_id(self.tokenizer), side=side, device=self.device)
 
-    def _inputs(self, batch: Batch) -> dict[str, Tensor]:
-        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-        if self.takes_positions:
-            inputs["position_ids"] = batch.position_ids
-        if batch.decoder is not None:
-            inputs["decoder_input_ids"] = batch.decoder.input_ids
-            inputs["decoder_attention_mask"] = batch.decoder.attention_mask
-        return inputs
-
     @torch.no_grad()
     def _score_chunk(self, encoded: Sequence[Encoded], side: PaddingSide) -> list[TargetScore]:
         batch = self.batch(encoded, side=side)
@@ -336,7 +337,7 @@ class EditableModel:
         """Whether head(base model) gives the model's logits; some families scale or cap them in between."""
         batch = self.batch([list(range(3))])
         try:
-            hidden = self.module.base_model(**self._inputs(batch)).last_hidden_state
+            hidden = self.module.base_model(**self.inputs(batch)).last_hidden_state
             separate = self.module.get_output_embeddings()(hidden)
         except (AttributeError, TypeError):
             return False

@@ -96,20 +96,24 @@ Steps = Generator[Tensor, Tensor, None]
 
 def logits_by_step(model: EditableModel, batch: Batch) -> Steps:
     """A model's logits for what follows a batch of prompts, token by token."""
-    return _decoder_steps(model, batch) if batch.decoder is None else _encoder_decoder_steps(model, batch)
+    return (
+        _encoder_decoder_steps(model, batch) if batch.decoder is not None else decoder_steps(model, model.inputs(batch))
+    )
 
 
-def _decoder_steps(model: EditableModel, batch: Batch) -> Steps:
-    mask, positions = batch.attention_mask, batch.position_ids
-    inputs: dict[str, object] = {"input_ids": batch.input_ids}
+def decoder_steps(model: EditableModel, inputs: dict[str, Any]) -> Steps:
+    """A decoder's logits token by token, from what its module is given first."""
     while True:
-        if model.takes_positions:
-            inputs["position_ids"] = positions
-        output = model.module(**inputs, attention_mask=mask, use_cache=True, **model.last_logits_only)
+        output = model.module(**inputs, use_cache=True, **model.last_logits_only)
         chosen = yield output.logits[:, -1]
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        positions = positions[:, -1:] + 1
-        inputs = {"input_ids": chosen[:, None], "past_key_values": output.past_key_values}
+        mask = inputs["attention_mask"]
+        positions = {"position_ids": inputs["position_ids"][:, -1:] + 1} if model.takes_positions else {}
+        inputs = {
+            "input_ids": chosen[:, None],
+            "attention_mask": torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1),
+            "past_key_values": output.past_key_values,
+            **positions,
+        }
 
 
 def _encoder_decoder_steps(model: EditableModel, batch: Batch) -> Steps:

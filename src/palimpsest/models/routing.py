@@ -6,9 +6,10 @@ The decision is taken once for each prompt and never for a token of the answer.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
+from palimpsest.models import prefixes
 from palimpsest.models.mixing import Mixed, mixed_scores, mixed_texts
 from palimpsest.models.tokens import PaddingSide
 
@@ -58,12 +59,14 @@ def score(
 ) -> list[TargetScore]:
     """`EditableModel.score` under routers."""
 
-    def read(reader: EditableModel, texts: list[str], rows: list[int]) -> list[TargetScore]:
-        wanted = [targets[row] for row in rows]
-        return reader.score(texts, wanted, forward_batch_size=forward_batch_size, side=side)
+    def read(group: _Group, texts: list[str]) -> list[TargetScore]:
+        wanted = [targets[row] for row in group.rows]
+        if group.begins_alike:
+            return prefixes.score(group.reader, texts, wanted, forward_batch_size=forward_batch_size)
+        return group.reader.score(texts, wanted, forward_batch_size=forward_batch_size, side=side)
 
-    def mix(reader: EditableModel, pairs: list[Mixed], rows: list[int]) -> list[TargetScore]:
-        return mixed_scores(model, reader, pairs, [targets[row] for row in rows], forward_batch_size)
+    def mix(group: _Group, pairs: list[Mixed]) -> list[TargetScore]:
+        return mixed_scores(model, group.reader, pairs, [targets[row] for row in group.rows], forward_batch_size)
 
     return _answered(model, prompts, read, mix)
 
@@ -72,12 +75,15 @@ def generate(
     model: EditableModel, prompts: Sequence[str], *, max_new_tokens: int, forward_batch_size: int
 ) -> list[str]:
     """`EditableModel.generate` under routers."""
+    options = {"max_new_tokens": max_new_tokens, "forward_batch_size": forward_batch_size}
 
-    def read(reader: EditableModel, texts: list[str], _rows: list[int]) -> list[str]:
-        return reader.generate(texts, max_new_tokens=max_new_tokens, forward_batch_size=forward_batch_size)
+    def read(group: _Group, texts: list[str]) -> list[str]:
+        if group.begins_alike:
+            return prefixes.generate(group.reader, texts, **options)
+        return group.reader.generate(texts, **options)
 
-    def mix(reader: EditableModel, pairs: list[Mixed], _rows: list[int]) -> list[str]:
-        return mixed_texts(model, reader, pairs, max_new_tokens, forward_batch_size)
+    def mix(group: _Group, pairs: list[Mixed]) -> list[str]:
+        return mixed_texts(model, group.reader, pairs, max_new_tokens, forward_batch_size)
 
     return _answered(model, prompts, read, mix)
 
@@ -88,33 +94,52 @@ Answer = TypeVar("Answer")
 def _answered(
     model: EditableModel,
     prompts: Sequence[str],
-    read: Callable[[EditableModel, list[str], list[int]], list[Answer]],
-    mix: Callable[[EditableModel, list[Mixed], list[int]], list[Answer]],
+    read: Callable[[_Group, list[str]], list[Answer]],
+    mix: Callable[[_Group, list[Mixed]], list[Answer]],
 ) -> list[Answer]:
     """What each prompt's reader says, in the order of the prompts.
 
     Arguments:
-        read: answers texts by one model; told the numbers of their prompts.
+        read: answers texts by one model.
         mix: answers pairs of texts by the mixture of the model and another.
     """
     chosen = routes(model, prompts)
     found: dict[int, Answer] = {}
-    for reader, rows, is_mixed in _by_reader(model, chosen):
-        with model.weights.without_routers(), reader.weights.without_routers():
-            if is_mixed:
+    for group in _groups(model, prompts, chosen):
+        with model.weights.without_routers(), group.reader.weights.without_routers():
+            if group.is_mixed:
                 answers = mix(
-                    reader, [Mixed(prompts[row], chosen[row].prompt, chosen[row].weight) for row in rows], rows
+                    group, [Mixed(prompts[row], chosen[row].prompt, chosen[row].weight) for row in group.rows]
                 )
             else:
-                answers = read(reader, [chosen[row].prompt for row in rows], rows)
-        found.update(zip(rows, answers, strict=True))
+                answers = read(group, [chosen[row].prompt for row in group.rows])
+        found.update(zip(group.rows, answers, strict=True))
     return [found[row] for row in range(len(chosen))]
 
 
-def _by_reader(model: EditableModel, chosen: Sequence[Route]) -> list[tuple[EditableModel, list[int], bool]]:
-    """Each model that has prompts to read, with their numbers, and whether its answers are mixed with the model's."""
-    groups: dict[tuple[int, bool], tuple[EditableModel, list[int], bool]] = {}
-    for row, route in enumerate(chosen):
+@dataclass(frozen=True)
+class _Group:
+    """Prompts that one model answers in one way.
+
+    Arguments:
+        reader: the model.
+        is_mixed: whether its answers are mixed with those of the model that was asked.
+        begins_alike: whether texts were put before the prompts, often the same ones.
+        rows: the prompts' numbers.
+    """
+
+    reader: EditableModel
+    is_mixed: bool
+    begins_alike: bool
+    rows: list[int] = field(default_factory=list)
+
+
+def _groups(model: EditableModel, prompts: Sequence[str], chosen: Sequence[Route]) -> list[_Group]:
+    shares = prefixes.can_share(model)
+    groups: dict[tuple[int, bool, bool], _Group] = {}
+    for row, (prompt, route) in enumerate(zip(prompts, chosen, strict=True)):
         reader, is_mixed = route.model or model, route.weight < 1.0
-        groups.setdefault((id(reader), is_mixed), (reader, [], is_mixed))[1].append(row)
+        begins_alike = shares and reader is model and not is_mixed and route.prompt != prompt
+        group = groups.setdefault((id(reader), is_mixed, begins_alike), _Group(reader, is_mixed, begins_alike))
+        group.rows.append(row)
     return list(groups.values())

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from palimpsest.models import tokens
+from palimpsest.models.counterfactual import initial_deviation
 from palimpsest.models.encoders import mean_over_tokens
 
 Form = Literal["embedding", "cross-attention"]
@@ -53,7 +54,8 @@ class ScopeClassifier(nn.Module, ABC):
 
     def pooled(self, texts: Sequence[str]) -> Tensor:
         """(texts, width); of a text that is longer than the encoder's context the end is read."""
-        rows = [self._tokenizer(text, verbose=False)["input_ids"][-self._limit :] for text in texts]
+        # Behind a space a name has the same tokens at the beginning of a text as within it.
+        rows = [self._tokenizer(f" {text}", verbose=False)["input_ids"][-self._limit :] for text in texts]
         device = next(self.encoder.parameters()).device
         batch = tokens.pad(rows, pad_id=tokens.pad_id(self._tokenizer), side="right", device=device)
         hidden = self.encoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
@@ -131,6 +133,7 @@ def small_encoder(vocabulary: int, *, width: int, layers: int, heads: int) -> An
         num_attention_heads=heads,
         intermediate_size=2 * width,
         max_position_embeddings=_POSITIONS,
+        initializer_range=initial_deviation(width),
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
     )

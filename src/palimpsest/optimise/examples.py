@@ -49,7 +49,7 @@ def editing_examples(model: EditableModel, requests: Sequence[EditRequest]) -> l
             expected="at least one rephrasing for every edit: `rephrase`, or probes of kind generality",
             found=f"{len(without)} of {len(requests)} edits without",
             where=f"the edit {without[0].id}: {without[0].prompt!r}",
-            remedy="add rephrasings, or leave these edits out",
+            remedy="add rephrasings, or leave these edits out, as `palimpsest train --skip-bad` does",
         )
     known = {request.fact for request in requests}
     asked = {

@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -259,10 +260,12 @@ def _drawn(training: Sequence[T], options: MetaTrainingOptions, step: int, seed:
     """The examples of a step: pass after pass in orders of their own, so that a step knows its examples by itself."""
     size, count = options.examples_per_step, len(training)
     places = range(step * size, (step + 1) * size)
-    orders = {
-        lap: random.Random(f"{seed}|order|{lap}").sample(range(count), count) for lap in {p // count for p in places}
-    }
-    return [training[orders[place // count][place % count]] for place in places]
+    return [training[_order(seed, place // count, count)[place % count]] for place in places]
+
+
+@lru_cache(maxsize=4)
+def _order(seed: int, lap: int, count: int) -> list[int]:
+    return random.Random(f"{seed}|order|{lap}").sample(range(count), count)
 
 
 def _rate_factor(options: MetaTrainingOptions, step: int) -> float:

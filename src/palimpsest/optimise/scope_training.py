@@ -12,7 +12,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from palimpsest.models.counterfactual import edited_prompt, new_module, require_same_tokenizer, smaller_config
+from palimpsest.models.counterfactual import (
+    edited_prompt,
+    new_module,
+    require_same_tokenizer,
+    small_decoder,
+    smaller_config,
+)
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.encoders import NgramEncoder, load_encoder
 from palimpsest.models.loading import load
@@ -22,7 +28,7 @@ from palimpsest.optimise.examples import EditExample
 from palimpsest.optimise.metatraining import MetaTrainingOptions
 from palimpsest.requests import EditRequest, normalise
 
-SMALL = "small"
+SMALL, DECODER = "small", "decoder"
 _ROWS = 1024
 
 
@@ -54,7 +60,8 @@ class ScopeTraining(MetaTrainingOptions):
     encoder_layers: int = Field(default=2, ge=1)
     """Layers of a small encoder."""
     counterfactual: str = SMALL
-    """The counterfactual model: a folder or hub id with the same tokenizer, or `small`, untrained, of one family."""
+    """The counterfactual model: a folder or hub id with the same tokenizer; or `small`, untrained, of the model's own
+    architecture; or `decoder`, likewise, but a decoder, which learns sooner to copy than a small encoder-decoder."""
     width: int = Field(default=128, ge=8)
     """Width of a small counterfactual model."""
     layers: int = Field(default=2, ge=1)
@@ -82,6 +89,8 @@ class ScopeTraining(MetaTrainingOptions):
     swapped_share: float = Field(default=0.3, ge=0, le=1)
     """Share of prompts, but those whose answers follow from an edit, for which another edit's new answer is taken, in
     the edit and as the answer: what is read is to be copied, also where it makes little sense. 0 as published."""
+    reworded_share: float = Field(default=0.5, ge=0, le=1)
+    """Share of edits that are stated in one of their rephrasings instead of their own prompt. 0 as published."""
     stored_as: Literal["float32", "bfloat16"] = "float32"
     """In which precision the trained editor is saved."""
 
@@ -136,12 +145,16 @@ def scope_losses(
     editor: ScopedEditor, examples: Sequence[EditExample], draw: random.Random, options: ScopeTraining
 ) -> dict[str, Tensor]:
     """`loss`, and its parts: `edit`, the counterfactual model's, and `scope`, the classifier's."""
-    inside = [one for example in examples for one in drawn_positives(example, examples, draw, options)]
-    outside = [(one.request.prompt, prompt) for one in examples for prompt in negatives(one, options, draw)]
+    inside: list[Positive] = []
+    outside: list[tuple[str, str]] = []
+    for example in examples:
+        statement = drawn_statement(example, draw, options)
+        inside += [replace(one, edit=statement) for one in drawn_positives(example, examples, draw, options)]
+        outside += [(statement, prompt) for prompt in negatives(example, options, draw)]
     edit = answer_loss(editor.reader, inside)
     # One call for both, so that an edit's prompt is encoded once.
     found = editor.scope.log_probs(
-        [*(one.edit for one in inside), *(own for own, _ in outside)],
+        [*(one.edit for one in inside), *(statement for statement, _ in outside)],
         [*(one.prompt for one in inside), *(prompt for _, prompt in outside)],
     )
     scope = balanced_cross_entropy(found[: len(inside)], found[len(inside) :])
@@ -172,6 +185,11 @@ def positives(example: EditExample, options: ScopeTraining) -> list[Positive]:
     implied = [(one.prompt, str(one.expected)) for one in request.probes if one.kind.startswith("portability")]
     pairs = own + (implied if options.has_implications else [])
     return [Positive(request.prompt, request.target_new, prompt, answer) for prompt, answer in pairs]
+
+
+def drawn_statement(example: EditExample, draw: random.Random, options: ScopeTraining) -> str:
+    """The prompt at which an edit is made: its own, or, in a share of the draws, one of its rephrasings."""
+    return draw.choice(example.rephrasings) if draw.random() < options.reworded_share else example.request.prompt
 
 
 def drawn_positives(
@@ -239,9 +257,12 @@ def _encoder(model: EditableModel, options: ScopeTraining) -> tuple[Any, Any]:
 
 
 def _counterfactual(model: EditableModel, options: ScopeTraining) -> Any:
+    sizes = {"width": options.width, "layers": options.layers, "heads": options.heads}
     if options.counterfactual == SMALL:
-        sizes = {"width": options.width, "layers": options.layers, "heads": options.heads}
         return new_module(smaller_config(model.module.config, **sizes))
+    if options.counterfactual == DECODER:
+        rows = int(model.module.get_input_embeddings().weight.shape[0])
+        return new_module(small_decoder(model.tokenizer, rows, **sizes))
     chosen = load(options.counterfactual, dtype="float32", device="cpu")
     require_same_tokenizer(chosen.tokenizer, model, name=options.counterfactual)
     return chosen.module

@@ -78,7 +78,7 @@ def _distance_table(runs: Sequence[Run]) -> str:
         return ""
     columns = {name.removeprefix(_DISTANCE): _number_column(name, "after", "{:.2f}") for name in places}
     caption = "Euclidean distance of each part's weights from the unedited model's, by layer; the mean over patches."
-    return f"<h3>How far weights move</h3>{_of_runs(runs, columns, caption)}"
+    return f"<h3>How far weights move</h3>{_of_runs(_having(runs, places), columns, caption)}"
 
 
 def _measure_table(runs: Sequence[Run]) -> str:
@@ -87,7 +87,7 @@ def _measure_table(runs: Sequence[Run]) -> str:
     if not names:
         return ""
     columns = {f"{name} {when}": _number_column(name, when, "{:.3g}") for name in names for when in ("before", "after")}
-    return f"<h3>Besides</h3>{_of_runs(runs, columns, f'{described(runs)} The mean over patches.')}"
+    return f"<h3>Besides</h3>{_of_runs(_having(runs, names), columns, f'{described(runs)} The mean over patches.')}"
 
 
 def _names(runs: Sequence[Run], is_wanted: Callable[[str], bool]) -> list[str]:
@@ -100,6 +100,10 @@ def _number_column(name: str, when: str, form: str) -> Callable[[int, Run], str]
         return _cell("–" if value is None else form.format(value))
 
     return cell
+
+
+def _having(runs: Sequence[Run], names: Sequence[str]) -> list[Run]:
+    return [run for run in runs if any(name in run.record.measures for name in names)]
 
 
 def _of_runs(runs: Sequence[Run], columns: Mapping[str, Callable[[int, Run], str]], caption: str) -> str:

@@ -1,0 +1,162 @@
+"""Trained editors: a folder of tensors and a record, bound to one model, and where such folders are looked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from palimpsest.errors import ConfigError, DataError, ModelError
+from palimpsest.models.editable import EditableModel
+from palimpsest.models.fingerprint import differences
+from palimpsest.patches.storage import write_tensors
+from palimpsest.provenance import file_digest, new_folder, now, versions
+from palimpsest.statistics.cache import default_folder
+from palimpsest.world import bundled_editors
+
+FORMAT_VERSION = 1
+TENSORS, RECORD = "editor.safetensors", "editor.json"
+
+
+class EditorRecord(BaseModel):
+    """What an editor says of itself. Written beside its tensors as `editor.json`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format_version: int = FORMAT_VERSION
+    method: str
+    preset: str | None = None
+    training: dict[str, Any]
+    """Every option of the training with its value, defaults included."""
+    seed: int
+    model: str
+    base: dict[str, Any]
+    """Fingerprint of the model it was trained for."""
+    tokenizer: str
+    chat: dict[str, str] | None = None
+    data: dict[str, Any]
+    """What it was trained on: numbers of edits and a fingerprint."""
+    curve: list[dict[str, Any]]
+    """One entry a validation; see `optimise.metatraining.Course`."""
+    best_step: int
+    seconds: float
+    peak_memory_bytes: int
+    num_parameters: int
+    versions: dict[str, str] = Field(default_factory=versions)
+    created: str = Field(default_factory=now)
+    tensors_sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class TrainedEditor:
+    """What training gives: numbers by name, and where they come from."""
+
+    tensors: Mapping[str, Tensor]
+    record: EditorRecord
+
+    def save(self, path: str | Path) -> None:
+        """Writes a new folder that appears complete or not at all. Raises `OutputError` when it exists."""
+        with new_folder(Path(path)) as draft:
+            stored = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
+            write_tensors(stored, draft / TENSORS)
+            record = self.record.model_copy(update={"tensors_sha256": file_digest(draft / TENSORS)})
+            text = json.dumps(record.model_dump(), indent=1, ensure_ascii=False, default=str)
+            (draft / RECORD).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> TrainedEditor:
+        """Reads what `save` wrote. Raises `DataError` for a folder that is none, or is truncated or altered."""
+        folder = Path(path).expanduser()
+        record = read_record(folder)
+        try:
+            if file_digest(folder / TENSORS) != record.tensors_sha256:
+                raise _broken(folder, f"{TENSORS} with another SHA-256 than was saved: truncated or altered")
+            return cls(load_file(folder / TENSORS), record)
+        except (OSError, SafetensorError) as error:
+            raise _broken(folder, f"{TENSORS} cannot be read: {error}") from error
+
+
+def read_record(folder: Path) -> EditorRecord:
+    """Reads and checks an editor's record alone. Raises `DataError` as `TrainedEditor.load` does."""
+    file = folder / RECORD
+    if not file.is_file():
+        raise _broken(folder, "nothing of that name" if not folder.exists() else f"no {RECORD}")
+    try:
+        record = EditorRecord.model_validate(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, ValidationError) as error:
+        raise _broken(folder, f"{RECORD} is not a record: {str(error).splitlines()[0]}") from error
+    if record.format_version > FORMAT_VERSION:
+        raise _broken(folder, f"format {record.format_version}, of a later version; update palimpsest")
+    return record
+
+
+def require_method(record: EditorRecord, method: str) -> None:
+    """Raises `ConfigError` for another method's editor."""
+    if record.method != method:
+        raise ConfigError(
+            f"The editor was trained for the method {record.method!r}.",
+            expected=f"an editor for {method!r}",
+            found=f"one for {record.method!r}",
+            where="option editor",
+            remedy=f"take --method {record.method}, or another editor",
+        )
+
+
+def require_model(record: EditorRecord, model: EditableModel) -> None:
+    """Raises `ModelError`, which says what differs, for another model's editor."""
+    lines = disagreements(record, model)
+    if lines:
+        raise ModelError(
+            "The editor was trained for another model.",
+            expected=f"the model it was trained for ({record.model})",
+            found="; ".join(lines[:6]),
+            where=f"model {model.name!r}",
+            remedy=f"load that model, or train one for this: palimpsest train {record.method} {model.name} ...",
+        )
+
+
+def disagreements(record: EditorRecord, model: EditableModel) -> list[str]:
+    """What the model differs in from the one that an editor was trained for; empty when it is that one."""
+    lines = differences(record.base, model.fingerprint(), owner="the editor")
+    if record.tokenizer != model.tokenizer_digest:
+        lines.append("the tokenizer is another one")
+    if record.chat != (model.chat.to_dict() if model.chat is not None else None):
+        lines.append("one is asked in a chat, the other with plain prompts, or the chats differ")
+    return lines
+
+
+def find_editor(method: str, model: EditableModel) -> Path:
+    """The editor for a method and model among the bundled and cached ones. Raises `ConfigError` where there is none."""
+    for folder in _known_editors():
+        record = read_record(folder)
+        if record.method == method and not disagreements(record, model):
+            return folder
+    raise ConfigError(
+        f"The method {method!r} needs an editor trained for this model, and there is none.",
+        expected=f"an editor for {model.name!r}, bundled, in {default_folder() / 'editors'}, or given",
+        found="none",
+        where="option editor",
+        remedy=f"palimpsest train {method} {model.name} --data FILE --out my-{method}, then --editor my-{method}",
+    )
+
+
+def _known_editors() -> Iterator[Path]:
+    for place in (bundled_editors(), default_folder() / "editors"):
+        yield from sorted(file.parent for file in place.glob(f"*/{RECORD}"))
+
+
+def _broken(folder: Path, found: str) -> DataError:
+    return DataError(
+        "This is not a readable editor.",
+        expected=f"a folder with {RECORD} and {TENSORS}",
+        found=found,
+        where=str(folder),
+        remedy="point to a folder that `palimpsest train --out` wrote",
+    )

@@ -65,8 +65,8 @@ def kn_is_weak() -> Verdict:
 
 
 def ike_is_not_local() -> Verdict:
-    row = single("ike")
-    return verdict(score(row, "reliability") >= 60, score(row, "locality") < 65), triple(row)
+    # A model that has not learned to use its context says nothing of a method that only gives it one.
+    return NOT_HERE, f"the bundled models were never taught to use a context: {triple(single('ike'))}"
 
 
 def calinet_is_weak() -> Verdict:

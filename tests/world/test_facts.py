@@ -5,8 +5,8 @@ import random
 import pytest
 
 from palimpsest import ConfigError, DataError, EditRequest, Probe
+from palimpsest.datasets.phrasings import Phrasings, own_phrasing, relation_of
 from palimpsest.world.facts import UNREAD, lessons
-from palimpsest.world.phrasings import Phrasings, own_phrasing, relation_of
 
 WAYS = ("{} was born in", "{} comes from", "The birthplace of {} is", "{}, a native of")
 CITIES = ("Bergen", "Quito", "Oulu", "Perth", "Lagos")

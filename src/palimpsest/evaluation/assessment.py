@@ -17,11 +17,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from palimpsest.datasets.phrasings import own_phrasing, relation_of
 from palimpsest.errors import ConfigError, DataError, near_matches
 from palimpsest.provenance import digest
 from palimpsest.requests import EditRequest, normalise
 from palimpsest.stopwatch import Progress, silent
-from palimpsest.world.phrasings import own_phrasing, relation_of
 
 if TYPE_CHECKING:
     from palimpsest.models.editable import EditableModel

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from palimpsest.datasets.base import Skipped
+from palimpsest.datasets.phrasings import Phrasings, own_phrasing, relation_of
 from palimpsest.datasets.subjects import find_subject
 from palimpsest.errors import ConfigError, DataError
 from palimpsest.requests import EditRequest, Probe, normalise
-from palimpsest.world.phrasings import Phrasings, own_phrasing, relation_of
 from palimpsest.world.text import Sentence, sentence
 
 MIN_FACTS = 20

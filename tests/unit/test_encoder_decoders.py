@@ -220,7 +220,7 @@ def test_capture_and_intervene_meet_in_both_stacks(family):
     assert torch.equal(*(found[point] for point in sources))
     assert found[Point("embed")].shape == found[Point("resid", 0)].shape == (4, 1, 32)
 
-    extra = torch.randn(32)
+    extra = torch.randn(32, generator=torch.Generator().manual_seed(0))
     before = model.score(PROMPTS, TARGETS)
     with model.intervene({value: lambda out: out + extra}):
         _, changed = model.capture(PROMPTS, [Point("encoder.resid", 1)])

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from palimpsest.models.tokens import Batch, Encoded
 
 # Tokens that must be shared for a pass of their own to pay; prompts that begin with the same ones go together.
-_LEAST = 16
+LEAST = 16
 
 T = TypeVar("T")
 
@@ -113,7 +113,7 @@ def _by_prefix(
     """An answer for each row, from passes over rows that begin alike."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for index, row in enumerate(encoded):
-        groups.setdefault(row.prompt_ids[:_LEAST], []).append(index)
+        groups.setdefault(row.prompt_ids[:LEAST], []).append(index)
     found: dict[int, T] = {}
     for members in groups.values():
         prefix = _read(model, [encoded[index] for index in members])
@@ -129,6 +129,6 @@ def _by_prefix(
 def _read(model: EditableModel, encoded: Sequence[Encoded]) -> Prefix:
     """What the prompts begin with, short of each one's last token, which has to be read by itself."""
     shared = commonprefix([row.prompt_ids[:-1] for row in encoded])
-    if len(encoded) == 1 or len(shared) < _LEAST:
+    if len(encoded) == 1 or len(shared) < LEAST:
         return Prefix(model)
     return Prefix(model, len(shared), model.forward(model.batch([shared]), use_cache=True).past_key_values)

@@ -124,7 +124,7 @@ class _Group:
     Arguments:
         reader: the model.
         is_mixed: whether its answers are mixed with those of the model that was asked.
-        begins_alike: whether texts were put before the prompts, often the same ones.
+        begins_alike: whether texts long enough to be read once were put before the prompts, often the same ones.
         rows: the prompts' numbers.
     """
 
@@ -139,7 +139,9 @@ def _groups(model: EditableModel, prompts: Sequence[str], chosen: Sequence[Route
     groups: dict[tuple[int, bool, bool], _Group] = {}
     for row, (prompt, route) in enumerate(zip(prompts, chosen, strict=True)):
         reader, is_mixed = route.model or model, route.weight < 1.0
-        begins_alike = shares and reader is model and not is_mixed and route.prompt != prompt
+        # A text put before a prompt has no more tokens than letters.
+        added = len(route.prompt) - len(prompt)
+        begins_alike = shares and reader is model and not is_mixed and added >= prefixes.LEAST
         group = groups.setdefault((id(reader), is_mixed, begins_alike), _Group(reader, is_mixed, begins_alike))
         group.rows.append(row)
     return list(groups.values())

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from finding_results import NOT_HERE, Finding, Missing, Verdict, one, rows, score, unit_mean, units, verdict
-from page_blocks import read
 
 F_LEARNING = "F-Learning"
 DATASETS = ("zsre", "counterfact")
@@ -150,21 +149,11 @@ def large_tasks() -> Verdict:
 
 
 def patches_are_reused() -> Verdict:
-    found = read("forgetting_reuse")["rows"] if _is_measured("forgetting_reuse") else []
-    if not found:
-        raise Missing
-    (row,) = found
+    (row,) = rows("forgetting_reuse")
     figures = (
         f"same patch bit for bit: {'yes' if row['is_equal'] else 'no'}; seconds {row['share_of_seconds']:.2f} of anew"
     )
     return verdict(row["is_equal"], row["share_of_seconds"] < 0.9), figures
-
-
-def _is_measured(name: str) -> bool:
-    try:
-        return bool(rows(name))
-    except Missing:
-        return False
 
 
 FINDINGS = tuple(

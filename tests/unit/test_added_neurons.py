@@ -12,7 +12,8 @@ import torch
 import tiny
 from palimpsest import DataError, EditRequest, PatchError, load, load_patch, method
 from palimpsest.errors import ConfigError
-from palimpsest.methods.t_patcher import EditedQueries, TPatcherConfig, memory_loss
+from palimpsest.methods.states import EditedQueries
+from palimpsest.methods.t_patcher import TPatcherConfig, memory_loss
 from palimpsest.models.activations import activation, activation_of
 from palimpsest.models.linear import weight_as_out_in
 from palimpsest.optimise.last_layer import answer_places
@@ -223,7 +224,7 @@ def test_bad_input(tmp_path):
     (tmp_path / "short.txt").write_text("One line.")
     with pytest.raises(DataError, match="too short"):
         method("t-patcher", preset="none", memory={"text": str(tmp_path / "short.txt")}).edit(model, request)
-    with pytest.raises(ConfigError, match="not of this method on this model"):
+    with pytest.raises(ConfigError, match="not of this method in this place"):
         method("t-patcher", preset="none", **QUICK).edit(model, request, EditedQueries(torch.zeros(2, 5)))
     EditedQueries(torch.zeros(2, 32)).save(tmp_path / "state")
     assert torch.equal(EditedQueries.load(tmp_path / "state").queries, torch.zeros(2, 32))

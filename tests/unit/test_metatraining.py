@@ -8,6 +8,7 @@ import random
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from palimpsest import ConfigError, DataError
@@ -142,6 +143,11 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
     run(Line(), checkpoint=tmp_path / "c", identity={"data": "a"})
     with pytest.raises(ConfigError, match="data = b"):
         run(Line(), checkpoint=tmp_path / "c", identity={"data": "b"}, resume=True)
+    with safe_open(tmp_path / "c", "pt") as stored:
+        tensors, record = {name: stored.get_tensor(name) for name in stored.keys()}, stored.metadata()["checkpoint"]  # noqa: SIM118
+    save_file(tensors, tmp_path / "c", {"checkpoint": json.dumps({**json.loads(record), "format": 99})})
+    with pytest.raises(DataError, match="later version"):
+        run(Line(), checkpoint=tmp_path / "c", identity={"data": "a"}, resume=True)
     (tmp_path / "c").write_bytes(b"{}")
     with pytest.raises(DataError, match="cannot be read"):
         run(Line(), checkpoint=tmp_path / "c", identity={"data": "a"}, resume=True)

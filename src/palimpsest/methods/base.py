@@ -15,7 +15,7 @@ from torch import Tensor
 
 from palimpsest import processes
 from palimpsest.config import Config
-from palimpsest.errors import ConfigError, DataError
+from palimpsest.errors import ConfigError, DataError, ModelError
 from palimpsest.methods.presets import Preset, find_preset
 from palimpsest.models.editable import EditableModel
 from palimpsest.optimise.finetune import FinetuneResult
@@ -48,6 +48,7 @@ class Capabilities:
         is_batched: one call can take several requests.
         gives_weight_patch: its patches can be added, scaled and used by F-Learning.
         is_shared_out: several processes can share its work; see `palimpsest.processes`.
+        edits_encoder_decoders: models with an encoder too, not decoders alone.
     """
 
     needs_subject: bool = False
@@ -55,6 +56,7 @@ class Capabilities:
     is_batched: bool = True
     gives_weight_patch: bool = True
     is_shared_out: bool = False
+    edits_encoder_decoders: bool = True
 
 
 class MethodState(ABC):
@@ -241,6 +243,13 @@ class Method(ABC, Generic[ConfigT]):
         `ModelError` for what no option can mend, such as an MLP matrix in a mixture of experts or weights that are not
         quantised; `ConfigError` for an option that has to be given.
         """
+        if model.is_encoder_decoder and not self.capabilities.edits_encoder_decoders:
+            raise ModelError(
+                f"The method {self.name!r} edits decoders alone.",
+                expected="a model without an encoder, whose one stack of layers reads the prompt and writes the answer",
+                found=f"an encoder-decoder, {model.name!r}",
+                remedy="take ft, lora, kn, grace, t-patcher or F-Learning, which edit both kinds",
+            )
 
     def check(self, requests: Sequence[EditRequest]) -> None:
         """Raises when the requests are not what the method needs; costs nothing."""

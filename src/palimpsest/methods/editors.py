@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from palimpsest.errors import ConfigError, DataError, ModelError
+from palimpsest.errors import ConfigError, DataError, ModelError, later_version
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.fingerprint import differences
 from palimpsest.patches.storage import write_tensors
@@ -89,12 +89,12 @@ def read_record(folder: Path) -> EditorRecord:
     if not file.is_file():
         raise _broken(folder, "nothing of that name" if not folder.exists() else f"no {RECORD}")
     try:
-        record = EditorRecord.model_validate(json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, ValidationError) as error:
+        record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(record, dict) and record.get("format_version", 0) > FORMAT_VERSION:
+            raise later_version(DataError, "editor", record["format_version"], FORMAT_VERSION, where=str(file))
+        return EditorRecord.model_validate(record)
+    except (ValueError, TypeError, ValidationError) as error:
         raise _broken(folder, f"{RECORD} is not a record: {str(error).splitlines()[0]}") from error
-    if record.format_version > FORMAT_VERSION:
-        raise _broken(folder, f"format {record.format_version}, of a later version; update palimpsest")
-    return record
 
 
 def require_method(record: EditorRecord, method: str) -> None:

@@ -22,13 +22,13 @@ from torch import Tensor, nn
 
 from palimpsest.errors import ConfigError
 from palimpsest.methods.base import Capabilities, Method, MethodConfig, MethodState, Run
-from palimpsest.methods.branch_state import BranchState
+from palimpsest.methods.states import BranchState, foreign_state
 from palimpsest.models.bypass import frozen
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.linear import features
 from palimpsest.optimise.divergence import require_finite
 from palimpsest.optimise.replaced_values import ValuePasses, value_passes
-from palimpsest.optimise.selection import layer_numbers
+from palimpsest.optimise.selection import layer_number
 from palimpsest.patches.base import Manifest, Patch
 from palimpsest.patches.codebook import SILENCED, Codebook, Entry, Replacement
 from palimpsest.patches.modules import ModulePatch
@@ -189,8 +189,7 @@ def _place(model: EditableModel, config: GraceConfig) -> tuple[str, int]:
     if site == "auto":
         site = "encoder.mlp.down" if model.is_encoder_decoder else "mlp.down"
     count = model.sites.layers_of(site)
-    [layer] = layer_numbers("auto" if config.layer == "auto" else [config.layer], count)
-    return site, layer
+    return site, layer_number(config.layer, count)
 
 
 def _earlier(state: MethodState | None, model: EditableModel, site: str, layer: int, config: GraceConfig) -> Codebook:
@@ -204,10 +203,9 @@ def _earlier(state: MethodState | None, model: EditableModel, site: str, layer: 
     wanted = (weight, config.replacement, in_features, out_features)
     found = None if book is None else (book.weight, book.replacement, book.keys.shape[1], book.values.shape[1])
     if book is None or found != wanted:
-        raise ConfigError(
-            "This state is not of this method in this place.",
-            expected=f"the codebook that grace returned for {weight}, replacement {config.replacement!r}",
-            found=type(state).__name__ if book is None else f"one for {book.weight}, replacement {book.replacement!r}",
+        raise foreign_state(
+            f"the codebook that grace returned for {weight}, replacement {config.replacement!r}",
+            type(state).__name__ if book is None else f"one for {book.weight}, replacement {book.replacement!r}",
             remedy="give site, layer and replacement as options, so that all edits of a sequence have the same",
         )
     return book

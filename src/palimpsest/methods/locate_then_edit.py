@@ -14,7 +14,6 @@ from typing import Any, ClassVar, Literal, TypeVar, final
 
 from pydantic import Field
 
-from palimpsest.errors import ModelError
 from palimpsest.methods.base import Capabilities, Method, MethodConfig, Run
 from palimpsest.models.editable import EditableModel
 from palimpsest.optimise.contexts import ContextOptions, context_templates
@@ -86,7 +85,7 @@ Change = dict[int, list[Solution]]
 class LocateThenEdit(Method[ConfigT]):
     """Layers, statistics and contexts once, in this order; `change` is what the methods differ in."""
 
-    capabilities: ClassVar[Capabilities] = Capabilities(needs_subject=True)
+    capabilities: ClassVar[Capabilities] = Capabilities(needs_subject=True, edits_encoder_decoders=False)
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -95,13 +94,7 @@ class LocateThenEdit(Method[ConfigT]):
 
     def check_model(self, model: EditableModel, config: ConfigT) -> None:
         """See `Method.check_model`; a text that is not there is found here, before anything is computed."""
-        if model.is_encoder_decoder:
-            raise ModelError(
-                f"The method {self.name!r} edits decoders alone.",
-                expected="a model without an encoder, in which a subject's last token holds what is known about it",
-                found=f"an encoder-decoder, {model.name!r}",
-                remedy="take ft, lora, kn or F-Learning, which edit both kinds",
-            )
+        super().check_model(model, config)
         layers = range(model.num_layers) if config.layers == "auto" else layer_numbers(config.layers, model.num_layers)
         for layer in layers:
             model.sites.require_weight(SITE, layer)

@@ -17,8 +17,7 @@ No attention follows the last MLP, so that a step runs the final norm and the he
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import ClassVar, Literal, final
 
 import torch
@@ -26,8 +25,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from palimpsest.datasets.ordinary import ordinary_rows
-from palimpsest.errors import ConfigError, DataError
 from palimpsest.methods.base import Capabilities, Method, MethodConfig, MethodState, Run
+from palimpsest.methods.states import EditedQueries
 from palimpsest.models.activations import activation, activation_of
 from palimpsest.models.bypass import frozen
 from palimpsest.models.editable import EditableModel
@@ -76,30 +75,6 @@ class TPatcherConfig(MethodConfig):
     """What ordinary text reads."""
 
 
-@dataclass(frozen=True)
-class EditedQueries(MethodState):
-    """What the last MLP reads in the places of the edits so far, (places, width): they join the memory."""
-
-    queries: Tensor
-
-    def tensors(self) -> dict[str, Tensor]:
-        """See `MethodState.tensors`."""
-        return {"queries": self.queries}
-
-    @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> EditedQueries:
-        """See `MethodState.from_tensors`."""
-        found = tensors.get("queries")
-        if found is None or found.ndim != 2 or not torch.isfinite(found).all():
-            raise DataError(
-                "The state's tensors are not those of t-patcher.",
-                expected="finite `queries` of shape (places, width)",
-                found=", ".join(f"{name} {tuple(one.shape)}" for name, one in tensors.items()) or "nothing",
-                remedy="begin the sequence anew",
-            )
-        return cls(found)
-
-
 @final
 class TPatcher(Method[TPatcherConfig]):
     """Several requests are edited one after another, each with the neurons of those before it in place."""
@@ -118,7 +93,7 @@ class TPatcher(Method[TPatcherConfig]):
 
     def compute(self, model: EditableModel, requests: Sequence[EditRequest], config: TPatcherConfig, run: Run) -> Patch:
         layer = model.num_layers - 1
-        before = _earlier(run.state, model)
+        before = EditedQueries.before(run.state, model)
         with run.clock.stage("memory"):
             memory = self._memory.of(
                 model,
@@ -267,19 +242,3 @@ def memory_loss(activations: Tensor, own: Tensor, config: TPatcherConfig) -> Ten
 
 def _written(neurons: Neurons | None, queries: Tensor) -> Tensor:
     return torch.zeros_like(queries) if neurons is None else neurons.output(queries)
-
-
-def _earlier(state: MethodState | None, model: EditableModel) -> Tensor:
-    """What earlier edits read, (n, width). Raises `ConfigError` for another method's or another model's state."""
-    width = model.sites.d_model
-    if state is None:
-        return torch.zeros(0, width, device=model.device)
-    if not isinstance(state, EditedQueries) or state.queries.shape[1] != width:
-        raise ConfigError(
-            "This state is not of this method on this model.",
-            expected=f"the state that t-patcher returned, of width {width}",
-            found=type(state).__name__
-            + (f" of width {state.queries.shape[1]}" if isinstance(state, EditedQueries) else ""),
-            remedy="begin the sequence anew",
-        )
-    return state.queries.to(model.device)

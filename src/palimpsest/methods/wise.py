@@ -24,9 +24,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from palimpsest.datasets.ordinary import OrdinaryText, drawn
-from palimpsest.errors import ConfigError, ModelError
 from palimpsest.methods.base import Capabilities, Method, MethodConfig, MethodState, Run
-from palimpsest.methods.branch_state import BranchState
+from palimpsest.methods.states import BranchState, foreign_state
 from palimpsest.models.bypass import frozen
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.linear import features
@@ -34,7 +33,7 @@ from palimpsest.models.tokens import Encoded, by_length
 from palimpsest.optimise.contexts import ContextOptions, context_templates, in_context
 from palimpsest.optimise.divergence import require_finite
 from palimpsest.optimise.memory import MemoryConfig
-from palimpsest.optimise.selection import layer_numbers
+from palimpsest.optimise.selection import layer_number
 from palimpsest.optimise.side_passes import Inputs, SidePasses, layer_inputs, side_passes
 from palimpsest.patches.base import Manifest, Patch
 from palimpsest.patches.modules import ModulePatch
@@ -105,24 +104,18 @@ class Wise(Method[WiseConfig]):
 
     Config: ClassVar[type[MethodConfig]] = WiseConfig
     State: ClassVar[type[MethodState] | None] = SideMemoryState
-    capabilities: ClassVar[Capabilities] = Capabilities(gives_weight_patch=False)
+    capabilities: ClassVar[Capabilities] = Capabilities(gives_weight_patch=False, edits_encoder_decoders=False)
 
     def __init__(self, *arguments: object, **options: object) -> None:
         super().__init__(*arguments, **options)  # type: ignore[arg-type]
         self._ordinary = OrdinaryText()
 
     def check_model(self, model: EditableModel, config: WiseConfig) -> None:
-        if model.is_encoder_decoder:
-            raise ModelError(
-                f"The method {self.name!r} edits decoders alone.",
-                expected="a model without an encoder, whose prompt and answer flow through one layer",
-                found=f"an encoder-decoder, {model.name!r}",
-                remedy="take grace or t-patcher, which edit both kinds",
-            )
-        model.sites.parameter_name(SITE, _layer(model, config))
+        super().check_model(model, config)
+        model.sites.parameter_name(SITE, layer_number(config.layer, model.num_layers))
 
     def compute(self, model: EditableModel, requests: Sequence[EditRequest], config: WiseConfig, run: Run) -> Patch:
-        layer = _layer(model, config)
+        layer = layer_number(config.layer, model.num_layers)
         memories = _earlier(run.state, model, layer)
         first = _open_shard(memories, config)
         with run.clock.stage("contexts"):
@@ -230,16 +223,11 @@ def _merged(memories: SideMemories, model: EditableModel, config: WiseConfig) ->
 
 def _open_shard(memories: SideMemories, config: WiseConfig) -> int:
     """The number of the shard that the next edit goes into."""
-    last = max(memories.memories, key=lambda one: max(one.shards), default=None)
-    if last is None:
+    if not memories.memories:
         return 0
+    last = max(memories.memories, key=lambda one: max(one.shards))
     is_full = len(last.shards) > 1 or len(last.edits) >= config.edits_per_shard
     return max(last.shards) + is_full
-
-
-def _layer(model: EditableModel, config: WiseConfig) -> int:
-    [layer] = layer_numbers("auto" if config.layer == "auto" else [config.layer], model.num_layers)
-    return layer
 
 
 def _earlier(state: MethodState | None, model: EditableModel, layer: int) -> SideMemories:
@@ -250,10 +238,9 @@ def _earlier(state: MethodState | None, model: EditableModel, layer: int) -> Sid
     found = state.branch if isinstance(state, SideMemoryState) else None
     shape = features(model.sites.module(SITE, layer))
     if found is None or found.weight != weight or any(tuple(one.change.shape) != shape for one in found.memories):
-        raise ConfigError(
-            "This state is not of this method in this place.",
-            expected=f"the side memories that wise returned for {weight}, of shape {shape}",
-            found=type(state).__name__ if found is None else f"those of {found.weight}",
+        raise foreign_state(
+            f"the side memories that wise returned for {weight}, of shape {shape}",
+            type(state).__name__ if found is None else f"those of {found.weight}",
             remedy="give layer as an option, so that all edits of a sequence have the same",
         )
     return found

@@ -14,7 +14,7 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor
 
-from palimpsest.errors import ConfigError, DataError
+from palimpsest.errors import ConfigError, DataError, later_version
 from palimpsest.patches.storage import read_tensors, write_tensors
 from palimpsest.provenance import new_file
 
@@ -75,7 +75,7 @@ def read_checkpoint(file: Path, identity: Mapping[str, Any]) -> Checkpoint:
     """
     try:
         tensors, texts = read_tensors(file)
-        record = json.loads(texts["checkpoint"])
+        record: dict[str, Any] = json.loads(texts["checkpoint"])
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise DataError(
             "The checkpoint cannot be read.",
@@ -84,6 +84,8 @@ def read_checkpoint(file: Path, identity: Mapping[str, Any]) -> Checkpoint:
             where=str(file),
             remedy="remove it and begin anew, without --resume",
         ) from error
+    if record["format"] > FORMAT_VERSION:
+        raise later_version(DataError, "checkpoint", record["format"], FORMAT_VERSION, where=str(file))
     _require_same(record["identity"], json.loads(json.dumps(identity, default=str)), file)
     state: dict[int, dict[str, Any]] = {int(index): dict(entry) for index, entry in record["optimizer"].items()}
     for name, tensor in tensors.items():

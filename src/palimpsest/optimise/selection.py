@@ -34,3 +34,9 @@ def layer_numbers(layers: Sequence[int] | str, count: int) -> list[int]:
             where="option layers",
         )
     return sorted(numbers)
+
+
+def layer_number(layer: int | str, count: int) -> int:
+    """The number from 0 of one layer: a number, or `"auto"`; see `layer_numbers`."""
+    [found] = layer_numbers(layer if isinstance(layer, str) else [layer], count)
+    return found

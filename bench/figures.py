@@ -127,6 +127,48 @@ def many_edits(results: str, file: str, sizes: Sequence[int]) -> None:
     plt.close(figure)
 
 
+def trained_editors() -> None:
+    """Metrics over the number of edits of trained editors, in one call and one after another, both models."""
+    metrics = ("reliability", "generality", "locality.neighborhood", "locality.other_relation")
+    names = [f"trained_editors{suffix}" for suffix in ("", "_world_t5")]
+    figure, axes = plt.subplots(2 * len(names), len(metrics), figsize=(12, 10), sharex=True, sharey=True)
+    methods = list(dict.fromkeys(row["method"] for name in names for row in read(name)["rows"]))
+    protocols = {"batch": "in one call", "sequential": "one after another"}
+    panels = [(name, protocol) for name in names for protocol in protocols]
+    for line, (name, protocol) in zip(axes, panels, strict=True):
+        record = read(name)
+        for panel, metric in zip(line, metrics, strict=True):
+            for method in methods:
+                rows = [row for row in record["rows"] if (row["method"], row["protocol"]) == (method, protocol)]
+                # A single edit is a batch of one.
+                alone = [row for row in record["rows"] if (row["method"], row["protocol"]) == (method, "single")]
+                if not rows:
+                    continue
+                points = [(1, row["scores"]) for row in alone if protocol == "batch"] + _curve(rows)
+                found = sorted(
+                    (size, 100 * scores["generate"][metric]["mean"])
+                    for size, scores in points
+                    if metric in scores["generate"]
+                )
+                colour = plt.cm.tab10(methods.index(method))
+                panel.plot(*zip(*found, strict=True), color=colour, marker="o", ms=3, label=method)
+            panel.set_xscale("log")
+            panel.set_xticks((1, 10, 100), ("1", "10", "100"))
+            panel.minorticks_off()
+            panel.set_ylim(-3, 103)
+            panel.grid(alpha=0.3)
+            if line is axes[0]:
+                panel.set_title(METRICS[metric], fontsize=10)
+            if line is axes[-1]:
+                panel.set_xlabel("edits", fontsize=8)
+        line[0].set_ylabel(f"{record['settings']['model']}, {protocols[protocol]}\npercent", fontsize=8)
+        line[-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
+    figure.tight_layout()
+    matplotlib.rcParams["svg.hashsalt"] = "palimpsest"
+    figure.savefig(ROOT / "docs" / "figures" / "trained-editors.svg", metadata={"Date": None})
+    plt.close(figure)
+
+
 def _curve(rows: list[dict[str, Any]]) -> list[tuple[int, dict[str, Any]]]:
     """(number of edits, scores) of one method, from its batches or from the checkpoints of its sequence."""
     if rows[0].get("batch"):
@@ -138,4 +180,5 @@ if __name__ == "__main__":
     forgetting()
     many_edits("many_edits", "many-edits.svg", (1, 10, 100))
     many_edits("larger_world", "larger-world.svg", (1, 10, 100, 1000))
+    trained_editors()
     tracing()

@@ -39,9 +39,9 @@ def _line(
     return [f"`{row['method']}`", way, f"{number:,}", at_once or "-", *cells, *(cost if is_last else ["", ""])]
 
 
-def t_patcher_speed(_argument: str) -> str:
-    """Processor time of a step, the three ways, and its parts."""
-    record = read("t_patcher_speed")
+def t_patcher_speed(shape: str) -> str:
+    """Processor time of a step, the three ways, and its parts. Argument: the model's dimensions, see `speed.SHAPES`."""
+    record = read("t_patcher_speed" if shape == "gpt2-small" else f"t_patcher_speed_{shape.replace('-', '_')}")
     rows = {row["way"]: row for row in record["rows"]}
     parts = rows.pop("parts")
     cached = _per_step(rows["cached"])
@@ -52,7 +52,7 @@ def t_patcher_speed(_argument: str) -> str:
     told = ", ".join(f"{name} {1000 * seconds:.1f} ms" for name, seconds in parts.items() if name != "way")
     settings = record["settings"]
     size_of_it = f"{settings['steps']} steps an edit, {settings['edits']} edits"
-    caption = f"GPT-2 small's dimensions, {size_of_it}. Parts of a cached step of one answer token: {told}.\n\n"
+    caption = f"Dimensions of `{shape}`, {size_of_it}. Parts of a cached step of one answer token: {told}.\n\n"
     return caption + table(["a step", "CPU ms", "times the cached one", "CPU s / edit"], lines)
 
 

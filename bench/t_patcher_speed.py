@@ -1,15 +1,18 @@
 """How much faster a step of T-Patcher is on what one pass has left than with a pass of the whole model in its place.
 
-    python bench/t_patcher_speed.py            GPT-2 small's dimensions, one CPU thread, a few minutes
+    python bench/t_patcher_speed.py                     GPT-2 small's dimensions, one CPU thread, a few minutes
+    python bench/t_patcher_speed.py --shape gpt2-xl     48 blocks of width 1,600; half an hour, and 10 GB of memory
 
 Weights are random, in float32; facts are the world's, the memory its sentences. The same edits are trained three ways,
 each for the same number of steps: as `t-patcher` does it; with a pass of the whole model for every step; and with the
 edit eight times in that pass, as the published code has it. Reading the memory comes before all of them and is not
-counted. Also measured: what a step is made of. Processor seconds. Results: `bench/results/t_patcher_speed.json`.
+counted. Also measured: what a step is made of. Processor seconds. Results: `bench/results/t_patcher_speed.json` and
+`t_patcher_speed_gpt2_xl.json`.
 """
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable
 from typing import Any
@@ -25,17 +28,16 @@ from palimpsest.optimise.last_layer import AnswerPlaces, answer_places
 from palimpsest.optimise.memory import Memory, MemoryConfig, QueryMemory
 from speed import build, text_of
 
-SHAPE, NUM_EDITS, STEPS, REPEATS, COPIES = "gpt2-small", 2, 30, 20, 8
+NUM_EDITS, STEPS, REPEATS, COPIES = 2, {"gpt2-small": 30, "gpt2-xl": 10}, 20, 8
 MEMORY = {"max_tokens": 8000, "top": 1000}
-SETTINGS = {"shape": SHAPE, "edits": NUM_EDITS, "steps": STEPS, "memory": MEMORY, "copies": COPIES}
 
 
-def prepared() -> tuple[ps.EditableModel, Memory, Any, list[ps.EditRequest]]:
+def prepared(shape: str) -> tuple[ps.EditableModel, Memory, Any, list[ps.EditRequest]]:
     """The model, its memory, the method's options, and edits."""
-    model = build(SHAPE, "cpu")
+    model = build(shape, "cpu")
     options = {**MEMORY, "text": text_of(model)["text"]}
     # Every edit takes all its steps: none is looked at before the last.
-    method = ps.method("t-patcher", preset="none", memory=options, max_steps=STEPS, first_check=STEPS)
+    method = ps.method("t-patcher", preset="none", memory=options, max_steps=STEPS[shape], first_check=STEPS[shape])
     config, _ = method.resolve(model)
     read = MemoryConfig(**options)  # type: ignore[arg-type]
     memory = QueryMemory().of(model, read, lambda: ordinary_rows(model, read, at_least=read.top))
@@ -102,9 +104,14 @@ def timed(function: Callable[[], None]) -> float:
 
 def main() -> None:
     """Measures all ways, and the parts of a step."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=STEPS, default="gpt2-small")
+    shape = parser.parse_args().shape
     one_thread()
-    model, memory, config, edits = prepared()
-    results = Results("t_patcher_speed", SETTINGS)
+    model, memory, config, edits = prepared(shape)
+    settings = {"shape": shape, "edits": NUM_EDITS, "steps": STEPS[shape], "memory": MEMORY, "copies": COPIES}
+    suffix = "" if shape == "gpt2-small" else "_" + shape.replace("-", "_")
+    results = Results(f"t_patcher_speed{suffix}", settings)
     for way in ways(model, edits[0]):
         results.get({"way": way}, lambda way=way: trained(way, model, memory, config, edits), again=True)  # type: ignore[misc]
     results.get({"way": "parts"}, lambda: {"way": "parts", **parts(model, memory, config, edits[0])}, again=True)

@@ -94,6 +94,8 @@ def test_plots_of_several_settings_and_none_where_there_is_nothing_to_compare():
     assert "rome" in overview_plot(groups, "generate")
     assert "facts in a batch" in batches_plot(groups, "generate")
     assert batches_plot(groups[:2], "generate") == ""
+    # Nothing was scored in that way: no empty axes either.
+    assert batches_plot(groups, "hits_at_1") == ""
 
 
 def test_tables_as_files(tmp_path):

@@ -47,6 +47,7 @@ _STYLE: Mapping[str, Any] = MappingProxyType(
     }
 )
 _PAGE_WIDTH = 11.0  # inches, at matplotlib's 96 CSS pixels each a little less than the page's text width
+_LEGEND_COLUMNS, _LEGEND_LINE = 4, 0.3  # inches
 _MOST_BANDS = 3  # more intervals than that, one over the other, hide the lines
 _FAMILIES = {"reliability": "rel.", "generality": "gen.", "locality": "loc.", "portability": "port."}
 _MOST_SETTINGS = 4  # in one line of the overview; more are too small to read
@@ -151,7 +152,7 @@ def curves_plot(runs: Sequence[Run], scoring: str) -> str:
         return ""
     columns = min(3, len(names))
     lines = math.ceil(len(names) / columns)
-    figure, panels = _figure(2.9 * columns + 0.6, 2.3 * lines + 0.3 * math.ceil(len(with_points) / 4), lines, columns,
+    figure, panels = _figure(2.9 * columns + 0.6, 2.3 * lines + _legend_height(len(with_points)), lines, columns,
                              f"curves {scoring}")  # fmt: skip
     for index, panel in enumerate(panels):
         if index >= len(names):
@@ -165,13 +166,13 @@ def curves_plot(runs: Sequence[Run], scoring: str) -> str:
                 if (found := point.scores.get(scoring, {}).get(names[index])) is not None
             ]
             ticks |= {count for count, _ in points}
-            colour = _SERIES[number % len(_SERIES)]
+            style = _line_style(number)
             counts = [count for count, _ in points]
             if len(with_points) <= _MOST_BANDS:
                 panel.fill_between(counts, [one.low for _, one in points], [one.high for _, one in points],
-                                   color=colour, alpha=0.12, linewidth=0)  # fmt: skip
-            panel.plot(counts, [one.mean for _, one in points], marker=_MARKERS[number % len(_MARKERS)], markersize=4.5,
-                       color=colour, label=run.label if index == 0 else None)  # fmt: skip
+                                   color=style["color"], alpha=0.12, linewidth=0)  # fmt: skip
+            name = run.label if index == 0 else None
+            panel.plot(counts, [one.mean for _, one in points], label=name, **style)
         panel.set_xscale("log")
         panel.set_xticks(sorted(ticks), [str(tick) for tick in sorted(ticks)])
         panel.minorticks_off()
@@ -180,7 +181,7 @@ def curves_plot(runs: Sequence[Run], scoring: str) -> str:
         panel.grid(axis="y", linewidth=0.6)
         panel.set_title(label(names[index]), loc="left", fontsize=9.5)
         panel.set_xlabel("edits so far", fontsize=9)
-    figure.legend(loc="outside lower center", ncols=4, fontsize=9, frameon=False, labelcolor=_INK)
+    figure.legend(loc="outside lower center", ncols=_LEGEND_COLUMNS, fontsize=9, frameon=False, labelcolor=_INK)
     return _svg(figure, f"Scores of all edits so far by their number, scoring {scoring}")
 
 
@@ -232,11 +233,13 @@ def batches_plot(groups: Sequence[Group], scoring: str) -> str:
         if setting.protocol == "batch" and setting.batch_size is not None:
             sizes.setdefault((setting.model, setting.dataset), {})[setting.batch_size] = group
     shown = {key: dict(sorted(found.items())) for key, found in sizes.items() if len(found) > 1}
-    if not shown:
+    runs = [run for found in shown.values() for group in found.values() for run in group.runs]
+    names = list(dict.fromkeys(run.label for run in runs if any(run.family_mean(scoring, one) is not None
+                                                                 for one in _FAMILIES)))  # fmt: skip
+    if not names:
         return ""
-    figure, panels = _figure(2.9 * len(_FAMILIES) + 0.6, 2.4 * len(shown) + 0.5, len(shown), len(_FAMILIES),
-                             f"batches {scoring}")  # fmt: skip
-    names = list(dict.fromkeys(run.label for found in shown.values() for one in found.values() for run in one.runs))
+    figure, panels = _figure(2.9 * len(_FAMILIES) + 0.6, 2.4 * len(shown) + _legend_height(len(names)), len(shown),
+                             len(_FAMILIES), f"batches {scoring}")  # fmt: skip
     named: set[str] = set()
     for panel, (key, family) in zip(panels, ((key, family) for key in shown for family in _FAMILIES), strict=True):
         for number, name in enumerate(names):
@@ -247,8 +250,7 @@ def batches_plot(groups: Sequence[Group], scoring: str) -> str:
                 if run.label == name and (mean := run.family_mean(scoring, family)) is not None
             ]
             if points:
-                panel.plot(*zip(*points, strict=True), marker=_MARKERS[number % len(_MARKERS)], markersize=4.5,
-                           color=_SERIES[number % len(_SERIES)], label=None if name in named else name)  # fmt: skip
+                panel.plot(*zip(*points, strict=True), label=None if name in named else name, **_line_style(number))
                 named.add(name)
         panel.set_xscale("log")
         panel.set_xticks(list(shown[key]), [str(size) for size in shown[key]])
@@ -258,7 +260,7 @@ def batches_plot(groups: Sequence[Group], scoring: str) -> str:
         panel.grid(axis="y", linewidth=0.6)
         panel.set_title(f"{family} ({', '.join(key)})", loc="left", fontsize=9)
         panel.set_xlabel("facts in a batch", fontsize=9)
-    figure.legend(loc="outside lower center", ncols=4, fontsize=9, frameon=False, labelcolor=_INK)
+    figure.legend(loc="outside lower center", ncols=_LEGEND_COLUMNS, fontsize=9, frameon=False, labelcolor=_INK)
     return _svg(figure, f"Four metrics by size of the batch, scoring {scoring}")
 
 
@@ -272,6 +274,18 @@ def _figure(width: float, height: float, lines: int, columns: int, name: str) ->
         grid = figure.subplots(lines, columns, squeeze=False)
     figure.set_label(name)
     return figure, [panel for line in grid for panel in line]
+
+
+def _line_style(number: int) -> dict[str, Any]:
+    """Colour and marker of a line; once the colours are used up they come again with other markers."""
+    turn = number // len(_SERIES)
+    marker = _MARKERS[(number + turn) % len(_MARKERS)]
+    return {"color": _SERIES[number % len(_SERIES)], "marker": marker, "markersize": 4.5}
+
+
+def _legend_height(names: int) -> float:
+    """Inches that a legend below the panels takes."""
+    return _LEGEND_LINE * math.ceil(names / _LEGEND_COLUMNS)
 
 
 def _style(name: str) -> Any:

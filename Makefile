@@ -81,12 +81,11 @@ real: env
 # The editors of the bundled models, trained on the world's training split: where they are bundled, unless EDITORS says otherwise.
 EDITORS ?= src/palimpsest/world/bundled/editors
 editors: env
-	for model in world world-t5; do for method in mend ke; do \
-	  test -d $(EDITORS)/$$method-$$model || \
-	  $(BIN)/palimpsest train $$method $$model --data world-counterfact --out $(EDITORS)/$$method-$$model --resume || exit 1; done; done
-	for model in world world-t5; do test -d $(EDITORS)/serac-$$model || \
-	  $(BIN)/palimpsest train serac $$model --data world-counterfact --data world-zsre --out $(EDITORS)/serac-$$model --resume \
-	  || exit 1; done
+	for model in world world-t5; do test -d $(EDITORS)/ke-$$model || \
+	  $(BIN)/palimpsest train ke $$model --data world-counterfact --out $(EDITORS)/ke-$$model --resume || exit 1; done
+	for model in world world-t5; do for method in mend serac; do test -d $(EDITORS)/$$method-$$model || \
+	  $(BIN)/palimpsest train $$method $$model --data world-counterfact --data world-zsre --out $(EDITORS)/$$method-$$model \
+	  --resume || exit 1; done; done
 
 gpu: env
 	$(BIN)/python -m pytest -m gpu tests/gpu

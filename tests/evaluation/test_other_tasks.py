@@ -65,6 +65,45 @@ def test_patches_and_routes_count():
         assert answering.answers([("Rome is a", {"max_gen_toks": 4})]) == elsewhere
 
 
+def test_questions_are_answered_together_as_one_by_one():
+    model = tiny.tiny_model("gpt2")
+    asked = [
+        ("Rome is a", {"max_gen_toks": 6}),
+        ("the river was long and the city", {"max_gen_toks": 6}),
+        ("the capital of France is", {"max_gen_toks": 3, "until": " "}),
+        ("Rome", {"max_gen_toks": 6, "until": ["Q", "\n\n"]}),
+    ]
+    together = Answering(model).answers(asked)
+    assert together == [Answering(model, 1).answers([one])[0] for one in asked]
+    assert " " not in together[2]
+    # Of a question that is too long the end is read.
+    long = "the river was long and " * 60 + "Rome is a"
+    limit = model.context_length
+    ids = torch.tensor([model.tokenizer(long)["input_ids"][-(limit - 5) :]])
+    written = model.module.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, do_sample=False, pad_token_id=0
+    )[0, ids.shape[1] :]
+    assert len(model.tokenizer(long)["input_ids"]) > limit
+    assert Answering(model).answers([(long, {"max_gen_toks": 5})]) == [model.tokenizer.decode(written)]
+
+
+def test_a_mixture_of_two_models_answers_by_its_weight():
+    model, other = tiny.tiny_model("gptj"), tiny.tiny_model("gptj", seed=1)
+    question = [("the river", {"max_gen_toks": 4})]
+
+    def answer(weight):
+        routed = model.weights.push("soft", {}, router=lambda prompts: [Route("Rome is a", other, weight)])
+        try:
+            return Answering(model).answers(question)
+        finally:
+            model.weights.remove(routed)
+
+    alone = Answering(model).answers(question)
+    assert answer(1e-6) == alone
+    assert answer(1 - 1e-6) == Answering(other).answers([("Rome is a", {"max_gen_toks": 4})])
+    assert alone != answer(1 - 1e-6)
+
+
 def test_what_cannot_be_asked(monkeypatch):
     answering = Answering(tiny.tiny_model("gptj"))
     with pytest.raises(DataError, match="middle of a word"):

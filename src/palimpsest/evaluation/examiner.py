@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from palimpsest.errors import DataError
 from palimpsest.evaluation.answers import BaseAnswers
@@ -202,5 +202,5 @@ class Examiner:
         result.values = dict.fromkeys(self.scorings)
         result.reasons = dict.fromkeys(self.scorings, reason)
 
-    def _options(self) -> dict[str, int]:
+    def _options(self) -> dict[str, Any]:
         return {"max_new_tokens": self._max_new_tokens, "forward_batch_size": self._rows}

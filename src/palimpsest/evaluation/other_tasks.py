@@ -12,12 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from palimpsest.errors import ConfigError, DataError
 from palimpsest.evaluation.drift import log_likelihoods
-from palimpsest.models.routing import routes
-from palimpsest.models.tokens import Encoded, encode, encode_apart
+from palimpsest.models.tokens import encode, encode_apart
 from palimpsest.stopwatch import Progress, silent
 
 if TYPE_CHECKING:
@@ -120,13 +117,21 @@ class Answering:
 
     def answers(self, asked: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
         """Greedy continuations up to the first of each question's `until` texts, or `max_gen_toks` tokens."""
-        found = []
-        for number, (context, options) in enumerate(asked):
-            self.progress("answers", number, len(asked))
-            longest = int(options.get("max_gen_toks", _LONGEST_ANSWER))
-            found.append(_until(self._written(context, longest), options.get("until") or ()))
+        ways: dict[tuple[int, tuple[str, ...]], list[int]] = {}
+        for row, (_, options) in enumerate(asked):
+            until = options.get("until") or ()
+            stops = (until,) if isinstance(until, str) else tuple(until)
+            ways.setdefault((int(options.get("max_gen_toks", _LONGEST_ANSWER)), stops), []).append(row)
+        found: dict[int, str] = {}
+        for (longest, stops), rows in ways.items():
+            for start in range(0, len(rows), self.rows):
+                self.progress("answers", len(found), len(asked))
+                chunk = rows[start : start + self.rows]
+                prompts = [_shortened(self.model, asked[row][0], longest) for row in chunk]
+                texts = self.model.generate(prompts, max_new_tokens=longest, until=stops, forward_batch_size=self.rows)
+                found.update(zip(chunk, texts, strict=True))
         self.progress("answers", len(asked), len(asked))
-        return found
+        return [found[row] for row in range(len(asked))]
 
     def _parted(self, context: str, continuation: str) -> tuple[str, str]:
         target = continuation.lstrip()
@@ -142,20 +147,6 @@ class Answering:
             )
         # One space is what stands between prompt and target anyway.
         return (context.rstrip(" ") if between in ("", " ") else context + between), target
-
-    @torch.no_grad()
-    def _written(self, context: str, longest: int) -> str:
-        (route,) = routes(self.model, [context])
-        reader = route.model or self.model
-        batch = reader.batch([_shortened(reader, route.prompt, longest)], side="left")
-        with reader.reads(batch):
-            ids = reader.module.generate(
-                input_ids=batch.input_ids, attention_mask=batch.attention_mask, max_new_tokens=longest, do_sample=False,
-                num_beams=1, pad_token_id=reader.tokenizer.pad_token_id or reader.tokenizer.eos_token_id or 0,
-                eos_token_id=reader.end_id,
-            )[0]  # fmt: skip
-        start = 1 if reader.is_encoder_decoder else batch.input_ids.shape[1]
-        return str(reader.tokenizer.decode(ids[start:], skip_special_tokens=True))
 
 
 def harness_model(answering: Answering) -> Any:
@@ -175,20 +166,21 @@ def harness_model(answering: Answering) -> Any:
     return _Model()
 
 
-def _shortened(model: EditableModel, prompt: str, longest: int) -> Encoded:
-    """A prompt's ids; of one that leaves no room for an answer the end, as the harness's own models take it."""
+def _shortened(model: EditableModel, prompt: str, longest: int) -> str:
+    """A prompt; of one that leaves no room for an answer the end, as the harness's own models take it."""
+    if model.context_length is None:
+        return prompt
     if model.is_encoder_decoder:
-        encoded = encode_apart(model.tokenizer, prompt)
+        # Its answer takes no place in what the encoder reads.
+        room, length = model.context_length, len(encode_apart(model.tokenizer, prompt).prompt_ids)
     else:
-        encoded = encode(model.tokenizer, prompt, chat=model.chat)
-    room = model.context_length
-    return encoded if room is None else Encoded(encoded.prompt_ids[-max(1, room - longest) :])
-
-
-def _until(text: str, stops: str | Sequence[str]) -> str:
-    stops = [stops] if isinstance(stops, str) else list(stops)
-    ends = [place for stop in stops if stop and (place := text.find(stop)) >= 0]
-    return text[: min(ends)] if ends else text
+        room = max(1, model.context_length - longest)
+        length = len(encode(model.tokenizer, prompt, chat=model.chat).prompt_ids)
+    spans = [
+        span for span in model.tokenizer(prompt, return_offsets_mapping=True)["offset_mapping"] if span[1] > span[0]
+    ]
+    too_many = min(length - room, len(spans) - 1)
+    return prompt if too_many <= 0 else prompt[spans[too_many][0] :]
 
 
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:

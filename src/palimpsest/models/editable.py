@@ -235,29 +235,42 @@ class EditableModel:
 
     @overload
     def generate(  # type: ignore[overload-overlap]  # a str is a Sequence[str] to the type checker
-        self, prompts: str, *, max_new_tokens: int = ..., forward_batch_size: int = ...
+        self,
+        prompts: str,
+        *,
+        max_new_tokens: int = ...,
+        until: Sequence[str] | None = ...,
+        forward_batch_size: int = ...,
     ) -> str: ...
     @overload
     def generate(
-        self, prompts: Sequence[str], *, max_new_tokens: int = ..., forward_batch_size: int = ...
+        self,
+        prompts: Sequence[str],
+        *,
+        max_new_tokens: int = ...,
+        until: Sequence[str] | None = ...,
+        forward_batch_size: int = ...,
     ) -> list[str]: ...
     def generate(
         self,
         prompts: str | Sequence[str],
         *,
         max_new_tokens: int = 24,
+        until: Sequence[str] | None = None,
         forward_batch_size: int = DEFAULT_ROWS,
     ) -> str | list[str]:
         """Greedy continuations, up to the first sentence end, newline or end-of-sequence.
 
-        Returns the continuation with the sentence end if there was one, without surrounding spaces: one string for
-        one prompt, else a list in the order of the prompts.
+        Arguments:
+            until: texts that end an answer in place of a sentence's end; none at all for as many tokens as may be.
+
+        Returns the continuation with the sentence end if there was one, without surrounding spaces, or as it was
+        written before the first of `until`: one string for one prompt, else a list in the order of the prompts.
         """
         single = isinstance(prompts, str)
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         if self.weights.routers:
-            options = {"max_new_tokens": max_new_tokens, "forward_batch_size": forward_batch_size}
-            routed = routing.generate(self, texts, **options)
+            routed = routing.generate(self, texts, max_new_tokens, until, forward_batch_size=forward_batch_size)
             return routed[0] if single else routed
         encoded = [self.encode(text) for text in texts]
         found = [""] * len(texts)
@@ -266,7 +279,7 @@ class EditableModel:
                 batch = self.batch([encoded[i] for i in chunk], side="left")
                 room = self._room_for_answers(batch.input_ids.shape[1], texts[chunk[0]])
                 with self.reads(batch):
-                    produced = continuations(self, batch, max_new_tokens=min(max_new_tokens, room))
+                    produced = continuations(self, batch, max_new_tokens=min(max_new_tokens, room), until=until)
                 for index, text in zip(chunk, produced, strict=True):
                     found[index] = text
         return found[0] if single else found

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,15 +43,23 @@ def is_exact_match(generated: str, expected: str) -> bool:
     return text == answer or (text.startswith(answer) and bool(_FULL_STOP.match(text[len(answer) :])))
 
 
-def continuations(model: EditableModel, batch: Batch, *, max_new_tokens: int, steps: Steps | None = None) -> list[str]:
+def continuations(
+    model: EditableModel,
+    batch: Batch,
+    *,
+    max_new_tokens: int,
+    until: Sequence[str] | None = None,
+    steps: Steps | None = None,
+) -> list[str]:
     """Greedy continuations of a batch, stopped at the end of the answer; a decoder's prompts are padded on the left.
 
     Arguments:
+        until: texts that end an answer and do not belong to it; left out, a sentence's end, which does.
         steps: where the logits come from; left out, from the model itself.
 
-    Returns one string a row: up to and including the full stop, without surrounding spaces.
+    Returns one string a row: as it was written where `until` is given, else without surrounding spaces.
     """
-    eos = _end_ids(model)
+    eos, ended = _end_ids(model), _ended_sentence if until is None else partial(_before, until)
     produced: list[list[int]] = [[] for _ in range(len(batch.input_ids))]
     texts = [""] * len(produced)
     alive = list(range(len(produced)))
@@ -65,14 +74,14 @@ def continuations(model: EditableModel, batch: Batch, *, max_new_tokens: int, st
                 continue
             produced[row].append(ids[row])
             texts[row] = model.tokenizer.decode(produced[row], skip_special_tokens=True)
-            end = _GROWING_END.search(texts[row].lstrip())
-            if end:
-                texts[row] = texts[row].lstrip()[: end.end()]
+            answer = ended(texts[row])
+            if answer is not None:
+                texts[row] = answer
                 alive.remove(row)
         if not (alive and left):
             break
         logits = steps.send(chosen)
-    return [text.strip() for text in texts]
+    return texts if until is not None else [text.strip() for text in texts]
 
 
 def start_id(module: Any) -> int:
@@ -129,6 +138,19 @@ def _encoder_decoder_steps(model: EditableModel, batch: Batch) -> Steps:
             past_key_values=output.past_key_values,
             use_cache=True,
         )
+
+
+def _ended_sentence(text: str) -> str | None:
+    """The text up to and with its first sentence end, if it has one."""
+    body = text.lstrip()
+    end = _GROWING_END.search(body)
+    return body[: end.end()] if end else None
+
+
+def _before(stops: Sequence[str], text: str) -> str | None:
+    """The text before the first of the stops, if there is one."""
+    places = [place for stop in stops if stop and (place := text.find(stop)) >= 0]
+    return text[: min(places)] if places else None
 
 
 def _end_ids(model: EditableModel) -> set[int]:

@@ -62,7 +62,12 @@ def mixed_scores(
 
 @torch.no_grad()
 def mixed_texts(
-    model: EditableModel, reader: EditableModel, pairs: Sequence[Mixed], max_new_tokens: int, rows: int
+    model: EditableModel,
+    reader: EditableModel,
+    pairs: Sequence[Mixed],
+    max_new_tokens: int,
+    until: Sequence[str] | None,
+    rows: int,
 ) -> list[str]:
     """Greedy continuations under the mixture; see `generation.continuations`."""
     found: dict[int, str] = {}
@@ -74,7 +79,7 @@ def mixed_texts(
         weights = torch.tensor([pairs[row].weight for row in chunk], device=model.device)
         steps = _mixed_steps(logits_by_step(model, batch), logits_by_step(reader, other), weights)
         with model.reads(batch):
-            texts = continuations(model, batch, max_new_tokens=min(max_new_tokens, room), steps=steps)
+            texts = continuations(model, batch, max_new_tokens=min(max_new_tokens, room), until=until, steps=steps)
         found.update(zip(chunk, texts, strict=True))
     return [found[row] for row in range(len(pairs))]
 

@@ -65,7 +65,7 @@ class Prefix:
             logits = self.model.module(**self.inputs(batch), use_cache=True).logits[places, columns]
         return target_scores(rows, labels, logits.float())
 
-    def continuations(self, rows: Sequence[Encoded], max_new_tokens: int) -> list[str]:
+    def continuations(self, rows: Sequence[Encoded], max_new_tokens: int, until: Sequence[str] | None) -> list[str]:
         """Greedy ones; see `generation.continuations`."""
         found: dict[int, str] = {}
         # Padding behind the prefix would take places in the window of a model that looks back only so far.
@@ -74,7 +74,8 @@ class Prefix:
             batch = self.model.batch([rows[index] for index in same])
             room = min(max_new_tokens, self.model.room_after(self.length + length))
             steps = decoder_steps(self.model, self.inputs(batch))
-            found.update(zip(same, continuations(self.model, batch, max_new_tokens=room, steps=steps), strict=True))
+            texts = continuations(self.model, batch, max_new_tokens=room, until=until, steps=steps)
+            found.update(zip(same, texts, strict=True))
         return [found[index] for index in range(len(rows))]
 
 
@@ -95,12 +96,17 @@ def score(
 
 @torch.no_grad()
 def generate(
-    model: EditableModel, prompts: Sequence[str], *, max_new_tokens: int, forward_batch_size: int
+    model: EditableModel,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    until: Sequence[str] | None,
+    *,
+    forward_batch_size: int,
 ) -> list[str]:
     """`EditableModel.generate`, for prompts many of which begin alike."""
     encoded = [model.encode(prompt) for prompt in prompts]
     return _by_prefix(
-        model, encoded, forward_batch_size, lambda prefix, rows: prefix.continuations(rows, max_new_tokens)
+        model, encoded, forward_batch_size, lambda prefix, rows: prefix.continuations(rows, max_new_tokens, until)
     )
 
 

@@ -72,18 +72,24 @@ def score(
 
 
 def generate(
-    model: EditableModel, prompts: Sequence[str], *, max_new_tokens: int, forward_batch_size: int
+    model: EditableModel,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    until: Sequence[str] | None,
+    *,
+    forward_batch_size: int,
 ) -> list[str]:
     """`EditableModel.generate` under routers."""
-    options = {"max_new_tokens": max_new_tokens, "forward_batch_size": forward_batch_size}
 
     def read(group: _Group, texts: list[str]) -> list[str]:
         if group.begins_alike:
-            return prefixes.generate(group.reader, texts, **options)
-        return group.reader.generate(texts, **options)
+            return prefixes.generate(group.reader, texts, max_new_tokens, until, forward_batch_size=forward_batch_size)
+        return group.reader.generate(
+            texts, max_new_tokens=max_new_tokens, until=until, forward_batch_size=forward_batch_size
+        )
 
     def mix(group: _Group, pairs: list[Mixed]) -> list[str]:
-        return mixed_texts(model, group.reader, pairs, max_new_tokens, forward_batch_size)
+        return mixed_texts(model, group.reader, pairs, max_new_tokens, until, forward_batch_size)
 
     return _answered(model, prompts, read, mix)
 

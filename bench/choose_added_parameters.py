@@ -33,7 +33,7 @@ MEMORIES = {
 
 
 def t_patcher_candidates(bundled: str) -> Iterator[dict[str, Any]]:
-    """Margins and weights of the memory, and what the neurons compute."""
+    """Margins and weights of the memory, what the neurons compute, and the pace of training."""
     memory = MEMORIES[bundled]
     strict = {"margin_low": -3.0, "margin_own": 3.0, "memory_weight": 10.0}
     loose = {"margin_low": 0.0, "margin_own": 0.0, "memory_weight": 1.0}
@@ -44,6 +44,10 @@ def t_patcher_candidates(bundled: str) -> Iterator[dict[str, Any]]:
         *((one, strict) for one in functions[1:]),
     ):
         yield {**SHORT, "memory": memory, "activation": activation, **margins}
+    if bundled == "world-t5":
+        # At the published pace, and with the loudest places alone.
+        yield {"memory": memory, "activation": "auto", **strict}
+        yield {"memory": {**memory, "top": 20}, "activation": "auto", **strict}
 
 
 def grace_candidates(bundled: str) -> Iterator[dict[str, Any]]:

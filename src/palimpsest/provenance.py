@@ -23,6 +23,7 @@ from palimpsest.errors import OutputError, PalimpsestError
 PACKAGES = ("palimpsest-lm", "torch", "transformers", "tokenizers", "safetensors", "peft", "numpy")
 _ANOTHER_NAME = "choose another name, or remove it first"
 _SHOWN = 3
+_WHOLE, _SAMPLE, _SAMPLES = 2**26, 2**20, 64
 
 
 def versions() -> dict[str, str]:
@@ -79,6 +80,34 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def content_digest(path: Path) -> str:
+    """A short hash of what a file holds, or of a folder's files with their names.
+
+    Of a file over 64 MiB it is made of the size and of samples from its beginning to its end, so that the weights of a
+    large model cost no minutes. Hidden files and Markdown in a folder do not count.
+    """
+    if path.is_file():
+        return _sampled_digest(path, path.stat().st_size, path.stat().st_mtime_ns)
+    files = (file for file in sorted(path.rglob("*")) if file.is_file() and file.suffix != ".md")
+    parts = ((str(file.relative_to(path)), file) for file in files)
+    return digest(
+        [[name, content_digest(file)] for name, file in parts if not name.startswith(".") and "/." not in name]
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _sampled_digest(path: Path, size: int, _modified: int) -> str:
+    found = hashlib.sha256(str(size).encode())
+    with path.open("rb") as stream:
+        if size <= _WHOLE:
+            found.update(stream.read())
+        else:
+            for part in range(_SAMPLES):
+                stream.seek(part * (size - _SAMPLE) // (_SAMPLES - 1))
+                found.update(stream.read(_SAMPLE))
+    return found.hexdigest()[:16]
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.workplace import QUICK, plan, recipe
+from benchmark.workplace import QUICK, build, plan, recipe
 from palimpsest import ConfigError, DataError
 from palimpsest.benchmark import Plan, Recipe, read_recipe
 from palimpsest.benchmark.recipe import label_of
@@ -128,6 +128,27 @@ def test_an_address_is_made_of_what_determines_the_result_and_of_nothing_else(tm
         address(datasets=[{"name": "jsonl", "path": "facts.jsonl", "label": "facts", "first": 2}]),
     ]
     assert len({address(), *others}) == 1 + len(others)
+
+
+def test_other_contents_of_the_files_that_a_unit_reads_are_another_address(tmp_path):
+    here, there = (build(folder) for folder in (tmp_path / "here", tmp_path / "there"))
+    options = {"statistics": {"text": "text.txt"}, "layers": [0]}
+    row = {"name": "memit", "preset": "none", "options": options}
+
+    def address(folder):
+        return plan(folder, methods=[row]).units[0].address
+
+    for folder in (here, there):
+        (folder / "text.txt").write_text("a text\n")
+    assert address(here) == address(there), "moving files changes nothing"
+    found = [address(here)]
+    for file in ("text.txt", "facts.jsonl", "model/config.json"):
+        with (here / file).open("a") as stream:
+            stream.write(" ")
+        found.append(address(here))
+    (here / "model" / "README.md").write_text("a card")
+    assert len(set(found)) == 4
+    assert address(here) == found[-1], "what nobody reads changes nothing"
 
 
 def test_restrictions_that_leave_nothing():

@@ -1,4 +1,4 @@
-"""What a program that is ended from outside leaves behind."""
+"""What a program that is ended from outside leaves behind; what files are known by."""
 
 import os
 import signal
@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from palimpsest.provenance import new_folder
+from palimpsest import provenance
+from palimpsest.provenance import content_digest, new_folder
 
 SCRIPT = """
 import signal, sys, time
@@ -66,3 +67,28 @@ def test_the_draft_of_a_living_process_is_left_alone(tmp_path):
             assert first.exists() and second.exists() and first != second
         (tmp_path / "patch").rmdir()
         assert first.exists()
+
+
+def test_a_large_file_is_known_by_samples_from_end_to_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(provenance, "_WHOLE", 1000)
+    monkeypatch.setattr(provenance, "_SAMPLE", 16)
+
+    def known(content):
+        file = tmp_path / str(len(list(tmp_path.iterdir())))
+        file.write_bytes(content)
+        return content_digest(file)
+
+    content = bytes(range(250)) * 20
+    assert known(content) == known(content)
+    others = [content[:-1] + b"x", b"x" + content[1:], content + b"x", bytes(reversed(content))]
+    assert len({known(content), *(known(one) for one in others)}) == 5
+
+
+def test_a_file_that_has_changed_is_read_again(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("one")
+    first = content_digest(file)
+    file.write_text("two")
+    os.utime(file, ns=(0, 1))
+    assert content_digest(file) != first
+    assert content_digest(tmp_path) != first

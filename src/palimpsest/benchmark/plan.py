@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 from palimpsest.benchmark.recipe import DataEntry, MethodEntry, ModelEntry, ProtocolEntry, Recipe, label_of
 from palimpsest.datasets import Dataset
 from palimpsest.errors import ConfigError
-from palimpsest.provenance import digest
+from palimpsest.provenance import content_digest, digest
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,18 @@ class WorkUnit:
             "seed": self.seed,
             "num_edits": self.num_edits,
             "evaluation": self.evaluation,
+            **({"contents": self.contents} if self.contents else {}),
         }
+
+    @cached_property
+    def contents(self) -> dict[str, str]:
+        """A digest of every file and folder on this machine that the recipe names, by that name.
+
+        What comes with the package is not among them: results of another version of it are refused anyway.
+        """
+        named = {name for name in (self.model.name, self.dataset.path) if name} | set(_paths(self.method.options))
+        places = {name: Path(self.located(name)) for name in sorted(named)}
+        return {name: content_digest(place) for name, place in places.items() if place.exists()}
 
     def labels(self) -> dict[str, Any]:
         """What tables call it."""
@@ -79,10 +90,22 @@ class WorkUnit:
         def found(value: Any) -> Any:
             if isinstance(value, dict):
                 return {key: found(one) for key, one in value.items()}
-            is_path = isinstance(value, str) and ("/" in value or Path(value).suffix)
-            return self.located(value) if is_path else value
+            return self.located(value) if _is_path(value) else value
 
         return {"seed": self.seed, **found(self.method.options)}
+
+
+def _is_path(value: object) -> bool:
+    """Whether an option's value looks like a path: a text with an ending or a slash."""
+    return isinstance(value, str) and ("/" in value or bool(Path(value).suffix))
+
+
+def _paths(options: Mapping[str, Any]) -> Iterator[str]:
+    for value in options.values():
+        if isinstance(value, Mapping):
+            yield from _paths(value)
+        elif _is_path(value):
+            yield value
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@
     python bench/trained_editors.py --methods mend,ke      measures these again and keeps the other rows
 
 Editors are the bundled ones (`make editors`), trained on the training split; the edits are the test split's, whose
-subjects they have never seen. One more is trained here, for batches, and kept in the cache folder: a quarter of an hour. A
-batch's facts are edited in one call; in a sequence every edit stays, and all are asked again at 1, 10 and 100.
+subjects they have never seen. One more is trained here, for batches, and kept in the cache folder: a quarter of an
+hour. A batch's facts are edited in one call; in a sequence every edit stays, and all are asked again at 1, 10 and 100.
 Perplexity is that of ordinary sentences under each of 100 single edits. Results: `bench/results/trained_editors.json`
 and `trained_editors_world_t5.json`.
 """

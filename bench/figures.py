@@ -135,7 +135,7 @@ def trained_editors() -> None:
     methods = list(dict.fromkeys(row["method"] for name in names for row in read(name)["rows"]))
     protocols = {"batch": "in one call", "sequential": "one after another"}
     panels = [(name, protocol) for name in names for protocol in protocols]
-    for line, (name, protocol) in zip(axes, panels, strict=True):
+    for number, (line, (name, protocol)) in enumerate(zip(axes, panels, strict=True)):
         record = read(name)
         for panel, metric in zip(line, metrics, strict=True):
             for method in methods:
@@ -157,9 +157,9 @@ def trained_editors() -> None:
             panel.minorticks_off()
             panel.set_ylim(-3, 103)
             panel.grid(alpha=0.3)
-            if line is axes[0]:
+            if number == 0:
                 panel.set_title(METRICS[metric], fontsize=10)
-            if line is axes[-1]:
+            if number == len(panels) - 1:
                 panel.set_xlabel("edits", fontsize=8)
         line[0].set_ylabel(f"{record['settings']['model']}, {protocols[protocol]}\npercent", fontsize=8)
         line[-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)

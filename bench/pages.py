@@ -30,7 +30,7 @@ from real_pages import BLOCKS  # noqa: E402
 from search_pages import search_edits, search_families, search_lengths, search_random  # noqa: E402
 from trained_pages import BLOCKS as TRAINED  # noqa: E402
 
-BLOCK = re.compile(r"(<!-- (?P<name>[a-z_-]+)(?:: (?P<argument>[a-z0-9_:.,-]+))? -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- (?P<name>[a-z_-]+)(?:: (?P<argument>[a-z0-9_:., -]+?))? -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def single_edits_summary(_argument: str) -> str:

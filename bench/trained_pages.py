@@ -7,6 +7,8 @@ from typing import Any
 
 from page_blocks import SHORT, percent, read, size, table
 
+ORDER = ("mend", "mend for batches", "ke", "serac", "ike")
+
 
 def trained(argument: str) -> str:
     """Single edits of held-out facts: every metric under one scoring. Argument: model:scoring."""
@@ -112,7 +114,7 @@ def prefix_time(_argument: str) -> str:
 def _under(protocol: str, record: Any) -> list[Any]:
     """The rows of a protocol, method by method."""
     rows = [row for row in record["rows"] if row["protocol"] == protocol]
-    return sorted(rows, key=lambda row: ("mend", "ke", "serac", "ike").index(row["method"]))
+    return sorted(rows, key=lambda row: ORDER.index(row["method"]))
 
 
 def _record(model: str) -> Any:

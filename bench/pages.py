@@ -27,6 +27,7 @@ from many_pages import batch_curves, batches, larger_world_model, sequence_curve
 from model_pages import families  # noqa: E402
 from page_blocks import SHORT, percent, read, size, table  # noqa: E402
 from real_pages import BLOCKS  # noqa: E402
+from recipe_pages import BLOCKS as RECIPES  # noqa: E402
 from search_pages import search_edits, search_families, search_lengths, search_random  # noqa: E402
 from trained_pages import BLOCKS as TRAINED  # noqa: E402
 
@@ -356,6 +357,7 @@ WRITERS: dict[str, Callable[[str], str]] = {
     **BLOCKS,
     **TRAINED,
     **ADDED,
+    **RECIPES,
     "options": options,
     "training": training,
     "command_help": command_help,

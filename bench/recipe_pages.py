@@ -20,12 +20,14 @@ def recipes(_argument: str) -> str:
 def two_workers(_argument: str) -> str:
     """Two workers' wall time against one's."""
     record = read("two_workers")
-    rounds = "; ".join(f"{one['1']:.0f} and {one['2']:.0f} s" for one in record["rounds"])
-    goal, units = record["settings"]["goal"], record["settings"]["units"]
-    return (
-        f"Two workers took {record['ratio']:.2f} of one worker's time (goal: at most {goal}) on {units} units, "
-        f"median of {len(record['rounds'])} rounds: {rounds}.\n"
-    )
+    lines = [
+        [name, f"{ratio:.2f}", ", ".join(f"{one[name]:.0f}" for one in record["rounds"])]
+        for name, ratio in record["ratios"].items()
+    ]
+    two = ", ".join(f"{one['two workers']:.0f}" for one in record["rounds"])
+    units, goal = record["settings"]["units"], record["settings"]["goal"]
+    caption = f"{units} units, seconds of each round; two workers took {two}. Goal: at most {goal}.\n\n"
+    return caption + table(["against", "two workers take", "its seconds"], lines)
 
 
 def _line(record: dict[str, Any]) -> list[str]:

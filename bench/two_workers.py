@@ -2,9 +2,9 @@
 
     python bench/two_workers.py [--rounds 3]      about a quarter of an hour
 
-A run that is not counted fills the caches. Then come rounds of one run each with one worker and with two, the order
-changing from round to round, so that whatever else goes on falls on both. One worker may use every core as a thread,
-as `palimpsest bench` gives it. Result: `bench/results/two_workers.json`.
+A run that is not counted fills the caches. Then come rounds of one run each: one worker held to one core, two workers,
+and one worker that may use every core as a thread, as `palimpsest bench` gives it. The order changes from round to
+round, so that whatever else goes on falls on all. Result: `bench/results/two_workers.json`.
 """
 
 from __future__ import annotations
@@ -23,13 +23,22 @@ from palimpsest.provenance import hardware, now, versions, write_text
 
 RECIPE = Path(__file__).parent / "recipes" / "two-workers.toml"
 GOAL = 0.65
+# Workers, and the cores that they may use together.
+ONE, TWO, THREADED = (1, 1), (2, 2), (1, 2)
+WAYS = {ONE: "one worker, one core", TWO: "two workers", THREADED: "one worker, two cores"}
 
 
-def seconds(plan: Plan, workers: int) -> float:
+def seconds(plan: Plan, workers: int, cores: int) -> float:
     """Wall time of a whole run in a folder of its own. Raises `RuntimeError` when a unit fails."""
+    allowed = os.sched_getaffinity(0)
     with tempfile.TemporaryDirectory() as scratch:
         start = time.perf_counter()
-        outcome = run(plan, Path(scratch) / "results", workers=workers)
+        try:
+            # What is started from here inherits it.
+            os.sched_setaffinity(0, sorted(allowed)[:cores])
+            outcome = run(plan, Path(scratch) / "results", workers=workers)
+        finally:
+            os.sched_setaffinity(0, allowed)
         spent = time.perf_counter() - start
     if outcome.counts["ok"] < len(plan.units):
         raise RuntimeError(f"not every unit came to a good end: {outcome.counts}, {outcome.failures[:1]}")
@@ -45,12 +54,13 @@ def main() -> None:
     options = parser.parse_args()
     plan = Plan.of(read_recipe(options.recipe))
     load = os.getloadavg()[0]
-    seconds(plan, 2)
+    seconds(plan, *TWO)
     rounds = []
     for number in range(options.rounds):
-        order = (1, 2) if number % 2 == 0 else (2, 1)
-        rounds.append({str(workers): seconds(plan, workers) for workers in order})
-    ratio = statistics.median(one["2"] for one in rounds) / statistics.median(one["1"] for one in rounds)
+        order = list(WAYS) if number % 2 == 0 else list(reversed(WAYS))
+        rounds.append({WAYS[way]: seconds(plan, *way) for way in order})
+    median = {name: statistics.median(one[name] for one in rounds) for name in WAYS.values()}
+    ratios = {name: median[WAYS[TWO]] / median[name] for way, name in WAYS.items() if way != TWO}
     record = {
         "settings": {"recipe": plan.recipe.name, "units": len(plan.units), "goal": GOAL},
         "created": now(),
@@ -58,10 +68,11 @@ def main() -> None:
         "hardware": hardware(),
         "load_before": load,
         "rounds": rounds,
-        "ratio": ratio,
+        "ratios": ratios,
     }
     write_text(options.out, json.dumps(record, indent=1) + "\n")
-    print(f"two workers take {ratio:.2f} of one worker's time (goal {GOAL})")
+    for name, ratio in ratios.items():
+        print(f"two workers take {ratio:.2f} of the time of {name} (goal {GOAL})")
 
 
 if __name__ == "__main__":

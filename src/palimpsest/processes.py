@@ -17,6 +17,11 @@ from typing import Any
 _PATIENCE = timedelta(seconds=10)
 
 
+def cores() -> int:
+    """Processors that this process may use, which may be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def count() -> int:
     """How many processes work together: those of torch's process group, 1 without one."""
     group = _group()

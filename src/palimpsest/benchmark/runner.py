@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from palimpsest import processes
 from palimpsest.benchmark.cluster import run_on_ray
 from palimpsest.benchmark.folder import Finished, ResultsFolder, counts
 from palimpsest.benchmark.plan import Plan, WorkUnit
@@ -82,7 +82,7 @@ def run(
         if left and ray is not None:
             run_on_ray(folder, left, address=ray, workers=workers, on_finished=finished)
         elif left:
-            number = workers or max(1, (os.cpu_count() or 2) // 2)
+            number = workers or max(1, processes.cores() // 2)
             run_locally(folder, left, workers=number, on_finished=finished, on_progress=on_stage or _silent)
         ended = [(unit, folder.finished(unit)) for unit in plan.units]
         failures = [(unit, one.error or "") for unit, one in ended if one is not None and one.state == "failed"]

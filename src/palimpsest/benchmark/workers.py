@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from palimpsest import processes
 from palimpsest.benchmark.folder import UNITS, WORKERS, Finished, ResultsFolder
 from palimpsest.benchmark.plan import WorkUnit
 from palimpsest.errors import OutputError
@@ -49,7 +50,7 @@ def run_locally(
     Raises `OutputError` when the disk refuses.
     """
     waiting, deaths = deque(units), Counter[str]()
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    threads = max(1, processes.cores() // workers)
     pool = [_start(folder.path, threads) for _ in range(min(workers, len(units)))]
     try:
         for worker in pool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import queue
 import signal
 from collections.abc import Callable, Sequence
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from palimpsest import processes
 from palimpsest.cli import inputs
 from palimpsest.errors import ModelError, PalimpsestError
 
@@ -90,7 +90,7 @@ def compare(model: EditableModel, job: Job, progress: Progress, *, num_workers: 
 def _num_workers(model: EditableModel, num_edits: int) -> int:
     if not inputs.is_small(model):
         return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = processes.cores()
     return max(1, min(cores, MOST_WORKERS, num_edits // WORTH_A_PROCESS))
 
 

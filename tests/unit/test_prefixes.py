@@ -24,6 +24,7 @@ ALL = [
 def test_answers_are_those_of_whole_passes(family, monkeypatch):
     model = tiny.tiny_model(family)
     whole, texts = model.score(PROMPTS, TARGETS), model.generate(PROMPTS, max_new_tokens=6)
+    whole_texts = model.generate(PROMPTS, max_new_tokens=6, until=())
     read, own = [], EditableModel.forward
 
     def forward(self, batch, **more):
@@ -35,6 +36,5 @@ def test_answers_are_those_of_whole_passes(family, monkeypatch):
     found = prefixes.score(model, PROMPTS, TARGETS, forward_batch_size=3)
     assert [one.log_probs for one in found] == [pytest.approx(one.log_probs, abs=1e-5) for one in whole]
     assert prefixes.generate(model, PROMPTS, 6, None, forward_batch_size=3) == texts
-    whole_texts = model.generate(PROMPTS, max_new_tokens=6, until=())
     assert prefixes.generate(model, PROMPTS, 6, (), forward_batch_size=3) == whole_texts
-    assert [len(ids) for ids in read] == [1, 1] and read[0].shape[1] > 16
+    assert [len(ids) for ids in read] == [1, 1, 1] and read[0].shape[1] > 16

@@ -127,3 +127,15 @@ def test_names_cannot_break_a_latex_table(tmp_path):
     write_tables(group([record]), tmp_path / "tables")
     (latex,) = (tmp_path / "tables").glob("*-generate.tex")
     assert r"ft\_l \& 100\%" in latex.read_text()
+
+
+def test_a_method_is_one_line_over_all_sizes_of_batches_whatever_the_numbers_of_edits():
+    def of(method, num_edits, size):
+        record = fakes.record(method, protocol="batch")
+        specification = record.specification.model_copy(update={"num_edits": num_edits})
+        return placed(record.model_copy(update={"specification": specification}), batch_size=size)
+
+    groups = group([of("ft", 5, 10), of("ft", 20, 10), of("rome", 20, 10), of("ft", 100, 100), of("rome", 100, 100)])
+    assert "ft (5 edits)" in [run.label for run in groups[0].runs]
+    drawn = batches_plot(groups, "generate")
+    assert "ft" in drawn and "rome" in drawn and " edits)" not in drawn and "#2" not in drawn

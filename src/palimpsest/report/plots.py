@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from palimpsest.evaluation import RunRecord
     from palimpsest.report.settings import Group
 
 # Stand-ins that matplotlib draws with; each is replaced by the page's variable of that name.
@@ -227,13 +228,14 @@ def _overview_line(panel: Axes, line: Sequence[Group], rows: Sequence[str], scor
 
 def batches_plot(groups: Sequence[Group], scoring: str) -> str:
     """How methods fare as batches grow: one line of panels a model and data set that has several sizes."""
-    sizes: dict[tuple[str, str], dict[int, Group]] = {}
+    sizes: dict[tuple[str, str], dict[int, list[Run]]] = {}
     for group in groups:
         setting = group.setting
         if setting.protocol == "batch" and setting.batch_size is not None:
-            sizes.setdefault((setting.model, setting.dataset), {})[setting.batch_size] = group
+            named_runs = tables.label_runs(_with_most_edits(group.runs), told=())
+            sizes.setdefault((setting.model, setting.dataset), {})[setting.batch_size] = named_runs
     shown = {key: dict(sorted(found.items())) for key, found in sizes.items() if len(found) > 1}
-    runs = [run for found in shown.values() for group in found.values() for run in group.runs]
+    runs = [run for found in shown.values() for some in found.values() for run in some]
     names = list(dict.fromkeys(run.label for run in runs if any(run.family_mean(scoring, one) is not None
                                                                  for one in _FAMILIES)))  # fmt: skip
     if not names:
@@ -245,8 +247,8 @@ def batches_plot(groups: Sequence[Group], scoring: str) -> str:
         for number, name in enumerate(names):
             points = [
                 (size, mean)
-                for size, one in shown[key].items()
-                for run in one.runs
+                for size, some in shown[key].items()
+                for run in some
                 if run.label == name and (mean := run.family_mean(scoring, family)) is not None
             ]
             if points:
@@ -274,6 +276,16 @@ def _figure(width: float, height: float, lines: int, columns: int, name: str) ->
         grid = figure.subplots(lines, columns, squeeze=False)
     figure.set_label(name)
     return figure, [panel for line in grid for panel in line]
+
+
+def _with_most_edits(runs: Sequence[Run]) -> list[RunRecord]:
+    """Records of which each method has one number of edits, its largest: sizes are compared, not numbers."""
+    most: dict[str, int] = {}
+    for run in runs:
+        made = run.record.specification
+        most[made.method] = max(made.num_edits, most.get(made.method, 0))
+    records = [run.record for run in runs]
+    return [one for one in records if one.specification.num_edits == most[one.specification.method]]
 
 
 def _line_style(number: int) -> dict[str, Any]:

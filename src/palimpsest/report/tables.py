@@ -38,15 +38,18 @@ class Run:
         return sum(means) / len(means) if means else None
 
 
-def label_runs(records: Iterable[RunRecord]) -> list[Run]:
-    """Names the runs by their method and by whatever else differs among them."""
+_TOLD = ("model", "dataset", "protocol", "num_edits", "seed")
+
+
+def label_runs(records: Iterable[RunRecord], *, told: Sequence[str] = _TOLD) -> list[Run]:
+    """Names the runs by their method and by whatever else differs among them.
+
+    Arguments:
+        told: fields of the specification that a name tells where they differ.
+    """
     listed = list(records)
     specs = [record.specification for record in listed]
-    varying = [
-        field
-        for field in ("model", "dataset", "protocol", "num_edits", "seed")
-        if len({getattr(spec, field) for spec in specs}) > 1
-    ]
+    varying = [field for field in told if len({getattr(spec, field) for spec in specs}) > 1]
     runs: list[Run] = []
     taken: dict[str, int] = {}
     for record, spec in zip(listed, specs, strict=True):

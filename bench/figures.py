@@ -5,7 +5,7 @@ python bench/figures.py
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
 
@@ -23,6 +23,8 @@ METRICS = {
     "locality.other_relation": "same subject kept",
     "old_answer_rate": "old answer still given",
 }
+Curve = list[tuple[int, dict[str, Any]]]
+"""Numbers of edits, and the scores there."""
 VARIANTS = {
     "f-learning-ft": "forget by FT, learn by FT",
     "f-learning-lora": "forget by LoRA, learn by LoRA",
@@ -68,12 +70,7 @@ def forgetting() -> None:
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, title="rate of forgetting", loc="upper center", ncols=len(labels), frameon=False)
     figure.tight_layout(rect=(0, 0, 1, 0.9 if len(present) > 1 else 0.84))
-    folder = ROOT / "docs" / "figures"
-    folder.mkdir(exist_ok=True)
-    # Without a date and with fixed ids, the same results give the same file.
-    matplotlib.rcParams["svg.hashsalt"] = "palimpsest"
-    figure.savefig(folder / "forgetting-before-learning.svg", metadata={"Date": None})
-    plt.close(figure)
+    _save(figure, "forgetting-before-learning.svg")
 
 
 def tracing() -> None:
@@ -82,94 +79,96 @@ def tracing() -> None:
     save_trace(average, ROOT / "docs" / "figures" / "causal-trace.png", resolution=80)
 
 
-def many_edits(results: str, file: str, sizes: Sequence[int]) -> None:
-    """Metrics over the size of a batch, and over the edits of a sequence, one line a method."""
+def many_edits(results: str, file: str, sizes: Sequence[int], *, subjects: str | None = None) -> None:
+    """Metrics over the size of a batch, and over the edits of a sequence, one line a method.
+
+    Arguments:
+        subjects: which draw of facts the batches are of.
+    """
     rows = read(results)["rows"]
-    # In the small world the plain draw, in the larger one subjects that are all different.
-    own = {"distinct"} if results == "larger_world" else {None}
     metrics = {**METRICS, "portability.one_hop": "one hop follows"}
     panels = [
-        ("facts in one batch", [row for row in rows if row.get("batch") and row.get("subjects") in own]),
+        ("facts in one batch", [row for row in rows if row.get("batch") and row.get("subjects") == subjects]),
         ("edits one after another", [row for row in rows if row.get("sequence")]),
     ]
     figure, axes = plt.subplots(len(panels), len(metrics), figsize=(15, 6), sharey=True, squeeze=False)
     everyone = list(dict.fromkeys(row["method"] for _, found in panels for row in found))
-    for number_of_line, (line, (label, found)) in enumerate(zip(axes, panels, strict=True)):
-        methods = list(dict.fromkeys(row["method"] for row in found))
-        for panel, (metric, title) in zip(line, metrics.items(), strict=True):
-            for method in methods:
-                points = sorted(
-                    (size, 100 * scores["generate"][metric]["mean"])
-                    for size, scores in _curve([row for row in found if row["method"] == method])
-                    if metric in scores["generate"]
-                )
-                panel.plot(
-                    *zip(*points, strict=True),
-                    color=plt.cm.tab20(everyone.index(method)),
-                    marker="o",
-                    ms=3,
-                    label=method,
-                )
-            panel.set_xscale("log")
-            panel.set_xticks(sizes, [f"{size:,}" for size in sizes])
-            panel.set_xlim(0.85, 1.18 * sizes[-1])
-            panel.minorticks_off()
-            panel.set_ylim(-3, 103)
-            panel.grid(alpha=0.3)
+    colours = {method: plt.cm.tab20(number) for number, method in enumerate(everyone)}
+    for line, (label, found) in zip(axes, panels, strict=True):
+        methods = dict.fromkeys(row["method"] for row in found)
+        curves = {method: _curve([row for row in found if row["method"] == method]) for method in methods}
+        for panel, metric in zip(line, metrics, strict=True):
+            _panel(panel, curves, metric, sizes, colours)
             panel.set_xlabel(label, fontsize=8)
-            if number_of_line == 0:
-                panel.set_title(title, fontsize=10)
         line[0].set_ylabel("percent")
-        line[-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
+        _legend(line)
+    for panel, title in zip(axes[0], metrics.values(), strict=True):
+        panel.set_title(title, fontsize=10)
     figure.tight_layout()
-    matplotlib.rcParams["svg.hashsalt"] = "palimpsest"
-    figure.savefig(ROOT / "docs" / "figures" / file, metadata={"Date": None})
-    plt.close(figure)
+    _save(figure, file)
 
 
 def trained_editors() -> None:
     """Metrics over the number of edits of trained editors, in one call and one after another, both models."""
     metrics = ("reliability", "generality", "locality.neighborhood", "locality.other_relation")
-    names = [f"trained_editors{suffix}" for suffix in ("", "_world_t5")]
-    figure, axes = plt.subplots(2 * len(names), len(metrics), figsize=(12, 10), sharex=True, sharey=True)
-    methods = list(dict.fromkeys(row["method"] for name in names for row in read(name)["rows"]))
     protocols = {"batch": "in one call", "sequential": "one after another"}
-    panels = [(name, protocol) for name in names for protocol in protocols]
-    for number, (line, (name, protocol)) in enumerate(zip(axes, panels, strict=True)):
-        record = read(name)
+    records = [read(f"trained_editors{suffix}") for suffix in ("", "_world_t5")]
+    panels = [(record, protocol) for record in records for protocol in protocols]
+    figure, axes = plt.subplots(len(panels), len(metrics), figsize=(12, 10), sharex=True, sharey=True)
+    methods = dict.fromkeys(row["method"] for record in records for row in record["rows"])
+    colours = {method: plt.cm.tab10(number) for number, method in enumerate(methods)}
+    for line, (record, protocol) in zip(axes, panels, strict=True):
+        rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        for row in record["rows"]:
+            rows.setdefault((row["method"], row["protocol"]), []).append(row)
+        # A single edit is a batch of one.
+        curves = {
+            method: [(1, row["scores"]) for row in rows[method, "single"] if protocol == "batch"] + _curve(found)
+            for (method, its_protocol), found in rows.items()
+            if its_protocol == protocol
+        }
         for panel, metric in zip(line, metrics, strict=True):
-            for method in methods:
-                rows = [row for row in record["rows"] if (row["method"], row["protocol"]) == (method, protocol)]
-                # A single edit is a batch of one.
-                alone = [row for row in record["rows"] if (row["method"], row["protocol"]) == (method, "single")]
-                if not rows:
-                    continue
-                points = [(1, row["scores"]) for row in alone if protocol == "batch"] + _curve(rows)
-                found = sorted(
-                    (size, 100 * scores["generate"][metric]["mean"])
-                    for size, scores in points
-                    if metric in scores["generate"]
-                )
-                colour = plt.cm.tab10(methods.index(method))
-                panel.plot(*zip(*found, strict=True), color=colour, marker="o", ms=3, label=method)
-            panel.set_xscale("log")
-            panel.set_xticks((1, 10, 100), ("1", "10", "100"))
-            panel.minorticks_off()
-            panel.set_ylim(-3, 103)
-            panel.grid(alpha=0.3)
-            if number == 0:
-                panel.set_title(METRICS[metric], fontsize=10)
-            if number == len(panels) - 1:
-                panel.set_xlabel("edits", fontsize=8)
+            _panel(panel, curves, metric, (1, 10, 100), colours)
         line[0].set_ylabel(f"{record['settings']['model']}, {protocols[protocol]}\npercent", fontsize=8)
-        line[-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
+        _legend(line)
+    for top, bottom, metric in zip(axes[0], axes[-1], metrics, strict=True):
+        top.set_title(METRICS[metric], fontsize=10)
+        bottom.set_xlabel("edits", fontsize=8)
     figure.tight_layout()
+    _save(figure, "trained-editors.svg")
+
+
+def _panel(
+    panel: Any, curves: Mapping[str, Curve], metric: str, sizes: Sequence[int], colours: Mapping[str, Any]
+) -> None:
+    """One metric in percent over the number of edits, one line a method."""
+    for method, curve in curves.items():
+        points = sorted(
+            (size, 100 * scores["generate"][metric]["mean"]) for size, scores in curve if metric in scores["generate"]
+        )
+        panel.plot(*zip(*points, strict=True), color=colours[method], marker="o", ms=3, label=method)
+    panel.set_xscale("log")
+    panel.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    panel.set_xlim(0.85, 1.18 * sizes[-1])
+    panel.minorticks_off()
+    panel.set_ylim(-3, 103)
+    panel.grid(alpha=0.3)
+
+
+def _legend(line: Any) -> None:
+    line[-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
+
+
+def _save(figure: Any, file: str) -> None:
+    folder = ROOT / "docs" / "figures"
+    folder.mkdir(exist_ok=True)
+    # Without a date and with fixed ids, the same results give the same file.
     matplotlib.rcParams["svg.hashsalt"] = "palimpsest"
-    figure.savefig(ROOT / "docs" / "figures" / "trained-editors.svg", metadata={"Date": None})
+    figure.savefig(folder / file, metadata={"Date": None})
     plt.close(figure)
 
 
-def _curve(rows: list[dict[str, Any]]) -> list[tuple[int, dict[str, Any]]]:
+def _curve(rows: list[dict[str, Any]]) -> Curve:
     """(number of edits, scores) of one method, from its batches or from the checkpoints of its sequence."""
     if rows[0].get("batch"):
         return [(row["batch"], row["scores"]) for row in rows]
@@ -179,6 +178,6 @@ def _curve(rows: list[dict[str, Any]]) -> list[tuple[int, dict[str, Any]]]:
 if __name__ == "__main__":
     forgetting()
     many_edits("many_edits", "many-edits.svg", (1, 10, 100))
-    many_edits("larger_world", "larger-world.svg", (1, 10, 100, 1000))
+    many_edits("larger_world", "larger-world.svg", (1, 10, 100, 1000), subjects="distinct")
     trained_editors()
     tracing()

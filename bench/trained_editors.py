@@ -32,9 +32,10 @@ DATASET, SEED, PROBES_PER_KIND = "world-counterfact", 0, 2
 SINGLE, MANY = 200, 100
 BATCHES, CHECKPOINTS = (10, 100), (1, 10, 100)
 # What each is measured under beside single edits; those that are made for several edits, in batches too.
+FOR_SEVERAL = "mend for batches"
 METHODS = {
     "mend": ("batch", "sequential"),
-    "mend for batches": ("batch",),
+    FOR_SEVERAL: ("batch",),
     "ke": ("sequential",),
     "serac": ("batch", "sequential"),
     "ike": ("sequential",),
@@ -80,7 +81,7 @@ def batch_editor(model: ps.EditableModel) -> Path:
 
 def chosen_method(model: ps.EditableModel, name: str) -> Any:
     """The method of a row; the editor for batches is trained unless that is done."""
-    if name != "mend for batches":
+    if name != FOR_SEVERAL:
         return ps.method(name)
     folder = batch_editor(model)
     if not folder.exists():
@@ -123,7 +124,7 @@ def training(model: ps.EditableModel) -> dict[str, dict[str, Any]]:
     for folder in [*bundled, *([batch_editor(model)] if batch_editor(model).exists() else [])]:
         record = read_record(folder)
         if record.model == model.name:
-            found[record.method if folder in bundled else "mend for batches"] = {
+            found[record.method if folder in bundled else FOR_SEVERAL] = {
                 "seconds": record.seconds,
                 "steps": record.curve[-1]["step"],
                 "best_step": record.best_step,
@@ -137,9 +138,7 @@ def training(model: ps.EditableModel) -> dict[str, dict[str, Any]]:
 
 def can_edit(model: ps.EditableModel, method: str) -> bool:
     """Whether there is an editor for the model."""
-    if method == "mend for batches":
-        return can_edit(model, "mend")
-    editor = ps.method(method)
+    editor = ps.method("mend" if method == FOR_SEVERAL else method)
     try:
         editor.check_model(model, editor.resolve(model)[0])
     except PalimpsestError:

@@ -89,11 +89,11 @@ def content_digest(path: Path) -> str:
     large model cost no minutes. Hidden files and Markdown in a folder do not count.
     """
     if path.is_file():
-        return _sampled_digest(path, path.stat().st_size, path.stat().st_mtime_ns)
-    files = (file for file in sorted(path.rglob("*")) if file.is_file() and file.suffix != ".md")
-    parts = ((str(file.relative_to(path)), file) for file in files)
+        known = path.stat()
+        return _sampled_digest(path, known.st_size, known.st_mtime_ns)
+    names = (file.relative_to(path) for file in sorted(path.rglob("*")) if file.is_file() and file.suffix != ".md")
     return digest(
-        [[name, content_digest(file)] for name, file in parts if not name.startswith(".") and "/." not in name]
+        [[str(name), content_digest(path / name)] for name in names if not any(part[0] == "." for part in name.parts)]
     )
 
 

@@ -224,7 +224,7 @@ def test_bad_input(tmp_path):
     (tmp_path / "short.txt").write_text("One line.")
     with pytest.raises(DataError, match="too short"):
         method("t-patcher", preset="none", memory={"text": str(tmp_path / "short.txt")}).edit(model, request)
-    with pytest.raises(ConfigError, match="not of this method in this place"):
+    with pytest.raises(ConfigError, match="not of this method on this model"):
         method("t-patcher", preset="none", **QUICK).edit(model, request, EditedQueries(torch.zeros(2, 5)))
     EditedQueries(torch.zeros(2, 32)).save(tmp_path / "state")
     assert torch.equal(EditedQueries.load(tmp_path / "state").queries, torch.zeros(2, 32))

@@ -176,11 +176,12 @@ def _shortened(model: EditableModel, prompt: str, longest: int) -> str:
     else:
         room = max(1, model.context_length - longest)
         length = len(encode(model.tokenizer, prompt, chat=model.chat).prompt_ids)
-    spans = [
-        span for span in model.tokenizer(prompt, return_offsets_mapping=True)["offset_mapping"] if span[1] > span[0]
-    ]
-    too_many = min(length - room, len(spans) - 1)
-    return prompt if too_many <= 0 else prompt[spans[too_many][0] :]
+    if length <= room:
+        return prompt
+    spans = model.tokenizer(prompt, return_offsets_mapping=True)["offset_mapping"]
+    # What the tokenizer adds by itself has no place in the text.
+    starts = [start for start, end in spans if end > start]
+    return prompt[starts[min(length - room, len(starts) - 1)] :]
 
 
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:

@@ -75,14 +75,15 @@ class EditedQueries(MethodState):
         width = model.sites.d_model
         if state is None:
             return torch.zeros(0, width, device=model.device)
-        if not isinstance(state, EditedQueries):
-            raise foreign_state(f"the state that t-patcher returned, of width {width}", type(state).__name__)
-        if state.queries.shape[1] != width:
-            found = f"{type(state).__name__} of width {state.queries.shape[1]}"
-            raise foreign_state(f"the state that t-patcher returned, of width {width}", found)
+        if not isinstance(state, EditedQueries) or state.queries.shape[1] != width:
+            found = f" of width {state.queries.shape[1]}" if isinstance(state, EditedQueries) else ""
+            expected = f"the state that t-patcher returned, of width {width}"
+            raise foreign_state(expected, type(state).__name__ + found, place="on this model")
         return state.queries.to(model.device)
 
 
-def foreign_state(expected: str, found: str, *, remedy: str = "begin the sequence anew") -> ConfigError:
-    """The error for the state of another method, or of another place in the model."""
-    return ConfigError("This state is not of this method in this place.", expected=expected, found=found, remedy=remedy)
+def foreign_state(
+    expected: str, found: str, *, place: str = "in this place", remedy: str = "begin the sequence anew"
+) -> ConfigError:
+    """The error for the state of another method, or of another place or model."""
+    return ConfigError(f"This state is not of this method {place}.", expected=expected, found=found, remedy=remedy)

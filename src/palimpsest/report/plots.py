@@ -236,8 +236,7 @@ def batches_plot(groups: Sequence[Group], scoring: str) -> str:
             sizes.setdefault((setting.model, setting.dataset), {})[setting.batch_size] = named_runs
     shown = {key: dict(sorted(found.items())) for key, found in sizes.items() if len(found) > 1}
     runs = [run for found in shown.values() for some in found.values() for run in some]
-    names = list(dict.fromkeys(run.label for run in runs if any(run.family_mean(scoring, one) is not None
-                                                                 for one in _FAMILIES)))  # fmt: skip
+    names = list(dict.fromkeys(run.label for run in runs if run.record.scores.get(scoring)))
     if not names:
         return ""
     figure, panels = _figure(2.9 * len(_FAMILIES) + 0.6, 2.4 * len(shown) + _legend_height(len(names)), len(shown),

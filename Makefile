@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # torch goes first and alone: from an index that serves a CPU build, nothing later replaces it by a CUDA one.
 TORCH  := $(shell grep -i '^torch==' constraints.txt)
 
-.PHONY: env demo test test-all check format bench bench-results tables real editors gpu lock clean
+.PHONY: env demo test test-all pretrained test-pretrained check format bench bench-results tables real editors gpu lock clean
 
 env: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -19,10 +19,19 @@ demo: env
 	$(BIN)/palimpsest demo --out demo --overwrite
 
 test: env
-	$(BIN)/python -m pytest -m 'not slow and not gpu' -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -m 'not slow and not gpu and not pretrained' -n 2 --dist loadgroup
 
 test-all: env
-	$(BIN)/python -m pytest -m 'not gpu' -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -m 'not gpu and not pretrained' -n 2 --dist loadgroup
+
+# Small pretrained decoders, under `pretrained/` (or $PALIMPSEST_PRETRAINED): all, or `make pretrained MODELS="smollm2 gemma3"`.
+MODELS ?=
+pretrained: env
+	$(BIN)/python bench/pretrained.py $(MODELS)
+
+# The tests on them; one whose model is not there is skipped and says so.
+test-pretrained: env
+	$(BIN)/python -m pytest -m pretrained -n 2 --dist loadgroup -rs
 
 check: env
 	$(BIN)/ruff format --check src tests bench

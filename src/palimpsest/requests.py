@@ -10,6 +10,14 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 from palimpsest.errors import DataError, unknown_name
+from palimpsest.spelling import (
+    closest,
+    difference,
+    find_spelled,
+    hidden,
+    looks_same,
+    without_hidden,
+)
 
 ProbeKind = Literal[
     "reliability",
@@ -27,6 +35,8 @@ ProbeKind = Literal[
     "portability.logical",
 ]
 PROBE_KINDS: tuple[str, ...] = get_args(ProbeKind)
+PLACEHOLDER = re.compile(r"\{\s*(?:subject|0)?\s*\}", re.IGNORECASE)
+"""Where a subject belongs in a template: `{}`, also written `{subject}` or `{0}`."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +105,11 @@ class EditRequest:
     """One fact that should become true, with the probes that test it.
 
     Arguments:
-        prompt: the full text before the answer, such as `"The capital of France is"`.
+        prompt: the full text before the answer, such as `"The capital of France is"`; or a template such as
+            `"The capital of {} is"`, which the subject is put into, there and in the probes' prompts.
         target_new: the answer it should get. Surrounding spaces are not part of it.
-        subject: what the fact is about; must occur in the prompt. Methods that locate an edit need it.
+        subject: what the fact is about; must occur in the prompt. Methods that locate an edit need it. Case, width,
+            accents' composition, quotes and spaces may differ: the prompt's spelling is taken.
         target_old: the answer it gets today. Methods that forget first need it.
         probes: questions that test the edit. The reliability probe is made from the prompt and need not be given.
         fact: identity of the fact, in the form that probes use.
@@ -124,18 +136,14 @@ class EditRequest:
         if self.target_old is not None:
             _require_text(self.target_old, "target_old", where=where)
             object.__setattr__(self, "target_old", self.target_old.strip())
-            if normalise(self.target_old) == normalise(self.target_new):
-                raise DataError(
-                    "The new answer equals the old one, so there is nothing to edit.",
-                    expected="`target_new` to differ from `target_old` in more than case and spaces",
-                    found=f"{self.target_old!r} and {self.target_new!r}",
-                    where=where,
-                    remedy="drop the record, or correct one of the two",
-                )
+            if looks_same(self.target_old, self.target_new):
+                raise _nothing_to_edit(self.target_old, self.target_new, where)
         if self.subject is not None:
             _require_text(self.subject, "subject", where=where)
             object.__setattr__(self, "subject", self.subject.strip())
-            self.subject_span()
+            self._fill_template(self.subject.strip())
+            start, end = self.subject_span()
+            object.__setattr__(self, "subject", self.prompt[start:end])
         if not self.id:
             content = json.dumps([self.prompt, self.target_new, self.subject, self.target_old])
             object.__setattr__(self, "id", hashlib.sha256(content.encode()).hexdigest()[:12])
@@ -153,17 +161,17 @@ class EditRequest:
                 where=f"the edit {self.prompt!r}",
                 remedy="add a `subject` field",
             )
-        whole = list(re.finditer(rf"(?<!\w){re.escape(self.subject)}(?!\w)", self.prompt))
-        start = whole[-1].start() if whole else self.prompt.rfind(self.subject)
-        if start < 0:
-            raise DataError(
-                "The subject does not occur in the prompt.",
-                expected=f"{self.subject!r} somewhere in the prompt, spelled alike",
-                found=f"prompt {self.prompt!r}",
-                where="field `subject`",
-                remedy="correct the subject or the prompt, or leave `subject` out to have it found",
-            )
-        return start, start + len(self.subject)
+        span = find_spelled(self.subject, self.prompt)
+        if span is None:
+            raise _no_such_subject(self.subject, self.prompt)
+        return span
+
+    def _fill_template(self, subject: str) -> None:
+        """Puts the subject where the prompt has a placeholder for it; the probes are then templates too."""
+        if PLACEHOLDER.search(self.prompt) and find_spelled(subject, self.prompt) is None:
+            probes = tuple(replace(one, prompt=filled(one.prompt, subject)) for one in self.probes)
+            object.__setattr__(self, "prompt", filled(self.prompt, subject))
+            object.__setattr__(self, "probes", probes)
 
     def all_probes(self) -> tuple[Probe, ...]:
         """The reliability probe, made from the edit itself, followed by the others."""
@@ -242,6 +250,52 @@ def without_duplicates(requests: Iterable[EditRequest]) -> list[EditRequest]:
 def normalise(text: str) -> str:
     """Case and white space folded: for comparing answers and prompts, never for showing them."""
     return " ".join(text.split()).casefold()
+
+
+def filled(template: str, subject: str) -> str:
+    """The template with the subject in the place of each `{}`."""
+    return PLACEHOLDER.sub(lambda _: subject, template)
+
+
+def _nothing_to_edit(old: str, new: str, where: str) -> DataError:
+    if old == new:
+        found = f"both are {new!r}"
+    else:
+        found = f"{old!r} and {new!r}, which look the same; {difference(old, new)}"
+    return DataError(
+        "The new answer equals the old one, so there is nothing to edit.",
+        expected="`target_new` to differ from `target_old` in what a reader sees",
+        found=found,
+        where=where,
+        remedy="drop the record, or correct one of the two",
+    )
+
+
+def _no_such_subject(subject: str, prompt: str) -> DataError:
+    unseen = [
+        f"{one} in the {name}" for name, text in (("subject", subject), ("prompt", prompt)) for one in hidden(text)
+    ]
+    if unseen and find_spelled(without_hidden(subject), without_hidden(prompt)) is not None:
+        return DataError(
+            "The subject occurs in the prompt only if invisible characters are ignored.",
+            expected=f"{without_hidden(subject)!r} in both, without invisible characters",
+            found=f"subject {subject!r}, prompt {prompt!r}: {'; '.join(unseen[:3])}",
+            where="field `subject`",
+            remedy="delete the invisible characters; a soft hyphen or a zero-width space often comes with copied text",
+        )
+    near, found = closest(subject, prompt), f"prompt {prompt!r}"
+    if near is not None:
+        found += f"; the closest in it is {near!r}"
+        # Letters of two scripts that look alike: a reader sees no difference.
+        if not (subject.isascii() and near.isascii()):
+            found += f", and {difference(subject, near)}"
+    return DataError(
+        "The subject does not occur in the prompt.",
+        expected=f"{subject!r} somewhere in the prompt, or {{}} in its place",
+        found=found,
+        where="field `subject`",
+        remedy="correct the subject or the prompt, or leave `subject` out to have it found",
+    )
 
 
 def _require_text(value: object, name: str, *, where: str) -> None:

@@ -162,9 +162,9 @@ def test_broken_questions_are_left_out_and_broken_records_skipped(tmp_path: Path
     assert kinds(data.requests[0])[:2] == ["portability.subject_alias", "locality.other_relation"]
     assert [one.reason for one in data.left_out[:5]] == [
         "Subject_Aliasing: a probe has no expected answer",
-        "Subject_Aliasing: the field `prompt` is not text",
+        "Subject_Aliasing: a question has no prompt",
         "a question of Subject_Aliasing is the edited prompt itself",
-        "a question of Subject_Aliasing is not an object",
+        "Subject_Aliasing: a probe has no expected answer",
         "the criterion 'Mystery' is not known",
     ]
     assert [one.reason.split(".")[0] for one in data.skipped] == [

@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "palimpsest"
 FILES = sorted(SOURCE.rglob("*.py"))
 # A package may import from its own level and from those before it.
 LEVELS = [
-    {"errors", "requests", "config", "registry", "provenance", "stopwatch", "processes"},
+    {"errors", "requests", "spelling", "config", "registry", "provenance", "stopwatch", "processes"},
     {"models"},
     {"patches"},
     {"statistics", "solve", "tracing"},

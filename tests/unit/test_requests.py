@@ -1,3 +1,5 @@
+from unicodedata import normalize
+
 import pytest
 
 from palimpsest import ConfigError, DataError, EditRequest, Probe
@@ -80,9 +82,91 @@ def test_what_is_needed_is_asked_for():
         check_requests([EditRequest("A is", "b")], needs_subject=False, needs_old_answer=True)
 
 
-def test_answers_that_differ_in_case_only_are_one_answer():
-    with pytest.raises(DataError, match="nothing to edit"):
-        EditRequest("A is", "tokyo", target_old="Tokyo")
+def test_answers_that_differ_in_case_only_can_be_edited():
+    request = EditRequest("The company is called", "OpenAI", target_old="openai")
+    assert (request.target_new, request.target_old) == ("OpenAI", "openai")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("Caf\u00e9", "Cafe\u0301", ["U+00E9 LATIN SMALL LETTER E WITH ACUTE", "U+0065"]),
+        ("Oslo", "Os\u200blo", ["U+200B ZERO WIDTH SPACE", "character 3", r"'Os\u200blo'"]),
+        ("Oslo", "Os\u00adlo", ["U+00AD SOFT HYPHEN"]),
+        ("New York", "New\u00a0York", ["U+00A0 NO-BREAK SPACE"]),
+        ("\u0130zmir", "I\u0307zmir", ["U+0130", "U+0049"]),
+    ],
+)
+def test_answers_that_look_the_same_are_told_apart_by_their_code_points(old, new, named):
+    with pytest.raises(DataError, match="nothing to edit") as caught:
+        EditRequest("A is", new, target_old=old)
+    assert all(text in str(caught.value) for text in named)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subject", "spelled", "span"),
+    [
+        ("Zoe\u0308 was born in", "Zo\u00eb", "Zoe\u0308", (0, 4)),
+        ("Where was Zo\u00eb born?", "Zoe\u0308", "Zo\u00eb", (10, 13)),
+        (
+            normalize("NFD", "대한민국의 수도는"),
+            "대한민국",
+            normalize("NFD", "대한민국"),
+            (0, 11),
+        ),
+        ("the capital of japan is", "Japan", "japan", (15, 20)),
+        ("The capital of ＪＡＰＡＮ is", "JAPAN", "ＪＡＰＡＮ", (15, 20)),
+        ("The capital of Côte d’Ivoire is", "Côte d'Ivoire", "Côte d’Ivoire", (15, 28)),
+        ("Who rules New\u00a0York now", "New York", "New\u00a0York", (10, 18)),
+        ("Straße und STRASSE von", "straße", "STRASSE", (11, 18)),
+        ("Jean–Luc was born in", "Jean-Luc", "Jean–Luc", (0, 8)),
+    ],
+)
+def test_the_subject_is_found_however_it_is_spelled_and_named_as_the_prompt_does(prompt, subject, spelled, span):
+    request = EditRequest(prompt, "x", subject=subject)
+    assert (request.subject, request.subject_span()) == (spelled, span)
+    assert request.prompt == prompt
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subject", "words"),
+    [
+        ("The capital of Ja\u200bpan is", "Japan", ["invisible", r"Ja\u200bpan", "U+200B ZERO WIDTH SPACE", "prompt"]),
+        ("The capital of Japan is", "Ja\u00adpan", ["invisible", r"Ja\xadpan", "U+00AD SOFT HYPHEN", "subject"]),
+        ("The capital of Japan is", "\ufeffJapan", ["invisible", "U+FEFF", "at the start in the subject"]),
+        ("Who is \u0410nna?", "Anna", ["does not occur", "closest", "U+0410 CYRILLIC CAPITAL LETTER A", "U+0041"]),
+        ("The capital of Germany is", "Germny", ["does not occur", "closest in it is 'Germany'"]),
+        ("Die Hauptstadt von Café", "Cafe", ["does not occur", "'Café'", "U+0065", "U+00E9"]),
+        ("Floridas capital", "ida", []),
+    ],
+)
+def test_a_subject_that_is_not_there_is_shown_with_what_cannot_be_seen(prompt, subject, words):
+    if not words:
+        assert EditRequest(prompt, "x", subject=subject).subject_span() == (4, 7)
+        return
+    with pytest.raises(DataError) as caught:
+        EditRequest(prompt, "x", subject=subject)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_half_a_word_in_another_case_is_not_the_subject():
+    with pytest.raises(DataError, match="does not occur"):
+        EditRequest("The capital of Florida is", "x", subject="Ida")
+
+
+@pytest.mark.parametrize("placeholder", ["{}", "{ }", "{subject}", "{Subject}", "{0}"])
+def test_a_template_is_filled_with_its_subject_in_prompt_and_probes(placeholder):
+    probe = Probe("generality", f"Which city is {placeholder}'s capital?", "Oslo")
+    request = EditRequest(f"The capital of {placeholder} is", "Oslo", subject="Japan", probes=(probe,))
+    assert (request.prompt, request.subject_span()) == ("The capital of Japan is", (15, 20))
+    assert request.probes[0].prompt == "Which city is Japan's capital?"
+    assert EditRequest.from_dict(request.to_dict()) == request
+
+
+def test_braces_beside_a_subject_that_is_there_are_the_prompts_own():
+    request = EditRequest("In Python the type of {} is", "dict", subject="Python")
+    assert request.prompt == "In Python the type of {} is"
+    assert EditRequest("The type of {} is", "dict").prompt == "The type of {} is"
 
 
 def test_the_subject_is_a_whole_word_where_it_can_be():

@@ -44,11 +44,14 @@ class Partial:
 
     Arguments:
         request: the edit with the probes that could be made.
-        left_out: why each of the others could not.
+        left_out: each of the others: why it is not asked though nothing is wrong with it, or the error that says what
+            is. In a user's own file an error counts as one of the whole record.
+        notes: what a user should know about the record; said once with the places of all records that it is true of.
     """
 
     request: EditRequest
-    left_out: tuple[str, ...] = ()
+    left_out: tuple[str | DataError, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -144,10 +147,15 @@ def assemble(
     missing: list[str] = []
     bad: list[DataError] = []
     left_out: list[Skipped] = []
+    remarks: dict[str, list[str]] = {}
     for record in records:
         try:
-            parsed = parse(record.fields)
-            request, lost = (parsed.request, parsed.left_out) if isinstance(parsed, Partial) else (parsed, ())
+            made = parse(record.fields)
+            parsed = made if isinstance(made, Partial) else Partial(made)
+            request = parsed.request
+            for lost in parsed.left_out:
+                if is_strict and isinstance(lost, DataError):
+                    raise lost
             if request.subject is None:
                 request = _with_subject(request, record.where, found, missing)
             reason = _repetition(request, places)
@@ -159,7 +167,9 @@ def assemble(
             skipped.append(Skipped(record.where, reason))
         else:
             places[request.id] = (record.where, request)
-            left_out += [Skipped(record.where, reason) for reason in lost]
+            left_out += [Skipped(record.where, _reason(lost)) for lost in parsed.left_out]
+            for remark in parsed.notes:
+                remarks.setdefault(remark, []).append(record.where)
     if is_strict and bad:
         raise _all_in_one(bad)
     if not places:
@@ -170,63 +180,10 @@ def assemble(
             found=f"{len(skipped)} unusable; the first: {first.reason}" if first else "no records",
             where=first.where if first else name,
         )
-    all_notes = [*notes, *_subject_notes(found, missing), *_left_out_notes(left_out)]
+    own = [f"{remark}: {_listed(places)}." for remark, places in remarks.items()]
+    all_notes = [*notes, *own, *_subject_notes(found, missing), *_left_out_notes(left_out)]
     requests = tuple(request for _, request in places.values())
     return Dataset(name, requests, tuple(skipped), tuple(all_notes), tuple(neutral_text), tuple(left_out))
-
-
-def text_field(fields: Mapping[str, Any], name: str) -> str:
-    """A field that must be there. Raises `DataError` when it is missing, blank or not text."""
-    value = fields.get(name)
-    if isinstance(value, str) and value.strip():
-        return value
-    if name not in fields:
-        problem, found = (
-            f"A record has no `{name}`.",
-            f"the fields {', '.join(map(repr, fields)) or '(none)'}",
-        )
-    elif value is None or isinstance(value, str):
-        problem, found = f"The field `{name}` is blank.", repr(value)
-    else:
-        problem, found = f"The field `{name}` is not text.", repr(value)
-    raise DataError(problem, expected=f"text in `{name}`", found=found, where=f"field `{name}`")
-
-
-def optional_text(fields: Mapping[str, Any], name: str) -> str | None:
-    """A field that may be missing or blank. Raises `DataError` when it is there and not text."""
-    value = fields.get(name)
-    return text_field(fields, name) if value is not None and value != "" else None
-
-
-def text_list(fields: Mapping[str, Any], name: str) -> list[str]:
-    """A field that holds a text, a list of texts, or nothing; blank ones are left out."""
-    value = fields.get(name)
-    values = [value] if isinstance(value, str) else ([] if value is None else value)
-    if not isinstance(values, list) or not all(isinstance(one, str) for one in values):
-        raise DataError(
-            f"The field `{name}` is neither text nor a list of texts.",
-            expected="text, or a list of texts",
-            found=repr(value)[:80],
-            where=f"field `{name}`",
-        )
-    return [one for one in values if one.strip()]
-
-
-def given_probes(fields: Mapping[str, Any]) -> tuple[Probe, ...]:
-    """The probes of a record's own `probes` list. Raises `DataError` for one that cannot be read."""
-    given = []
-    entries = fields.get("probes") or []
-    for entry in entries if isinstance(entries, list) else [entries]:
-        try:
-            given.append(Probe(**entry))
-        except TypeError as error:
-            raise DataError(
-                "A probe cannot be read.",
-                expected="a list of objects with `kind`, `prompt` and perhaps `expected` and `fact`",
-                found=f"{str(entry)[:80]} ({error})",
-                where="field `probes`",
-            ) from error
-    return tuple(given)
 
 
 def located(error: PalimpsestError, where: str) -> DataError:
@@ -239,6 +196,14 @@ def located(error: PalimpsestError, where: str) -> DataError:
         where=f"{where}, {field}" if field else where,
         remedy=error.remedy or "correct the record or remove it",
     )
+
+
+def _reason(lost: str | DataError) -> str:
+    """Why a question is not asked, as a part of a sentence."""
+    if isinstance(lost, str):
+        return lost
+    text = lost.problem.rstrip(".")
+    return text[:1].lower() + text[1:] if text.startswith(("The ", "A ")) else text
 
 
 def _all_in_one(bad: list[DataError]) -> DataError:

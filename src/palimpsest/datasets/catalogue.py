@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from palimpsest.datasets import counterfact, knowedit, mquake, ripple, tabular, zsre
 from palimpsest.datasets.base import Dataset, Parse, Record, assemble
+from palimpsest.datasets.columns import read_columns
 from palimpsest.datasets.hub import is_hub_name, read_hub
 from palimpsest.datasets.reading import known_splits, read_records
 from palimpsest.errors import DataError
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 NEUTRAL_SENTENCES = 64
+TABLES = ("jsonl", "json", "csv", "tsv")
 
 DATASETS = Registry(
     "data set",
@@ -65,6 +67,7 @@ DATASETS = Registry(
         "jsonl": Row("palimpsest.datasets.catalogue:load_table", "your own edits, one JSON object a line"),
         "json": Row("palimpsest.datasets.catalogue:load_table", "your own edits, a JSON list"),
         "csv": Row("palimpsest.datasets.catalogue:load_table", "your own edits, a table with a header"),
+        "tsv": Row("palimpsest.datasets.catalogue:load_table", "your own edits, a table with tabs between its cells"),
     },
 )
 
@@ -77,11 +80,14 @@ class Layout:
         parse: the function that reads one.
         marks: sets of fields; a record that has all of one set is of this layout.
         notes: sentences that a user of the data should read.
+        is_like_own: whether a user's own records may have the same fields; they are told apart by the form of their
+            questions, and read as the user's own where every record must be usable.
     """
 
     parse: Parse
     marks: tuple[frozenset[str], ...]
     notes: tuple[str, ...] = ()
+    is_like_own: bool = False
 
 
 LAYOUTS: Mapping[str, Layout] = MappingProxyType(
@@ -89,8 +95,8 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
         "zsre": Layout(zsre.request, (zsre.FIELDS,)),
         # Before CounterFact's, whose fields these two have as well.
         "mquake": Layout(mquake.request, (mquake.FIELDS,), mquake.NOTES),
-        "knowedit": Layout(knowedit.request, (knowedit.FIELDS,)),
-        "counterfact": Layout(counterfact.request, (counterfact.NESTED_FIELDS, counterfact.FLAT_FIELDS)),
+        "knowedit": Layout(knowedit.request, (knowedit.FIELDS,), is_like_own=True),
+        "counterfact": Layout(counterfact.request, (counterfact.NESTED_FIELDS,)),
         "ripple-edits": Layout(ripple.request, (ripple.FIELDS,), ripple.NOTES),
     }
 )
@@ -113,12 +119,17 @@ def dataset(name: str, path: str | Path | None = None, *, split: str = "test") -
     return load(name, None if path is None else Path(path).expanduser(), split)
 
 
-def load_edits(path: str | Path, *, is_strict: bool = True) -> Dataset:
-    """A user's file of edits: JSONL, JSON or CSV, or a file of a published data set; also `hf://owner/name`, and the
-    folder of a portability build.
+def load_edits(path: str | Path, *, is_strict: bool | None = None) -> Dataset:
+    """A user's file of edits: JSONL, JSON, CSV or TSV, or a file of a published data set.
 
-    The format is recognised by the fields of the first record. A record of the user's own that cannot be used
-    is an error, unless `is_strict` is false; records of a published data set are skipped and counted.
+    Also `hf://owner/name`, and the folder of a portability build.
+
+    The format is recognised by the fields of the first record.
+
+    Arguments:
+        path: the file.
+        is_strict: whether a record that cannot be used is an error, or is skipped and counted. Left out, it is an
+            error in a user's own file and skipped in a published data set.
 
     Raises `DataError` that says what was expected, what was found, where, and what to do.
     """
@@ -130,13 +141,15 @@ def load_edits(path: str | Path, *, is_strict: bool = True) -> Dataset:
     return _recognised(file, _records(file), is_strict=is_strict)
 
 
-def _recognised(file: Path, records: list[Record], *, is_strict: bool) -> Dataset:
+def _recognised(file: Path, records: list[Record], *, is_strict: bool | None) -> Dataset:
     """The data set in the format that the first record's fields say."""
     fields = set(records[0].fields) if records else set()
     for layout in LAYOUTS.values():
         if any(fields >= marks for marks in layout.marks):
-            return assemble(file.name, records, layout.parse, is_strict=False, notes=layout.notes)
-    return _own(file, records, is_strict=is_strict)
+            if layout.is_like_own and (is_strict or not knowedit.is_published_form(records)):
+                break
+            return assemble(file.name, records, layout.parse, is_strict=bool(is_strict), notes=layout.notes)
+    return _own(file, records, is_strict=is_strict is not False)
 
 
 def training_edits(source: str | Path) -> Dataset:
@@ -186,7 +199,7 @@ def load_world(name: str, path: Path | None, split: str) -> Dataset:
             f"The data set {name!r} is built in and takes no file.",
             expected="no path",
             found=str(path),
-            remedy=f"leave the path out, or name the file's format: {', '.join([*LAYOUTS, 'jsonl', 'json', 'csv'])}",
+            remedy=f"leave the path out, or name the file's format: {', '.join([*LAYOUTS, *TABLES])}",
         )
     from palimpsest import world
 
@@ -202,8 +215,8 @@ def load_world(name: str, path: Path | None, split: str) -> Dataset:
 
 
 def _own(file: Path, records: list[Record], *, is_strict: bool = True) -> Dataset:
-    notes = tabular.check_columns(records)
-    return assemble(file.name, records, tabular.request, is_strict=is_strict, notes=notes)
+    read, notes = read_columns(records)
+    return assemble(file.name, read, tabular.request, is_strict=is_strict, notes=notes)
 
 
 def _records(file: Path) -> list[Record]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from palimpsest.datasets.base import given_probes, optional_text, text_field, text_list
+from palimpsest.datasets.fields import given_probes, optional_text, require_different, text_field, text_list
 from palimpsest.errors import DataError
 from palimpsest.requests import EditRequest, Probe
 
@@ -41,6 +41,7 @@ def _nested(fields: Mapping[str, Any]) -> EditRequest:
     """
     rewrite = nested_rewrite(fields["requested_rewrite"])
     new, old = rewrite.new, rewrite.old
+    require_different(new, old)
     probes = [Probe("generality", prompt, new) for prompt in text_list(fields, "paraphrase_prompts")]
     probes += [Probe("locality.neighborhood", prompt, old) for prompt in text_list(fields, "neighborhood_prompts")]
     return EditRequest(
@@ -84,6 +85,7 @@ def _flat(fields: Mapping[str, Any]) -> EditRequest:
     for index, prompt in enumerate(prompts):
         probes.append(Probe("locality.neighborhood", prompt, answers[index] if index < len(answers) else None))
     old = text_list(fields, "ground_truth")
+    require_different(new, old[0] if old else None)
     relation = fields.get("relation_id", fields.get("x_relation_id"))
     return EditRequest(
         text_field(fields, "prompt"),

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from palimpsest.datasets.base import text_field, text_list
 from palimpsest.datasets.counterfact import nested_rewrite
+from palimpsest.datasets.fields import require_different, text_field, text_list
 from palimpsest.errors import DataError
 from palimpsest.requests import EditRequest, Probe, ProbeKind, normalise
 
@@ -32,6 +32,7 @@ def request(fields: Mapping[str, Any]) -> EditRequest:
             where="field `requested_rewrite`",
         )
     rewrite = nested_rewrite(rewrites[0])
+    require_different(rewrite.new, rewrite.old)
     answer, aliases = text_field(fields, "new_answer"), tuple(text_list(fields, "new_answer_alias"))
     prompt = rewrite.prompt
     kind = _kind(fields, prompt, text_list(rewrites[0], "question"))

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import codecs
 import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from palimpsest.datasets.base import Record
+from palimpsest.datasets.delimited import read_delimited
+from palimpsest.datasets.fields import WrittenNumber
+from palimpsest.datasets.objects import records_in
 from palimpsest.errors import DataError
 
-ENDINGS = (".jsonl", ".json", ".csv")
+ENDINGS = (".jsonl", ".json", ".csv", ".tsv")
+_OTHER_ENDINGS = {".ndjson": ".jsonl", ".tab": ".tsv"}
+# The longer marks first: that of UTF-32 begins as that of UTF-16 does.
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
+)  # fmt: skip
 
 
 def read_text(path: Path) -> str:
-    """A file's text. A byte-order mark of UTF-8 is dropped.
+    """A file's text. A byte-order mark is dropped; it says whether the file is UTF-16 or UTF-32 instead of UTF-8.
 
-    Raises `DataError` when there is no such file, it is empty, or it is not UTF-8.
+    Raises `DataError` when there is no such file, it is empty, or it is none of these.
     """
     try:
         content = path.read_bytes()
@@ -30,13 +38,15 @@ def read_text(path: Path) -> str:
     except OSError as error:
         found = "a folder" if path.is_dir() else (error.strerror or str(error))
         raise DataError("The file cannot be read.", expected="a readable file", found=found, where=str(path)) from error
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise _not_utf8(path, "UTF-16 (byte-order mark at byte 0)")
-    if b"\0" in content:
+    encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8-sig")
+    if encoding == "utf-8-sig" and b"\0" in content:
         raise _not_utf8(path, f"a NUL byte at byte offset {content.index(0)}, as UTF-16 has them")
     try:
-        text = content.decode("utf-8-sig")
+        text = content.decode(encoding)
     except UnicodeDecodeError as error:
+        if encoding != "utf-8-sig":
+            found = f"a byte-order mark of {encoding.upper()}, and {error.reason} at byte offset {error.start}"
+            raise _not_utf8(path, found) from error
         # The decoder counts from behind the mark that it has dropped.
         offset = error.start + (3 if content.startswith(b"\xef\xbb\xbf") else 0)
         line = content.count(b"\n", 0, offset) + 1
@@ -49,24 +59,60 @@ def read_text(path: Path) -> str:
 
 
 def read_records(path: Path) -> list[Record]:
-    """The records of a JSONL, JSON or CSV file, by its ending.
+    """The records of a JSONL, JSON, CSV or TSV file, by its ending.
 
     Raises `DataError` for a file that is missing, empty, of another kind, or broken, naming line and column.
     """
-    ending = path.suffix.lower()
+    ending = _OTHER_ENDINGS.get(path.suffix.lower(), path.suffix.lower())
+    if ending not in ENDINGS and path.exists() and not path.is_dir():
+        raise DataError(
+            "The file is of an unknown kind.",
+            expected=f"a name that ends in {', '.join(ENDINGS)}",
+            found=f"{path.suffix!r}" if path.suffix else "no ending",
+            where=str(path),
+            remedy="rename it to what it is, or convert it",
+        )
     text = read_text(path)
+    if ending in (".csv", ".tsv"):
+        return read_delimited(text, path)
+    # What a file holds is told by its first character: a list is one, whatever its name says.
+    is_list = text.lstrip().startswith("[")
     if ending == ".jsonl":
-        return _jsonl(text, path)
-    if ending == ".json":
-        return _json(text, path)
-    if ending == ".csv":
-        return _csv(text, path)
-    raise DataError(
-        "The file is of an unknown kind.",
-        expected=f"a name that ends in {', '.join(ENDINGS)}",
-        found=f"{path.suffix!r}" if path.suffix else "no ending",
-        where=str(path),
-        remedy="rename it to what it is, or convert it",
+        return _json(text, path) if is_list else _jsonl(text, path)
+    return _json(text, path) if is_list or not _is_jsonl(text) else _jsonl(text, path)
+
+
+def _is_jsonl(text: str) -> bool:
+    """Whether a file's first line is an object by itself and another one follows."""
+    lines = [line for line in text.split("\n") if line.strip()]
+    try:
+        return len(lines) > 1 and all(isinstance(_DECODER.decode(line), dict) for line in lines[:2])
+    except ValueError:
+        return False
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _Repeated(next(name for name in names if names.count(name) > 1))
+    return made
+
+
+class _Repeated(ValueError):
+    """A name that stands twice in one JSON object; the later value would replace the earlier one unseen."""
+
+
+_DECODER = json.JSONDecoder(parse_float=WrittenNumber, object_pairs_hook=_object)
+
+
+def _repeated(name: _Repeated, where: str) -> DataError:
+    return DataError(
+        "A field stands twice in one record.",
+        expected="each field once",
+        found=repr(str(name)),
+        where=where,
+        remedy="number fields of one meaning, such as rephrase_1 and rephrase_2, or make them a list",
     )
 
 
@@ -77,7 +123,9 @@ def _jsonl(text: str, path: Path) -> list[Record]:
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
+            value = _DECODER.decode(line)
+        except _Repeated as error:
+            raise _repeated(error, f"{path}:{number}") from error
         except json.JSONDecodeError as error:
             raise _broken_json(path, number, error.colno, error.msg, line) from error
         records.append(Record(f"{path}:{number}", _fields(value, f"{path}:{number}")))
@@ -86,20 +134,19 @@ def _jsonl(text: str, path: Path) -> list[Record]:
 
 def _json(text: str, path: Path) -> list[Record]:
     """A list of objects, or one object; each record's place is the line it starts on."""
-    decoder = json.JSONDecoder()
     position = _next(text, 0)
+    where = f"{path}:{_line(text, position)}"
     try:
         if text[position] != "[":
-            value = json.loads(text)
-            where = f"{path}:{_line(text, position)}"
-            return [Record(where, _fields(value, where))]
+            inside = records_in(_fields(_DECODER.decode(text), where), where)
+            return [Record(place, _fields(value, place)) for place, value in inside]
         records: list[Record] = []
         line, counted = 1, 0
         position = _next(text, position + 1)
         while text[position : position + 1] not in ("]", ""):
             line, counted = line + text.count("\n", counted, position), position
             where = f"{path}:{line} (record {len(records) + 1})"
-            value, position = decoder.raw_decode(text, position)
+            value, position = _DECODER.raw_decode(text, position)
             records.append(Record(where, _fields(value, where)))
             position = _next(text, position)
             if text[position : position + 1] == ",":
@@ -109,69 +156,11 @@ def _json(text: str, path: Path) -> list[Record]:
         if text[position:].strip() != "]" or (records and text[:position].rstrip().endswith(",")):
             raise json.JSONDecodeError("The list does not end where it should", text, position)
         return records
+    except _Repeated as error:
+        raise _repeated(error, where) from error
     except json.JSONDecodeError as error:
         around = text[max(0, error.pos - 30) : error.pos + 30]
         raise _broken_json(path, error.lineno, error.colno, error.msg, around) from error
-
-
-def _csv(text: str, path: Path) -> list[Record]:
-    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
-    records: list[Record] = []
-    header: list[str] = []
-    line = 1
-    try:
-        for row in rows:
-            where, line = f"{path}:{line}", rows.line_num + 1
-            if not any(cell.strip() for cell in row):
-                continue
-            if not header:
-                header = [cell.strip() for cell in row]
-                _check_header_shape(header, where)
-            elif len(row) > len(header):
-                raise DataError(
-                    "A row has more cells than the header.",
-                    expected=f"{len(header)} cells",
-                    found=f"{len(row)} cells",
-                    where=where,
-                    remedy='put a text that holds a comma in double quotes: "Paris, France"',
-                )
-            else:
-                cells = zip(header, row, strict=False)
-                records.append(Record(where, {name: cell for name, cell in cells if cell.strip() or name in _REQUIRED}))
-    except csv.Error as error:
-        raise DataError(
-            "The CSV is broken.", expected="cells separated by commas", found=str(error), where=f"{path}:{line}",
-            remedy='a double quote inside a quoted text is written twice: ""',
-        ) from error  # fmt: skip
-    if header and not records:
-        raise DataError(
-            "The file has a header and no rows.", expected="at least one row", found="none", where=str(path)
-        )
-    return records
-
-
-# A blank cell means that an optional field is absent; in a required column it is a mistake to report.
-_REQUIRED = frozenset({"prompt", "target_new"})
-
-
-def _check_header_shape(header: list[str], where: str) -> None:
-    repeated = sorted({name for name in header if header.count(name) > 1})
-    other = next((mark for mark in (";", "\t", "|") if len(header) == 1 and mark in header[0]), None)
-    if other:
-        raise DataError(
-            "The CSV's cells are not separated by commas.",
-            expected="commas",
-            found=f"{other!r} in the header {header[0]!r}",
-            where=where,
-            remedy="export it again with commas",
-        )
-    if repeated:
-        raise DataError(
-            "A column stands twice in the header.",
-            expected="each name once",
-            found=", ".join(repeated),
-            where=where,
-        )
 
 
 def _fields(value: Any, where: str) -> dict[str, Any]:
@@ -211,7 +200,7 @@ def _is_list(text: str) -> bool:
 
 def _not_utf8(path: Path, found: str) -> DataError:
     return DataError(
-        "The file is not UTF-8.", expected="UTF-8 text", found=found, where=str(path),
+        "The file is not UTF-8.", expected="UTF-8 text, or UTF-16 with a byte-order mark", found=found, where=str(path),
         remedy="save it again as UTF-8",
     )  # fmt: skip
 

@@ -11,13 +11,17 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from palimpsest.datasets.base import Partial, text_field
-from palimpsest.datasets.criteria import KINDS, make_probe, parted
+from palimpsest.datasets.base import Partial
+from palimpsest.datasets.criteria import make_probe, partial
+from palimpsest.datasets.fields import require_different, text_field
 from palimpsest.datasets.subjects import find_subject
 from palimpsest.errors import DataError
 from palimpsest.requests import EditRequest, Probe
 
-CRITERIA = (*KINDS, "Logical_Generalization")
+CRITERIA = (
+    "Subject_Aliasing", "Compositionality_I", "Compositionality_II", "Relation_Specificity", "Relation_Specifity",
+    "Forgetfulness", "Logical_Generalization",
+)  # fmt: skip
 FIELDS = frozenset({"edit", "Subject_Aliasing", "Logical_Generalization"})
 NOTES = ("RippleEdits asks a question only of models that answer its conditions before the edit; here all are asked.",)
 _VERB = re.compile(r"\b(?:is followed by|follows|is|are) ")
@@ -37,12 +41,12 @@ def request(fields: Mapping[str, Any]) -> Partial:
     prompt, new, old = _parts(entry, original if isinstance(original, Mapping) else None)
     fact = _fact(entry)
     edit = EditRequest(prompt, new, subject=find_subject(prompt), target_old=old)
-    made: list[Probe | str] = []
+    require_different(new, old)
+    made: list[Probe | str | DataError] = []
     for criterion in CRITERIA:
         for case in fields.get(criterion) or []:
             made += _probes(criterion, edit, case)
-    probes, left_out = parted(made)
-    return Partial(EditRequest(prompt, new, target_old=old, fact=fact, probes=probes), left_out)
+    return partial(EditRequest(prompt, new, target_old=old, fact=fact), made)
 
 
 def _parts(entry: Mapping[str, Any], original: Mapping[str, Any] | None) -> tuple[str, str, str | None]:
@@ -62,7 +66,7 @@ def _parts(entry: Mapping[str, Any], original: Mapping[str, Any] | None) -> tupl
     return sentence[:end], sentence[end:], former[end:] if former else None
 
 
-def _probes(criterion: str, edit: EditRequest, case: Any) -> Iterator[Probe | str]:
+def _probes(criterion: str, edit: EditRequest, case: Any) -> Iterator[Probe | str | DataError]:
     """The probes of one test case; one that several questions share in is parted only if all must be right."""
     queries = case.get("test_queries") if isinstance(case, Mapping) else None
     if not isinstance(queries, list) or not all(isinstance(query, Mapping) for query in queries):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from palimpsest.datasets.base import Partial, given_probes, optional_text, text_field, text_list
+from palimpsest.datasets.base import Partial
+from palimpsest.datasets.fields import given_probes, optional_text, text_field, text_list
 from palimpsest.errors import DataError
 from palimpsest.requests import EditRequest, Probe, normalise
 

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from palimpsest.datasets.base import Record, text_field
+from palimpsest.datasets.base import Record
+from palimpsest.datasets.fields import text_field
 from palimpsest.datasets.portability.asking import Message, NoProposal, complaint, messages_for, read_answer
 from palimpsest.datasets.portability.items import Proposal
 from palimpsest.errors import DataError, PalimpsestError

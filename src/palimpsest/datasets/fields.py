@@ -1,0 +1,109 @@
+"""The fields of a record, read as what they should be, with errors that name them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from palimpsest.errors import DataError
+from palimpsest.requests import Probe, normalise
+
+
+class WrittenNumber(float):
+    """A number of a JSON file that still knows how it is written there: `3.50` is not `3.5` to a reader."""
+
+    def __new__(cls, text: str) -> WrittenNumber:
+        made = super().__new__(cls, text)
+        made.text = text
+        return made
+
+    text: str
+
+
+def as_text(value: Any) -> str | None:
+    """A text, a number or a truth value as the text that stands in the file; `None` for anything else."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, WrittenNumber):
+        return value.text
+    if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
+        return str(value)
+    return None
+
+
+def text_field(fields: Mapping[str, Any], name: str) -> str:
+    """A field that must be there; a number is read as it is written.
+
+    Raises `DataError` when it is missing, blank, or neither text nor a number.
+    """
+    value = fields.get(name)
+    text = as_text(value)
+    if text is not None and text.strip():
+        return text
+    if name not in fields:
+        problem, found = (
+            f"A record has no `{name}`.",
+            f"the fields {', '.join(map(repr, fields)) or '(none)'}",
+        )
+    elif value is None or isinstance(value, str):
+        problem, found = f"The field `{name}` is blank.", repr(value)
+    else:
+        problem, found = f"The field `{name}` is not text.", repr(value)
+    raise DataError(problem, expected=f"text in `{name}`", found=found, where=f"field `{name}`")
+
+
+def optional_text(fields: Mapping[str, Any], name: str) -> str | None:
+    """A field that may be missing or blank. Raises `DataError` when it is there and not text."""
+    value = fields.get(name)
+    # A table library writes NaN for an empty cell.
+    is_empty = value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+    return None if is_empty else text_field(fields, name)
+
+
+def text_list(fields: Mapping[str, Any], name: str) -> list[str]:
+    """A field that holds a text, a list of texts, or nothing; blank ones are left out."""
+    value = fields.get(name)
+    values = value if isinstance(value, list) else ([] if value is None else [value])
+    texts = [text for text in map(as_text, values) if text is not None]
+    if len(texts) < len(values):
+        raise DataError(
+            f"The field `{name}` is neither text nor a list of texts.",
+            expected="text, or a list of texts",
+            found=repr(value)[:80],
+            where=f"field `{name}`",
+        )
+    return [one for one in texts if one.strip()]
+
+
+def require_different(new: str, old: str | None) -> None:
+    """For published data, where answers that differ in case or white space only are one answer.
+
+    Raises `DataError` when they are.
+    """
+    if old is not None and normalise(new) == normalise(old):
+        raise DataError(
+            "The new answer equals the old one, so there is nothing to edit.",
+            expected="two answers that differ in more than case and spaces",
+            found=f"{old!r} and {new!r}",
+            where="field `target_new`",
+        )
+
+
+def given_probes(fields: Mapping[str, Any]) -> tuple[Probe, ...]:
+    """The probes of a record's own `probes` list. Raises `DataError` for one that cannot be read."""
+    given = []
+    entries = fields.get("probes") or []
+    for entry in entries if isinstance(entries, list) else [entries]:
+        try:
+            given.append(Probe(**entry))
+        except TypeError as error:
+            raise DataError(
+                "A probe cannot be read.",
+                expected="a list of objects with `kind`, `prompt` and perhaps `expected`, `accepts` and `fact`",
+                found=f"{str(entry)[:80]} ({error})",
+                where="field `probes`",
+            ) from error
+    return tuple(given)

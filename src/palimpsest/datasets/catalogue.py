@@ -80,14 +80,14 @@ class Layout:
         parse: the function that reads one.
         marks: sets of fields; a record that has all of one set is of this layout.
         notes: sentences that a user of the data should read.
-        is_like_own: whether a user's own records may have the same fields; they are told apart by the form of their
+        like_own: those marks that a user's own records may have too; they are told apart by the form of their
             questions, and read as the user's own where every record must be usable.
     """
 
     parse: Parse
     marks: tuple[frozenset[str], ...]
     notes: tuple[str, ...] = ()
-    is_like_own: bool = False
+    like_own: tuple[frozenset[str], ...] = ()
 
 
 LAYOUTS: Mapping[str, Layout] = MappingProxyType(
@@ -95,8 +95,12 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
         "zsre": Layout(zsre.request, (zsre.FIELDS,)),
         # Before CounterFact's, whose fields these two have as well.
         "mquake": Layout(mquake.request, (mquake.FIELDS,), mquake.NOTES),
-        "knowedit": Layout(knowedit.request, (knowedit.FIELDS,), is_like_own=True),
-        "counterfact": Layout(counterfact.request, (counterfact.NESTED_FIELDS,)),
+        "knowedit": Layout(knowedit.request, (knowedit.FIELDS,), like_own=(knowedit.FIELDS,)),
+        "counterfact": Layout(
+            counterfact.request,
+            (counterfact.NESTED_FIELDS, counterfact.FLAT_FIELDS),
+            like_own=(counterfact.FLAT_FIELDS,),
+        ),
         "ripple-edits": Layout(ripple.request, (ripple.FIELDS,), ripple.NOTES),
     }
 )
@@ -145,8 +149,9 @@ def _recognised(file: Path, records: list[Record], *, is_strict: bool | None) ->
     """The data set in the format that the first record's fields say."""
     fields = set(records[0].fields) if records else set()
     for layout in LAYOUTS.values():
-        if any(fields >= marks for marks in layout.marks):
-            if layout.is_like_own and (is_strict or not knowedit.is_published_form(records)):
+        found = next((marks for marks in layout.marks if fields >= marks), None)
+        if found is not None:
+            if found in layout.like_own and (is_strict or not knowedit.is_published_form(records)):
                 break
             return assemble(file.name, records, layout.parse, is_strict=bool(is_strict), notes=layout.notes)
     return _own(file, records, is_strict=is_strict is not False)

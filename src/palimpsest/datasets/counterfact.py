@@ -14,7 +14,7 @@ from palimpsest.errors import DataError
 from palimpsest.requests import EditRequest, Probe
 
 NESTED_FIELDS = frozenset({"requested_rewrite"})
-FLAT_FIELDS = frozenset({"prompt", "target_new", "ground_truth"})
+FLAT_FIELDS = frozenset({"case_id", "prompt", "target_new", "ground_truth", "locality_prompt"})
 
 
 @dataclass(frozen=True)

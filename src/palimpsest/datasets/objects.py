@@ -21,7 +21,7 @@ def records_in(value: Mapping[str, Any], where: str) -> list[tuple[str, Any]]:
 
     Raises `DataError` for lists of different lengths.
     """
-    prompts = [name for name in value if column_of(name) == "prompt" and isinstance(value[name], list)]
+    prompts = [name for name in value if column_of(name) == "prompt" and isinstance(value[name], list | Mapping)]
     if prompts:
         return _by_column(value, prompts[0], where)
     tables = [name for name, entry in value.items() if _is_list_of_objects(entry)]

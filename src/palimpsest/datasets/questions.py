@@ -49,6 +49,9 @@ def questions(entry: Any, where: str) -> Iterator[tuple[str, list[str]]]:
             yield from questions(one, where)
     elif isinstance(entry, Mapping):
         prompt, answer = _value(entry, PROMPTS), _value(entry, ANSWERS)
+        if prompt is None and answer is None and any(key in entry for key in PROMPTS):
+            # The gap of an edit without such a question, in lists over many edits.
+            return
         if prompt is None:
             raise DataError(
                 "A question has no prompt.",

@@ -19,7 +19,7 @@ from palimpsest.evaluation import BaseAnswers
 
 BATCH, SINGLES, SEED, PROBES_PER_KIND = 100, 20, 7, 3
 KEPT = 0.95
-CLEAN = {"statistics": {"text": "world"}, "search_in": "prompt"}
+CLEAN = {"text": "world", "search_in": "prompt"}
 ADAM = {"targets": {"search": "adam", "steps": 60}, "search_in": "all-contexts", "pooling": "half-clean"}
 PMET = {"site": "mlp.down", "companions": ["attn.out"], "share": "square-root"}
 SETTINGS = {

@@ -112,7 +112,7 @@ class Bench:
     def measure(self, labels: dict[str, Any], options: dict[str, Any], protocol: Any, facts: int) -> dict[str, Any]:
         """One run as a row."""
         method, more = ROWS.get(labels["method"], (labels["method"], {}))
-        own = {} if method in WITHOUT_STATISTICS else {"statistics": {"text": str(self.text)}}
+        own = {} if method in WITHOUT_STATISTICS else {"text": str(self.text)}
         record = ps.evaluate(
             self.model,
             ps.method(method, **options, **more, **own),

@@ -84,7 +84,7 @@ def _aimed(options: dict[str, Any]) -> dict[str, Any]:
 
 def editor_of(method: str, options: dict[str, Any], text: Path) -> ps.Method[Any]:
     """The method with these options; where it needs a text, with that one."""
-    taken_from = {"statistics": {"text": str(text)}} if method in LOCATING else {}
+    taken_from = {"text": str(text)} if method in LOCATING else {}
     return ps.method(method, preset="none", **options, **taken_from)
 
 

@@ -45,7 +45,7 @@ def rows(name: str) -> list[dict[str, Any]]:
 
 def entry(dataset: str, method: str, options: dict[str, Any], label: str | None = None) -> dict[str, Any]:
     """A row of a recipe for one data set's model; second moments are those of what the model was taught."""
-    taken_from = {"statistics": {"text": f"{dataset}.txt"}} if method in LOCATING else {}
+    taken_from = {"text": f"{dataset}.txt"} if method in LOCATING else {}
     named = {} if label is None else {"label": label}
     own = {"preset": "none", "datasets": [LABELS[dataset]], "options": {**options, **taken_from}}
     return {"name": method, **named, **own}

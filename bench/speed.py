@@ -111,7 +111,8 @@ def text_of(model: ps.EditableModel) -> dict[str, Any]:
     if not file.exists():
         write_text(file, "\n".join(sentence.text for sentence in training_sentences(world_facts(0))))
     width = features(model.sites.module("mlp.down", 0))[1]
-    return {"text": str(file), "damping": DAMPING, "tolerance": None, "max_tokens": TOKENS_PER_DIMENSION * width}
+    limits = {"damping": DAMPING, "tolerance": None, "max_tokens": TOKENS_PER_DIMENSION * width}
+    return {"text": str(file), "statistics": limits}
 
 
 def timed(model: ps.EditableModel, shape: str, case: str, num_edits: int, device: str) -> dict[str, Any]:
@@ -119,7 +120,7 @@ def timed(model: ps.EditableModel, shape: str, case: str, num_edits: int, device
     name, options = CASES[case]
     if name in ("rome", "memit", "alphaedit"):
         layers = LAYERS[shape][-1:] if name == "rome" else LAYERS[shape]
-        options = {**options, "layers": layers, "statistics": text_of(model)}
+        options = {**options, "layers": layers, **text_of(model)}
     method = ps.method(name, preset="none", **options)
     requests = ps.dataset("world-counterfact").sample(num_edits, 0).requests
     started = time.perf_counter()

@@ -35,12 +35,14 @@ MEMORY = {"max_tokens": 8000, "top": 1000}
 def prepared(shape: str) -> tuple[ps.EditableModel, Memory, Any, list[ps.EditRequest]]:
     """The model, its memory, the method's options, and edits."""
     model = build(shape, "cpu")
-    options = {**MEMORY, "text": text_of(model)["text"]}
+    text = text_of(model)["text"]
     # Every edit takes all its steps: none is looked at before the last.
-    method = ps.method("t-patcher", preset="none", memory=options, max_steps=STEPS[shape], first_check=STEPS[shape])
+    method = ps.method(
+        "t-patcher", preset="none", text=text, memory=MEMORY, max_steps=STEPS[shape], first_check=STEPS[shape]
+    )
     config, _ = method.resolve(model)
-    read = MemoryConfig(**options)  # type: ignore[arg-type]
-    memory = QueryMemory().of(model, read, lambda: ordinary_rows(model, read, at_least=read.top))
+    read = MemoryConfig(**MEMORY)  # type: ignore[arg-type]
+    memory = QueryMemory().of(model, text, read, lambda: ordinary_rows(model, text, read, at_least=read.top))
     return model, memory, config, list(ps.dataset("world-counterfact").sample(NUM_EDITS, 0).requests)
 
 

@@ -372,4 +372,9 @@ def corpus_file() -> str:
 
 def statistics() -> dict[str, Any]:
     """Options for second moments that are collected in no time: 1,024 tokens, eight for every dimension of a key."""
-    return {"text": text_file(), "max_tokens": 1024, "tolerance": None}
+    return {"max_tokens": 1024, "tolerance": None}
+
+
+def second_moments(**options: Any) -> dict[str, Any]:
+    """The same with a text, as a locate-then-edit method takes them."""
+    return {"text": text_file(), "statistics": {**statistics(), **options}}

@@ -30,7 +30,8 @@ class Config(BaseModel):
             first = min(failure.errors(), key=lambda error: error["type"] != "extra_forbidden")
             name = ".".join(str(part) for part in first["loc"]) or "(the whole)"
             if first["type"] == "extra_forbidden":
-                close = near_matches(name, cls.model_fields)
+                last = name.rpartition(".")[2]
+                close = [last] if last in cls.model_fields else near_matches(name, cls.model_fields)
                 raise ConfigError(
                     f"The {owner} has no option {name!r}.",
                     expected=f"one of {', '.join(sorted(cls.model_fields))}",

@@ -101,10 +101,10 @@ def test_a_row_may_have_other_options_on_other_data_and_data_their_own_models():
 def test_files_that_options_name_are_found_under_the_root(tmp_path):
     (tmp_path / "text.txt").write_text("A sentence.")
     (tmp_path / "lora").mkdir()
-    options = {"statistics": {"text": "text.txt"}, "layers": [0]}
+    options = {"text": "text.txt", "layers": [0]}
     row = {"name": "memit", "preset": "none", "options": options}
     unit = plan(tmp_path, methods=[row]).units[0]
-    assert unit.method_options() == {"seed": 0, "layers": [0], "statistics": {"text": str(tmp_path / "text.txt")}}
+    assert unit.method_options() == {"seed": 0, "layers": [0], "text": str(tmp_path / "text.txt")}
     forgetting = {"name": "f-learning", "preset": "none", "options": {"forget": "lora", "learn": "ft"}}
     assert plan(tmp_path, methods=[forgetting]).units[0].method_options()["forget"] == "lora", "a name is no folder"
 
@@ -132,7 +132,7 @@ def test_an_address_is_made_of_what_determines_the_result_and_of_nothing_else(tm
 
 def test_other_contents_of_the_files_that_a_unit_reads_are_another_address(tmp_path):
     here, there = (build(folder) for folder in (tmp_path / "here", tmp_path / "there"))
-    options = {"statistics": {"text": "text.txt"}, "layers": [0]}
+    options = {"text": "text.txt", "layers": [0]}
     row = {"name": "memit", "preset": "none", "options": options}
 
     def address(folder):

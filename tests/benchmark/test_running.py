@@ -41,7 +41,7 @@ def test_two_workers_do_what_one_does_and_failures_stop_nothing(workplace):
     rows = [
         {"name": "ft", "options": QUICK, "preset": "none"},
         {"name": "kn", "label": "impossible", "options": {"layers": [99]}, "preset": "none"},
-        {"name": "memit", "label": "no text", "options": {"statistics": {"text": "none.txt"}}, "preset": "none"},
+        {"name": "memit", "label": "no text", "options": {"text": "none.txt"}, "preset": "none"},
     ]
     made, told = plan(workplace, methods=rows, num_edits=2), []
     first = run(made, workplace / "two", workers=2, on_unit=lambda unit, what, *_: told.append((unit.address, what)))

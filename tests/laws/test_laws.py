@@ -18,10 +18,10 @@ QUICK = {"learning_rate": 1e-2, "epochs": 30, "stop_loss": 0.05}
 FORGET = {"only_mastered": False, "rate": 0.1, "forget_options": {"learning_rate": 1e-3, "epochs": 3}}
 STEP = {"learning_rate": 1e-2, "epochs": 1}
 STEPS = {"only_mastered": False, "rate": 0.1, "forget_options": STEP, "learn_options": STEP}
-KEYS = {"statistics": {**tiny.statistics(), "damping": 1e-3}}
+KEYS = tiny.second_moments(damping=1e-3)
 LOCATED = {**KEYS, "layers": [1]}
-MEMORY = {"text": tiny.text_file(), "max_tokens": 256, "top": 16}
-NEURONS = {"memory": MEMORY, "max_steps": 80, "first_check": 80, "learning_rate": 0.05, "label_smoothing": 0.0}
+MEMORY = {"text": tiny.text_file(), "memory": {"max_tokens": 256, "top": 16}}
+NEURONS = {**MEMORY, "max_steps": 80, "first_check": 80, "learning_rate": 0.05, "label_smoothing": 0.0}
 FEW_NEURONS = {**NEURONS, "max_steps": 5, "memory_weight": 0.0}
 SIDE = {"text": tiny.text_file(), "max_tokens": 200, "contexts": {"given": []}, "alpha": 0.0, "beta": 0.0, "gamma": 0.0}
 FEWEST = {**KEYS, "layers": [0], "contexts": {"given": []}, "targets": {"steps": 4}}

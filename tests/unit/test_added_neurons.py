@@ -24,8 +24,8 @@ from palimpsest.patches.neurons import Neurons
 from palimpsest.patches.weights import Dense, WeightPatch
 
 PROMPTS = [request.prompt for request in tiny.requests()]
-MEMORY = {"text": tiny.text_file(), "max_tokens": 256, "top": 16}
-QUICK = {"memory": MEMORY, "learning_rate": 0.05, "max_steps": 60, "first_check": 20, "check_every": 10}
+MEMORY = {"text": tiny.text_file(), "memory": {"max_tokens": 256, "top": 16}}
+QUICK = {**MEMORY, "learning_rate": 0.05, "max_steps": 60, "first_check": 20, "check_every": 10}
 
 
 def neurons(model, count=3, layer=-1, *, name="relu", scale=1.0, seed=0, edits=None):
@@ -211,10 +211,10 @@ def test_what_is_right_gets_no_neuron():
 def test_text_that_says_the_old_fact_is_not_in_the_memory(tmp_path):
     (tmp_path / "lines.txt").write_text("The capital of France is Paris.\nFrance has Paris.\n" + "Rome is old.\n" * 9)
     model = tiny.tiny_model("gptj")
-    memory = {"text": str(tmp_path / "lines.txt"), "max_tokens": 999, "top": 4}
-    editor = method("t-patcher", preset="none", **{**QUICK, "memory": memory})
+    memory = {"text": str(tmp_path / "lines.txt"), "memory": {"max_tokens": 999, "top": 4}}
+    editor = method("t-patcher", preset="none", **{**QUICK, **memory})
     editor.edit(model, tiny.requests(1))
-    whole = editor._memory.of(model, editor.resolve(model)[0].memory, lambda: [])
+    whole = editor._memory.of(model, memory["text"], editor.resolve(model)[0].memory, lambda: [])
     assert len(whole.apart_from(tiny.requests(1)[0]).rows_of.unique()) == 9
     assert len(whole.apart_from(tiny.requests(2)[1]).rows_of.unique()) == 11
 
@@ -223,7 +223,7 @@ def test_bad_input(tmp_path):
     model, request = tiny.tiny_model("gptj"), tiny.requests(1)
     (tmp_path / "short.txt").write_text("One line.")
     with pytest.raises(DataError, match="too short"):
-        method("t-patcher", preset="none", memory={"text": str(tmp_path / "short.txt")}).edit(model, request)
+        method("t-patcher", preset="none", text=str(tmp_path / "short.txt")).edit(model, request)
     with pytest.raises(ConfigError, match="not of this method on this model"):
         method("t-patcher", preset="none", **QUICK).edit(model, request, EditedQueries(torch.zeros(2, 5)))
     EditedQueries(torch.zeros(2, 32)).save(tmp_path / "state")

@@ -26,7 +26,7 @@ TOLERANCE = 1e-4
 
 def make(**options):
     shared = {"layers": [1], "contexts": {"given": []}, "targets": SEARCH, "strength": STRENGTH, "site": "resid"}
-    return method("alphaedit", preset="none", **{**shared, "statistics": tiny.statistics(), **options})
+    return method("alphaedit", preset="none", **{**shared, **tiny.second_moments(), **options})
 
 
 def exact():

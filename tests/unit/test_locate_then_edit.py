@@ -27,7 +27,7 @@ TOLERANCE = 1e-4
 
 def make(name, **options):
     shared = {"layers": [1], "contexts": {"given": list(TEMPLATES[1:])}, "targets": SEARCH}
-    shared |= {"search_in": "all-contexts", "statistics": tiny.statistics()}
+    shared |= {"search_in": "all-contexts", **tiny.second_moments()}
     return method(name, preset="none", **{**shared, **options})
 
 
@@ -406,8 +406,8 @@ def test_facts_with_one_key_are_all_said(name):
         EditRequest("Croatia belongs to the continent of", subject="Croatia", target_new="South America", id="one"),
         EditRequest("Croatia has as its capital", subject="Croatia", target_new="Vienna", id="two"),
     ]
-    quick = {"text": "world", "max_tokens": 8192, "tolerance": None}
-    options = {"contexts": PROMPT_ALONE, "search_in": "prompt", "strength": 0.1, "statistics": quick}
+    quick = {"text": "world", "statistics": {"max_tokens": 8192, "tolerance": None}}
+    options = {"contexts": PROMPT_ALONE, "search_in": "prompt", "strength": 0.1, **quick}
     said = {}
     for joint in (True, False):
         search = {"search": "gauss-newton", "joint": joint}
@@ -435,9 +435,9 @@ NO_TEXT = {"text": "no/such/place.txt"}
 @pytest.mark.parametrize(
     ("options", "kind", "message"),
     [
-        ({"statistics": NO_TEXT}, DataError, "no/such/place.txt"),
+        (NO_TEXT, DataError, "no/such/place.txt"),
         ({"layers": [3]}, (ConfigError, ModelError), "3"),
-        ({"layers": [0], "statistics": {"text": "wikipedai"}}, (ConfigError, DataError), "wikipedia"),
+        ({"layers": [0], "text": "wikipedai"}, (ConfigError, DataError), "wikipedia"),
     ],
 )
 @pytest.mark.parametrize("name", ["rome", "memit", "alphaedit"])

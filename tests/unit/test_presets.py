@@ -61,7 +61,7 @@ def test_published_numbers_come_with_the_published_search(name, preset):
     assert config.search_in == "all-contexts" and contexts.given is None
     num_texts = len(contexts.starts) * len(contexts.lengths) * contexts.per_start
     assert num_texts == (20 if name in ("rome", "r-rome") else 5)
-    assert config.statistics.text == "wikipedia" and config.statistics.damping == 0
+    assert config.text == "wikipedia" and config.statistics.damping == 0
     if name not in ("rome", "r-rome"):
         assert (config.pooling, config.rounds) == ("half-clean", 1)
         assert config.site == ("mlp.down" if name == "pmet" else "resid")

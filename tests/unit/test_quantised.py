@@ -118,7 +118,7 @@ NEEDED = {
     "ke": {"editor": "fresh"},
     "serac": {"editor": "fresh"},
     "ike": {"use_demonstrations": False},
-    "t-patcher": {"memory": {"text": tiny.text_file()}, "max_steps": 2},
+    "t-patcher": {"text": tiny.text_file(), "max_steps": 2},
     "wise": {"text": tiny.text_file(), "max_tokens": 200, "steps": 2},
 }
 

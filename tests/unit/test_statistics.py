@@ -379,8 +379,8 @@ def test_published_files_are_read(tmp_path, prefix):
         assert found[point].moment.count == 2000
         torch.testing.assert_close(found[point].moment.mean(), moments[point].moment.mean(), rtol=1e-6, atol=1e-6)
         assert found[point].error is None
-    config = StatisticsConfig(text=str(tmp_path / "stats"), damping=1e-3)
-    facts = KeyMetrics(config, Cache(tmp_path / "cache")).factors(model, [0])[0].facts
+    config = StatisticsConfig(damping=1e-3)
+    facts = KeyMetrics(str(tmp_path / "stats"), config, Cache(tmp_path / "cache")).factors(model, [0])[0].facts
     assert facts == {"tokens": 2000, "error": None, "is_cached": True, "condition": facts["condition"]}
     assert 1 < facts["condition"] < 1e6
 
@@ -416,7 +416,7 @@ def test_published_files_that_do_not_fit_are_refused(tmp_path):
 def test_factors_and_spectra_are_kept(tmp_path):
     model, cache = tiny.tiny_model(), Cache(tmp_path / "cache")
     (tmp_path / "text.txt").write_text("\n".join(lines()), encoding="utf-8")
-    metrics = KeyMetrics(StatisticsConfig(text=str(tmp_path / "text.txt"), max_tokens=2000, damping=1e-6), cache)
+    metrics = KeyMetrics(str(tmp_path / "text.txt"), StatisticsConfig(max_tokens=2000, damping=1e-6), cache)
     first = metrics.factors(model, [0, 1])
     moment = collect(model, POINTS, open_source(str(tmp_path / "text.txt")), max_tokens=2000)[POINTS[1]].moment
     expected = Factorised(moment.mean(), damping=1e-6)
@@ -431,7 +431,7 @@ def test_factors_and_spectra_are_kept(tmp_path):
     ):
         assert metrics.factors(model, [1])[1].value is first[1].value
         assert metrics.spectra(model, [1])[1].value is spectra[1].value
-        again = KeyMetrics(metrics.config, cache).spectra(model, [1])[1]
+        again = KeyMetrics(metrics.text, metrics.config, cache).spectra(model, [1])[1]
     assert torch.equal(again.value.vectors, vectors)
     # Another model is not given the first one's.
     other = metrics.factors(tiny.tiny_model(seed=3), [1])[1]
@@ -445,7 +445,7 @@ def test_a_singular_moment_names_site_layer_and_remedy(tmp_path):
     module = model.sites.parameter_name("mlp.down", 0).removesuffix(".weight")
     np.savez(tmp_path / f"{module}_x.npz", **{"mom2.mom2": moment.sum().numpy(), "mom2.count": 40})
     with pytest.raises(DataError, match="singular") as failure:
-        KeyMetrics(StatisticsConfig(text=str(tmp_path)), Cache(tmp_path / "cache")).factors(model, [0])
+        KeyMetrics(str(tmp_path), StatisticsConfig(), Cache(tmp_path / "cache")).factors(model, [0])
     assert failure.value.where == "site mlp.down, layer 0, 40 tokens"
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import builtins
 import json
 
 import polars
 import pytest
 
 from palimpsest.errors import ConfigError, DataError
-from palimpsest.statistics.text import TEXTS, FileText, GivenText, HubText, open_text
+from palimpsest.statistics.hub_text import HubText, reachable
+from palimpsest.statistics.text import TEXTS, FileText, GivenText, open_text
 
 LINES = [f"Line {number} of the text, by Köchel." for number in range(2500)]
 
@@ -21,7 +21,7 @@ def folder(tmp_path):
     (tmp_path / "a.jsonl").write_text("\n".join([*records, "", json.dumps(LINES[5])]), encoding="utf-8")
     (tmp_path / "deep").mkdir()
     polars.DataFrame({"text": LINES[6:2500]}).write_parquet(tmp_path / "deep" / "c.parquet")
-    (tmp_path / "notes.md").write_text("not read")
+    (tmp_path / "notes.bin").write_bytes(b"\xff\x00 not read")
     return tmp_path
 
 
@@ -62,7 +62,7 @@ def test_texts_in_memory_are_known_by_their_content():
         ("t.jsonl", b'{"text": "a"}\n{"text": ', "JSON is broken"),
         ("t.jsonl", b'{"body": "a"}', "no text"),
         ("t.jsonl", b'{"text": 3}', "no text"),
-        ("t.txt", b"good\n\xff\xfe bad", "cannot be read"),
+        ("t.txt", b"good\n" * 1000 + b"\xff\xfe bad", "cannot be read"),
         ("t.parquet", b"PAR1 no table", "cannot be read"),
     ],
 )
@@ -91,10 +91,48 @@ def test_an_unknown_text_is_said(name, hint):
 
 
 def test_a_folder_without_texts_is_said(tmp_path):
-    (tmp_path / "a.md").write_text("x")
-    for path in (tmp_path, tmp_path / "a.md"):
-        with pytest.raises(DataError, match="no text here"):
-            open_text(str(path))
+    (tmp_path / "a.png").write_bytes(b"x")
+    with pytest.raises(DataError, match="no text here") as failure:
+        open_text(str(tmp_path))
+    assert "name the file itself" in failure.value.remedy
+
+
+@pytest.mark.parametrize("name", ["wiki.valid.raw", "wiki.tokens", "notes.md", "README", "a.b.c", "late.log"])
+def test_a_file_is_read_as_lines_whatever_it_is_called(tmp_path, name):
+    (tmp_path / name).write_text("\ufeffOne line.\n\n  Köchel's other. \n", encoding="utf-8")
+    assert list(open_text(str(tmp_path / name)).texts()) == ["One line.", "Köchel's other."]
+
+
+@pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n\x00\x00", b"\xff\xfeU\x00T\x00F\x00", b"zero\x00byte"])
+def test_a_file_that_is_no_text_is_refused_when_it_is_opened(tmp_path, content):
+    (tmp_path / "image").write_bytes(content)
+    with pytest.raises(DataError, match="cannot be read") as failure:
+        open_text(str(tmp_path / "image"))
+    assert failure.value.where == str(tmp_path / "image")
+
+
+def test_a_character_cut_by_the_look_at_the_beginning_is_no_fault(tmp_path):
+    (tmp_path / "long").write_text("a" + "é" * 5000, encoding="utf-8")
+    assert len(next(open_text(str(tmp_path / "long")).texts())) == 5001
+
+
+def test_the_hub_out_of_reach_is_said_at_once(monkeypatch):
+    pytest.importorskip("datasets")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    source, notes = open_text("wikipedia"), []
+    with pytest.raises(DataError, match="cannot be read from the hub") as failure:
+        next(source.texts())
+    assert "option text" in failure.value.remedy
+    # Nobody but a preset asked for it: own writing stands for it.
+    assert reachable("wikipedia", notes) == "own"
+    assert "wikipedia" in notes[0] and "text = " in notes[0]
+    assert [reachable(name, notes) for name in ("world", "own", "world-counterfact", "./none.txt")] == [
+        "world",
+        "own",
+        "world-counterfact",
+        "./none.txt",
+    ]
+    assert len(notes) == 1
 
 
 # Data sets of the hub: a local folder in their layout goes through the same code.
@@ -135,14 +173,7 @@ def test_a_data_set_that_is_out_of_reach_is_said(tmp_path):
 
 
 def test_without_the_package_the_remedy_is_named(monkeypatch):
-    real = builtins.__import__
-
-    def without(name, *rest, **more):
-        if name == "datasets":
-            raise ImportError(name)
-        return real(name, *rest, **more)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="another package") as failure:
         next(HubText("owner/name").texts())
     assert "pip install" in failure.value.remedy
@@ -159,4 +190,4 @@ def test_names_lead_to_their_sources():
     world = open_text("world")
     assert len(list(world.texts())) == 20_000
     assert world.identity() == open_text("world").identity()
-    assert {"wikipedia", "wikitext", "world"} <= set(TEXTS)
+    assert {"own", "wikipedia", "wikitext", "world"} <= set(TEXTS)

@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
 def stats(
     model: inputs.ModelArgument,
+    layers: Annotated[str, typer.Option("--layers", help="Which: 5 or 4-8 or 1,2,3.", show_default=False)],
     text: Annotated[
         str,
         typer.Option(
             "--text",
-            help="wikipedia, wikitext, world; a .txt, .jsonl or .parquet file or folder; owner/name on the hub; or a "
-            "folder of published .npz files.",
-            show_default=False,
+            help="own, what the model itself writes; wikipedia, wikitext, world; a text file, .jsonl, .parquet or "
+            "folder; owner/name on the hub; or a folder of published .npz files.",
         ),
-    ],
-    layers: Annotated[str, typer.Option("--layers", help="Which: 5 or 4-8 or 1,2,3.", show_default=False)],
+    ] = "own",
     site: Annotated[str, typer.Option("--site", help="Whose inputs are the keys.")] = "mlp.down",
     max_tokens: Annotated[
-        int | None, typer.Option("--max-tokens", min=1, help="Where to stop; 64 a dimension if left out.")
+        int | None,
+        typer.Option("--max-tokens", min=1, help="Where to stop; 64 a dimension if left out, 4 of own writing."),
     ] = None,
     tolerance: Annotated[
         float, typer.Option("--tolerance", min=0.0, help="Error at which a layer is done; 0 reads all tokens.")
@@ -86,7 +86,7 @@ def stats(
     caption = "error: estimated relative error of the direction of C^-1 k; 0.1 to 0.3 is usual, a dash is unknown."
     terminal.print_table(("site", "layer", "width", "tokens", "error", "was there"), cells, caption=caption)
     for row in rows:
-        if row["error"] is None or (tolerance and row["error"] > tolerance):
+        if text != "own" and (row["error"] is None or (tolerance and row["error"] > tolerance)):
             terminal.say(f"note: layer {row['layer']} has not converged; give it more tokens with --max-tokens.")
 
 

@@ -14,7 +14,10 @@ from palimpsest.models.tokens import Encoded
 from palimpsest.optimise.memory import MemoryConfig, OrdinaryRow
 from palimpsest.provenance import digest
 from palimpsest.requests import EditRequest, normalise
+from palimpsest.statistics.cache import Cache
 from palimpsest.statistics.text import open_text
+from palimpsest.statistics.writing import OWN
+from palimpsest.stopwatch import Progress, silent
 
 if TYPE_CHECKING:
     from palimpsest.models.editable import EditableModel
@@ -23,19 +26,23 @@ if TYPE_CHECKING:
 _LONGEST_TOKEN = 32
 
 
-def ordinary_rows(model: EditableModel, config: MemoryConfig, *, at_least: int) -> list[OrdinaryRow]:
+def ordinary_rows(
+    model: EditableModel, name: str, config: MemoryConfig, *, at_least: int, progress: Progress = silent
+) -> list[OrdinaryRow]:
     """Rows of a text until there are enough tokens, those of the decoder alone where there is an encoder.
 
     Arguments:
-        config: which text. Behind an encoder a text is cut between two words in its middle: the first half is read,
-            the second one said.
+        name: which text: `own`, or another name as for second moments, or a data set of edits without a path, such as
+            `world-counterfact`: its training prompts with their old answers. Behind an encoder a text is cut between
+            two words in its middle: the first half is read, the second one said.
+        config: how much of it.
         at_least: the fewest tokens that are of use.
 
     Raises `DataError` for a text that is not there or too short.
     """
     rows: list[OrdinaryRow] = []
-    count, name, row_length = 0, config.text, min(config.row_length, model.context_length or config.row_length)
-    for prompt, answer in _texts(name, model.is_encoder_decoder):
+    count, row_length = 0, min(config.row_length, model.context_length or config.row_length)
+    for prompt, answer in _texts(model, name, progress):
         text = prompt if answer is None else f"{prompt}{tokens.separator(prompt, answer)}{answer}"
         encoded = _encoded(model, prompt[: row_length * _LONGEST_TOKEN], answer, row_length)
         counted = len(encoded.target_ids) if model.is_encoder_decoder else len(encoded)
@@ -50,22 +57,27 @@ def ordinary_rows(model: EditableModel, config: MemoryConfig, *, at_least: int) 
             expected=f"at least {at_least:,} tokens",
             found=f"{count:,} tokens in {len(rows):,} texts",
             where=f"text {name!r}",
-            remedy="name a longer text, or ask for less",
+            remedy="name a longer text with the option text, or ask for less",
         )
     return rows
 
 
 class OrdinaryText:
-    """Rows of a text, read once for each tokenizer, from which edits draw what they are held against."""
+    """Rows of a text, from which edits draw what they are held against; read once for each tokenizer, own writing for
+    each model.
+    """
 
     def __init__(self) -> None:
         self._kept: tuple[str, list[OrdinaryRow]] = ("", [])
 
-    def of(self, model: EditableModel, config: MemoryConfig) -> list[OrdinaryRow]:
+    def of(
+        self, model: EditableModel, name: str, config: MemoryConfig, progress: Progress = silent
+    ) -> list[OrdinaryRow]:
         """See `ordinary_rows`."""
-        key = digest([model.tokenizer_digest, config.model_dump()])
+        weights = model.fingerprint() if name == OWN else None
+        key = digest([weights, model.tokenizer_digest, name, config.model_dump()])
         if self._kept[0] != key:
-            self._kept = (key, ordinary_rows(model, config, at_least=1))
+            self._kept = (key, ordinary_rows(model, name, config, at_least=1, progress=progress))
         return self._kept[1]
 
 
@@ -80,21 +92,21 @@ def drawn(rows: Sequence[OrdinaryRow], request: EditRequest, count: int, seed: i
             expected="text that does not say what the edit is to change",
             found=f"{len(rows)} rows, all of which do",
             where=f"edit {request.id!r}",
-            remedy="name another text, or allow more of its tokens",
+            remedy="name another text with the option text, or allow more of its tokens",
         )
     return found
 
 
-def _texts(name: str, is_split: bool) -> Iterator[tuple[str, str | None]]:
+def _texts(model: EditableModel, name: str, progress: Progress) -> Iterator[tuple[str, str | None]]:
     """Prompts with their answers, or texts without one."""
     if name in DATASETS:
         for request in dataset(name, split="train").requests:
             if request.target_old is not None:
                 yield request.prompt, request.target_old
         return
-    for text in open_text(name).texts():
+    for text in open_text(name).for_model(model, cache=Cache(), progress=progress).texts():
         words = text.split()
-        if not is_split and words:
+        if not model.is_encoder_decoder and words:
             yield text, None
         elif len(words) > 1:
             half = len(words) // 2

@@ -31,6 +31,7 @@ from palimpsest.patches.modules import ModulePatch
 from palimpsest.patches.neurons import Neurons
 from palimpsest.provenance import digest
 from palimpsest.requests import EditRequest
+from palimpsest.statistics.writing import OWN
 
 SLOTS_PER_FACT = 0.64
 """Where nobody says how many: the paper's 64 slots for 100 facts."""
@@ -57,8 +58,12 @@ class CaliNetConfig(MethodConfig):
     memory_weight: float = Field(default=0.0, ge=0)
     """Weight of what the slots write where ordinary text is read, squared and relative to what is there. Ours; the
     paper trains without."""
+    text: str = OWN
+    """That text, not read where the weight is zero: `own`, what the model itself writes; `wikipedia`, `wikitext`,
+    `world`; a text file, a .jsonl, a .parquet, or a folder of them; owner/name of a data set on the hub; or a data set
+    of edits, such as `world-counterfact`: its training prompts with their old answers."""
     memory: MemoryConfig = MemoryConfig()
-    """That text; not read where the weight is zero."""
+    """How much of it."""
 
 
 @final
@@ -99,7 +104,11 @@ class CaliNet(Method[CaliNetConfig]):
             return None
         options = config.memory
         found = self._memory.of(
-            model, options, lambda: ordinary_rows(model, options, at_least=options.top), run.progress
+            model,
+            config.text,
+            options,
+            lambda: ordinary_rows(model, config.text, options, at_least=options.top, progress=run.progress),
+            run.progress,
         )
         return found.queries
 

@@ -26,6 +26,7 @@ from palimpsest.provenance import digest
 from palimpsest.requests import EditRequest
 from palimpsest.solve.solution import Solution
 from palimpsest.statistics.prepared import KeyMetrics, Prepared, StatisticsConfig
+from palimpsest.statistics.writing import OWN
 from palimpsest.tracing.layers import recommended_layers
 
 MOST_LAYERS = 5
@@ -49,8 +50,12 @@ class LocateThenEditConfig(MethodConfig):
     """Texts put in front of the prompts."""
     search_in: Literal["all-contexts", "prompt"] = "all-contexts"
     """Where the search looks for the answer: behind every context, as published, or at the prompts alone."""
+    text: str = OWN
+    """Text whose keys stay what they are: `own`, what the model itself writes; `wikipedia`, `wikitext`, `world`; a text
+    file, a .jsonl, a .parquet, or a folder of them; owner/name of a data set on the hub; or a folder of .npz files as
+    published with ROME and MEMIT."""
     statistics: StatisticsConfig = StatisticsConfig()
-    """Where the keys' second moments come from."""
+    """How the second moments of that text's keys are taken."""
 
 
 class SpreadConfig(LocateThenEditConfig):
@@ -102,6 +107,8 @@ class LocateThenEdit(Method[ConfigT]):
 
     @final
     def compute(self, model: EditableModel, requests: Sequence[EditRequest], config: ConfigT, run: Run) -> WeightPatch:
+        able = range(model.num_layers) if config.layers == "auto" else layer_numbers(config.layers, model.num_layers)
+        run.diagnostics.notes += self.metrics(config).check(model, able, is_asked_for="text" in self.options)
         layers = self._layers(model, requests, config, run)
         with run.clock.stage("statistics"):
             self.prepare(model, layers, config, run)
@@ -163,8 +170,8 @@ class LocateThenEdit(Method[ConfigT]):
 
     def metrics(self, config: ConfigT) -> KeyMetrics:
         """Second moments, kept from edit to edit under everything that determines them."""
-        if self._metrics is None or self._metrics.config != config.statistics:
-            self._metrics = KeyMetrics(config.statistics)
+        if self._metrics is None or (self._metrics.text, self._metrics.config) != (config.text, config.statistics):
+            self._metrics = KeyMetrics(config.text, config.statistics)
         return self._metrics
 
     def _templates(self, model: EditableModel, config: ConfigT) -> tuple[str, ...]:

@@ -37,6 +37,7 @@ from palimpsest.patches.base import Manifest, Patch
 from palimpsest.patches.modules import ModulePatch
 from palimpsest.patches.neurons import Neurons
 from palimpsest.requests import EditRequest
+from palimpsest.statistics.writing import OWN
 
 
 class TPatcherConfig(MethodConfig):
@@ -71,8 +72,12 @@ class TPatcherConfig(MethodConfig):
     """How far below the edit's own place."""
     min_gain: float = Field(default=0.001, ge=0)
     """An edit that is right goes on while the loss on held-out memory falls by more than this from look to look."""
+    text: str = OWN
+    """What is left alone: `own`, what the model itself writes; `wikipedia`, `wikitext`, `world`; a text file, a .jsonl,
+    a .parquet, or a folder of them; owner/name of a data set on the hub; or a data set of edits, such as
+    `world-counterfact`: its training prompts with their old answers."""
     memory: MemoryConfig = MemoryConfig()
-    """What ordinary text reads."""
+    """How much of it."""
 
 
 @final
@@ -97,8 +102,11 @@ class TPatcher(Method[TPatcherConfig]):
         with run.clock.stage("memory"):
             memory = self._memory.of(
                 model,
+                config.text,
                 config.memory,
-                lambda: ordinary_rows(model, config.memory, at_least=config.memory.top),
+                lambda: ordinary_rows(
+                    model, config.text, config.memory, at_least=config.memory.top, progress=run.progress
+                ),
                 run.progress,
             )
             name = config.activation if config.activation != "auto" else activation_of(model, layer) or "relu"

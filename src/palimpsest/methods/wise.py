@@ -40,6 +40,8 @@ from palimpsest.patches.modules import ModulePatch
 from palimpsest.patches.side_memories import SITE, KnownEdit, SideMemories, SideMemory, standing_back
 from palimpsest.requests import EditRequest
 from palimpsest.solve.ties import ties
+from palimpsest.statistics.hub_text import reachable
+from palimpsest.statistics.writing import OWN
 
 NEW_SHARE = 0.4
 """Weight of new shards when they are merged into a merged memory (the published code's)."""
@@ -80,9 +82,10 @@ class WiseConfig(MethodConfig):
     """Whether merged memories stand side by side, or each merger takes the former one in, so that there is one."""
     contexts: ContextOptions = ContextOptions(starts=["I", "You", "Because", "Yes", "Q:"], lengths=[5, 10], top_k=1)
     """Texts before the prompt."""
-    text: str = "wikipedia"
-    """What D_out is measured on: `wikipedia`, `wikitext`, `world`, a file or folder, a data set on the hub; or a data
-    set of edits, such as `world-counterfact`: its training prompts with their old answers."""
+    text: str = OWN
+    """What D_out is measured on: `own`, what the model itself writes; `wikipedia`, `wikitext`, `world`; a text file, a
+    .jsonl, a .parquet, or a folder of them; owner/name of a data set on the hub; or a data set of edits, such as
+    `world-counterfact`: its training prompts with their old answers."""
     max_tokens: int = Field(default=4000, ge=2)
     """Tokens of that text to draw from."""
     row_length: int = Field(default=32, ge=2)
@@ -120,8 +123,9 @@ class Wise(Method[WiseConfig]):
         first = _open_shard(memories, config)
         with run.clock.stage("contexts"):
             templates = context_templates(model, config.contexts, seed=config.seed)
-            options = MemoryConfig(text=config.text, max_tokens=config.max_tokens, row_length=config.row_length)
-            ordinary = self._ordinary.of(model, options)
+            options = MemoryConfig(max_tokens=config.max_tokens, row_length=config.row_length)
+            text = config.text if "text" in self.options else reachable(config.text, run.diagnostics.notes)
+            ordinary = self._ordinary.of(model, text, options, run.progress)
         before = SideMemories(layer, memories.weight, ())
         with standing_back(model, before), frozen(model.module):
             for index, request in enumerate(requests):

@@ -21,11 +21,8 @@ _HELD_OUT_EVERY = 5
 
 
 class MemoryConfig(Config):
-    """Which ordinary text is to be left alone."""
+    """How much of ordinary text is to be left alone."""
 
-    text: str = "wikipedia"
-    """`wikipedia`, `wikitext`, `world`, a file or folder, or a data set on the hub, as for second moments; or a data
-    set of edits without a path, such as `world-counterfact`: its training prompts with their old answers."""
     max_tokens: int = Field(default=40_000, ge=2)
     """Tokens to keep, of which every fifth text is held out."""
     top: int = Field(default=1000, ge=1)
@@ -103,12 +100,13 @@ class QueryMemory:
     def of(
         self,
         model: EditableModel,
+        text: str,
         config: MemoryConfig,
         read: Callable[[], Sequence[OrdinaryRow]],
         progress: Progress = silent,
     ) -> Memory:
         """What the base model's last MLP reads of the rows that `read` gives."""
-        key = digest([model.fingerprint(), model.tokenizer_digest, config.model_dump()])
+        key = digest([model.fingerprint(), model.tokenizer_digest, text, config.model_dump()])
         if self._kept is None or self._kept[0] != key:
             rows = tuple(read())
             progress("memory", 0, 1)

@@ -109,7 +109,7 @@ def identity(model: EditableModel, point: Point, text: Text, limits: Mapping[str
         "layer": point.layer,
         "side": point.side,
         "weights": _weights_digest(model, point),
-        "config": digest(_computed(model.module.config)),
+        "config": digest(computed_config(model.module.config)),
         "tokenizer": model.tokenizer_digest,
         "text": text.identity(),
         **limits,
@@ -140,7 +140,8 @@ def _weights_digest(model: EditableModel, point: Point) -> str:
     )
 
 
-def _computed(config: Any) -> dict[str, Any]:
+def computed_config(config: Any) -> dict[str, Any]:
+    """What a config says of what its model computes."""
     return {name: value for name, value in config.to_dict().items() if name not in _NOT_COMPUTED}
 
 

@@ -22,6 +22,7 @@ from palimpsest.statistics.moments import SecondMoment
 from palimpsest.statistics.passes import Checkpoints, KeyStatistics, run_pass, start
 from palimpsest.statistics.published import PublishedMoments
 from palimpsest.statistics.text import Text
+from palimpsest.statistics.writing import WrittenText, computing_fast
 from palimpsest.stopwatch import Progress, silent
 
 if TYPE_CHECKING:
@@ -56,7 +57,9 @@ def collect(
     Arguments:
         points: inputs of linear sites, `Point("mlp.down", layer, "input")`.
         text: see `open_text`. Files published for ROME and MEMIT are read instead of computed.
-        max_tokens: where to stop at the latest; left out, 64 for every dimension of the widest key.
+        max_tokens: where to stop at the latest; left out, 64 for every dimension of the widest key. Of a model's own
+            writing all of that is read, by default as much as `writing.tokens_for` says, in bfloat16 where that is
+            fast, and `tolerance` and `row_length` have no say.
         tolerance: the error at which a point is done (checked at 8, 12, 16, 24, ... tokens for every dimension of its
             key); `None` to read all `max_tokens` tokens, the same for every point.
         row_length: tokens of the longest row; left out, 1,024 or the model's context.
@@ -69,6 +72,7 @@ def collect(
     """
     if isinstance(text, PublishedMoments):
         return {point: KeyStatistics(point, *text.read(model, point), is_cached=True) for point in points}
+    text = text.for_model(model, cache=cache, progress=progress)
     widths = {point: key_width(model, point) for point in points}
     known = identities(model, points, text, max_tokens=max_tokens, tolerance=tolerance, row_length=row_length)
     found = {point: _cached(cache, point, known[point]) for point in points}
@@ -79,8 +83,11 @@ def collect(
         rows = reading.read_rows(model, text, max_tokens=most, at_least=at_least, row_length=longest)
         checkpoints = Checkpoints(cache, checkpoint_seconds)
         active = [checkpoints.restored(start(point, known[point], widths[point])) for point in missing]
-        with model.weights.without_changes():
-            done = run_pass(model, active, reading.windows(rows, most), tolerance, checkpoints, progress)
+        is_own = isinstance(text, WrittenText)
+        size = min(reading.TOKENS_PER_BATCH, -(-most // 4)) if is_own else reading.window_size(most)
+        windows = reading.windows(rows, size)
+        with model.weights.without_changes(), computing_fast(model, is_own):
+            done = run_pass(model, active, windows, known[missing[0]]["tolerance"], checkpoints, progress)
         found |= {one.point: one for one in done}
     return {point: one for point, one in found.items() if one is not None}
 
@@ -97,6 +104,10 @@ def identities(
     """Everything that determines what `collect` finds with these arguments, by point; reads no text of the hub."""
     if isinstance(text, PublishedMoments):
         return {point: text.identity(model, point) for point in points}
+    text = text.for_model(model)
+    if isinstance(text, WrittenText):
+        widest = max(key_width(model, point) for point in points)
+        return {point: identity(model, point, text, text.limits(max_tokens, widest)) for point in points}
     limits = {
         "max_tokens": max_tokens or reading.DEFAULT * max(key_width(model, point) for point in points),
         "tolerance": tolerance,

@@ -15,11 +15,14 @@ from palimpsest.models.hooks import Point
 from palimpsest.provenance import digest
 from palimpsest.solve.factorised import Factorised
 from palimpsest.statistics.cache import Cache
-from palimpsest.statistics.collect import TOLERANCE, collect, identities
+from palimpsest.statistics.collect import TOLERANCE, collect, identities, key_width
+from palimpsest.statistics.hub_text import HubText, reachable
 from palimpsest.statistics.passes import KeyStatistics
 from palimpsest.statistics.published import PublishedMoments
+from palimpsest.statistics.rows import MINIMUM, read_rows
 from palimpsest.statistics.subspaces import Spectrum, spectrum_of
-from palimpsest.statistics.text import Text, open_text
+from palimpsest.statistics.text import ReadOnce, Text, open_text
+from palimpsest.statistics.writing import OwnWriting
 from palimpsest.stopwatch import Progress, silent
 
 if TYPE_CHECKING:
@@ -29,21 +32,20 @@ if TYPE_CHECKING:
 class StatisticsConfig(Config):
     """Which second moments a method solves with."""
 
-    text: str = "wikipedia"
-    """`wikipedia`, `wikitext`, `world`; a .txt, .jsonl or .parquet file or a folder of them; owner/name of a data set
-    on the hub; or a folder of .npz files as published with ROME and MEMIT."""
     max_tokens: int | None = Field(default=None, gt=0)
-    """Tokens to read at the most; left out, 64 for every dimension of a key."""
+    """Tokens to read at the most; left out, 64 for every dimension of a key, and of the model's own writing 16,384 or
+    4 for every dimension."""
     tolerance: float | None = Field(default=TOLERANCE, gt=0)
-    """Relative error of the direction of C^-1 k at which a layer has seen enough; none to read all of `max_tokens`."""
+    """Relative error of the direction of C^-1 k at which a layer has seen enough; none to read all of `max_tokens`, as
+    is done with own writing."""
     row_length: int | None = Field(default=None, gt=0)
-    """Tokens of the longest row; left out, 1,024 or the model's context."""
+    """Tokens of the longest row; left out, 1,024 or the model's context. Own writing has its own."""
     damping: float = Field(default=0.0, ge=0)
     """A ridge on the second moment, as a share of its mean eigenvalue."""
 
 
 def open_source(name: str) -> Text | PublishedMoments:
-    """What `StatisticsConfig.text` names: a folder with .npz files is published moments, all else as `open_text`."""
+    """What the option `text` names: a folder with .npz files is published moments, all else as `open_text`."""
     folder = Path(name).expanduser()
     return PublishedMoments(folder) if folder.is_dir() and any(folder.glob("*.npz")) else open_text(name)
 
@@ -71,11 +73,13 @@ class KeyMetrics:
     What is kept for a layer is used again only where everything that determined it is the same; else it is replaced.
 
     Arguments:
+        text: of which text.
         config: which second moments.
         cache: where they are kept on disk; left out, the default folder.
     """
 
-    def __init__(self, config: StatisticsConfig, cache: Cache | None = None) -> None:
+    def __init__(self, text: str, config: StatisticsConfig, cache: Cache | None = None) -> None:
+        self.text = text
         self.config = config
         self.cache = cache or Cache()
         self._kept: dict[tuple[str, Point], tuple[str, Prepared[Any]]] = {}
@@ -122,7 +126,40 @@ class KeyMetrics:
                 self._kept[kind, point] = (key, Prepared(value, facts))
         return {layer: self._kept[kind, point][1] for layer, point in points.items()}
 
+    def check(
+        self, model: EditableModel, layers: Sequence[int], *, site: str = "mlp.down", is_asked_for: bool = True
+    ) -> list[str]:
+        """Reads what is missing of the text, before anything is computed; raises as `collect` would.
+
+        Arguments:
+            is_asked_for: whether a text of the hub that cannot be reached is an error; otherwise the model's own
+                writing stands for it, and a note says so.
+        """
+        notes: list[str] = []
+        points = [Point(site, layer, "input") for layer in layers]
+        options = self.config.model_dump(include={"max_tokens", "tolerance", "row_length"})
+        if not isinstance(self.source, Text):
+            identities(model, points, self.source)
+            return notes
+        known = identities(model, points, self.source, **options)
+        if all(self.cache.file(identity).exists() for identity in known.values()):
+            return notes
+        if isinstance(self.source, HubText) and not is_asked_for:
+            self.source = open_source(reachable(self.text, notes))
+        if isinstance(self.source, Text) and not isinstance(self.source, OwnWriting):
+            self.source = ReadOnce(self.source)
+            limits = next(iter(known.values()))
+            at_least = MINIMUM * max(key_width(model, point) for point in points)
+            read_rows(
+                model,
+                self.source,
+                max_tokens=limits["max_tokens"],
+                at_least=at_least,
+                row_length=limits["row_length"],
+            )
+        return notes
+
     @cached_property
     def source(self) -> Text | PublishedMoments:
         """The text, or the published moments, opened once; raises as `open_text` does where there is none."""
-        return open_source(self.config.text)
+        return open_source(self.text)

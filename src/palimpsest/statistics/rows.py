@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from palimpsest.errors import ConfigError, DataError
 from palimpsest.models import tokens
 from palimpsest.statistics.text import Text
+from palimpsest.statistics.writing import WrittenText
 
 if TYPE_CHECKING:
     from palimpsest.models.editable import EditableModel
@@ -61,13 +62,10 @@ def read_rows(model: EditableModel, text: Text, *, max_tokens: int, at_least: in
             found=f"max_tokens = {max_tokens:,}",
             remedy=f"raise max_tokens, or leave it out for {DEFAULT} for every dimension",
         )
-    encode = tokens.encode_apart if model.is_encoder_decoder else tokens.encode
     rows: list[tuple[int, ...]] = []
     count, is_all = 0, True
-    for one in text.texts():
-        if not one.strip():
-            continue
-        ids = encode(model.tokenizer, one[: row_length * _LONGEST_TOKEN]).ids[:row_length]
+    written = text.rows(max_tokens) if isinstance(text, WrittenText) else _encoded(model, text, row_length)
+    for ids in written:
         rows.append(ids[: max_tokens - count])
         count += len(rows[-1])
         if count == max_tokens:
@@ -84,9 +82,20 @@ def read_rows(model: EditableModel, text: Text, *, max_tokens: int, at_least: in
     return Rows(rows, count, is_all)
 
 
-def windows(rows: Rows, max_tokens: int) -> list[list[tuple[int, ...]]]:
-    """The rows in groups of consecutive ones, between which a pass can stop."""
-    size = min(MOST_PER_WINDOW, -(-max_tokens // 64))
+def _encoded(model: EditableModel, text: Text, row_length: int) -> Iterator[tuple[int, ...]]:
+    encode = tokens.encode_apart if model.is_encoder_decoder else tokens.encode
+    for one in text.texts():
+        if one.strip():
+            yield encode(model.tokenizer, one[: row_length * _LONGEST_TOKEN]).ids[:row_length]
+
+
+def window_size(max_tokens: int) -> int:
+    """Tokens of a window where that many are read at most."""
+    return min(MOST_PER_WINDOW, -(-max_tokens // 64))
+
+
+def windows(rows: Rows, size: int) -> list[list[tuple[int, ...]]]:
+    """The rows in groups of consecutive ones with some `size` tokens, between which a pass can stop."""
     groups: list[list[tuple[int, ...]]] = []
     filled = size
     for row in rows.ids:

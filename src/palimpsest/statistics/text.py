@@ -6,21 +6,31 @@ it is needed, before anything is computed. Nothing here imports torch.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from palimpsest.errors import ConfigError, DataError, near_matches
 from palimpsest.provenance import file_digest
 from palimpsest.registry import Registry, Row
+from palimpsest.stopwatch import Progress, silent
 
-ENDINGS = (".txt", ".jsonl", ".parquet")
+if TYPE_CHECKING:
+    from palimpsest.models.editable import EditableModel
+    from palimpsest.statistics.cache import Cache
+
+RECORDS = (".jsonl", ".parquet")
+"""Endings of files that hold texts in a column. Every other file is read as lines of text."""
+IN_FOLDERS = (*RECORDS, ".txt", ".text", ".raw", ".tokens", ".md", "")
+"""Endings of the files of a folder that are read; beside texts a folder may hold anything."""
+_FILE_ENDINGS = tuple(filter(None, IN_FOLDERS))
+_PROBE_BYTES = 4096
 _ROWS_AT_ONCE = 1000
-_SHUFFLED_AT_ONCE = 1000
 
 
 class Text(ABC):
@@ -35,6 +45,11 @@ class Text(ABC):
     @abstractmethod
     def texts(self) -> Iterator[str]:
         """The texts in order. Raises `DataError` when they cannot be read."""
+
+    def for_model(self, model: EditableModel, *, cache: Cache | None = None, progress: Progress = silent) -> Text:
+        """The same as a model reads it; another text for each model only where the model itself writes it."""
+        del model, cache, progress
+        return self
 
 
 class GivenText(Text):
@@ -64,14 +79,37 @@ class GivenText(Text):
         return content.hexdigest()[:16]
 
 
-class FileText(Text):
-    """Texts of local files: every line of a .txt, a column of a .jsonl or .parquet, in the order they stand.
+class ReadOnce(Text):
+    """Another text, of which what was read once is kept in memory.
 
     Arguments:
-        path: a file, or a folder of such files, which are read in the order of their paths.
+        text: that other text.
+    """
+
+    def __init__(self, text: Text) -> None:
+        self.name = text.name
+        self._text = text
+        self._texts = iter(text.texts())
+        self._read: list[str] = []
+
+    def identity(self) -> dict[str, Any]:
+        return self._text.identity()
+
+    def texts(self) -> Iterator[str]:
+        yield from self._read
+        for text in self._texts:
+            self._read.append(text)
+            yield text
+
+
+class FileText(Text):
+    """Texts of local files, in the order they stand: a column of a .jsonl or .parquet, every line of any other file.
+
+    Arguments:
+        path: a file, or a folder of files that end as `IN_FOLDERS` says, which are read in the order of their paths.
         column: the field of a .jsonl record, the column of a .parquet table.
 
-    Raises `DataError` when there is no such file, or none of a kind that can be read.
+    Raises `DataError` when there is no such file, or one does not begin as UTF-8 text does.
     """
 
     def __init__(self, path: Path, *, column: str = "text") -> None:
@@ -91,100 +129,29 @@ class FileText(Text):
                 else:
                     yield from _lines(file, self.column if file.suffix == ".jsonl" else None)
             except (OSError, UnicodeDecodeError) as error:
-                raise DataError(
-                    "A text file cannot be read.", expected="UTF-8 text", found=str(error), where=str(file)
-                ) from error
+                raise _not_text(file, error) from error
 
     @cached_property
     def _digests(self) -> list[str]:
         return [file_digest(file)[:16] for file in self.files]
 
 
-class HubText(Text):
-    """Texts of a data set on the Hugging Face hub, streamed in a random order that follows from the seed.
-
-    Another version of the package `datasets` may draw another order from it: another sample, of the same text.
-
-    Arguments:
-        dataset: owner/name; or a folder in the layout of a hub data set.
-        subset: its configuration.
-        split: its split.
-        column: the column that holds the text.
-        revision: a commit, to be sure that the data set has not changed since.
-        seed: of the order.
-
-    Needs the package `datasets`.
-    """
-
-    def __init__(
-        self,
-        dataset: str,
-        subset: str | None = None,
-        *,
-        split: str = "train",
-        column: str = "text",
-        revision: str | None = None,
-        seed: int = 1,
-    ) -> None:
-        self.name = f"data set {dataset!r}" + (f", subset {subset!r}" if subset else "")
-        self.dataset, self.subset, self.split = dataset, subset, split
-        self.column, self.revision, self.seed = column, revision, seed
-
-    def identity(self) -> dict[str, Any]:
-        names = ("dataset", "subset", "split", "column", "revision", "seed")
-        return {"kind": "hub", "shuffled_at_once": _SHUFFLED_AT_ONCE, **{name: getattr(self, name) for name in names}}
-
-    def texts(self) -> Iterator[str]:
-        rows = self._open()
-        for row in rows:
-            if self.column not in row:
-                raise DataError(
-                    f"The data set has no column {self.column!r}.",
-                    expected="a column of texts",
-                    found=f"columns {', '.join(row)}",
-                    where=self.name,
-                )
-            yield str(row[self.column])
-
-    def _open(self) -> Iterator[dict[str, Any]]:
-        try:
-            import datasets
-        except ImportError as error:
-            raise ConfigError(
-                "Reading a data set of the hub needs another package.",
-                expected="the package `datasets`",
-                found="it is not installed",
-                where=self.name,
-                remedy="pip install 'palimpsest-lm[hub]'; or name a local file, or `world`",
-            ) from error
-        try:
-            stream = datasets.load_dataset(
-                self.dataset, self.subset, split=self.split, revision=self.revision, streaming=True
-            )
-            yield from stream.shuffle(seed=self.seed, buffer_size=_SHUFFLED_AT_ONCE)
-        # The library lets through what its transports raise: errors of the network, the disk, and of itself.
-        except (OSError, ValueError, RuntimeError) as error:
-            raise DataError(
-                "The text cannot be read from the hub.",
-                expected="the data set, over the network or in the hub's cache",
-                found=f"{type(error).__name__}: {str(error).strip().splitlines()[0]}",
-                where=self.name,
-                remedy="check the name and the network; or name a local .txt, .jsonl or .parquet file, or `world`",
-            ) from error
-
-
 TEXTS = Registry(
     "text",
     "palimpsest.texts",
     {
+        "own": Row(
+            "palimpsest.statistics.writing:OwnWriting",
+            "what the model itself writes, sampled from its start token; the default",
+        ),
         "wikipedia": Row(
-            "palimpsest.statistics.text:HubText",
+            "palimpsest.statistics.hub_text:HubText",
             "English Wikipedia of November 2023, whole articles, from the hub",
             {"dataset": "wikimedia/wikipedia", "subset": "20231101.en"},
             "ROME and MEMIT took that of May 2020, EasyEdit takes this one",
         ),
         "wikitext": Row(
-            "palimpsest.statistics.text:HubText",
+            "palimpsest.statistics.hub_text:HubText",
             "WikiText-103, paragraphs, from the hub",
             {"dataset": "Salesforce/wikitext", "subset": "wikitext-103-raw-v1"},
             "arXiv:1609.07843",
@@ -213,7 +180,9 @@ def open_text(name: str, *, column: str = "text") -> Text:
     if path.exists():
         return FileText(path, column=column)
     owner, slash, rest = name.partition("/")
-    if slash and owner not in (".", "..", "~", "") and "/" not in rest and path.suffix not in ENDINGS:
+    if slash and owner not in (".", "..", "~", "") and "/" not in rest and path.suffix not in _FILE_ENDINGS:
+        from palimpsest.statistics.hub_text import HubText
+
         dataset, _, subset = name.partition(":")
         return HubText(dataset, subset or None, column=column)
     close = near_matches(name, TEXTS)
@@ -226,16 +195,45 @@ def open_text(name: str, *, column: str = "text") -> Text:
 
 
 def _text_files(path: Path) -> Sequence[Path]:
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix in ENDINGS)
-    files = [file for file in files if file.suffix in ENDINGS]
-    if files:
-        return files
-    raise DataError(
-        "There is no text here.",
-        expected=f"a file that ends in {', '.join(ENDINGS)}, or a folder of such files",
-        found="nothing" if not path.exists() else ("a folder without one" if path.is_dir() else repr(path.suffix)),
-        where=str(path),
-        remedy="rename the file to what it is, or convert it",
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if _is_read(file))
+    if not files:
+        raise DataError(
+            "There is no text here.",
+            expected="a text file, or a folder with files that end in " + ", ".join(filter(None, IN_FOLDERS)),
+            found="a folder without one" if path.is_dir() else "nothing",
+            where=str(path),
+            remedy="name the file itself; whatever it is called, it is read as lines of text",
+        )
+    for file in files:
+        if file.suffix != ".parquet":
+            _require_text(file)
+    return files
+
+
+def _is_read(file: Path) -> bool:
+    return file.is_file() and file.suffix in IN_FOLDERS and not file.name.startswith(".")
+
+
+def _require_text(file: Path) -> None:
+    """Raises `DataError` for a file that does not begin as UTF-8 text does; nothing is computed for such a one."""
+    try:
+        with file.open("rb") as stream:
+            beginning = stream.read(_PROBE_BYTES)
+        # A character may be cut at the end of what was read.
+        codecs.getincrementaldecoder("utf-8")().decode(beginning)
+    except (OSError, UnicodeDecodeError) as error:
+        raise _not_text(file, error) from error
+    if b"\0" in beginning:
+        raise _not_text(file, ValueError("zero bytes, which no text has"))
+
+
+def _not_text(file: Path, error: Exception) -> DataError:
+    return DataError(
+        "A text file cannot be read.",
+        expected="UTF-8 text",
+        found=str(error),
+        where=str(file),
+        remedy="save it as UTF-8 text, or name another with the option text",
     )
 
 

@@ -85,7 +85,7 @@ def test_a_bar_for_the_whole_and_one_for_every_unit_under_way():
     from rich.console import Console
     from rich.progress import Progress
 
-    from palimpsest.cli.terminal import Bars
+    from palimpsest.cli.waiting import Bars
 
     shown = Progress(console=Console(file=io.StringIO()), disable=True)
     bars = Bars(shown, "tiny")

@@ -240,15 +240,24 @@ def patched(model: EditableModel, patches: Sequence[Patch]) -> Iterator[Editable
         yield model
 
 
-def read_edits(file: Path, *, skip_bad: bool = False) -> tuple[list[EditRequest], list[str]]:
+def read_edits(file: Path, *, skip_bad: bool | None = False) -> tuple[list[EditRequest], list[str]]:
     """The edits of a file, and what should be said about them.
 
-    Raises `DataError` for a file that cannot be read or has no edits, and for records that are none; those of a
-    published data set, or of any with `skip_bad`, are passed over, and then a note says how many and why.
+    Arguments:
+        file: the file.
+        skip_bad: whether records that cannot be used are passed over, with a note that says how many and why; `None`
+            passes over only those of a published data set.
+
+    Raises `DataError` for a file that cannot be read or has no edits, and for records that cannot be used.
     """
     from palimpsest.datasets import load_edits
 
-    data = load_edits(file, is_strict=not skip_bad)
+    try:
+        data = load_edits(file, is_strict=None if skip_bad is None else not skip_bad)
+    except DataError as error:
+        if skip_bad is False and error.remedy and error.remedy.startswith("correct the record"):
+            error.remedy = error.remedy.replace("remove it", "remove it, or go on without it by --skip-bad", 1)
+        raise
     return list(data.requests), notes_of(data)
 
 
@@ -298,7 +307,7 @@ def find_dataset(name: str, path: Path | None) -> Dataset:
 
     if path is None and name not in DATASETS:
         file = Path(name).expanduser()
-        # What looks like a path and is none is a missing file, not a misspelt name.
+        # What looks like a path and is no file is a missing file, not a misspelt name.
         if file.exists() or "/" in name or file.suffix.lower() in ENDINGS:
             return load_edits(file)
     try:

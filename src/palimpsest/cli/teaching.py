@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -77,7 +76,8 @@ def train(
 
     knowledge = build(seed, people=people)
     recipe = replace(default_recipe(architecture), **given)
-    result = run(out, seed=seed, recipe=recipe, knowledge=knowledge, progress=sys.stderr.isatty())
+    with terminal.progress_bar(f"training {out.name}") as progress:
+        result = run(out, seed=seed, recipe=recipe, knowledge=knowledge, progress=progress)
     described = {"out": str(out), **terminal.plain(result)}
     if as_json:
         terminal.emit_json(described)
@@ -99,15 +99,16 @@ def _teach(
     for reason in sorted({one.reason for one in taught.left_out}):
         named = [one.where for one in taught.left_out if one.reason == reason]
         terminal.log(f"{len(named)} not taught, {reason}; the first: {named[0]}")
-    found = train_on_facts(
-        out,
-        requests,
-        seed=seed,
-        progress=sys.stderr.isatty(),
-        recipe=replace(fact_recipe(taught.num_facts), **given),
-        phrasings=phrasings,
-        sources=[Path(file).name for file in files],
-    )
+    with terminal.progress_bar(f"training {out.name}") as progress:
+        found = train_on_facts(
+            out,
+            requests,
+            seed=seed,
+            progress=progress,
+            recipe=replace(fact_recipe(taught.num_facts), **given),
+            phrasings=phrasings,
+            sources=[Path(file).name for file in files],
+        )
     if as_json:
         terminal.emit_json({"out": str(out), **terminal.plain(found)})
     else:
@@ -118,7 +119,7 @@ def _requests(files: list[str]) -> list[EditRequest]:
     """The records of all files, one of each id, with a note for every file that has unusable ones."""
     found: dict[tuple[str, str], EditRequest] = {}
     for file in files:
-        requests, notes = inputs.read_edits(Path(file))
+        requests, notes = inputs.read_edits(Path(file), skip_bad=None)
         for one in notes:
             terminal.log(f"{file}: {one}")
         for request in requests:

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from palimpsest.cli.waiting import progress_bar as progress_bar
+from palimpsest.cli.waiting import progress_bars as progress_bars
+from palimpsest.cli.waiting import status as status
 from palimpsest.errors import PalimpsestError
-from palimpsest.stopwatch import Progress
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -165,70 +167,6 @@ def count(number: int, one: str) -> str:
 def share(mean: float | None, *, digits: int = 0) -> str:
     """A share of one as a percentage, or a dash."""
     return "-" if mean is None else f"{100 * mean:.{digits}f}%"
-
-
-@contextmanager
-def progress_bar(title: str) -> Iterator[Progress]:
-    """A bar on stderr, shown on a terminal only; yields the function the library reports its progress to."""
-    with progress_bars(title) as bars:
-        yield bars.whole
-
-
-class Bars:
-    """A bar for the whole of a work, and one under it for each part that somebody is at.
-
-    Arguments:
-        shown: rich's bars.
-        title: what the whole is called.
-    """
-
-    def __init__(self, shown: Any, title: str) -> None:
-        self._shown = shown
-        self._whole = shown.add_task("", total=None, title=title)
-        self._parts: dict[str, Any] = {}
-
-    def whole(self, stage: str, done: int, total: int) -> None:
-        """How far the whole is."""
-        self._shown.update(self._whole, description=stage, completed=done, total=total)
-
-    def part(self, name: str, stage: str, done: int, total: int) -> None:
-        """How far a part is; its bar appears when it is first told of."""
-        if name not in self._parts:
-            self._parts[name] = self._shown.add_task("", total=None, title=f"  {name}")
-        self._shown.update(self._parts[name], description=stage, completed=done, total=total)
-
-    def end(self, name: str) -> None:
-        """Takes the bar of a part away."""
-        if name in self._parts:
-            self._shown.remove_task(self._parts.pop(name))
-
-
-@contextmanager
-def progress_bars(title: str) -> Iterator[Bars]:
-    """Bars on stderr, shown on a terminal only."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress as Shown, TextColumn, TimeElapsedColumn  # noqa: I001
-
-    with Shown(
-        TextColumn("{task.fields[title]}"),
-        BarColumn(bar_width=28),
-        MofNCompleteColumn(),
-        TextColumn("{task.description}", style="dim"),
-        TimeElapsedColumn(),
-        console=console(to_stderr=True),
-        disable=not sys.stderr.isatty(),
-        transient=True,
-    ) as shown:
-        yield Bars(shown, title)
-
-
-@contextmanager
-def status(text: str) -> Iterator[None]:
-    """A spinner on stderr while something without a count is going on; nothing where there is no terminal."""
-    if not sys.stderr.isatty():
-        yield
-        return
-    with console(to_stderr=True).status(text):
-        yield
 
 
 def quiet_libraries() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,7 +36,8 @@ def audit(
     loaded = inputs.load_model(model, inputs.Placement(device, dtype, device_map))
     from palimpsest.world import audit as run
 
-    result = terminal.plain(run(loaded.module, loaded.tokenizer, progress=sys.stderr.isatty()))
+    with terminal.progress_bar("audit") as progress:
+        result = terminal.plain(run(loaded.module, loaded.tokenizer, progress=progress))
     if as_json:
         terminal.emit_json(result)
     else:

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -38,6 +39,49 @@ def test_help_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        (["ed"], {"edit"}),
+        (["edit", "world", "--method", "rom"], {"rome"}),
+        (["edit", "world", "-m", "f-learning-lora"], {"f-learning-lora", "f-learning-lora-ft"}),
+        (["ask", "wor"], {"world", "world-t5"}),
+        (["eval", "world", "--dataset", "world-z"], {"world-zsre"}),
+        (["eval", "world", "--protocol", "s"], {"single", "sequential"}),
+        (["list", "pre"], {"presets"}),
+        (["edit", "world", "--target-o"], {"--target-old"}),
+        (["edit", "./my-"], set()),
+    ],
+    ids=" ".join,
+)
+def test_a_shell_completes_commands_options_and_names(run, monkeypatch, words, offered):
+    monkeypatch.setenv("_PALIMPSEST_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", " ".join(["palimpsest", *words]))
+    monkeypatch.setenv("COMP_CWORD", str(len(words)))
+    result = run()
+    assert result.code == 0
+    assert set(result.out.split()) == offered
+
+
+def test_completion_can_be_installed_and_imports_nothing_heavy(tmp_path):
+    script = (
+        "import sys\nfrom palimpsest.cli import main\ncode = main(sys.argv[1:])\n"
+        f"print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)\nsys.exit(code)"
+    )
+    environment = {**os.environ, "HOME": str(tmp_path), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", script, "--install-completion", "bash"], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert "bash completion installed" in done.stdout
+    [written] = tmp_path.glob(".bash_completions/palimpsest*")
+    assert "_PALIMPSEST_COMPLETE=complete_bash" in written.read_text()
+    asked = {"COMP_WORDS": "palimpsest edit x -m rom", "COMP_CWORD": "4"}
+    environment |= {"_PALIMPSEST_COMPLETE": "complete_bash", **asked}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    assert done.stdout.split() == ["rome"]
 
 
 def test_version(run):

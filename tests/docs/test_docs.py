@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,54 @@ def test_python_in_the_docs_runs(page, tmp_path, monkeypatch):
         exec(compile(block, str(page), "exec"), scope)
 
 
+def test_the_example_of_a_method_edits_and_keeps_its_own_identity():
+    """Run as the page shows it: the new answer comes, in other words too, a neighbour stays, and W k = v."""
+    import torch
+
+    scope: dict = {"__name__": "docs"}
+    for block in PYTHON.findall((ROOT / "docs" / "adding-a-method.md").read_text()):
+        exec(compile(block, "adding-a-method.md", "exec"), scope)
+    model, patch, questions = scope["model"], scope["outcome"].patch, scope["questions"]
+    assert scope["answers"] == ["Oslo.", "Oslo.", "Kathmandu."]
+    assert model.generate(questions) == ["Tokyo.", "Tokyo.", "Kathmandu."]
+    assert patch.num_parameters == 1280
+    [delta] = patch.deltas.values()
+    rows = scope["subject_rows"](model, [scope["edit"]])
+    points = [scope["Point"]("mlp.down", 2, "input"), scope["Point"]("mlp.down", 2)]
+    before = scope["subject_vectors"](model, rows, points)
+    with model.patched(patch):
+        after = scope["subject_vectors"](model, rows, points)
+    key, change = before[points[0]][0, 0], (after[points[1]] - before[points[1]])[0, 0]
+    assert torch.allclose(delta.dense() @ key, change, atol=1e-4)
+    # The smallest of all changes with this effect is of rank one, along the key.
+    assert torch.allclose(delta.dense(), torch.outer(change, key) / key.square().sum(), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/tutorial.md"])
+def test_the_command_is_on_the_path_before_it_is_used(name):
+    """What `make` leaves behind is activated before the first command, and has the command in it."""
+    import tomllib
+
+    text = (ROOT / name).read_text()
+    activation = "source .venv/bin/activate"
+    assert activation in text
+    first = min(text.index(command) for command in ("$ palimpsest", "`palimpsest --version`") if command in text)
+    assert text.index(activation) < first
+    assert re.search(r"^VENV +\?= \.venv$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert "palimpsest" in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+
+
+@pytest.mark.skipif(not (Path(sys.prefix) / "bin" / "activate").exists(), reason="the tests run outside an environment")
+def test_activation_finds_the_command():
+    done = subprocess.run(
+        ["bash", "-c", f"source '{sys.prefix}/bin/activate' && command -v palimpsest"],
+        capture_output=True,
+        text=True,
+        env={"PATH": "/usr/bin:/bin"},
+    )
+    assert done.stdout.strip() == f"{sys.prefix}/bin/palimpsest", done.stderr
+
+
 def test_commands_of_the_readme_do_what_it_says(tmp_path, monkeypatch, capfd):
     from palimpsest.cli import main
 
@@ -46,6 +96,7 @@ def test_commands_of_the_readme_do_what_it_says(tmp_path, monkeypatch, capfd):
     assert "Tokyo" in outputs[0] and "Oslo" not in outputs[0]
     assert "Oslo" in outputs[2]
     assert (tmp_path / "edited-model" / "model.safetensors").exists()
+    assert sum(file.stat().st_size for file in (tmp_path / "my-patch").iterdir()) < 200_000
 
 
 @pytest.mark.parametrize("page", PAGES, ids=names(PAGES))

@@ -38,7 +38,6 @@ app = typer.Typer(
         'palimpsest ask world "The capital of France is" --patch my-patch',
     ),
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -21,7 +21,7 @@ SHOWN_EDITS = 20
 
 def edit(
     model: inputs.ModelArgument,
-    method: Annotated[str, typer.Option("--method", "-m", help="See `palimpsest list methods`.", show_default=False)],
+    method: inputs.MethodOption,
     out: Annotated[Path, typer.Option("--out", help="The patch: a new folder.", show_default=False)],
     edits: Annotated[
         Path | None, typer.Option("--edits", help="A file of edits: .jsonl, .json or .csv.", show_default=False)

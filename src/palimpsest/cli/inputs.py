@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from palimpsest.cli import terminal
+from palimpsest.cli import completing, terminal
 from palimpsest.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -27,7 +27,13 @@ SMALL = 20_000_000
 """Parameters below which a model is small."""
 
 ModelArgument = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A hub id, a folder, or `world`.", show_default=False)
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A hub id, a folder, or `world`.",
+        show_default=False,
+        autocompletion=completing.models,
+    ),
 ]
 DeviceOption = Annotated[
     str, typer.Option("--device", metavar="NAME", help="`auto` (a GPU if there is one), `cpu`, `cuda:1`, ...")
@@ -63,6 +69,16 @@ RecordedChatOption = Annotated[
 ]
 SkipBadOption = Annotated[
     bool, typer.Option("--skip-bad", help="Go on without the records that cannot be used; they are counted.")
+]
+MethodOption = Annotated[
+    str,
+    typer.Option(
+        "--method",
+        "-m",
+        help="See `palimpsest list methods`.",
+        show_default=False,
+        autocompletion=completing.methods,
+    ),
 ]
 PresetOption = Annotated[
     str, typer.Option("--preset", metavar="NAME", help="`auto` (the one that fits the model), `none`, or a name.")
@@ -299,8 +315,11 @@ def inline_edit(
     return EditRequest(prompt, target_new, subject=subject, target_old=target_old)
 
 
-def find_dataset(name: str, path: Path | None) -> Dataset:
-    """A data set by name, or a file of edits. Raises `ConfigError` with near matches for an unknown name."""
+def find_dataset(name: str, path: Path | None, *, skip_bad: bool = False) -> Dataset:
+    """A data set by name, or a file of edits; with `skip_bad` without a user's own records that cannot be used.
+
+    Raises `ConfigError` with near matches for an unknown name.
+    """
     from palimpsest.datasets import dataset, load_edits
     from palimpsest.datasets.catalogue import DATASETS
     from palimpsest.datasets.reading import ENDINGS
@@ -309,7 +328,7 @@ def find_dataset(name: str, path: Path | None) -> Dataset:
         file = Path(name).expanduser()
         # What looks like a path and is no file is a missing file, not a misspelt name.
         if file.exists() or "/" in name or file.suffix.lower() in ENDINGS:
-            return load_edits(file)
+            return load_edits(file, is_strict=False if skip_bad else None)
     try:
         return dataset(name, path)
     except DataError as error:

@@ -6,14 +6,22 @@ from typing import Annotated, Any
 
 import typer
 
-from palimpsest.cli import inputs, terminal
+from palimpsest.cli import completing, inputs, terminal
 from palimpsest.errors import unknown_name
 
 TOPICS = ("methods", "models", "datasets", "metrics", "presets", "texts", "statistics")
 
 
 def list_(
-    topic: Annotated[str, typer.Argument(metavar="TOPIC", help=f"One of {', '.join(TOPICS)}.", show_default=False)],
+    topic: Annotated[
+        str,
+        typer.Argument(
+            metavar="TOPIC",
+            help=f"One of {', '.join(TOPICS)}.",
+            show_default=False,
+            autocompletion=completing.topics,
+        ),
+    ],
     as_json: inputs.JsonOption = False,
 ) -> None:
     """List methods, models, data sets, metrics, presets, texts or the statistics in the cache."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from palimpsest.cli import inputs, terminal
+from palimpsest.cli import completing, inputs, terminal
 from palimpsest.errors import ConfigError, DataError, unknown_name
 
 if TYPE_CHECKING:
@@ -17,19 +17,29 @@ if TYPE_CHECKING:
     from palimpsest.evaluation import RunRecord
 
 _RUN_FILE = "run.json"
-PROTOCOLS = ("single", "batch", "sequential")
 
 
 def evaluate(
     model: inputs.ModelArgument,
     dataset: Annotated[
-        str, typer.Option("--dataset", "-d", help="A name (`palimpsest list datasets`) or a file.", show_default=False)
+        str,
+        typer.Option(
+            "--dataset",
+            "-d",
+            help="A name (`palimpsest list datasets`) or a file.",
+            show_default=False,
+            autocompletion=completing.datasets,
+        ),
     ],
-    method: Annotated[str, typer.Option("--method", "-m", help="See `palimpsest list methods`.", show_default=False)],
+    method: inputs.MethodOption,
     data: Annotated[Path | None, typer.Option("--data", help="The file, for a data set that needs one.")] = None,
     protocol: Annotated[
         str,
-        typer.Option("--protocol", help="`single` (edit, test, undo), `batch` or `sequential`."),
+        typer.Option(
+            "--protocol",
+            help="`single` (edit, test, undo), `batch` or `sequential`.",
+            autocompletion=completing.protocols,
+        ),
     ] = "single",
     num_edits: Annotated[
         int | None,
@@ -59,6 +69,7 @@ def evaluate(
         ),
     ] = None,
     chat: inputs.ChatOption = False,
+    skip_bad: inputs.SkipBadOption = False,
     out: Annotated[Path | None, typer.Option("--out", help="A folder for the record; makes the run resumable.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     device: inputs.DeviceOption = "auto",
@@ -80,7 +91,8 @@ def evaluate(
     own_seed = None if "seed" in inputs.parse_options(option) else seed
     trained = None if editor is None else str(editor)
     maker = inputs.make_method(method, preset, option, seed=own_seed, editor=trained)
-    edits = with_derived(inputs.find_dataset(dataset, data), out_of_scope=out_of_scope, distracting=distracting)
+    found = inputs.find_dataset(dataset, data, skip_bad=skip_bad)
+    edits = with_derived(found, out_of_scope=out_of_scope, distracting=distracting)
     if num_edits is not None:
         edits.sample(num_edits, seed)
     beyond = [point for point in _checkpoints(checkpoints) or () if point > (num_edits or len(edits))]
@@ -139,8 +151,8 @@ def with_derived(data: Dataset, *, out_of_scope: bool, distracting: bool) -> Dat
 
 def make_protocol(name: str, batch_size: int | None, checkpoints: str | None) -> Any:
     """The protocol that was asked for. Raises `ConfigError` for an unknown one, or for an option it does not have."""
-    if name not in PROTOCOLS:
-        raise unknown_name("protocol", name, PROTOCOLS)
+    if name not in completing.PROTOCOLS:
+        raise unknown_name("protocol", name, completing.PROTOCOLS)
     if checkpoints is not None and name != "sequential":
         raise ConfigError(
             f"The protocol {name!r} has no checkpoints.",

@@ -1,0 +1,44 @@
+"""What a shell offers to complete, once `palimpsest --install-completion` has been run. Nothing here loads torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+PROTOCOLS = ("single", "batch", "sequential")
+
+
+def methods(incomplete: str) -> list[tuple[str, str]]:
+    """Methods, each with its summary."""
+    from palimpsest.methods.catalogue import METHODS
+
+    return [(name, row.summary) for name, row in sorted(METHODS.rows().items()) if name.startswith(incomplete)]
+
+
+def models(incomplete: str) -> list[str]:
+    """The bundled models; the shell itself completes folders where none of them fits."""
+    from palimpsest.models.locating import BUNDLED
+
+    return _beginning(BUNDLED, incomplete)
+
+
+def datasets(incomplete: str) -> list[tuple[str, str]]:
+    """Data sets, each with its summary; the shell itself completes files where none of them fits."""
+    from palimpsest.datasets.catalogue import DATASETS
+
+    return [(name, row.summary) for name, row in sorted(DATASETS.rows().items()) if name.startswith(incomplete)]
+
+
+def protocols(incomplete: str) -> list[str]:
+    """Protocols of `eval`."""
+    return _beginning(PROTOCOLS, incomplete)
+
+
+def topics(incomplete: str) -> list[str]:
+    """What `list` lists."""
+    from palimpsest.cli.inspecting import TOPICS
+
+    return _beginning(TOPICS, incomplete)
+
+
+def _beginning(names: Iterable[str], incomplete: str) -> list[str]:
+    return [name for name in names if name.startswith(incomplete)]

@@ -50,7 +50,7 @@ class Probe:
         fact: identity of the fact it asks about, such as `"France|capital"`; when that fact is itself edited in
             the same run, the probe is left out of locality.
         accepts: other names of the expected answer. Free generation counts any of them as right; scorings that look
-            at tokens take `expected` alone.
+            at tokens take `expected` only.
 
     Raises `DataError` for a blank prompt, `ConfigError` for an unknown kind.
     """

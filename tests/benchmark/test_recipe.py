@@ -26,7 +26,7 @@ BAD = {
     "an unknown measure": ({"measures": ["token-tme"]}, "token-time"),
     "data on no model": (
         {"datasets": [{"name": "jsonl", "path": "facts.jsonl", "label": "facts", "models": ["gpt"]}]},
-        "restricted to models",
+        "`models` restriction",
     ),
     "an unknown scoring": ({"scorings": ["exact"]}, "scorings"),
 }

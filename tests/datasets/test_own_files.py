@@ -420,3 +420,19 @@ def test_round_trips_by_every_format(tmp_path: Path) -> None:
         assert [(one.prompt, one.target_new) for one in found] == [row[:2] for row in drawn]
 
     check()
+
+
+def test_the_layout_that_the_page_shows_is_read(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "own-facts.md").read_text(encoding="utf-8")
+    for ending in ("json", "csv"):
+        (tmp_path / f"shown.{ending}").write_text(page.split(f"```{ending}\n")[1].split("```")[0], encoding="utf-8")
+        (request,) = load_edits(tmp_path / f"shown.{ending}").requests
+        assert (request.subject, request.target_new, request.target_old) == ("Japan", "Oslo", "Tokyo")
+    (request,) = load_edits(tmp_path / "shown.json").requests
+    assert [probe.kind.split(".")[-1] for probe in request.probes] == [
+        "generality",
+        "neighborhood",
+        "neighborhood",
+        "distracting",
+        "one_hop",
+    ]

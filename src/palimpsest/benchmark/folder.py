@@ -39,7 +39,7 @@ class Finished:
     Arguments:
         state: `ok`, `failed` or `refused`.
         error: why it is not `ok`.
-        seconds: wall-clock time, of the last worker alone where several have worked on it.
+        seconds: wall-clock time, only of the last worker where several have worked on it.
         peak_memory_bytes: of the worker.
         result: what `palimpsest eval --json` prints, where there is one.
     """

@@ -37,7 +37,7 @@ class DataEntry(Config):
     label: str | None = None
     split: str = "test"
     first: int | None = Field(default=None, ge=1)
-    """Only so many of its records, before any are drawn."""
+    """Use only the first N records; the sample is drawn from these."""
     models: list[str] | None = None
     """Only on these, by label; on all when left out."""
 
@@ -115,7 +115,7 @@ class Recipe(Config):
     scorings: list[ScoringName] = ["generate", "teacher_forced", "log_prob"]
     max_new_tokens: int = Field(default=24, ge=1)
     probes_per_kind: int | None = Field(default=None, ge=1)
-    """At most so many probes of each kind an edit; all when left out."""
+    """Most probes of each kind per edit; all when left out."""
     is_perplexity_wanted: bool = True
     """Whether the data sets' neutral texts are read before and after."""
     measures: list[str] = []
@@ -168,7 +168,7 @@ class Recipe(Config):
                 unknown = [name for name in getattr(entry, what, None) or () if name not in names]
                 if unknown:
                     raise ConfigError(
-                        f"Something is restricted to {what} that the recipe does not have.",
+                        f"A `{what}` restriction names labels missing from the recipe.",
                         expected=f"some of {', '.join(names)}",
                         found=", ".join(unknown),
                         where=repr(label_of(entry)),
@@ -240,6 +240,9 @@ def _entry(given: Any, kind: type[Config], owner: str) -> Config:
         given = {"name": given}
     if not isinstance(given, dict):
         raise ConfigError(
-            "An entry of the recipe is none.", expected="a name or a table", found=repr(given), where=owner
+            "A recipe entry is neither a name nor a table.",
+            expected="a name or a table",
+            found=repr(given),
+            where=owner,
         )
     return kind.parse(given, owner=owner)

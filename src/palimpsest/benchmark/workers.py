@@ -42,7 +42,7 @@ def run_locally(
     on_finished: OnFinished,
     on_progress: OnProgress,
 ) -> None:
-    """Does all units with so many processes.
+    """Does all units with `workers` processes.
 
     A unit whose worker is killed, for want of memory for instance, is tried a second time from where it stopped.
     However this function ends, no worker is left behind.

@@ -38,10 +38,10 @@ def assess(
         Path | None,
         typer.Option("--distractors", help="A JSON object of ids or prompts to lists of wrong answers of your own."),
     ] = None,
-    num_contrasts: Annotated[int, typer.Option("--num-contrasts", min=1, help="Contrasts of a fact, at most.")] = 3,
+    num_contrasts: Annotated[int, typer.Option("--num-contrasts", min=1, help="Most contrasts per fact.")] = 3,
     smoothing: Annotated[float, typer.Option("--smoothing", min=0, help="Added to both probabilities.")] = 0.0,
     threshold: Annotated[float, typer.Option("--threshold", help="The score from which on a fact is held.")] = 1.0,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="The first so many records.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N records.")] = None,
     patch: Annotated[
         list[Path] | None, typer.Option("--patch", help="A patch to put on; repeatable, the first one lowest.")
     ] = None,

@@ -30,7 +30,7 @@ def stats(
     site: Annotated[str, typer.Option("--site", help="Whose inputs are the keys.")] = "mlp.down",
     max_tokens: Annotated[
         int | None,
-        typer.Option("--max-tokens", min=1, help="Where to stop; 64 a dimension if left out, 4 of own writing."),
+        typer.Option("--max-tokens", min=1, help="Where to stop; 64 per dimension if left out, 4 of own writing."),
     ] = None,
     tolerance: Annotated[
         float, typer.Option("--tolerance", min=0.0, help="Error at which a layer is done; 0 reads all tokens.")
@@ -70,7 +70,7 @@ def stats(
             )
     except KeyboardInterrupt:
         raise terminal.Interrupted(
-            f"Interrupted. What was done a minute ago is kept in {kept.folder}; the same command goes on from there."
+            f"Interrupted. What was done up to a minute ago is kept in {kept.folder}; the same command goes on from there."
         ) from None
     rows = [_row(point, one) for point, one in found.items()]
     seconds = time.perf_counter() - start

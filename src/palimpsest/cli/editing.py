@@ -24,9 +24,11 @@ def edit(
     method: inputs.MethodOption,
     out: Annotated[Path, typer.Option("--out", help="The patch: a new folder.", show_default=False)],
     edits: Annotated[
-        Path | None, typer.Option("--edits", help="A file of edits: .jsonl, .json or .csv.", show_default=False)
+        Path | None, typer.Option("--edits", help="A file of edits: .csv, .tsv, .jsonl or .json.", show_default=False)
     ] = None,
-    prompt: Annotated[str | None, typer.Option("--prompt", help="One edit instead of a file: its prompt.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", help="One edit instead of a file: its prompt; {} stands for the subject.")
+    ] = None,
     subject: Annotated[str | None, typer.Option("--subject", help="What it is about; occurs in the prompt.")] = None,
     target_new: Annotated[str | None, typer.Option("--target-new", help="The answer it should get.")] = None,
     target_old: Annotated[str | None, typer.Option("--target-old", help="The answer it gets today.")] = None,

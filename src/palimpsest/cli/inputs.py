@@ -52,7 +52,7 @@ DeviceMapOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 PeopleOption = Annotated[
-    int | None, typer.Option("--people", help="A world with so many invented people.", show_default="300")
+    int | None, typer.Option("--people", help="A world with N invented people.", show_default="300")
 ]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 ChatOption = Annotated[
@@ -220,7 +220,7 @@ def is_small(model: EditableModel) -> bool:
 
 
 def read_patches(folders: Sequence[Path]) -> list[Patch]:
-    """The patches in these folders. Raises `PatchError` for one that is none."""
+    """The patches in these folders. Raises `PatchError` for a folder without a readable patch."""
     with terminal.status("reading patches"):
         terminal.quiet_libraries()
         from palimpsest.patches.storage import load_patch

@@ -236,7 +236,7 @@ def _published(runs: Sequence[Path]) -> list[Published]:
 
 
 def read_records(runs: list[Path]) -> list[RunRecord]:
-    """The records in these folders, or in the folders inside them. Raises `DataError` where there is none."""
+    """The records in these folders, or in the folders inside them. Raises `DataError` for a folder without a record."""
     from palimpsest.benchmark.folder import load_labelled, run_folders
 
     folders = []

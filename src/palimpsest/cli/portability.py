@@ -70,7 +70,7 @@ def build(
     timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds for one request.")] = 60.0,
     retries: Annotated[int, typer.Option("--retries", min=0, help="Attempts after the first.")] = 4,
     requests_per_minute: Annotated[
-        float | None, typer.Option("--requests-per-minute", min=0.01, help="No more than so many.")
+        float | None, typer.Option("--requests-per-minute", min=0.01, help="At most N requests per minute.")
     ] = None,
     prices: Annotated[
         tuple[float, float] | None,
@@ -96,7 +96,9 @@ def build(
     """
     if max_cost is not None and prices is None:
         raise ConfigError(
-            "A cost cannot be estimated without prices.", expected="--prices IN OUT", found="--max-cost alone"
+            "A cost cannot be estimated without prices.",
+            expected="--prices IN OUT",
+            found="--max-cost without --prices",
         )
     if not dry_run and not resume:
         from palimpsest.provenance import require_absent
@@ -166,7 +168,7 @@ def make_generator(
 
 
 def _key(url: str, variable: str | None) -> str | None:
-    """The key of an endpoint; one that nobody named goes to https alone."""
+    """The key of an endpoint; a key from the default variable goes to https only."""
     if variable is None:
         return os.environ.get(_KEY) if url.startswith("https://") else None
     key = os.environ.get(variable)

@@ -25,7 +25,7 @@ def tasks(
         list[Path] | None, typer.Option("--patch", help="A patch to put on; repeatable, the first one lowest.")
     ] = None,
     include: Annotated[Path | None, typer.Option("--include", help="A folder with task files of your own.")] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many questions a task.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most N questions per task.")] = None,
     num_fewshot: Annotated[
         int | None, typer.Option("--num-fewshot", min=0, help="Solved examples first.", show_default="the task's own")
     ] = None,

@@ -35,10 +35,10 @@ def train(
         ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help=_OF_FACTS + "the first so many records.", show_default=False)
+        int | None, typer.Option("--limit", min=1, help=_OF_FACTS + "only the first N records.", show_default=False)
     ] = None,
     phrasings: Annotated[
-        int, typer.Option("--phrasings", min=1, help=_OF_FACTS + "in how many a fact is read, where there are so many.")
+        int, typer.Option("--phrasings", min=1, help=_OF_FACTS + "phrasings per fact, if the file has that many.")
     ] = 4,
     architecture: Annotated[
         str, typer.Option("--architecture", help="decoder or encoder-decoder, as the bundled models.")

@@ -27,7 +27,7 @@ ENDED_FROM_OUTSIDE = {130: "Interrupted", 143: "Terminated", 129: "Hung up"}
 
 
 class Interrupted(Exception):
-    """An interrupt of which there is more to say than that nothing was left behind."""
+    """An interrupt with its own message."""
 
 
 @contextmanager

@@ -31,7 +31,7 @@ def trace(
         str | None, typer.Option("--facts", help="A file of edits or a data set, for averages over many prompts.")
     ] = None,
     num: Annotated[int, typer.Option("--num", "-n", min=1, help="How many facts that the model knows to trace.")] = 20,
-    samples: Annotated[int, typer.Option("--samples", min=1, help="Draws of the noise a prompt.")] = 10,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Draws of the noise per prompt.")] = 10,
     noise: Annotated[
         float, typer.Option("--noise", help="Its standard deviation, in those of the subjects' embeddings.")
     ] = 3.0,

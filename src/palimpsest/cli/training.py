@@ -35,7 +35,7 @@ def train(
     ],
     out: Annotated[Path, typer.Option("--out", help="The editor: a new folder.", show_default=False)],
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="So many edits, drawn with the seed.", show_default=False)
+        int | None, typer.Option("--limit", min=1, help="Train on N edits, drawn with the seed.", show_default=False)
     ] = None,
     option: Annotated[
         list[str] | None,

@@ -102,7 +102,7 @@ class Dataset:
         return replace(self, requests=tuple(self.requests[index] for index in order[:num_edits]))
 
     def with_probes(self, most: int) -> Dataset:
-        """The same edits with at most so many probes of each kind, the first ones."""
+        """The same edits with only the first `most` probes of each kind."""
 
         def first(probes: Iterable[Probe]) -> Iterator[Probe]:
             seen: Counter[str] = Counter()

@@ -163,7 +163,7 @@ def training_edits(source: str | Path) -> Dataset:
     Of a file whose records name splits it is `train`, else the whole file; records that cannot be used are skipped and
     counted.
 
-    Raises as `dataset` and `load_edits` do, and `DataError` for a file of other splits alone.
+    Raises as `dataset` and `load_edits` do, and `DataError` for a file that names only other splits.
     """
     name = str(source)
     if name in DATASETS:

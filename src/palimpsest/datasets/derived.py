@@ -19,7 +19,7 @@ def with_distracting(data: Dataset, *, num_probes: int = 1) -> Dataset:
 
     Arguments:
         data: any data set.
-        num_probes: at most so many for each edit.
+        num_probes: most probes made per edit.
     """
     requests = [_with_more(one, "locality.distracting", _distracting(one)[:num_probes]) for one in data.requests]
     return _noted(data, requests, "locality.distracting", "no question out of scope or about a neighbour")
@@ -33,8 +33,8 @@ def with_out_of_scope(data: Dataset, *, num_probes: int = 1, seed: int = 0) -> D
 
     Arguments:
         data: any data set.
-        num_probes: at most so many for each edit.
-        seed: of the choice; each edit's choice depends on its own id alone, not on the edits before it.
+        num_probes: most probes made per edit.
+        seed: of the choice; each edit's choice depends only on its own id, not on the edits before it.
     """
     templates = [_template(one) for one in data.requests]
     requests = []

@@ -23,8 +23,8 @@ def is_hub_name(path: str | Path) -> bool:
 def read_hub(path: str | Path) -> list[Record]:
     """Every record of every split, or of the one file; a record that names no split itself gets that of the hub.
 
-    Raises `ConfigError` when the library that reads the hub is not installed, `DataError` for a name that is none and
-    for a data set that cannot be had.
+    Raises `ConfigError` when the library that reads the hub is not installed, `DataError` for an invalid name and for
+    a data set that cannot be had.
     """
     match = _NAME.fullmatch(str(path))
     if match is None:
@@ -70,7 +70,7 @@ def _one_file(name: str, file: str) -> list[Record]:
 
 def _unreachable(name: str, error: Exception) -> DataError:
     return DataError(
-        "The data set cannot be had from the hub.",
+        "The data set cannot be read from the hub.",
         expected="a data set that can be downloaded or is in the local cache",
         found=f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}",
         where=name,

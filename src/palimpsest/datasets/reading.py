@@ -26,7 +26,7 @@ _MARKS = (
 def read_text(path: Path) -> str:
     """A file's text. A byte-order mark is dropped; it says whether the file is UTF-16 or UTF-32 instead of UTF-8.
 
-    Raises `DataError` when there is no such file, it is empty, or it is none of these.
+    Raises `DataError` when there is no such file, it is empty, or it is in another encoding.
     """
     try:
         content = path.read_bytes()

@@ -64,7 +64,7 @@ def build(
         model: the one that will be edited.
         generator: what proposes.
         out: a new folder: the edits, every item with what became of it, and the pages for review.
-        num_items: at most so many proposals for an edit.
+        num_items: most proposals per edit.
         resume: go on in a folder that an interrupted build with the same arguments left.
         progress: told the number of edits done.
 

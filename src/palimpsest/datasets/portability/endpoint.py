@@ -19,7 +19,7 @@ from palimpsest.datasets.portability.asking import Message, NoProposal
 from palimpsest.errors import ConfigError, DataError
 
 LARGEST = 4_000_000
-"""Bytes of an answer; what is longer is none."""
+"""Most bytes of an answer; a longer one is refused."""
 LONGEST_WAIT = 120.0
 """Seconds between two attempts, also when the server asks for more."""
 _LIMITS = ("max_tokens", "max_completion_tokens")
@@ -52,10 +52,10 @@ class Endpoint:
         options: more fields of the request, such as `temperature`, which is 0 unless it is given.
         timeout: seconds for one whole attempt.
         retries: attempts after the first.
-        requests_per_minute: at most so many; `None` for no limit.
+        requests_per_minute: most requests per minute; `None` for no limit.
         sleep: waits; for tests.
 
-    Raises `ConfigError` for a URL that is none, and for a key that would go unencrypted to another machine.
+    Raises `ConfigError` for an invalid URL, and for a key that would go unencrypted to another machine.
     """
 
     def __init__(

@@ -41,7 +41,7 @@ class Generator(Protocol):
         """Everything that determines what is proposed, JSON-ready, without secrets."""
 
     def propose(self, edit: EditRequest, num_items: int) -> list[Proposal]:
-        """At most so many proposals. Raises `NoProposal` when there is none, with the reason."""
+        """At most `num_items` proposals. Raises `NoProposal`, with the reason, when there are no proposals."""
 
 
 class Completer(Protocol):
@@ -56,7 +56,7 @@ class Completer(Protocol):
 
 
 class ChatGenerator:
-    """Asks a chat model for proposals as JSON; once more, with what was wrong, when the answer is none.
+    """Asks a chat model for proposals as JSON; once more, with what was wrong, when the answer cannot be read.
 
     Arguments:
         completer: the chat model.
@@ -74,7 +74,7 @@ class ChatGenerator:
         return self.completer.identity
 
     def propose(self, edit: EditRequest, num_items: int) -> list[Proposal]:
-        """At most so many proposals. Raises `NoProposal` for a refusal and for two answers that cannot be read."""
+        """At most `num_items` proposals. Raises `NoProposal` for a refusal and for two answers that cannot be read."""
         messages = messages_for(edit, num_items)
         answer = self._answer(messages)
         try:
@@ -186,7 +186,7 @@ class TableGenerator:
         self.identity: dict[str, Any] = {"table": name, "fingerprint": digest(rows)}
 
     def propose(self, edit: EditRequest, num_items: int) -> list[Proposal]:
-        """The first so many triples of the new answer. Raises `NoProposal` when the table has none of it."""
+        """The first `num_items` triples of the new answer. Raises `NoProposal` when the table has no triple of it."""
         found = list(self._rows.get(normalise(edit.target_new), {}).values())
         if not found:
             raise NoProposal("the table has no triple about the new answer")

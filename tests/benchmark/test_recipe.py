@@ -21,7 +21,7 @@ BAD = {
     "an option of another protocol": ({"protocols": [{"name": "single", "batch_size": 2}]}, "no option 'batch_size'"),
     "no methods": ({"methods": []}, "methods"),
     "a method twice": ({"methods": ["ft", "ft"]}, "by one name"),
-    "a restriction to nothing": ({"methods": [{"name": "ft", "models": ["world-t6"]}]}, "does not have"),
+    "a restriction to nothing": ({"methods": [{"name": "ft", "models": ["world-t6"]}]}, "missing from the recipe"),
     "an entry that is none": ({"methods": [3]}, "a name or a table"),
     "an unknown measure": ({"measures": ["token-tme"]}, "token-time"),
     "data on no model": (

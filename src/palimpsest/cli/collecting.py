@@ -70,7 +70,7 @@ def stats(
             )
     except KeyboardInterrupt:
         raise terminal.Interrupted(
-            f"Interrupted. What was done up to a minute ago is kept in {kept.folder}; the same command goes on from there."
+            f"Interrupted. What was done until a minute ago is in {kept.folder}; the same command goes on from there."
         ) from None
     rows = [_row(point, one) for point, one in found.items()]
     seconds = time.perf_counter() - start

@@ -35,7 +35,7 @@ def is_build(path: Path) -> bool:
 
 
 def read_build(folder: Path) -> dict[str, Any]:
-    """What a build was made with. Raises `OutputError` for a folder that no build wrote, or that a later version wrote."""
+    """What a build was made with. Raises `OutputError` for a folder that no build, or a later version, wrote."""
     try:
         record: dict[str, Any] = json.loads((folder / BUILD).read_text(encoding="utf-8"))
         later = record["format_version"] > FORMAT_VERSION

@@ -60,7 +60,7 @@ def test_a_path_object_and_a_configuration(hub: Path) -> None:
 
 
 def test_a_data_set_that_cannot_be_had(hub: Path) -> None:
-    with pytest.raises(DataError, match="cannot be had") as caught:
+    with pytest.raises(DataError, match="cannot be read from the hub") as caught:
         load_edits("hf://lab/none")
     assert caught.value.where == "hf://lab/none"
     with pytest.raises(DataError, match="cannot be read"):
@@ -85,6 +85,6 @@ def test_one_file_of_a_data_set(hub: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     assert load_edits("hf://lab/facts/part/train.jsonl").requests[0].subject == "Northlight"
-    with pytest.raises(DataError, match="cannot be had") as caught:
+    with pytest.raises(DataError, match="cannot be read from the hub") as caught:
         load_edits("hf://lab/facts/part/other.json")
     assert caught.value.where == "hf://lab/facts/part/other.json"

@@ -112,7 +112,7 @@ def _requests(file: Path | None, inline: EditRequest | None, *, skip_bad: bool) 
         )
     if file is not None:
         return inputs.read_edits(file.expanduser(), skip_bad=skip_bad)
-    return ([inline] if inline else []), []
+    return ([inline], inputs.remarks_on(inline)) if inline else ([], [])
 
 
 def _result(

@@ -315,6 +315,13 @@ def inline_edit(
     return EditRequest(prompt, target_new, subject=subject, target_old=target_old)
 
 
+def remarks_on(edit: EditRequest) -> list[str]:
+    """What a user should know about an edit from the command line."""
+    from palimpsest.datasets.tabular import remarks
+
+    return [f"{remark}." for remark in remarks(edit, edit.subject)]
+
+
 def find_dataset(name: str, path: Path | None, *, skip_bad: bool = False) -> Dataset:
     """A data set by name, or a file of edits; with `skip_bad` without a user's own records that cannot be used.
 

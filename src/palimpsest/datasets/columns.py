@@ -54,6 +54,7 @@ _KNOWN_OTHERS = frozenset(
     | {"pararel_idx", "attribute_prompts", "generation_prompts", "concept", "subject_id", "target_neg"}
 )
 _NUMBERED = re.compile(r"(rephrase|locality|locality_answer|portability|portability_answer)_(\d+)")
+_SHORT, _ALIKE, _LONGEST_SHOWN = 3, 0.7, 200
 _STEMS = ("rephrase", "locality_answer", "locality", "portability_answer", "portability")
 _NAMES = MappingProxyType(
     {name: name for name in (*COLUMNS, "locality_answer", "portability_answer")}
@@ -79,6 +80,9 @@ def read_columns(records: Iterable[Record]) -> tuple[list[Record], list[str]]:
                     _check_unknown(name, given, record)
                 ignored[name] = record.where
         read.append(Record(record.where, fields))
+    absent = [name for name in REQUIRED if read and not any(name in record.fields for record in read)]
+    if absent:
+        raise _no_column(absent, read[0])
     notes = []
     if renamed:
         shown = ", ".join(f"{name!r} as `{known}`" for name, known in renamed.items())
@@ -147,6 +151,8 @@ def _check_unknown(name: str, given: Mapping[str, str], record: Record) -> None:
             remedy=f"rename {name!r} to target_new or to target_old",
         )
     close = _misspelt(folded, [one for one in COLUMNS if one not in given])
+    if not given and not any(_misspelt(_folded(one), list(COLUMNS)) for one in record.fields):
+        raise _no_names(record)
     if close or missing:
         lacks = f"the required {' and '.join(f'`{one}`' for one in missing)}; " if missing else ""
         suggestion = f"did you mean {' or '.join(map(repr, close))}?" if close else None
@@ -161,7 +167,31 @@ def _check_unknown(name: str, given: Mapping[str, str], record: Record) -> None:
 
 def _misspelt(name: str, known: list[str]) -> list[str]:
     """Names so close that the given one can hardly be a column of its own (as `notes` is, beside `probes`)."""
-    return [one for one in near_matches(name, known) if name in one or SequenceMatcher(None, name, one).ratio() >= 0.7]
+    return [
+        one
+        for one in near_matches(name, known)
+        if (name in one and len(name) > _SHORT) or SequenceMatcher(None, name, one).ratio() >= _ALIKE
+    ]
+
+
+def _no_names(record: Record) -> DataError:
+    return DataError(
+        "None of the fields has a known name.",
+        expected=f"the fields {', '.join(COLUMNS)}, of which {' and '.join(REQUIRED)} are required",
+        found=", ".join(map(repr, record.fields))[:_LONGEST_SHOWN] or "no fields",
+        where=record.where,
+        remedy="name the fields; in a table the first line holds the names: prompt,subject,target_new,target_old",
+    )
+
+
+def _no_column(absent: list[str], record: Record) -> DataError:
+    return DataError(
+        f"No record has a `{absent[0]}`.",
+        expected=f"the required fields {' and '.join(REQUIRED)}",
+        found=f"the fields {', '.join(map(repr, record.fields)) or '(none)'}",
+        where=f"{record.where}, field `{absent[0]}`",
+        remedy=f"add the column {absent[0]}, or rename the one that holds it",
+    )
 
 
 def _twice(known: str, first: str, second: str, record: Record) -> DataError:

@@ -128,7 +128,7 @@ def make_probe(
     except PalimpsestError as error:
         return DataError(
             f"{criterion}: {error.problem[:1].lower()}{error.problem[1:]}",
-            expected=error.expected,
+            expected=error.expected if answers else f"an answer beside the question, which is about a {kind}",
             found=error.found,
             where=f"field `{criterion}`",
         )

@@ -76,14 +76,18 @@ def _rows(text: str, path: Path, delimiter: str, *, lines_before: int) -> list[R
                 records.append(Record(where, kept))
     except csv.Error as error:
         raise DataError(
-            "The table is broken.", expected=f"cells separated by {name}", found=str(error), where=f"{path}:{line}",
-            remedy='a double quote inside a quoted text is written twice: ""',
+            "The table is broken.", expected=f"cells separated by {name}", found=_found(error), where=f"{path}:{line}",
+            remedy='a quoted text ends with a double quote; one inside it is written twice: ""',
         ) from error  # fmt: skip
     if header and not records:
         raise DataError(
             "The file has a header and no rows.", expected="at least one row", found="none", where=str(path)
         )
     return records
+
+
+def _found(error: csv.Error) -> str:
+    return "a quoted text without an end" if "end of data" in str(error) else str(error)
 
 
 def _check_header(header: list[str], delimiter: str, where: str) -> None:

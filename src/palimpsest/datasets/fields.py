@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import fields as dataclass_fields
 from typing import Any
 
 from palimpsest.errors import DataError
@@ -94,16 +95,31 @@ def require_different(new: str, old: str | None) -> None:
 
 def given_probes(fields: Mapping[str, Any]) -> tuple[Probe, ...]:
     """The probes of a record's own `probes` list. Raises `DataError` for one that cannot be read."""
-    given = []
     entries = fields.get("probes") or []
-    for entry in entries if isinstance(entries, list) else [entries]:
-        try:
-            given.append(Probe(**entry))
-        except TypeError as error:
-            raise DataError(
-                "A probe cannot be read.",
-                expected="a list of objects with `kind`, `prompt` and perhaps `expected`, `accepts` and `fact`",
-                found=f"{str(entry)[:80]} ({error})",
-                where="field `probes`",
-            ) from error
-    return tuple(given)
+    return tuple(_probe(entry) for entry in (entries if isinstance(entries, list) else [entries]))
+
+
+def _probe(entry: Any) -> Probe:
+    known = [one.name for one in dataclass_fields(Probe)]
+    problem = None
+    if not isinstance(entry, Mapping):
+        problem = f"{str(entry)[:80]!r}, which is not an object"
+    elif missing := [name for name in ("kind", "prompt") if name not in entry]:
+        problem = f"{dict(entry)!r:.80}, without `{missing[0]}`"
+    elif unknown := [name for name in entry if name not in known]:
+        problem = f"a field {unknown[0]!r} in {dict(entry)!r:.80}"
+    if problem:
+        raise DataError(
+            "A probe cannot be read.",
+            expected="a list of objects with `kind`, `prompt` and perhaps `expected`, `accepts` and `fact`",
+            found=problem,
+            where="field `probes`",
+        )
+    return Probe(**{name: _as_given(value) for name, value in entry.items()})
+
+
+def _as_given(value: Any) -> Any:
+    """Numbers as texts, also in a list; everything else for the probe to check."""
+    if isinstance(value, list):
+        return tuple(map(_as_given, value))
+    return value if value is None else as_text(value) or value

@@ -74,4 +74,7 @@ def questions_of(value: Any, group: str, edit: EditRequest) -> Iterator[Probe | 
                     yield "it expects the old answer, so that it may ask for the edited fact itself"
                 else:
                     text = filled(prompt, edit.subject) if edit.subject else prompt
-                    yield make_probe(criterion, edit, text, answers)
+                    made = make_probe(criterion, edit, text, answers)
+                    if isinstance(made, DataError):
+                        made.where = f"field `{group}`"
+                    yield made

@@ -6,6 +6,7 @@ import codecs
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from palimpsest.datasets.base import Record
@@ -15,6 +16,22 @@ from palimpsest.datasets.objects import records_in
 from palimpsest.errors import DataError
 
 ENDINGS = (".jsonl", ".json", ".csv", ".tsv")
+_SHOWN = 5
+_PACKED = MappingProxyType(
+    {
+        b"PK\x03\x04": "a spreadsheet's or a zip file's first bytes",
+        b"\x1f\x8b": "a gzip file's first bytes",
+        b"PAR1": "a Parquet file's first bytes",
+        b"\xd0\xcf\x11\xe0": "an old spreadsheet's first bytes",
+    }
+)
+_CONVERSIONS = MappingProxyType(
+    {
+        **dict.fromkeys((".xlsx", ".xls", ".ods", ".numbers"), "export the sheet as CSV (UTF-8)"),
+        **dict.fromkeys((".gz", ".zip", ".bz2", ".xz"), "unpack it"),
+        ".parquet": "write it as JSONL, with pandas: to_json(..., orient='records', lines=True)",
+    }
+)
 _OTHER_ENDINGS = {".ndjson": ".jsonl", ".tab": ".tsv"}
 # The longer marks first: that of UTF-32 begins as that of UTF-16 does.
 _MARKS = (
@@ -37,7 +54,20 @@ def read_text(path: Path) -> str:
         ) from error  # fmt: skip
     except OSError as error:
         found = "a folder" if path.is_dir() else (error.strerror or str(error))
-        raise DataError("The file cannot be read.", expected="a readable file", found=found, where=str(path)) from error
+        inside = sorted(one.name for one in path.glob("*") if one.suffix in ENDINGS)[:_SHOWN] if path.is_dir() else []
+        raise DataError(
+            "The file cannot be read.",
+            expected="a readable file",
+            found=found,
+            where=str(path),
+            remedy=f"name a file in it: {', '.join(inside)}" if inside else "give a file",
+        ) from error
+    packed = next((what for mark, what in _PACKED.items() if content.startswith(mark)), None)
+    if packed:
+        raise DataError(
+            "The file is not text.", expected="a text file", found=packed, where=str(path),
+            remedy="export it as CSV (UTF-8), or unpack it",
+        )  # fmt: skip
     encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8-sig")
     if encoding == "utf-8-sig" and b"\0" in content:
         raise _not_utf8(path, f"a NUL byte at byte offset {content.index(0)}, as UTF-16 has them")
@@ -70,7 +100,7 @@ def read_records(path: Path) -> list[Record]:
             expected=f"a name that ends in {', '.join(ENDINGS)}",
             found=f"{path.suffix!r}" if path.suffix else "no ending",
             where=str(path),
-            remedy="rename it to what it is, or convert it",
+            remedy=_CONVERSIONS.get(path.suffix.lower(), "rename it to what it is, or convert it"),
         )
     text = read_text(path)
     if ending in (".csv", ".tsv"):
@@ -154,7 +184,9 @@ def _json(text: str, path: Path) -> list[Record]:
             elif text[position : position + 1] != "]":
                 raise json.JSONDecodeError("Expecting ',' or ']' between records", text, position)
         if text[position:].strip() != "]" or (records and text[:position].rstrip().endswith(",")):
-            raise json.JSONDecodeError("The list does not end where it should", text, position)
+            is_comma = text[:position].rstrip().endswith(",")
+            problem = "A comma follows the last record" if is_comma else "The list does not end where it should"
+            raise json.JSONDecodeError(problem, text, position)
         return records
     except _Repeated as error:
         raise _repeated(error, where) from error
@@ -169,9 +201,15 @@ def _fields(value: Any, where: str) -> dict[str, Any]:
     raise DataError(
         "A record is not an object.",
         expected='an object such as {"prompt": "...", "target_new": "..."}',
-        found=f"{type(value).__name__} {str(value)[:60]!r}",
+        found=f"{_kind_of(value)}: {json.dumps(value, ensure_ascii=False)[:60]}",
         where=where,
     )
+
+
+def _kind_of(value: Any) -> str:
+    """What JSON calls a value."""
+    names = {str: "a text", bool: "a truth value", list: "a list", type(None): "null"}
+    return names.get(type(value), "a number")
 
 
 def _next(text: str, position: int) -> int:
@@ -190,8 +228,16 @@ def _broken_json(path: Path, line: int, column: int, message: str, text: str) ->
         expected="one JSON object a line" if path.suffix.lower() == ".jsonl" else "a JSON list of objects",
         found=f"{message}: {text.strip()[:60]!r}",
         where=f"{path}:{line}, column {column}",
-        remedy="correct the line" + (" (a list over several lines belongs in a .json file)" if _is_list(text) else ""),
+        remedy=_remedy(path, text, message),
     )
+
+
+def _remedy(path: Path, text: str, message: str) -> str:
+    if path.suffix.lower() == ".jsonl" and _is_list(text):
+        return "correct the line (a list over several lines belongs in a .json file)"
+    if "double quotes" in message and "'" in text:
+        return 'write texts in double quotes: {"prompt": "..."}'
+    return "correct the line"
 
 
 def _is_list(text: str) -> bool:

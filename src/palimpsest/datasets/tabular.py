@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from palimpsest.datasets.base import Partial
@@ -55,7 +56,7 @@ def request(fields: Mapping[str, Any]) -> Partial:
     for probe in given:
         if probe.is_locality and normalise(probe.prompt) == normalise(edit.prompt):
             made.append(_asks_the_edit(probe.prompt, "probes"))
-    return partial(edit, made, notes=tuple(_remarks(fields, edit, subject)))
+    return partial(edit, made, notes=tuple(remarks(edit, subject, fields)))
 
 
 def _group(fields: Mapping[str, Any], name: str, group: str, edit: EditRequest) -> Iterator[Made]:
@@ -145,7 +146,14 @@ def _filled(text: str, edit: EditRequest) -> str:
     return filled(text, edit.subject) if edit.subject else text
 
 
-def _remarks(fields: Mapping[str, Any], edit: EditRequest, subject: str | None) -> Iterator[str]:
+def remarks(edit: EditRequest, subject: str | None, fields: Mapping[str, Any] = MappingProxyType({})) -> Iterator[str]:
+    """What a user should know about an edit.
+
+    Arguments:
+        edit: the edit.
+        subject: its subject as it was given.
+        fields: the record it was read from.
+    """
     for name in ("prompt", "target_new", "target_old"):
         if fields.get(name) is not None and not isinstance(fields[name], str | list):
             yield f"`{name}` is a number or a truth value and is read as the text {as_text(fields[name])!r}"

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 from palimpsest.errors import DataError, unknown_name
+from palimpsest.joining import Prompt, stripped
 from palimpsest.spelling import (
     closest,
     difference,
@@ -65,10 +66,12 @@ class Probe:
         if self.kind not in PROBE_KINDS:
             raise unknown_name("kind of probe", str(self.kind), PROBE_KINDS)
         _require_text(self.prompt, "prompt", where=f"a {self.kind} probe")
-        object.__setattr__(self, "prompt", self.prompt.rstrip())
+        object.__setattr__(self, "prompt", stripped(self.prompt))
         if self.expected is not None:
             object.__setattr__(self, "expected", self.expected.strip())
-        object.__setattr__(self, "accepts", self._other_names())
+        object.__setattr__(
+            self, "accepts", _other_names(self.accepts, self.expected, where=f"the probe {self.prompt!r}")
+        )
         if not self.is_locality and not self.expected:
             raise DataError(
                 "A probe has no expected answer.",
@@ -86,15 +89,6 @@ class Probe:
         """The expected answer, if there is one, and its other names."""
         return (*([self.expected] if self.expected else []), *self.accepts)
 
-    def _other_names(self) -> tuple[str, ...]:
-        given: Any = self.accepts
-        names: dict[str, str] = {}
-        for name in (given,) if isinstance(given, str) else given:
-            _require_text(name, "accepts", where=f"the probe {self.prompt!r}")
-            names.setdefault(normalise(name), name.strip())
-        names.pop(normalise(self.expected or ""), None)
-        return tuple(names.values())
-
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary of what is given."""
         return {key: value for key, value in asdict(self).items() if value is not None and value != ()}
@@ -106,7 +100,7 @@ class EditRequest:
 
     Arguments:
         prompt: the full text before the answer, such as `"The capital of France is"`; or a template such as
-            `"The capital of {} is"`, which the subject is put into, there and in the probes' prompts.
+            `"The capital of {} is"`, which the subject is put into, there and in the probes' prompts. Spaces at its end are not part of it, newlines are.
         target_new: the answer it should get. Surrounding spaces are not part of it.
         subject: what the fact is about; must occur in the prompt. Methods that locate an edit need it. Case, width,
             accents' composition, quotes and spaces may differ: the prompt's spelling is taken.
@@ -114,6 +108,10 @@ class EditRequest:
         probes: questions that test the edit. The reliability probe is made from the prompt and need not be given.
         fact: identity of the fact, in the form that probes use.
         id: a name for records; made from the content when left out.
+        joiner: what stands between the prompt (or a rephrasing) and its answer, where it is not what
+            `palimpsest.joining.separator` says.
+        accepts: other names of the new answer, as right as it.
+        accepts_old: other names of the old answer.
 
     Raises `DataError` that names the field, what was expected and what was found.
     """
@@ -125,13 +123,25 @@ class EditRequest:
     probes: tuple[Probe, ...] = ()
     fact: str | None = None
     id: str = ""
+    joiner: str | None = None
+    accepts: tuple[str, ...] = ()
+    accepts_old: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         where = f"the edit {self.id or self.prompt!r}"
         _require_text(self.prompt, "prompt", where=where)
         _require_text(self.target_new, "target_new", where=where)
-        object.__setattr__(self, "prompt", self.prompt.rstrip())
+        if self.joiner is not None and not isinstance(self.joiner, str):
+            raise DataError(
+                "The field `joiner` is not text.",
+                expected='text such as " ", "\\n" or "" for nothing',
+                found=repr(self.joiner),
+                where=where,
+            )
+        object.__setattr__(self, "prompt", self._joined(self.prompt))
         object.__setattr__(self, "target_new", self.target_new.strip())
+        object.__setattr__(self, "accepts", _other_names(self.accepts, self.target_new, where=where))
+        object.__setattr__(self, "accepts_old", _other_names(self.accepts_old, self.target_old, where=where))
         object.__setattr__(self, "probes", tuple(self.probes))
         if self.target_old is not None:
             _require_text(self.target_old, "target_old", where=where)
@@ -145,7 +155,9 @@ class EditRequest:
             start, end = self.subject_span()
             object.__setattr__(self, "subject", self.prompt[start:end])
         if not self.id:
-            content = json.dumps([self.prompt, self.target_new, self.subject, self.target_old])
+            content = json.dumps(
+                [self.prompt, self.target_new, self.subject, self.target_old, *([self.joiner] if self.joiner else [])]
+            )
             object.__setattr__(self, "id", hashlib.sha256(content.encode()).hexdigest()[:12])
 
     def subject_span(self) -> tuple[int, int]:
@@ -175,8 +187,9 @@ class EditRequest:
 
     def all_probes(self) -> tuple[Probe, ...]:
         """The reliability probe, made from the edit itself, followed by the others."""
-        own = Probe("reliability", self.prompt, self.target_new, self.fact)
-        return (own, *(probe for probe in self.probes if probe.kind != "reliability"))
+        given = [name for probe in self.probes if probe.kind == "reliability" for name in probe.accepts]
+        own = Probe("reliability", self.prompt, self.target_new, self.fact, (*self.accepts, *given))
+        return (own, *(self._joined_probe(probe) for probe in self.probes if probe.kind != "reliability"))
 
     def reversed_to_old(self) -> EditRequest:
         """The request that teaches the old answer: what F-Learning's forgetting step learns in order to subtract.
@@ -191,13 +204,21 @@ class EditRequest:
                 where=f"the edit {self.prompt!r}",
                 remedy="add `target_old` to the record, or take a method that does not forget first",
             )
-        return replace(self, target_new=self.target_old, target_old=None, probes=(), id=f"{self.id}-old")
+        return replace(
+            self,
+            target_new=self.target_old,
+            target_old=None,
+            probes=(),
+            id=f"{self.id}-old",
+            accepts=self.accepts_old,
+            accepts_old=(),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary that `from_dict` reads back."""
         record = asdict(self)
         record["probes"] = [probe.to_dict() for probe in self.probes]
-        return {key: value for key, value in record.items() if value not in (None, [])}
+        return {key: value for key, value in record.items() if value is not None and value not in ([], ())}
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> EditRequest:
@@ -207,6 +228,16 @@ class EditRequest:
             return cls(**{**record, "probes": probes})
         except TypeError as error:
             raise DataError("A record is not an edit.", found=str(error), where=f"record {dict(record)!r}") from error
+
+    def _joined(self, prompt: str) -> str:
+        text = stripped(prompt)
+        return text if self.joiner is None else Prompt(text, self.joiner)
+
+    def _joined_probe(self, probe: Probe) -> Probe:
+        """A probe with what stands behind its prompt, where that is the edit's prompt in other words."""
+        if self.joiner is None or probe.kind != "generality":
+            return probe
+        return replace(probe, prompt=self._joined(probe.prompt))
 
 
 def check_requests(requests: Sequence[EditRequest], *, needs_subject: bool, needs_old_answer: bool) -> None:
@@ -296,6 +327,16 @@ def _no_such_subject(subject: str, prompt: str) -> DataError:
         where="field `subject`",
         remedy="correct the subject or the prompt, or leave `subject` out to have it found",
     )
+
+
+def _other_names(given: Any, name: str | None, *, where: str) -> tuple[str, ...]:
+    """Other names of an answer, each once, without the answer itself."""
+    names: dict[str, str] = {}
+    for one in (given,) if isinstance(given, str) else given:
+        _require_text(one, "accepts", where=where)
+        names.setdefault(normalise(one), one.strip())
+    names.pop(normalise(name or ""), None)
+    return tuple(names.values())
 
 
 def _require_text(value: object, name: str, *, where: str) -> None:

@@ -9,9 +9,11 @@ import torch
 import tiny
 from evaluation.head_editor import SENTENCES, facts
 from palimpsest import Batch, EditRequest, Probe, Sequential, Single, evaluate, method
+from palimpsest.answers import is_exact
 from palimpsest.evaluation import SCORINGS, load_run
 from palimpsest.evaluation.drift import perplexity
-from palimpsest.models.generation import is_exact_match
+from palimpsest.evaluation.examiner import room_for
+from palimpsest.models.generation import written
 
 
 def by_hand(model: Any, prompt: str, text: str) -> tuple[list[bool], list[int], float]:
@@ -34,7 +36,7 @@ def test_every_scoring_is_what_the_bare_model_gives(family: str) -> None:
     before = {(r.prompt, r.expected): by_hand(model, r.prompt, r.expected) for r in record.probes if r.expected}
     with model.patched(editor.edit(model, data.requests).patch):
         for result in record.probes:
-            after = model.generate(result.prompt, max_new_tokens=6)
+            [after] = written(model, [result.prompt], room_for(model, data.requests, 6))
             assert result.after == after
             if result.expected is None:
                 continue
@@ -44,7 +46,7 @@ def test_every_scoring_is_what_the_bare_model_gives(family: str) -> None:
                 assert result.values["teacher_forced"] == pytest.approx(sum(kept) / len(kept))
             else:
                 assert result.values["teacher_forced"] == pytest.approx(sum(matches) / len(matches))
-                assert result.values["generate"] == float(is_exact_match(after, result.expected))
+                assert result.values["exact"] == float(is_exact(after, result.expected))
             if result.kind in ("reliability", "generality"):
                 old = by_hand(model, result.prompt, result.target_old or "")[2]
                 assert result.values["log_prob"] == float(likelihood > old)

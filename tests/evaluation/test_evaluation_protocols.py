@@ -12,12 +12,20 @@ from evaluation.head_editor import HeadEditor, facts
 from palimpsest import Batch, ConfigError, DataError, EditRequest, Probe, Sequential, Single, evaluate, method
 from palimpsest.evaluation import BaseAnswers, RunRecord
 from palimpsest.evaluation.drift import perplexity
+from palimpsest.evaluation.examiner import room_for
+from palimpsest.models.generation import written
 
 SHORT: dict[str, Any] = {"max_new_tokens": 6}
 
 
 def weights(model: Any) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
+
+
+def said(model: Any, data: Any, prompt: str) -> str:
+    """What the model writes after one prompt, as evaluation has it written."""
+    [text] = written(model, [prompt], room_for(model, getattr(data, "requests", data), SHORT["max_new_tokens"]))
+    return text
 
 
 def is_same(model: Any, before: dict[str, torch.Tensor]) -> bool:
@@ -37,7 +45,7 @@ def test_single_is_each_edit_alone() -> None:
     by_hand, drifts = [], []
     for request in data.requests:
         with model.patched(HeadEditor().edit(model, [request]).patch):
-            by_hand += [model.generate(probe.prompt, max_new_tokens=6) for probe in request.all_probes()]
+            by_hand += [said(model, data, probe.prompt) for probe in request.all_probes()]
             drifts.append(perplexity(model, data.neutral_text))
     assert generated(record) == by_hand
     assert record.scores["generate"]["reliability"].mean == 1.0
@@ -59,9 +67,7 @@ def test_batch_edits_a_group_in_one_call(size: int | None) -> None:
     for start in range(0, 4, size or 4):
         group = data.requests[start : start + (size or 4)]
         with model.patched(HeadEditor().edit(model, group).patch):
-            by_hand += [
-                model.generate(probe.prompt, max_new_tokens=6) for request in group for probe in request.all_probes()
-            ]
+            by_hand += [said(model, data, probe.prompt) for request in group for probe in request.all_probes()]
     assert generated(record) == by_hand
 
 
@@ -76,9 +82,9 @@ def test_sequential_stacks_and_tests_at_once_and_at_checkpoints() -> None:
             patch = HeadEditor().edit(model, [request]).patch
         total = total + patch if total else patch
         with model.patched(total):
-            immediate += [model.generate(p.prompt, max_new_tokens=6) for p in request.all_probes()[:2]]
+            immediate += [said(model, data, p.prompt) for p in request.all_probes()[:2]]
             probes = [p for r in data.requests[:done] for p in r.all_probes()]
-            final[done] = [model.generate(p.prompt, max_new_tokens=6) for p in probes]
+            final[done] = [said(model, data, p.prompt) for p in probes]
     assert generated(record, "immediate") == immediate
     assert generated(record, checkpoint=2) == final[2]
     assert generated(record, checkpoint=4) == final[4]
@@ -120,7 +126,7 @@ def test_a_failing_edit_is_counted_and_the_run_goes_on(protocol: Any) -> None:
     assert [failure.edit_ids for failure in record.failed_edits] == [["e1"]]
     assert "This edit cannot be made" in record.failed_edits[0].error
     assert record.scores["generate"]["reliability"].n == 3
-    assert record.counts["failed"] == 5 * 3
+    assert record.counts["failed"] == 5 * len(SCORINGS)
     assert "1 edit(s) could not be made" in " ".join(record.notes)
     nothing = evaluate(model, HeadEditor(failing=("e0", "e1", "e2", "e3")), data, protocol=protocol, **SHORT)
     assert nothing.status == "failed"
@@ -159,7 +165,7 @@ def test_locality_leaves_out_what_was_edited_so_far() -> None:
     single = evaluate(model, HeadEditor(), requests, protocol=Single(), **SHORT)
     assert single.counts["left_out"] == 0
     batch = evaluate(model, HeadEditor(), requests, protocol=Batch(), **SHORT)
-    assert batch.counts["left_out"] == 3
+    assert batch.counts["left_out"] == len(SCORINGS)
     assert "locality.neighborhood" not in batch.scores["generate"]
     assert "mentions a subject" in next(iter(batch.unscored["generate"]["locality.neighborhood"]))
     sequential = evaluate(model, HeadEditor(), requests, protocol=Sequential(checkpoints=(1,)), **SHORT)
@@ -224,17 +230,17 @@ def test_an_editor_that_can_do_nothing_says_so_before_anything_is_computed() -> 
     with pytest.raises(ConfigError, match="One at a time"):
         evaluate(model, Choosy(failing=("e0", "e1", "e2")), data, **SHORT)
     assert asked == []
-    assert evaluate(model, Choosy(failing=("e0", "e1")), data, **SHORT).counts["failed"] == 2 * 5 * 3
+    assert evaluate(model, Choosy(failing=("e0", "e1")), data, **SHORT).counts["failed"] == 2 * 5 * len(SCORINGS)
 
 
 def test_patches_that_are_on_the_model_belong_to_the_base() -> None:
     model, data = tiny.tiny_model("gptj"), facts(2)
     with model.patched(HeadEditor().edit(model, data.requests[:1]).patch):
-        said = model.generate("Who wrote book 0?", max_new_tokens=6)
+        text = said(model, data, "Who wrote book 0?")
         record = evaluate(model, HeadEditor(), data, **SHORT)
-        assert model.generate("Who wrote book 0?", max_new_tokens=6) == said
+        assert said(model, data, "Who wrote book 0?") == text
     assert record.specification.stacked_on == ["head"]
-    assert [r.before for r in record.probes if r.prompt == "Who wrote book 0?"] == [said]
+    assert [r.before for r in record.probes if r.prompt == "Who wrote book 0?"] == [text]
 
 
 @pytest.mark.parametrize("name", ["ft", "lora"])
@@ -264,7 +270,7 @@ def test_json_has_the_promised_shape_and_the_table_names_everything() -> None:
     shape = record.to_json()
     assert list(shape) == [
         "method", "model", "dataset", "protocol", "num_edits", "seed", "status", "scores", "perplexity", "seconds",
-        "seconds_per_edit", "peak_memory_bytes", "patch_bytes", "counts",
+        "seconds_per_edit", "peak_memory_bytes", "patch_bytes", "counts", "scoring_version", "ceilings",
     ]  # fmt: skip
     assert (shape["method"], shape["protocol"], shape["num_edits"], shape["seed"]) == ("head", "single", 3, 5)
     assert set(shape["scores"]) == {"generate", "teacher_forced", "log_prob"}
@@ -276,7 +282,7 @@ def test_json_has_the_promised_shape_and_the_table_names_everything() -> None:
     assert shape["seconds"]["total"] == pytest.approx(sum(v for k, v in shape["seconds"].items() if k != "total"))
     assert shape["patch_bytes"] == model.module.lm_head.weight.numel() * 4
     counts = shape["counts"]
-    assert counts["scored"] + counts["unscored"] + counts["failed"] + counts["left_out"] == 3 * 5 * 3
+    assert counts["scored"] + counts["unscored"] + counts["failed"] + counts["left_out"] == len(SCORINGS) * 5 * 3
     table = record.table()
     for word in (
         "single protocol",

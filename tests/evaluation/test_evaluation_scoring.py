@@ -13,6 +13,7 @@ from palimpsest.evaluation import SCORINGS, BaseAnswers
 from palimpsest.evaluation.examiner import Examiner
 from palimpsest.evaluation.overlap import EditedFacts
 from palimpsest.evaluation.scoring import Observation, Value, needed_targets, old_answer, score
+from palimpsest.models.generation import AnswerRoom, written
 from palimpsest.models.scores import TargetScore
 
 REQUEST = EditRequest("The capital of France is", "Lyon", subject="France", target_old="Paris", fact="France|capital")
@@ -47,7 +48,7 @@ def test_generate_takes_any_name_of_the_answer(generated: str, expected: float) 
 
 @pytest.mark.parametrize(
     ("before", "after", "expected"),
-    [("Madrid. A", "madrid", 1.0), ("Bilbao.", "Bilbao. Yes.", 1.0), ("Madrid.", "Madrid Lyon.", 0.0)],
+    [("Madrid. A", "madrid", 1.0), ("Bilbao.", "Bilbao. Yes.", 1.0), ("Madrid.", "Lyon.", 0.0)],
 )
 def test_generate_locality_is_against_the_base_model(before: str, after: str, expected: float) -> None:
     for probe in (NEIGHBOR, OPEN):
@@ -103,12 +104,12 @@ def test_nan_fails_under_every_scoring() -> None:
 def test_examiner_agrees_with_a_loop_over_the_bare_model(family: str) -> None:
     model = tiny.tiny_model(family)
     requests = facts(4).requests
-    examiner = Examiner(model, BaseAnswers(), SCORINGS, max_new_tokens=6, forward_batch_size=3)
+    examiner = Examiner(model, BaseAnswers(), SCORINGS, room=AnswerRoom(6), forward_batch_size=3)
     examiner.prepare(requests)
     before = {
         (p.prompt, p.expected): by_hand(model, p.prompt, p.expected) for r in requests for p in r.probes if p.expected
     }
-    said = {p.prompt: model.generate(p.prompt, max_new_tokens=6) for r in requests for p in r.all_probes()}
+    said = {p.prompt: written(model, [p.prompt], AnswerRoom(6))[0] for r in requests for p in r.all_probes()}
     # Half-trained on two of the facts, so that values of all sizes occur.
     with model.patched(HeadEditor(steps=6).edit(model, requests[:2]).patch):
         results = examiner.ask(requests)
@@ -116,7 +117,7 @@ def test_examiner_agrees_with_a_loop_over_the_bare_model(family: str) -> None:
         seen: dict[str, set[float | None]] = {scoring: set() for scoring in SCORINGS}
         for result in results:
             assert result.before == said[result.prompt]
-            assert result.after == model.generate(result.prompt, max_new_tokens=6)
+            assert result.after == written(model, [result.prompt], AnswerRoom(6))[0]
             for scoring in SCORINGS:
                 seen[scoring].add(result.values[scoring])
             if result.expected is None:
@@ -155,7 +156,7 @@ def test_a_prompt_without_room_fails_and_is_counted_while_others_are_asked() -> 
     model = tiny.tiny_model("gpt2")
     long = Probe("generality", "who " * 200, "Lyon")
     request = EditRequest("The capital of France is", "Lyon", probes=(long, OPEN), id="a")
-    examiner = Examiner(model, BaseAnswers(), SCORINGS, max_new_tokens=6, forward_batch_size=8)
+    examiner = Examiner(model, BaseAnswers(), SCORINGS, room=AnswerRoom(6), forward_batch_size=8)
     examiner.prepare([request])
     first, second, third = examiner.ask([request])
     assert first.values["generate"] == 0.0

@@ -14,7 +14,20 @@ SOURCE = Path(__file__).parents[2] / "src" / "palimpsest"
 FILES = sorted(SOURCE.rglob("*.py"))
 # A package may import from its own level and from those before it.
 LEVELS = [
-    {"errors", "requests", "spelling", "config", "registry", "provenance", "stopwatch", "processes"},
+    {
+        "errors",
+        "requests",
+        "spelling",
+        "config",
+        "registry",
+        "provenance",
+        "stopwatch",
+        "processes",
+        "scripts",
+        "joining",
+        "answers",
+        "babble",
+    },  # fmt: skip
     {"models"},
     {"patches"},
     {"statistics", "solve", "tracing"},

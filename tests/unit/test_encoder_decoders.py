@@ -10,10 +10,10 @@ from transformers import AutoModelForSeq2SeqLM
 
 import tiny
 from palimpsest import Architecture, ConfigError, DataError, EditRequest, ModelError, load, method
+from palimpsest.answers import first_sentence
 from palimpsest.cli.examining import examine
 from palimpsest.models import tokens
 from palimpsest.models.encoder_decoders import BART, T5
-from palimpsest.models.generation import cut_at_end
 from palimpsest.models.hooks import Point
 from palimpsest.models.linear import weight_as_out_in
 from palimpsest.optimise.finetune import answer_losses
@@ -129,7 +129,7 @@ def test_generation_is_the_greedy_one(family):
                 logits = model.module(input_ids=prompt_ids, decoder_input_ids=decoder, use_cache=False).logits
             said.append(int(logits[0, -1].argmax()))
         text = model.tokenizer.decode(said[1:], skip_special_tokens=True)
-        assert cut_at_end(model.generate(prompt, max_new_tokens=8)) == cut_at_end(text)
+        assert first_sentence(model.generate(prompt, max_new_tokens=8)) == first_sentence(text)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -6,9 +6,9 @@ from transformers import BertConfig, BertLMHeadModel, PersimmonConfig, Persimmon
 
 import tiny
 from palimpsest import Architecture, ModelError, Part, load
+from palimpsest.answers import first_sentence, is_exact
 from palimpsest.models.architecture import resolve
 from palimpsest.models.families import GPTJ
-from palimpsest.models.generation import cut_at_end, is_exact_match
 from palimpsest.models.hooks import Point
 from palimpsest.models.linear import factors_to_storage, weight_as_out_in
 
@@ -53,7 +53,7 @@ def test_generation_is_the_greedy_one(family):
             row = torch.tensor([ids])
             ids.append(int(model.module(row, attention_mask=torch.ones_like(row)).logits[0, -1].argmax()))
     text = tiny.tokenizer().decode(ids[start:], skip_special_tokens=True)
-    assert cut_at_end(model.generate("Anna Keller was", max_new_tokens=5)) == cut_at_end(text)
+    assert first_sentence(model.generate("Anna Keller was", max_new_tokens=5)) == first_sentence(text)
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -178,14 +178,14 @@ def test_neither_tokenizer_nor_config_nor_grad_flags_are_changed(tmp_path):
     ],
 )
 def test_exact_match_stops_where_the_answer_ends(generated, expected, verdict):
-    assert is_exact_match(generated, expected) is verdict
+    assert is_exact(generated, expected) is verdict
 
 
 def test_answers_are_cut_at_the_end_of_the_sentence():
-    assert cut_at_end(" J. R. R. Tolkien. He wrote") == "J. R. R. Tolkien"
-    assert cut_at_end("3.5 metres\nand more") == "3.5 metres"
-    assert cut_at_end("in 1990.") == "in 1990"
-    assert cut_at_end("in the USA. Then") == "in the USA"
+    assert first_sentence(" J. R. R. Tolkien. He wrote") == "J. R. R. Tolkien"
+    assert first_sentence("3.5 metres\nand more") == "3.5 metres"
+    assert first_sentence("in 1990.") == "in 1990"
+    assert first_sentence("in the USA. Then") == "in the USA"
 
 
 def test_prompts_near_the_end_of_the_context():

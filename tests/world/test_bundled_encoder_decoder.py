@@ -5,7 +5,7 @@ import json
 import pytest
 
 import palimpsest as ps
-from palimpsest.models.generation import is_exact_match
+from palimpsest.answers import is_exact
 from palimpsest.world import bundled_path
 from palimpsest.world.answering import answer
 from palimpsest.world.data import counterfact
@@ -62,7 +62,7 @@ def test_it_answers_statements_and_questions_and_keeps_its_answers_behind_a_stat
     assert model.generate(list(asked)) == list(asked.values())
     probes = [p for r in counterfact(knowledge)[::10] for p in r["probes"] if p["kind"] == "locality.distracting"]
     given = model.generate([probe["prompt"] for probe in probes])
-    assert sum(is_exact_match(a, p["expected"]) for a, p in zip(given, probes, strict=True)) / len(probes) >= 0.9
+    assert sum(is_exact(a, p["expected"]) for a, p in zip(given, probes, strict=True)) / len(probes) >= 0.9
 
 
 def test_its_card_states_what_was_measured():

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from palimpsest.answers import VERSION
 from palimpsest.benchmark.recipe import DataEntry, MethodEntry, ModelEntry, ProtocolEntry, Recipe, label_of
 from palimpsest.datasets import Dataset
 from palimpsest.errors import ConfigError
@@ -143,6 +144,8 @@ def _units(recipe: Recipe, root: str) -> Iterator[WorkUnit]:
     evaluation = recipe.model_dump(
         include={"scorings", "max_new_tokens", "probes_per_kind", "is_perplexity_wanted", "measures"}, mode="json"
     )
+    # Units that were measured under another definition of what counts as the answer are others.
+    evaluation["scoring_version"] = VERSION
     for model, dataset, protocol in recipe.places():
         for seed in recipe.seeds:
             for method in recipe.methods:

@@ -13,7 +13,7 @@ from pydantic import Field
 from palimpsest.config import Config
 from palimpsest.errors import ConfigError, DataError
 
-ScoringName = Literal["generate", "teacher_forced", "log_prob"]
+ScoringName = Literal["generate", "teacher_forced", "log_prob", "exact"]
 
 
 class ModelEntry(Config):
@@ -112,8 +112,9 @@ class Recipe(Config):
     """How many edits a unit makes, drawn with the seed; all of a data set's when left out."""
     seeds: list[int] = Field(default=[0], min_length=1)
     """Of the draw of edits, and of whatever is random in a method."""
-    scorings: list[ScoringName] = ["generate", "teacher_forced", "log_prob"]
-    max_new_tokens: int = Field(default=24, ge=1)
+    scorings: list[ScoringName] = ["generate", "teacher_forced", "log_prob", "exact"]
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    """Tokens that are generated at most; what the longest answer needs, and some more, when left out."""
     probes_per_kind: int | None = Field(default=None, ge=1)
     """Most probes of each kind per edit; all when left out."""
     is_perplexity_wanted: bool = True

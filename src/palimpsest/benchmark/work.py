@@ -113,7 +113,9 @@ class Desk:
         return self._data[1]
 
     def _base_file(self, unit: WorkUnit) -> Path:
-        identity = [unit.model.model_dump(exclude={"label"}), unit.evaluation["max_new_tokens"]]
+        from palimpsest.evaluation.answers import FORMAT_VERSION
+
+        identity = [unit.model.model_dump(exclude={"label"}), FORMAT_VERSION]
         return self.results / BASE / f"{digest(identity)}.json"
 
     def _base(self, unit: WorkUnit, model: EditableModel) -> BaseAnswers:
@@ -122,7 +124,7 @@ class Desk:
 
         file = self._base_file(unit)
         answers = self._answers.setdefault(file.stem, BaseAnswers())
-        answers.belong_to(model, unit.evaluation["max_new_tokens"])
+        answers.belong_to(model)
         if file.exists():
             answers.absorb(json.loads(file.read_text(encoding="utf-8")))
         return answers

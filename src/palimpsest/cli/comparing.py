@@ -38,7 +38,7 @@ class Job:
         requests: the facts.
         neutral_text: sentences for perplexity.
         seed: of the methods.
-        max_new_tokens: length of an answer.
+        max_new_tokens: length of an answer; what the longest one needs if left out.
         out: the folder with one run a method.
         placement: how every process loads the model.
     """
@@ -48,7 +48,7 @@ class Job:
     requests: tuple[EditRequest, ...]
     neutral_text: tuple[str, ...]
     seed: int
-    max_new_tokens: int
+    max_new_tokens: int | None
     out: Path
     placement: inputs.Placement = inputs.Placement()
 

@@ -22,7 +22,6 @@ DATASET = "world-counterfact"
 PAGE, RUNS = "report.html", "runs"
 _PROBES_PER_KIND = 3
 _NEUTRAL_SENTENCES = 8
-_ANSWER_TOKENS = 12
 _SHOWN_EDITS = 4
 _ASKED_AT_ONCE = 40
 _WIDE = 150
@@ -57,7 +56,7 @@ def demo(
             f"Editing {terminal.count(len(requests), 'fact')} of {model!r} with every method, one fact at a time."
         )
         with terminal.progress_bar("demo") as progress:
-            job = Job(model, DATASET, tuple(requests), tuple(neutral), seed, _ANSWER_TOKENS, draft / RUNS, placement)
+            job = Job(model, DATASET, tuple(requests), tuple(neutral), seed, None, draft / RUNS, placement)
             found = compare(loaded, job, progress)
         if not found.records:
             first = next(iter(found.left_out.items()), ("none", "no method is registered"))
@@ -89,19 +88,21 @@ def choose_facts(model: EditableModel, num_edits: int, seed: int) -> tuple[list[
 
     Raises `DataError` when the model knows fewer than that.
     """
+    from palimpsest.answers import gives_old
     from palimpsest.datasets import dataset
-    from palimpsest.models.generation import is_exact_match
+    from palimpsest.models.generation import AnswerRoom, written
 
     data = dataset(DATASET, split="test").with_probes(_PROBES_PER_KIND)
     drawn = data.sample(len(data.requests), seed).requests
     known: list[EditRequest] = []
     for first in range(0, len(drawn), _ASKED_AT_ONCE):
         chunk = drawn[first : first + _ASKED_AT_ONCE]
-        answers = model.generate([request.prompt for request in chunk], max_new_tokens=_ANSWER_TOKENS)
+        room = AnswerRoom.of(model.tokenizer, (request.target_old or "" for request in chunk))
+        answers = written(model, [request.prompt for request in chunk], room)
         known += [
             request
             for request, answer in zip(chunk, answers, strict=True)
-            if request.target_old and is_exact_match(answer, request.target_old)
+            if gives_old(request, answer, is_chat=model.chat is not None)
         ]
         if len(known) >= num_edits:
             break
@@ -126,7 +127,13 @@ def _show(found: Comparison, requests: Sequence[EditRequest]) -> None:
     runs = label_runs(found.records)
     shown = max(runs, key=_overall)
     rows = [
-        (probe.prompt, probe.before or "", probe.after or "", probe.expected or "", terminal.verdict(_is_right(probe)))
+        (
+            probe.prompt,
+            probe.shown_before() or "",
+            probe.shown_after() or "",
+            probe.expected or "",
+            terminal.verdict(_is_right(probe)),
+        )
         for probe in shown.record.probes
         if probe.kind == "reliability"
     ][:_SHOWN_EDITS]
@@ -144,12 +151,12 @@ def _show(found: Comparison, requests: Sequence[EditRequest]) -> None:
 
 
 def _show_methods(runs: Sequence[Run], num_workers: int) -> None:
-    from palimpsest.report.definitions import label
+    from palimpsest.report.definitions import LOWER_IS_BETTER, label
     from palimpsest.report.tables import metrics, size
 
     is_wide = terminal.console().width >= _WIDE
     if is_wide:
-        names = [name for name in metrics(runs, "generate") if name != "old_answer_rate"]
+        names = [name for name in metrics(runs, "generate") if name not in LOWER_IS_BETTER]
         heads = [label(name).replace(": ", ":\n") for name in names]
         values = [[run.mean("generate", name) for name in names] for run in runs]
     else:
@@ -161,6 +168,7 @@ def _show_methods(runs: Sequence[Run], num_workers: int) -> None:
             run.label,
             *(terminal.share(mean) for mean in means),
             terminal.share(run.mean("generate", "old_answer_rate")),
+            terminal.share(run.mean("generate", "degenerate_rate")),
             "-" if run.record.seconds_per_edit is None else f"{run.record.seconds_per_edit:.2f}",
             size(run.record.patch_bytes),
         )
@@ -169,11 +177,12 @@ def _show_methods(runs: Sequence[Run], num_workers: int) -> None:
     kinds = "" if is_wide else " Locality and portability are means over their kinds."
     spec = runs[0].record.specification
     terminal.print_table(
-        ("method", *heads, "old\nanswer", "seconds\nper edit", "patch"),
+        ("method", *heads, "old\nanswer", "babble", "seconds\nper edit", "patch"),
         rows,
         title="What became of the edits, and of everything else",
         caption=f"Free generation, protocol single, {terminal.count(spec.num_edits, 'edit')}, seed {spec.seed}.{kinds} "
-        f"Old answer: still given; lower is better. Timed with {terminal.count(num_workers, 'method')} at work at a"
+        "Old answer: still given; babble: repeats itself; lower is better. "
+        f"Timed with {terminal.count(num_workers, 'method')} at work at a"
         " time. Intervals stand in the page.",
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -56,9 +57,10 @@ def edit(
     device: inputs.DeviceOption = "auto",
     dtype: inputs.DtypeOption = "auto",
     device_map: inputs.DeviceMapOption = None,
+    max_new_tokens: inputs.AnswerTokensOption = None,
     as_json: inputs.JsonOption = False,
 ) -> None:
-    """Make a patch that lets a model give new answers. The model itself is not changed."""
+    """Make a patch that lets a model give new answers. The model itself is not changed. Exit 1 when no edit holds."""
     from palimpsest.provenance import require_absent
 
     require_absent(out)
@@ -70,23 +72,25 @@ def edit(
     carried = _carried(maker, state)
     below = inputs.read_patches(patch or [])
     loaded = inputs.load_model(model, inputs.Placement(device, dtype, device_map), chat=chat)
+    from palimpsest.evaluation.verdicts import asked
+
     with inputs.patched(loaded, below):
         with terminal.status("asking the model"):
-            before = loaded.generate([request.prompt for request in requests])
+            before = asked(loaded, requests, max_new_tokens)
         with terminal.progress_bar(f"editing with {method}") as progress:
             outcome = maker.edit(loaded, requests, carried, progress=progress)
         outcome.patch.save(out)
         if state is not None and outcome.state is not None:
             outcome.state.save(state)
         with terminal.status("asking again"), loaded.patched(outcome.patch):
-            after = loaded.generate([request.prompt for request in requests])
+            after = asked(loaded, requests, max_new_tokens)
     result = _result(loaded, maker, requests, before, after, outcome, out, notes)
     if as_json:
         terminal.emit_json(result)
     else:
         _show(result)
     if not any(one["is_right"] for one in result["edits"]):
-        terminal.log("No edit holds: try other options (-o), another --preset or another --method; see the docs.")
+        raise typer.Exit(1)
 
 
 def _carried(editor: Method[Any], state: Path | None) -> Any:
@@ -125,9 +129,12 @@ def _result(
     out: Path,
     notes: list[str],
 ) -> dict[str, Any]:
-    from palimpsest.models.generation import is_exact_match
+    from palimpsest.evaluation.verdicts import outcome as became
 
-    found, patch = outcome.diagnostics, outcome.patch
+    found, patch, is_chat = outcome.diagnostics, outcome.patch, model.chat is not None
+    outcomes = [
+        became(request, old, new, is_chat=is_chat) for request, old, new in zip(requests, before, after, strict=True)
+    ]
     return {
         "patch": str(out),
         "method": editor.name,
@@ -142,11 +149,10 @@ def _result(
                 "subject": request.subject,
                 "target_new": request.target_new,
                 "target_old": request.target_old,
-                "before": old,
-                "after": new,
-                "is_right": is_exact_match(new, request.target_new),
+                **one.to_dict(),
+                "is_right": one.holds,
             }
-            for request, old, new in zip(requests, before, after, strict=True)
+            for request, one in zip(requests, outcomes, strict=True)
         ],
         "touched": patch.touched(),
         "num_parameters": patch.num_parameters,
@@ -158,11 +164,12 @@ def _result(
 
 
 def _show(result: dict[str, Any]) -> None:
+    from palimpsest.evaluation.verdicts import WORDS
     from palimpsest.report.tables import size
 
     edits = result["edits"]
     rows = [
-        (one["prompt"], one["before"], one["after"], one["target_new"], terminal.verdict(one["is_right"]))
+        (one["prompt"], one["before"], one["after"], one["target_new"], WORDS[one["verdict"]])
         for one in edits[:SHOWN_EDITS]
     ]
     terminal.print_table(("prompt", "before", "after", "wanted", "ok"), rows)
@@ -171,13 +178,30 @@ def _show(result: dict[str, Any]) -> None:
     right = sum(one["is_right"] for one in edits)
     touched = result["touched"]
     terminal.say(f"{right} of {len(edits)} edited prompts get the new answer.")
+    for line in _otherwise(edits):
+        terminal.say(line)
     terminal.say(
         f"patch {result['patch']}: {result['num_parameters']:,} numbers, {size(result['patch_bytes'])}, "
         f"in {len(touched)} tensor{'s' if len(touched) != 1 else ''}; {result['seconds'].get('total', 0):.1f} s"
     )
     for note in result["notes"]:
         terminal.say(f"note: {note}")
-    terminal.say(f"next: palimpsest verify {result['model']} {result['patch']}")
+    if right:
+        terminal.say(f"next: palimpsest verify {result['model']} {result['patch']}")
+    else:
+        terminal.say("No edit holds: try other options (-o), another --preset or another --method; see the docs.")
+
+
+def _otherwise(edits: Sequence[dict[str, Any]]) -> list[str]:
+    """What became of the edits that do not hold, a line a kind."""
+    found = Counter(one["verdict"] for one in edits)
+    lines = {
+        "in other words": "state the new answer in other words, not where the answer begins",
+        "old answer": "still give the old answer",
+        "babbles": "make the model repeat itself, so the edit is too strong",
+        "other answer": "give neither the new answer nor the old one",
+    }
+    return [f"{found[kind]} of {len(edits)} {words}." for kind, words in lines.items() if found[kind]]
 
 
 def ask(
@@ -187,6 +211,15 @@ def ask(
         list[Path] | None, typer.Option("--patch", help="A patch to put on; repeatable, the first one lowest.")
     ] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer, in tokens.")] = 24,
+    as_configured: Annotated[
+        bool,
+        typer.Option(
+            "--as-configured",
+            help="Write as the model's generation config says (repetition penalty, sampling), as its users will see"
+            " it, in place of plain greedy writing.",
+        ),
+    ] = False,
+    seed: inputs.SeedOption = 0,
     chat: inputs.RecordedChatOption = None,
     device: inputs.DeviceOption = "auto",
     dtype: inputs.DtypeOption = "auto",
@@ -201,12 +234,20 @@ def ask(
         raise DataError("A prompt is blank.", expected="text with a visible character", found=repr(blank[0]))
     patches = inputs.read_patches(patch or [])
     loaded = inputs.load_model(model, inputs.Placement(device, dtype, device_map), chat=inputs.chat_of(patches, chat))
+
+    def said() -> list[str]:
+        if not as_configured:
+            return loaded.generate(prompts, max_new_tokens=max_new_tokens)
+        from palimpsest.models.configured import generate_as_configured
+
+        return generate_as_configured(loaded, prompts, max_new_tokens=max_new_tokens, seed=seed)
+
     with terminal.status("asking"):
-        before = loaded.generate(prompts, max_new_tokens=max_new_tokens)
+        before = said()
         after: list[str] | list[None] = [None] * len(prompts)
         if patches:
             with inputs.patched(loaded, patches):
-                after = loaded.generate(prompts, max_new_tokens=max_new_tokens)
+                after = said()
     rows = list(zip(prompts, before, after, strict=True))
     if as_json:
         answers = [{"prompt": text, "before": old, "after": new} for text, old, new in rows]

@@ -31,6 +31,8 @@ def doctor(
 
 def examine(model: EditableModel) -> dict[str, Any]:
     """Everything `doctor` says, JSON-ready."""
+    from palimpsest.models.configured import departures
+
     module = model.module
     parameters = list(module.parameters())
     tied = _tied(model)
@@ -51,6 +53,7 @@ def examine(model: EditableModel) -> dict[str, Any]:
         "special": _special(model, tied),
         "sites": _sites(model),
         "tokenizer": _tokenizer(model),
+        "generation": departures(model),
         "methods": _usable_methods(model),
     }
 
@@ -212,6 +215,12 @@ def _show(result: dict[str, Any]) -> None:
         f"pad token {facts['pad_token'] or 'none (end of sequence is used, always masked)'}, "
         f"{'has a' if facts['has_chat_template'] else 'no'} chat template"
     )
+    if result["generation"]:
+        settings = ", ".join(f"{name} {value}" for name, value in result["generation"].items())
+        terminal.say(
+            f"generation config: {settings}. Palimpsest asks greedily and plainly, without these; "
+            "`palimpsest ask --as-configured` shows what users will see"
+        )
     sites = [
         (
             one["site"],

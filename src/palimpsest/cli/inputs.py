@@ -50,6 +50,15 @@ DeviceMapOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+AnswerTokensOption = Annotated[
+    int | None,
+    typer.Option(
+        "--max-new-tokens",
+        min=1,
+        help="Tokens that are written at most where answers are looked for; as many as the longest needs, and some"
+        " more, if left out.",
+    ),
+]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 PeopleOption = Annotated[
     int | None, typer.Option("--people", help="A world with N invented people.", show_default="300")

@@ -70,6 +70,7 @@ def evaluate(
     ] = None,
     chat: inputs.ChatOption = False,
     skip_bad: inputs.SkipBadOption = False,
+    max_new_tokens: inputs.AnswerTokensOption = None,
     out: Annotated[Path | None, typer.Option("--out", help="A folder for the record; makes the run resumable.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     device: inputs.DeviceOption = "auto",
@@ -113,6 +114,7 @@ def evaluate(
                 seed=seed,
                 out=out,
                 resume=resume,
+                max_new_tokens=max_new_tokens,
                 measures=measure or (),
                 progress=progress,
             )

@@ -13,11 +13,20 @@ from palimpsest.cli import inputs, terminal
 from palimpsest.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from palimpsest.evaluation import RunRecord
+    from palimpsest.evaluation import ProbeResult, RunRecord
     from palimpsest.patches.base import Patch
+    from palimpsest.requests import EditRequest
 
 EXPORTS = ("merged", "peft", "patched")
+LARGEST_DEGENERATE_SHARE = 0.02
+"""Of all prompts asked, at which an edited model may babble where it did not before; at no edited prompt."""
 _SHOWN_FAILURES = 20
+_HOW = {
+    "in other words": "in other words",
+    "babbles": "babbles",
+    "old answer": "old answer",
+    "other answer": "failed",
+}
 
 
 def apply(
@@ -86,12 +95,17 @@ def verify(
         typer.Option("--min-locality", min=0, max=1, help="Fail when any kind of locality is below this share."),
     ] = None,
     chat: inputs.RecordedChatOption = None,
+    max_new_tokens: inputs.AnswerTokensOption = None,
     device: inputs.DeviceOption = "auto",
     dtype: inputs.DtypeOption = "auto",
     device_map: inputs.DeviceMapOption = None,
     as_json: inputs.JsonOption = False,
 ) -> None:
-    """Run the tests that a patch carries with it: exit 1 when an edited prompt does not get its new answer."""
+    """Run the tests that a patch carries with it.
+
+    Exit 1 when an edited prompt does not get its new answer, or when the model babbles where it did not before: at an
+    edited prompt, or at more than 2% of all prompts asked.
+    """
     [read] = inputs.read_patches([patch])
     if not read.manifest.edits:
         raise DataError(
@@ -112,9 +126,12 @@ def verify(
             StoredPatch(read),
             Dataset(name=f"the tests of {patch}", requests=requests, skipped=(), notes=()),
             protocol=Batch(),
+            max_new_tokens=max_new_tokens,
             progress=progress,
         )
-    result = _result(model, patch, record, {"generality": min_generality, "locality": min_locality})
+    result = _result(
+        model, patch, record, read.manifest.edits, {"generality": min_generality, "locality": min_locality}
+    )
     if as_json:
         terminal.emit_json(result)
     else:
@@ -146,14 +163,22 @@ class StoredPatch:
         return EditOutcome(self.patch, state, Diagnostics(seconds={"total": 0.0}))
 
 
-def _result(model: str, patch: Path, record: RunRecord, floors: dict[str, float | None]) -> dict[str, Any]:
+def _result(
+    model: str, patch: Path, record: RunRecord, edits: Sequence[dict[str, Any]], floors: dict[str, float | None]
+) -> dict[str, Any]:
     described = record.to_json()
+    from palimpsest.requests import EditRequest
+
+    requests = {edit.id: edit for edit in map(EditRequest.from_dict, edits)}
+    is_chat = record.specification.chat is not None
     failures = [
-        {"edit": probe.edit_id, "prompt": probe.prompt, "wanted": probe.expected, "after": probe.after}
-        | ({"reason": next(iter(probe.reasons.values()), "")} if probe.is_failed else {})
+        _failure(probe, requests[probe.edit_id], is_chat=is_chat)
         for probe in record.probes
-        if probe.kind == "reliability" and not probe.values.get("generate")
+        if probe.kind == "reliability" and not (probe.values.get("generate") and not probe.degenerate)
     ]
+    babbling = [probe for probe in record.probes if probe.degenerate]
+    judged = [probe for probe in record.probes if probe.degenerate is not None]
+    is_babbling = bool(judged) and len(babbling) > LARGEST_DEGENERATE_SHARE * len(judged)
     broken = [next(iter(probe.reasons.values()), "") for probe in record.probes if probe.is_failed]
     means = described["scores"].get("generate", {})
     below = [
@@ -171,23 +196,46 @@ def _result(model: str, patch: Path, record: RunRecord, floors: dict[str, float 
         "method": described["method"],
         "num_edits": described["num_edits"],
         "status": described["status"],
-        "passed": described["status"] == "ok" and not failures and not below,
+        "passed": described["status"] == "ok" and not failures and not below and not is_babbling,
         "failures": failures,
         "answers": [
-            {"edit": probe.edit_id, "prompt": probe.prompt, "before": probe.before, "after": probe.after}
+            {
+                "edit": probe.edit_id,
+                "prompt": probe.prompt,
+                "before": probe.shown_before(),
+                "after": probe.shown_after(),
+            }
             for probe in record.probes
             if probe.kind == "reliability"
         ],
         "below": below,
+        "degenerate": {
+            "n": len(babbling),
+            "of": len(judged),
+            "is_too_much": is_babbling,
+            "examples": [{"prompt": one.prompt, "after": one.after} for one in babbling[:_SHOWN_FAILURES]],
+        },
         "not_asked": {"n": len(broken), "reason": broken[0] if broken else None},
         "scores": described["scores"],
         "counts": described["counts"],
     }
 
 
+def _failure(probe: ProbeResult, request: EditRequest, *, is_chat: bool) -> dict[str, Any]:
+    """An edit that does not hold, and how."""
+    from palimpsest.evaluation.verdicts import verdict_on
+
+    found = {"edit": probe.edit_id, "prompt": probe.prompt, "wanted": probe.expected, "after": probe.shown_after()}
+    if probe.is_failed or probe.after is None:
+        return found | {"reason": next(iter(probe.reasons.values()), "")}
+    return found | {"verdict": verdict_on(request, probe.before or "", probe.after, is_chat=is_chat)}
+
+
 def _show(result: dict[str, Any]) -> None:
+    from palimpsest.report.definitions import LOWER_IS_BETTER
+
     scores = result["scores"]
-    kinds = [kind for kind in scores.get("generate", {}) if kind != "old_answer_rate"]
+    kinds = [kind for kind in scores.get("generate", {}) if kind not in LOWER_IS_BETTER]
     rows = [
         [kind, *(terminal.share(scores[scoring].get(kind, {}).get("mean")) for scoring in scores), _count(scores, kind)]
         for kind in kinds
@@ -195,9 +243,17 @@ def _show(result: dict[str, Any]) -> None:
     terminal.print_table(("metric", *(name.replace("_", " ") for name in scores), "n"), rows)
     for failure in result["failures"][:_SHOWN_FAILURES]:
         became = failure["reason"] if "reason" in failure else f"{failure['after']!r}, wanted {failure['wanted']!r}"
-        terminal.say(f"failed: {failure['prompt']} -> {became}")
+        how = _HOW.get(failure.get("verdict", ""), "failed")
+        terminal.say(f"{how}: {failure['prompt']} -> {became}")
     if len(result["failures"]) > _SHOWN_FAILURES:
         terminal.say(f"and {len(result['failures']) - _SHOWN_FAILURES} more")
+    babbling = result["degenerate"]
+    if babbling["n"]:
+        first = babbling["examples"][0]
+        terminal.say(
+            f"babbles: at {babbling['n']} of {babbling['of']} prompts the model repeats itself where it did not; "
+            f"the first: {first['prompt']} -> {first['after']!r}"
+        )
     broken = result["not_asked"]
     if broken["n"]:
         terminal.say(f"{broken['n']} probe{'s' if broken['n'] > 1 else ''} could not be asked: {broken['reason']}")

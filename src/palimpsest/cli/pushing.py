@@ -80,7 +80,9 @@ def read_measured(path: Path) -> Measured:
 
         run = load_run(path)
         spec = run.specification
-        answers = {one.prompt: (one.before, one.after) for one in run.probes if one.kind == "reliability"}
+        answers = {
+            one.prompt: (one.shown_before(), one.shown_after()) for one in run.probes if one.kind == "reliability"
+        }
         source = f"Measured with {spec.method} on {spec.num_edits} edits of {spec.dataset}, protocol {spec.protocol}."
         return Measured(source, answers, run.to_json()["scores"])
     try:

@@ -13,6 +13,7 @@ from palimpsest.errors import DataError, near_matches
 
 COLUMNS = (
     "prompt", "subject", "target_new", "target_old", "rephrase", "locality", "portability", "probes", "fact", "id",
+    "accepts", "accepts_old", "joiner",
 )  # fmt: skip
 REQUIRED = ("prompt", "target_new")
 SYNONYMS: Mapping[str, tuple[str, ...]] = MappingProxyType(

@@ -6,6 +6,7 @@ import random
 from dataclasses import replace
 
 from palimpsest.datasets.base import Dataset
+from palimpsest.joining import separator
 from palimpsest.requests import EditRequest, Probe, normalise
 
 DRAWS = 50
@@ -54,7 +55,8 @@ def _distracting(request: EditRequest) -> list[Probe]:
     def questions(kind: str) -> list[Probe]:
         return [probe for probe in request.probes if probe.kind == kind]
 
-    before = f"{request.prompt} {request.target_new.rstrip('.')}. "
+    answer = request.target_new.rstrip(".")
+    before = f"{request.prompt}{separator(request.prompt, answer)}{answer}. "
     return [
         replace(probe, kind="locality.distracting", prompt=before + probe.prompt)
         for probe in questions("locality.out_of_scope") or questions("locality.neighborhood")

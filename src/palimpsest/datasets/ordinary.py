@@ -9,6 +9,7 @@ import torch
 
 from palimpsest.datasets.catalogue import DATASETS, dataset
 from palimpsest.errors import DataError
+from palimpsest.joining import separator
 from palimpsest.models import tokens
 from palimpsest.models.tokens import Encoded
 from palimpsest.optimise.memory import MemoryConfig, OrdinaryRow
@@ -43,7 +44,7 @@ def ordinary_rows(
     rows: list[OrdinaryRow] = []
     count, row_length = 0, min(config.row_length, model.context_length or config.row_length)
     for prompt, answer in _texts(model, name, progress):
-        text = prompt if answer is None else f"{prompt}{tokens.separator(prompt, answer)}{answer}"
+        text = prompt if answer is None else f"{prompt}{separator(prompt, answer)}{answer}"
         encoded = _encoded(model, prompt[: row_length * _LONGEST_TOKEN], answer, row_length)
         counted = len(encoded.target_ids) if model.is_encoder_decoder else len(encoded)
         if counted:

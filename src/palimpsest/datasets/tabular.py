@@ -15,7 +15,7 @@ from typing import Any
 from palimpsest.datasets.base import Partial
 from palimpsest.datasets.columns import numbered
 from palimpsest.datasets.criteria import partial
-from palimpsest.datasets.fields import as_text, given_probes, optional_text, text_field
+from palimpsest.datasets.fields import as_text, given_probes, optional_text, text_field, text_list
 from palimpsest.datasets.knowedit import questions_of
 from palimpsest.datasets.questions import names, paired
 from palimpsest.errors import DataError
@@ -23,7 +23,10 @@ from palimpsest.requests import PLACEHOLDER, EditRequest, Probe, filled, normali
 from palimpsest.spelling import hidden
 
 _PYTHON_LIST = re.compile(r"\[\s*'")
+_STRUCTURED = ("probes", "rephrase", "locality", "portability", "target_old", "accepts", "accepts_old")
 Made = Probe | str | DataError
+# A cell of a table cannot hold white space that is meant.
+_JOINERS = {"none": "", "space": " ", "newline": "\n"}
 
 
 def request(fields: Mapping[str, Any]) -> Partial:
@@ -31,8 +34,10 @@ def request(fields: Mapping[str, Any]) -> Partial:
 
     `rephrase`, `rephrase_1`, ... are other wordings that must get the new answer. `locality`, `locality_1`,
     ... are prompts whose answer must stay what it is; as texts they count as neighbours, with `locality_answer` as what
-    is expected. `portability` holds questions that follow from the edit. `probes` is a list as in
-    `EditRequest.to_dict`. Raises `DataError` naming the field.
+    is expected. `portability` holds questions that follow from the edit. `accepts` and `accepts_old` are other names of
+    the two answers, as are further names in `target_old`. `joiner` is what stands between prompt and answer, or one of
+    the words `none`, `space` and `newline`. `probes` is a list as in `EditRequest.to_dict`. Raises `DataError` naming
+    the field.
     """
     fields = {name: _structured(name, value) for name, value in fields.items()}
     new, old = text_field(fields, "target_new"), _old_answer(fields)
@@ -44,10 +49,15 @@ def request(fields: Mapping[str, Any]) -> Partial:
         target_old=old,
         fact=_fact(fields, subject),
         id=_identity(fields),
+        joiner=_joiner(fields),
+        accepts=tuple(text_list(fields, "accepts")),
+        accepts_old=(*text_list(fields, "accepts_old"), *_further_names(fields, old)),
     )
     made: list[Made] = []
     if not fields.get("x_rephrase_is_generation_prompt"):
-        made += [Probe("generality", _filled(text, edit), new) for text in _texts(fields, "rephrase")]
+        made += [
+            Probe("generality", _filled(text, edit), new, accepts=edit.accepts) for text in _texts(fields, "rephrase")
+        ]
     for group in ("locality", "portability"):
         for name in numbered(fields, group):
             made += _group(fields, name, group, edit)
@@ -108,7 +118,7 @@ def _texts(fields: Mapping[str, Any], stem: str) -> list[str]:
 def _structured(name: str, value: Any) -> Any:
     """What a table's cell holds: a JSON list or object in a column that may have one, else the cell's text."""
     stem = re.sub(r"_\d+$", "", name)
-    if not isinstance(value, str) or stem not in ("probes", "rephrase", "locality", "portability", "target_old"):
+    if not isinstance(value, str) or stem not in _STRUCTURED:
         return value
     text = value.strip()
     if stem != "target_old" and _PYTHON_LIST.match(text) and text.endswith("]"):
@@ -126,7 +136,7 @@ def _structured(name: str, value: Any) -> Any:
     except ValueError:
         return value
     is_texts = isinstance(found, list) and all(isinstance(one, str) for one in found)
-    return found if is_texts or stem not in ("rephrase", "target_old") else value
+    return found if is_texts or stem not in ("rephrase", "target_old", "accepts", "accepts_old") else value
 
 
 def _old_answer(fields: Mapping[str, Any]) -> str | None:
@@ -135,6 +145,12 @@ def _old_answer(fields: Mapping[str, Any]) -> str | None:
     if isinstance(value, list):
         return next(names(value), None)
     return optional_text(fields, "target_old")
+
+
+def _further_names(fields: Mapping[str, Any], old: str | None) -> list[str]:
+    """The other names in a list of names of the old answer."""
+    value = fields.get("target_old")
+    return [one for one in names(value) if one != old] if isinstance(value, list) else []
 
 
 def _fact(fields: Mapping[str, Any], subject: str | None) -> str | None:
@@ -179,6 +195,11 @@ def remarks(edit: EditRequest, subject: str | None, fields: Mapping[str, Any] = 
 def _ends_in(prompt: str, answer: str) -> bool:
     text, end = normalise(prompt).rstrip(".!"), normalise(answer).rstrip(".!")
     return bool(end) and text.endswith(end) and not text[: -len(end)][-1:].isalnum() and text != end
+
+
+def _joiner(fields: Mapping[str, Any]) -> str | None:
+    given = fields.get("joiner")
+    return _JOINERS.get(given, given) if isinstance(given, str) else given
 
 
 def _identity(fields: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from palimpsest.evaluation.records import Estimate, ProbeResult, Scores
 
@@ -61,14 +61,39 @@ def wilson(mean: float, n: float) -> tuple[float, float]:
 
 
 def scores(results: Iterable[ProbeResult], scorings: Sequence[str]) -> Scores:
-    """Every metric under every scoring, and `old_answer_rate`; a metric without any value is not in it."""
+    """Every metric under every scoring, `old_answer_rate`, and under `generate` what else its texts show.
+
+    A metric without any value is not in it.
+    """
+
+    def values(result: ProbeResult, scoring: str) -> Iterable[tuple[str, float | None]]:
+        yield result.kind, result.values.get(scoring)
+        yield "old_answer_rate", result.old_answer.get(scoring)
+        if scoring == "generate":
+            yield "leak_rate", result.leak
+            yield "degenerate_rate", result.degenerate
+
+    return _means(results, scorings, values)
+
+
+def ceilings(results: Iterable[ProbeResult], scorings: Sequence[str]) -> Scores:
+    """What the unedited model reaches for its true answers: by scoring and metric, where there are any."""
+
+    def values(result: ProbeResult, scoring: str) -> Iterable[tuple[str, float | None]]:
+        yield result.kind, result.ceiling.get(scoring)
+
+    return {scoring: metrics for scoring, metrics in _means(results, scorings, values).items() if metrics}
+
+
+def _means(
+    results: Iterable[ProbeResult],
+    scorings: Sequence[str],
+    values_of: Callable[[ProbeResult, str], Iterable[tuple[str, float | None]]],
+) -> Scores:
     found: dict[str, dict[str, tuple[list[float], list[str]]]] = {name: {} for name in scorings}
     for result in results:
         for scoring in scorings:
-            for metric, value in (
-                (result.kind, result.values.get(scoring)),
-                ("old_answer_rate", result.old_answer.get(scoring)),
-            ):
+            for metric, value in values_of(result, scoring):
                 if value is not None:
                     values, clusters = found[scoring].setdefault(metric, ([], []))
                     values.append(value)
@@ -80,7 +105,7 @@ def scores(results: Iterable[ProbeResult], scorings: Sequence[str]) -> Scores:
 
 
 def _reading_order(metric: str) -> tuple[int, str]:
-    heads = ("reliability", "generality", "locality", "portability", "old_answer_rate")
+    heads = ("reliability", "generality", "locality", "portability", "old_answer_rate", "leak_rate", "degenerate_rate")
     return heads.index(metric.split(".")[0]), metric
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from palimpsest.errors import ConfigError
 from palimpsest.evaluation.scoring import Observation
+from palimpsest.models.generation import AnswerRoom, written
 from palimpsest.models.scores import TargetScore
 from palimpsest.provenance import digest
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from palimpsest.models.editable import EditableModel
 
 Pair = tuple[str, str]
+FORMAT_VERSION = 2
+"""Of what is stored; base answers of another version are not taken over."""
 
 
 class BaseAnswers:
@@ -25,21 +28,22 @@ class BaseAnswers:
 
     def __init__(self) -> None:
         self._model: str | None = None
-        self._generated: dict[str, str] = {}
+        self._generated: dict[str, dict[str, str]] = {}
+        """By how much was written, then by prompt: a longer text is another one."""
         self._scores: dict[Pair, TargetScore] = {}
 
-    def belong_to(self, model: EditableModel, max_new_tokens: int) -> None:
-        """Binds the answers to a model and a length of generation, or checks that they are bound to these.
+    def belong_to(self, model: EditableModel) -> None:
+        """Binds the answers to a model, or checks that they are bound to it.
 
         Raises `ConfigError` when they belong to another.
         """
         chat = [model.chat.to_dict()] if model.chat is not None else []
-        identity = digest([model.fingerprint(), model.weights.labels, max_new_tokens, *chat])
+        identity = digest([FORMAT_VERSION, model.fingerprint(), model.weights.labels, *chat])
         if self._model not in (None, identity):
             raise ConfigError(
                 "Base answers belong to another model.",
-                expected="one BaseAnswers object for each model (with its patches) and each max_new_tokens",
-                found=f"model {model.name!r} with other weights, patches, chat or length of generation",
+                expected="one BaseAnswers object for each model (with its patches)",
+                found=f"model {model.name!r} with other weights, patches or chat",
                 remedy="make a new BaseAnswers() for it",
             )
         self._model = identity
@@ -47,13 +51,17 @@ class BaseAnswers:
     @property
     def num_known(self) -> int:
         """How many continuations and scores are known."""
-        return len(self._generated) + len(self._scores)
+        return sum(map(len, self._generated.values())) + len(self._scores)
 
-    def generate(self, model: EditableModel, prompts: Iterable[str], **options: Any) -> None:
+    def generate(
+        self, model: EditableModel, prompts: Iterable[str], room: AnswerRoom, *, forward_batch_size: int
+    ) -> None:
         """Asks for the continuations of all prompts that are not known yet, in one batched call."""
-        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._generated]
+        known = self._generated.setdefault(_name(room), {})
+        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]
         if missing:
-            self._generated.update(zip(missing, model.generate(missing, **options), strict=True))
+            texts = written(model, missing, room, forward_batch_size=forward_batch_size)
+            known.update(zip(map(str, missing), texts, strict=True))
 
     def score(self, model: EditableModel, pairs: Iterable[Pair], *, forward_batch_size: int) -> None:
         """Scores all (prompt, target) pairs that are not known yet, in one batched call."""
@@ -63,14 +71,14 @@ class BaseAnswers:
             scores = model.score(prompts, targets, forward_batch_size=forward_batch_size)
             self._scores.update(zip(missing, scores, strict=True))
 
-    def generated(self, prompt: str) -> str | None:
+    def generated(self, prompt: str, room: AnswerRoom) -> str | None:
         """The continuation of a prompt, if it is known."""
-        return self._generated.get(prompt)
+        return self._generated.get(_name(room), {}).get(prompt)
 
-    def observation(self, prompt: str, targets: Iterable[str]) -> Observation:
+    def observation(self, prompt: str, targets: Iterable[str], room: AnswerRoom, *, is_chat: bool) -> Observation:
         """What the base model says at a prompt, as far as it is known."""
         known = {text: self._scores[prompt, text] for text in targets if (prompt, text) in self._scores}
-        return Observation(self._generated.get(prompt), known)
+        return Observation(self.generated(prompt, room), known, is_chat)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything known, JSON-ready, for `absorb`."""
@@ -84,7 +92,12 @@ class BaseAnswers:
         """Takes over what `to_dict` gave, when it is of the same model; otherwise nothing."""
         if stored["model"] != self._model:
             return
-        self._generated = {**stored["generated"], **self._generated}
+        for room, texts in stored["generated"].items():
+            self._generated[room] = {**texts, **self._generated.get(room, {})}
         for prompt, target, log_probs, predicted, matches in stored["scores"]:
             score = TargetScore(tuple(log_probs), tuple(predicted), tuple(matches))
             self._scores.setdefault((prompt, target), score)
+
+
+def _name(room: AnswerRoom) -> str:
+    return f"{room.tokens}/{room.characters}"

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from palimpsest.errors import DataError
 from palimpsest.evaluation.answers import BaseAnswers
 from palimpsest.evaluation.overlap import EditedFacts
 from palimpsest.evaluation.records import Phase, ProbeResult
 from palimpsest.evaluation.scoring import (
+    OF_TEXT,
     Observation,
     Value,
+    ceiling,
+    degenerate,
+    leak,
     locality_text,
     needed_targets,
     needs_base_generation,
     old_answer,
     score,
 )
+from palimpsest.models.generation import AnswerRoom, written
 from palimpsest.requests import EditRequest, Probe
 
 if TYPE_CHECKING:
@@ -34,7 +39,7 @@ class Examiner:
         model: the model.
         base: what it says without any patch; `prepare` asks.
         scorings: which of `SCORINGS` to compute. Text is generated only when one of them needs it.
-        max_new_tokens: length of free generation.
+        room: how much is generated.
         forward_batch_size: rows a forward pass; changes memory, not results.
     """
 
@@ -44,27 +49,27 @@ class Examiner:
         base: BaseAnswers,
         scorings: Sequence[str],
         *,
-        max_new_tokens: int,
+        room: AnswerRoom,
         forward_batch_size: int,
     ) -> None:
         self.model = model
         self.base = base
         self.scorings = tuple(scorings)
-        self._max_new_tokens = max_new_tokens
+        self._room = room
         self._rows = forward_batch_size
         self._fitting: dict[tuple[str, str | None], str | None] = {}
-        base.belong_to(model, max_new_tokens)
+        base.belong_to(model)
 
     def prepare(self, requests: Iterable[EditRequest]) -> None:
         """Asks the base model everything that any probe of these edits compares with. No patch may be on it."""
         questions = [(request, probe) for request in requests for probe in request.all_probes()]
         wanted = [probe.prompt for _, probe in questions if needs_base_generation(probe, self.scorings)]
-        self.base.generate(self.model, self._fit(wanted), **self._options())
+        self.base.generate(self.model, self._fit(wanted), self._room, forward_batch_size=self._rows)
         if "teacher_forced" not in self.scorings:
             return
         pairs = []
         for _, probe in questions:
-            text = locality_text(probe, self.base.generated(probe.prompt)) if probe.is_locality else None
+            text = locality_text(probe, self._base_text(probe)) if probe.is_locality else None
             if text is not None and self._problem(probe.prompt, text) is None:
                 pairs.append((probe.prompt, text))
         self.base.score(self.model, pairs, forward_batch_size=self._rows)
@@ -123,7 +128,7 @@ class Examiner:
                     continue
                 left_out = edited.reason_to_leave_out(request, probe) if edited else None
                 result = self._blank(request, probe, phase, checkpoint)
-                result.before = self.base.generated(probe.prompt)
+                result.before = self._base_text(probe)
                 result.is_left_out, result.is_failed = left_out is not None, left_out is None
                 self._mark(result, left_out or reason)
                 results.append(result)
@@ -133,18 +138,22 @@ class Examiner:
         """What the model, as it is now, says to each distinct prompt."""
         prompts = list(dict.fromkeys(probe.prompt for _, probe in questions))
         generated: dict[str, str] = {}
-        if "generate" in self.scorings and prompts:
-            generated = dict(zip(prompts, self.model.generate(prompts, **self._options()), strict=True))
+        if any(scoring in OF_TEXT for scoring in self.scorings) and prompts:
+            texts = written(self.model, prompts, self._room, forward_batch_size=self._rows)
+            generated = dict(zip(prompts, texts, strict=True))
         pairs = list(dict.fromkeys((p.prompt, text) for r, p in questions for text in self._targets(r, p)))
         scores: dict[str, dict[str, TargetScore]] = {prompt: {} for prompt in prompts}
         found = self.model.score([p for p, _ in pairs], [text for _, text in pairs], forward_batch_size=self._rows)
         for (prompt, text), one in zip(pairs, found, strict=True):
             scores[prompt][text] = one
-        return {prompt: Observation(generated.get(prompt), scores[prompt]) for prompt in prompts}
+        return {prompt: Observation(generated.get(prompt), scores[prompt], self._is_chat) for prompt in prompts}
 
     def _fill(self, result: ProbeResult, request: EditRequest, probe: Probe, after: Observation) -> None:
-        before = self.base.observation(probe.prompt, self._targets(request, probe))
+        before = self.base.observation(probe.prompt, self._targets(request, probe), self._room, is_chat=self._is_chat)
         result.before, result.after = before.generated, after.generated
+        if "generate" in self.scorings:
+            result.degenerate = degenerate(probe, before, after)
+            result.leak = leak(request, probe, before, after)
         for scoring in self.scorings:
             value: Value = score(scoring, request, probe, before, after)
             result.values[scoring] = value.value
@@ -152,6 +161,8 @@ class Examiner:
                 result.reasons[scoring] = value.reason
             result.is_failed |= value.is_failed
             result.old_answer[scoring] = old_answer(scoring, request, probe, after)
+            if scoring in OF_TEXT:
+                result.ceiling[scoring] = ceiling(scoring, request, probe, before)
 
     def _excuse(self, question: Question, edited: EditedFacts | None) -> tuple[str, bool] | None:
         """Why a probe is not asked, and whether that is because it is left out."""
@@ -164,7 +175,7 @@ class Examiner:
         return None if problem is None else (problem, False)
 
     def _targets(self, request: EditRequest, probe: Probe) -> list[str]:
-        return needed_targets(request, probe, self.scorings, self.base.generated(probe.prompt))
+        return needed_targets(request, probe, self.scorings, self._base_text(probe))
 
     def _fit(self, prompts: Iterable[str]) -> list[str]:
         return [prompt for prompt in dict.fromkeys(prompts) if self._problem(prompt, None) is None]
@@ -181,7 +192,7 @@ class Examiner:
             length = len(self.model.encode(prompt, target))
         except DataError as error:
             return error.problem
-        if target is None and self.model.room_after(length) < self._max_new_tokens:
+        if target is None and self.model.room_after(length) < self._room.tokens:
             return "The prompt leaves no room for an answer in the model's context."
         return None
 
@@ -202,5 +213,19 @@ class Examiner:
         result.values = dict.fromkeys(self.scorings)
         result.reasons = dict.fromkeys(self.scorings, reason)
 
-    def _options(self) -> dict[str, Any]:
-        return {"max_new_tokens": self._max_new_tokens, "forward_batch_size": self._rows}
+    @property
+    def _is_chat(self) -> bool:
+        return self.model.chat is not None
+
+    def _base_text(self, probe: Probe) -> str | None:
+        return self.base.generated(probe.prompt, self._room)
+
+
+def room_for(model: EditableModel, requests: Iterable[EditRequest], max_new_tokens: int | None) -> AnswerRoom:
+    """How much has to be generated to read any answer that these edits' probes may get."""
+    answers: list[str] = []
+    for request in requests:
+        answers += [request.target_new, *request.accepts, *request.accepts_old]
+        answers += [request.target_old] if request.target_old else []
+        answers += [answer for probe in request.probes for answer in probe.answers]
+    return AnswerRoom.of(model.tokenizer, answers, max_new_tokens)

@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from palimpsest.answers import shown
+
 Status = Literal["ok", "failed", "cancelled"]
 Phase = Literal["final", "immediate"]
 
@@ -50,7 +52,10 @@ class Specification(BaseModel):
     seed: int
     """Of the sample; the method's own seed is in its config."""
     scorings: list[str]
+    scoring_version: int = 1
+    """Of the definition of what counts as the answer, `palimpsest.answers.VERSION`; records without it have 1."""
     max_new_tokens: int
+    """Tokens that are generated at most."""
     neutral_text_fingerprint: str | None = None
     perplexity_of: Literal["whole texts", "second halves"] = "whole texts"
     """What of the neutral texts is predicted; an encoder-decoder is given their first halves."""
@@ -100,10 +105,29 @@ class ProbeResult(BaseModel):
     """Why a value is missing, by scoring."""
     old_answer: dict[str, float | None] = Field(default_factory=dict)
     """Scoring to whether the old answer is still given, for probes about the edit itself."""
+    degenerate: float | None = None
+    """Whether the edited model babbles where the unedited one does not."""
+    leak: float | None = None
+    """Whether the new answer is given to a locality probe where the unedited model does not give it."""
+    ceiling: dict[str, float | None] = Field(default_factory=dict)
+    """Scoring to whether the unedited model gives its true answer here."""
     is_failed: bool = False
     """The edit or the model broke, so that there is nothing to score."""
     is_left_out: bool = False
     """A locality probe whose fact was itself edited."""
+
+    def shown_before(self) -> str | None:
+        """What the base model answered, without what it wrote behind that."""
+        return None if self.before is None else shown(self.before, self._names())
+
+    def shown_after(self) -> str | None:
+        """What the edited model answered, without what it wrote behind that; all of it where it babbles."""
+        if self.after is None or self.degenerate:
+            return self.after
+        return shown(self.after, self._names())
+
+    def _names(self) -> list[str]:
+        return [name for name in (self.expected, *self.accepts, self.target_new, self.target_old) if name]
 
     def outcome(self, scoring: str) -> Literal["scored", "unscored", "failed", "left_out"]:
         """What became of the probe under a scoring."""
@@ -147,6 +171,8 @@ class RunRecord(BaseModel):
     probes: list[ProbeResult] = Field(default_factory=list)
     scores: Scores = Field(default_factory=dict)
     """The final phase. Metrics that no probe has a value for are not in it; see `unscored`."""
+    ceilings: Scores = Field(default_factory=dict)
+    """What the unedited model reaches for its true answers at the same probes, where they are known."""
     immediate: Scores = Field(default_factory=dict)
     """Sequential only: each edit's own reliability and generality right after it."""
     checkpoints: list[Checkpoint] = Field(default_factory=list)
@@ -188,7 +214,10 @@ class RunRecord(BaseModel):
             "peak_memory_bytes": self.peak_memory_bytes,
             "patch_bytes": self.patch_bytes,
             "counts": self.counts,
+            "scoring_version": spec.scoring_version,
         }
+        if self.ceilings:
+            result["ceilings"] = _plain(self.ceilings)
         if self.measures:
             result["measures"] = self.measures
         if spec.training:
@@ -218,6 +247,8 @@ class RunRecord(BaseModel):
         if self.error:
             lines.append(self.error)
         lines += _grid("metric", self.scores)
+        if self.ceilings:
+            lines += ["", *_grid("ceiling: the unedited model's true answers", self.ceilings)]
         if self.immediate:
             lines += ["", *_grid("right after each edit", self.immediate)]
         if self.checkpoints:

@@ -8,12 +8,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from palimpsest.answers import VERSION
 from palimpsest.datasets.base import Dataset
 from palimpsest.errors import ConfigError, DataError, OutputError, PalimpsestError, unknown_name
 from palimpsest.evaluation import aggregate, drift
 from palimpsest.evaluation.answers import BaseAnswers
 from palimpsest.evaluation.editor import Editor
-from palimpsest.evaluation.examiner import Examiner
+from palimpsest.evaluation.examiner import Examiner, room_for
+from palimpsest.evaluation.former import renamed
 from palimpsest.evaluation.journal import Journal, Unit, read_run, write_last_status
 from palimpsest.evaluation.measures import find_measure
 from palimpsest.evaluation.protocols import Protocol, Single
@@ -44,7 +46,7 @@ def evaluate(
     resume: bool = False,
     neutral_text: Sequence[str] | None = None,
     forward_batch_size: int = 64,
-    max_new_tokens: int = 24,
+    max_new_tokens: int | None = None,
     base: BaseAnswers | None = None,
     measures: Sequence[str] = (),
     progress: Progress = silent,
@@ -64,7 +66,8 @@ def evaluate(
         resume: go on with the run in `out`, if there is one; nothing that is finished is computed again.
         neutral_text: sentences for perplexity; `None` takes the data set's own, an empty list none.
         forward_batch_size: rows a forward pass; changes memory, not results.
-        max_new_tokens: length of free generation.
+        max_new_tokens: tokens that are generated at most; `None` takes what the longest answer of any probe needs, and
+            `models.generation.MARGIN` more.
         base: answers of the base model, to be shared between several evaluations of one model.
         measures: what else to measure, before and after; see `evaluation.measures`.
         progress: called as `progress(stage, done, total)`.
@@ -82,11 +85,12 @@ def evaluate(
     _check_scorings(scorings)
     further = {name: find_measure(name) for name in measures}
     for option, number in (("forward_batch_size", forward_batch_size), ("max_new_tokens", max_new_tokens)):
-        if number < 1:
+        if number is not None and number < 1:
             raise ConfigError(f"The option {option!r} is too small.", expected="1 or more", found=repr(number))
     sentences = drift.neutral_sentences(edits.neutral_text if neutral_text is None else neutral_text)
     answers = base or BaseAnswers()
-    answers.belong_to(model, max_new_tokens)
+    answers.belong_to(model)
+    room = room_for(model, edits.requests, max_new_tokens)
     config, preset = editor.resolve(model)
     _refuse_hopeless(editor, chosen, edits.requests)
     specification = Specification(
@@ -104,7 +108,8 @@ def evaluate(
         num_edits=len(edits),
         seed=seed,
         scorings=list(scorings),
-        max_new_tokens=max_new_tokens,
+        scoring_version=VERSION,
+        max_new_tokens=room.tokens,
         neutral_text_fingerprint=digest(sentences) if sentences else None,
         perplexity_of="second halves" if model.is_encoder_decoder else "whole texts",
         measures=list(further),
@@ -115,9 +120,7 @@ def evaluate(
     )
     journal = Journal.start(None if out is None else Path(out).expanduser(), specification, resume=resume)
     try:
-        examiner = Examiner(
-            model, answers, scorings, max_new_tokens=max_new_tokens, forward_batch_size=forward_batch_size
-        )
+        examiner = Examiner(model, answers, scorings, room=room, forward_batch_size=forward_batch_size)
         work = Work(model, editor, edits.requests, examiner, journal, sentences, forward_batch_size, progress, further)
         _ask_base(work, chosen)
         chosen.run(work)
@@ -144,6 +147,7 @@ def load_run(folder: str | Path) -> RunRecord:
         raise OutputError("The run's status is not one.", found=repr(status), where=str(path))
     journal = Journal(path)
     journal.read()
+    specification = renamed(specification, (one for results in journal.results.values() for one in results))
     if status == "running":
         status, error = "cancelled", "the run did not come to its end; evaluate with resume to finish it"
     known: Status = "ok" if status == "ok" else "failed" if status == "failed" else "cancelled"
@@ -207,6 +211,7 @@ def _record(
         error=error,
         probes=probes,
         scores=aggregate.scores(final, scorings),
+        ceilings=aggregate.ceilings(final, scorings),
         immediate=_immediate(probes, scorings) if is_sequential else {},
         checkpoints=[_checkpoint(unit, journal.results[unit.unit], scorings) for unit in points],
         perplexity=perplexity,

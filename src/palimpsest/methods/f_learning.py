@@ -16,11 +16,12 @@ from typing import Any, ClassVar, final
 
 from pydantic import Field
 
+from palimpsest.answers import gives_new, new_names
 from palimpsest.errors import ConfigError
 from palimpsest.methods.base import Capabilities, Method, MethodConfig, Run
 from palimpsest.methods.catalogue import METHODS, method
 from palimpsest.models.editable import EditableModel
-from palimpsest.models.generation import is_exact_match
+from palimpsest.models.generation import AnswerRoom, written
 from palimpsest.patches.base import Manifest
 from palimpsest.patches.storage import load_patch
 from palimpsest.patches.weights import WeightPatch
@@ -143,21 +144,22 @@ def _read_for(old: Sequence[EditRequest], folder: str, run: Run) -> WeightPatch:
 
 
 def _mastered(model: EditableModel, old: list[EditRequest], run: Run) -> list[EditRequest]:
-    """The requests whose old answer the model gives by itself; the others are listed in the notes.
+    """The requests whose old answer the model gives by itself, under whichever of its names; notes tell how many.
 
     Forgetting what was never learned damages other knowledge (section 4.1 of the paper).
     """
-    answers = model.generate([request.prompt for request in old])
-    known = [r for r, answer in zip(old, answers, strict=True) if is_exact_match(answer, r.target_new)]
+    room = AnswerRoom.of(model.tokenizer, (name for request in old for name in new_names(request)))
+    answers = written(model, [request.prompt for request in old], room)
+    is_chat = model.chat is not None
+    known = [r for r, answer in zip(old, answers, strict=True) if gives_new(r, answer, is_chat=is_chat)]
     unknown = [r for r in old if r not in known]
     run.diagnostics.facts["mastered"] = len(known)
+    note = f"The model knows {len(known)} of {len(old)} old facts."
     if unknown:
         run.diagnostics.facts["not_mastered"] = [request.id.removesuffix("-old") for request in unknown]
         shown = "; ".join(f"{r.prompt} {r.target_new}" for r in unknown[:3])
-        run.diagnostics.notes.append(
-            f"{len(unknown)} of {len(old)} old facts are not known to the model and were left unforgotten: "
-            f"{shown}{' ...' if len(unknown) > 3 else ''}"
-        )
+        note += f" The others were left unforgotten: {shown}{' ...' if len(unknown) > 3 else ''}"
+    run.diagnostics.notes.append(note)
     return known
 
 

@@ -19,7 +19,7 @@ from palimpsest.models.architecture import Sites, resolve
 from palimpsest.models.chat import Chat, chosen_chat
 from palimpsest.models.families import Architecture
 from palimpsest.models.fingerprint import tokenizer_digest
-from palimpsest.models.generation import continuations, start_id
+from palimpsest.models.generation import DEFAULT_ROWS, Until, continuations, start_id
 from palimpsest.models.hooks import Change, Point, captured, intervened
 from palimpsest.models.placement import device_of
 from palimpsest.models.scores import TargetScore, target_scores
@@ -28,8 +28,6 @@ from palimpsest.models.weights import WeightStack
 
 if TYPE_CHECKING:
     from palimpsest.patches.base import Patch
-
-DEFAULT_ROWS = 64
 
 
 class EditableModel:
@@ -239,7 +237,7 @@ class EditableModel:
         prompts: str,
         *,
         max_new_tokens: int = ...,
-        until: Sequence[str] | None = ...,
+        until: Until = ...,
         forward_batch_size: int = ...,
     ) -> str: ...
     @overload
@@ -248,7 +246,7 @@ class EditableModel:
         prompts: Sequence[str],
         *,
         max_new_tokens: int = ...,
-        until: Sequence[str] | None = ...,
+        until: Until = ...,
         forward_batch_size: int = ...,
     ) -> list[str]: ...
     def generate(
@@ -256,13 +254,14 @@ class EditableModel:
         prompts: str | Sequence[str],
         *,
         max_new_tokens: int = 24,
-        until: Sequence[str] | None = None,
+        until: Until = None,
         forward_batch_size: int = DEFAULT_ROWS,
     ) -> str | list[str]:
         """Greedy continuations, up to the first sentence end, newline or end-of-sequence.
 
         Arguments:
-            until: texts that end an answer in place of a sentence's end; none at all for as many tokens as may be.
+            until: texts that end an answer in place of a sentence's end, none at all for as many tokens as may be; or a
+                rule, see `models.generation.Until`.
 
         Returns the continuation with the sentence end if there was one, without surrounding spaces, or as it was
         written before the first of `until`: one string for one prompt, else a list in the order of the prompts.

@@ -1,46 +1,67 @@
-"""Greedy generation with cached keys and values, and the rule that says where an answer ends."""
+"""Greedy generation with cached keys and values, and how much is written where answers are looked for."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from palimpsest.answers import after_two_sentences, ended_sentence
 from palimpsest.errors import ModelError
-from palimpsest.requests import normalise
 
 if TYPE_CHECKING:
     from palimpsest.models.editable import EditableModel
     from palimpsest.models.tokens import Batch
 
-# A full stop ends an answer unless it belongs to an initial ("J. R. R."), a common title, or a number ("3.5").
-_STOP = r"\n|(?<!\b[A-Z])(?<!\bSt)(?<!\bMt)(?<!\bDr)(?<!\bMr)(?<!\bMrs)(?<!\bJr)\."
-_END = re.compile(rf"(?:{_STOP})(?:(?<!\d\.)|(?=\D|$))")
-# While a text still grows, a stop behind a digit has to wait for the next character.
-_GROWING_END = re.compile(rf"(?:{_STOP})(?:(?<!\d\.)|(?=\D))")
+DEFAULT_ROWS = 64
+MARGIN = 24
+"""Tokens written behind the longest expected answer: how a text goes on shows whether the model babbles."""
 
-_FULL_STOP = re.compile(r"\s*\.(?!\d)")
-
-
-def cut_at_end(text: str) -> str:
-    """The text before its first sentence end or newline, without surrounding spaces."""
-    body = text.strip()
-    end = _END.search(body)
-    return (body[: end.start()] if end else body).strip()
+Until = Sequence[str] | Callable[[str], str | None] | None
+"""What ends a text: a sentence's end (`None`), one of some texts, or a rule, which is given the text so far and returns
+the finished one, or `None` while there is more to come."""
 
 
-def is_exact_match(generated: str, expected: str) -> bool:
-    """Whether a continuation is the expected answer, up to the stop.
+@dataclass(frozen=True)
+class AnswerRoom:
+    """How much is written where answers are looked for.
 
-    The answer must stand at the beginning and be followed by a sentence end, a newline or nothing. Case and runs of
-    white space do not matter; a full stop inside the expected answer does no harm.
+    Arguments:
+        tokens: at most so many.
+        characters: before so many no text ends of its own accord.
     """
-    text, answer = normalise(generated.strip().split("\n")[0]), normalise(expected)
-    return text == answer or (text.startswith(answer) and bool(_FULL_STOP.match(text[len(answer) :])))
+
+    tokens: int
+    characters: int = 0
+
+    @classmethod
+    def of(cls, tokenizer: Any, answers: Iterable[str], max_new_tokens: int | None = None) -> AnswerRoom:
+        """Room for the longest of some answers and `MARGIN` more tokens, or for a fixed number of tokens."""
+        texts = [f" {answer}" for answer in dict.fromkeys(answers)]
+        longest = max(map(len, texts), default=0)
+        if max_new_tokens is not None:
+            return cls(max_new_tokens, longest)
+        ids = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        return cls(max(map(len, ids), default=0) + MARGIN, longest)
+
+    def to_dict(self) -> dict[str, int]:
+        """Its numbers, JSON-ready."""
+        return {"tokens": self.tokens, "characters": self.characters}
+
+
+def written(
+    model: EditableModel, prompts: Sequence[str], room: AnswerRoom, *, forward_batch_size: int = DEFAULT_ROWS
+) -> list[str]:
+    """What a model writes after prompts, to be judged: greedily, past the answer's own end.
+
+    A text ends after as many tokens as there is room for, with its sequence, or behind two different sentences.
+    """
+    until = after_two_sentences(room.characters)
+    return model.generate(prompts, max_new_tokens=room.tokens, until=until, forward_batch_size=forward_batch_size)
 
 
 def continuations(
@@ -48,18 +69,19 @@ def continuations(
     batch: Batch,
     *,
     max_new_tokens: int,
-    until: Sequence[str] | None = None,
+    until: Until = None,
     steps: Steps | None = None,
 ) -> list[str]:
     """Greedy continuations of a batch, stopped at the end of the answer; a decoder's prompts are padded on the left.
 
     Arguments:
-        until: texts that end an answer and do not belong to it; left out, a sentence's end, which does.
+        until: texts that end an answer and do not belong to it, or a rule; left out, a sentence's end, which does.
         steps: where the logits come from; left out, from the model itself.
 
     Returns one string a row: as it was written where `until` is given, else without surrounding spaces.
     """
-    eos, ended = _end_ids(model), _ended_sentence if until is None else partial(_before, until)
+    eos = _end_ids(model)
+    ended = ended_sentence if until is None else until if callable(until) else partial(_before, until)
     produced: list[list[int]] = [[] for _ in range(len(batch.input_ids))]
     texts = [""] * len(produced)
     alive = list(range(len(produced)))
@@ -138,13 +160,6 @@ def _encoder_decoder_steps(model: EditableModel, batch: Batch) -> Steps:
             past_key_values=output.past_key_values,
             use_cache=True,
         )
-
-
-def _ended_sentence(text: str) -> str | None:
-    """The text up to and with its first sentence end, if it has one."""
-    body = text.lstrip()
-    end = _GROWING_END.search(body)
-    return body[: end.end()] if end else None
 
 
 def _before(stops: Sequence[str], text: str) -> str | None:

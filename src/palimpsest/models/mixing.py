@@ -11,7 +11,7 @@ from torch import Tensor
 
 from palimpsest.errors import ModelError
 from palimpsest.models import tokens
-from palimpsest.models.generation import Steps, continuations, logits_by_step
+from palimpsest.models.generation import Steps, Until, continuations, logits_by_step
 from palimpsest.models.scores import target_scores
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def mixed_texts(
     reader: EditableModel,
     pairs: Sequence[Mixed],
     max_new_tokens: int,
-    until: Sequence[str] | None,
+    until: Until,
     rows: int,
 ) -> list[str]:
     """Greedy continuations under the mixture; see `generation.continuations`."""

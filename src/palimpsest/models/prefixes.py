@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from palimpsest.models import tokens
-from palimpsest.models.generation import continuations, decoder_steps
+from palimpsest.models.generation import Until, continuations, decoder_steps
 from palimpsest.models.scores import target_scores
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Prefix:
             logits = self.model.module(**self.inputs(batch), use_cache=True).logits[places, columns]
         return target_scores(rows, labels, logits.float())
 
-    def continuations(self, rows: Sequence[Encoded], max_new_tokens: int, until: Sequence[str] | None) -> list[str]:
+    def continuations(self, rows: Sequence[Encoded], max_new_tokens: int, until: Until) -> list[str]:
         """Greedy ones; see `generation.continuations`."""
         found: dict[int, str] = {}
         # Padding behind the prefix would take places in the window of a model that looks back only so far.
@@ -99,7 +99,7 @@ def generate(
     model: EditableModel,
     prompts: Sequence[str],
     max_new_tokens: int,
-    until: Sequence[str] | None,
+    until: Until,
     *,
     forward_batch_size: int,
 ) -> list[str]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from palimpsest.models import prefixes
+from palimpsest.models.generation import Until
 from palimpsest.models.mixing import Mixed, mixed_scores, mixed_texts
 from palimpsest.models.tokens import PaddingSide
 
@@ -75,7 +76,7 @@ def generate(
     model: EditableModel,
     prompts: Sequence[str],
     max_new_tokens: int,
-    until: Sequence[str] | None,
+    until: Until,
     *,
     forward_batch_size: int,
 ) -> list[str]:

@@ -10,22 +10,11 @@ import torch
 from torch import Tensor
 
 from palimpsest.errors import DataError, ModelError
+from palimpsest.joining import Prompt, separator, stripped
 from palimpsest.models.chat import Chat
 from palimpsest.requests import EditRequest
 
 PaddingSide = Literal["left", "right"]
-
-# Scripts that put no space between words: a target in one of them follows its prompt directly.
-_UNSPACED = (
-    (0x0E00, 0x0FFF),
-    (0x1000, 0x109F),
-    (0x1780, 0x17FF),
-    (0x3000, 0x30FF),
-    (0x3400, 0x9FFF),
-    (0xF900, 0xFAFF),
-    (0xFF00, 0xFFEF),
-    (0x20000, 0x3FFFF),
-)
 
 
 @dataclass(frozen=True)
@@ -76,28 +65,22 @@ class Batch:
         return self.starts + self.attention_mask.sum(-1) - 1
 
 
-def separator(prompt: str, target: str) -> str:
-    """What stands between a prompt and its target: one space, or nothing where the script or the prompt needs none."""
-    if prompt.endswith(("\n", "\t", "(", "[", "“", "‘", "「")) or not target:
-        return ""
-    code = ord(target[0])
-    return "" if any(low <= code <= high for low, high in _UNSPACED) else " "
-
-
 def encode(tokenizer: Any, prompt: str, target: str | None = None, *, chat: Chat | None = None) -> Encoded:
     """Token ids of a prompt and of the target that follows it; in a chat, the user's turn and the assistant's.
 
     The prompt's ids are exactly those of the prompt alone (as at generation time), special tokens that the
     tokenizer puts in front included. The target's ids are what the tokenizer makes of it in this place: with its
-    leading space, and without a beginning-of-sequence token of its own.
+    leading space, and without a beginning-of-sequence token of its own. Spaces at the end of a prompt belong to the
+    target, and are read as its leading space; newlines belong to the prompt. A prompt that begins with the tokenizer's
+    beginning-of-sequence token as text gets no second one.
 
     Raises `DataError` when prompt or target has no tokens.
     """
-    shown = prompt if chat is None else chat.render(prompt)
+    shown = stripped(prompt) or prompt if chat is None else chat.render(prompt)
     prompt_ids = _not_empty(_prompt_ids(tokenizer, shown, chat), "prompt", prompt)
     if target is None:
         return Encoded(prompt_ids)
-    text = (separator(prompt, target) if chat is None else chat.separator) + target
+    text = (_between(tokenizer, shown, target) if chat is None else chat.separator) + target
     joint = _prompt_ids(tokenizer, shown + text, chat)
     if joint[: len(prompt_ids)] == prompt_ids:
         target_ids = joint[len(prompt_ids) :]
@@ -193,10 +176,26 @@ def _prompt_ids(tokenizer: Any, text: str, chat: Chat | None) -> tuple[int, ...]
         return tuple(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
     # Not verbose: whoever asks checks the length, or cuts; the library prints nothing.
     ids = tuple(tokenizer(text, verbose=False)["input_ids"])
+    if _starts_twice(tokenizer, text, ids):
+        ids = ids[1:]
     # Some tokenizers close every text with end-of-sequence; a prompt that goes on must not be closed.
     if ids and ids[-1] == tokenizer.eos_token_id and not text.endswith(str(tokenizer.eos_token)):
         ids = ids[:-1]
     return ids
+
+
+def _starts_twice(tokenizer: Any, text: str, ids: Sequence[int]) -> bool:
+    """Whether a tokenizer has put its beginning-of-sequence token before a text that begins with it."""
+    start = tokenizer.bos_token_id
+    return start is not None and tuple(ids[:2]) == (start, start) and text.startswith(str(tokenizer.bos_token))
+
+
+def _between(tokenizer: Any, prompt: str, target: str) -> str:
+    """What stands between a prompt and its target; nothing after a special token, such as one that begins a turn."""
+    is_plain = isinstance(prompt, Prompt) or prompt[-1].isalnum()
+    if not is_plain and prompt.endswith(tuple(map(str, tokenizer.all_special_tokens))):
+        return ""
+    return separator(prompt, target)
 
 
 def _offsets(tokenizer: Any, prompt: str, chat: Chat | None) -> list[tuple[int, int]]:
@@ -209,5 +208,8 @@ def _offsets(tokenizer: Any, prompt: str, chat: Chat | None) -> list[tuple[int, 
             remedy="load it with use_fast=True, or save it once as a fast tokenizer",
         )
     text, shift = (prompt, 0) if chat is None else (chat.render(prompt), len(chat.before))
-    found = tokenizer(text, add_special_tokens=chat is None, return_offsets_mapping=True)["offset_mapping"]
-    return [(int(first) - shift, int(last) - shift) for first, last in found]
+    found = tokenizer(text, add_special_tokens=chat is None, return_offsets_mapping=True)
+    spans = found["offset_mapping"]
+    if chat is None and _starts_twice(tokenizer, text, found["input_ids"]):
+        spans = spans[1:]
+    return [(int(first) - shift, int(last) - shift) for first, last in spans]

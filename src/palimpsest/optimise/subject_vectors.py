@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from palimpsest.models.editable import DEFAULT_ROWS, EditableModel
+from palimpsest.models.editable import EditableModel
+from palimpsest.models.generation import DEFAULT_ROWS
 from palimpsest.models.hooks import Point, captured
 from palimpsest.models.suffix import require_decoder
 from palimpsest.models.tokens import by_length, subject_last_token

@@ -21,6 +21,8 @@ LABELS: Mapping[str, str] = MappingProxyType(
         "portability.multi_hop": "portability: multi-hop",
         "portability.logical": "portability: by a rule",
         "old_answer_rate": "old answer: still given",
+        "leak_rate": "new answer: given elsewhere",
+        "degenerate_rate": "degenerate text",
     }
 )
 
@@ -40,12 +42,18 @@ MEASURES: Mapping[str, str] = MappingProxyType(
         "portability.multi_hop": "The new fact is used as a link of a longer chain, or reached over another fact.",
         "portability.logical": "What follows from the new fact by a rule, such as kinship, is answered accordingly.",
         "old_answer_rate": "The old answer is still given to the edited prompt or a rephrasing; lower is better.",
+        "leak_rate": "The new answer is given to questions about other things, where it was not; lower is better.",
+        "degenerate_rate": "The edited model repeats itself over and over where it did not before; lower is better.",
     }
 )
 
 SCORINGS: Mapping[str, str] = MappingProxyType(
     {
-        "generate": "Free generation, greedy: the answer up to the stop is exactly the expected one. What a user sees.",
+        "generate": "Free generation, greedy: the text begins with the expected answer at a word's end; to a question "
+        "or in a chat its first sentence states it, and not the old one. For locality: the right answer is still "
+        "given, or, where it was not before, the first words are the same. What a user sees.",
+        "exact": "Free generation, greedy: the text up to the stop is exactly the expected one and nothing else; for "
+        "locality, exactly what it was before.",
         "teacher_forced": "The share of the expected answer's tokens that are each the most probable one, given the "
         "right tokens before it. What most papers report; it flatters.",
         "log_prob": "One answer is more probable than the other, per token: the new one than the old one, and for "
@@ -62,10 +70,15 @@ PROTOCOLS: Mapping[str, str] = MappingProxyType(
 )
 
 SHORT: Mapping[str, str] = MappingProxyType(
-    {"generate": "free generation", "teacher_forced": "teacher-forced", "log_prob": "log-probability"}
+    {
+        "generate": "free generation",
+        "exact": "exact",
+        "teacher_forced": "teacher-forced",
+        "log_prob": "log-probability",
+    }
 )
 
-LOWER_IS_BETTER = frozenset({"old_answer_rate"})
+LOWER_IS_BETTER = frozenset({"old_answer_rate", "leak_rate", "degenerate_rate"})
 
 
 def label(metric: str) -> str:

@@ -52,9 +52,9 @@ def collect(runs: Sequence[Run], scoring: str) -> list[EditView]:
             if probe.kind == "reliability":
                 view.prompt = probe.prompt
             question = view.questions.setdefault(
-                (probe.kind, probe.prompt), Question(probe.kind, probe.prompt, probe.expected, probe.before)
+                (probe.kind, probe.prompt), Question(probe.kind, probe.prompt, probe.expected, probe.shown_before())
             )
-            question.before = question.before or probe.before
+            question.before = question.before or probe.shown_before()
             question.answers.append((run.label, _answer(probe), _is_right(probe, scoring)))
     return list(views.values())
 
@@ -127,7 +127,7 @@ def _group(answer: str, is_right: bool | None, names: list[str], num_runs: int) 
 def _answer(probe: ProbeResult) -> str:
     if probe.is_failed:
         return "(the edit failed)"
-    return probe.after if probe.after is not None else "(no text was generated)"
+    return said if (said := probe.shown_after()) is not None else "(no text was generated)"
 
 
 def _is_right(probe: ProbeResult, scoring: str) -> bool | None:

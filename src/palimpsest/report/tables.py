@@ -12,7 +12,7 @@ from palimpsest.report.definitions import LOWER_IS_BETTER
 if TYPE_CHECKING:
     from palimpsest.evaluation.records import Estimate, RunRecord
 
-_PREFERRED = ("generate", "teacher_forced", "log_prob")
+_PREFERRED = ("generate", "exact", "teacher_forced", "log_prob")
 HOLDS = 0.9
 
 
@@ -74,7 +74,7 @@ def scorings(runs: Sequence[Run]) -> list[str]:
 def metrics(runs: Sequence[Run], scoring: str) -> list[str]:
     """The metrics that any run has under a scoring, in reading order."""
     present = {name for run in runs for name in run.record.scores.get(scoring, {})}
-    heads = ("reliability", "generality", "locality", "portability", "old_answer_rate")
+    heads = ("reliability", "generality", "locality", "portability", "old_answer_rate", "leak_rate", "degenerate_rate")
     return sorted(present, key=lambda name: (heads.index(head) if (head := name.split(".")[0]) in heads else 9, name))
 
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from palimpsest.answers import gives, is_reply_to
 from palimpsest.models.editable import EditableModel
-from palimpsest.models.generation import is_exact_match
+from palimpsest.models.generation import AnswerRoom, written
 from palimpsest.stopwatch import Progress
 from palimpsest.world.bars import bar
 from palimpsest.world.facts import Question
@@ -21,7 +22,7 @@ class Known:
 
     Arguments:
         n: questions of one kind.
-        generate: share answered exactly by free greedy generation, up to the stop.
+        generate: share of which the greedily generated text gives the true answer; see `palimpsest.answers`.
         teacher_forced: mean share of the true answer's tokens that are the most probable ones.
     """
 
@@ -41,8 +42,14 @@ def ceiling(
             some = questions[start : start + _QUESTIONS_AT_ONCE]
             prompts = [question.prompt for question in some]
             scores = model.score(prompts, [question.answer for question in some])
-            for question, said, score in zip(some, model.generate(prompts), scores, strict=True):
-                right.setdefault(question.kind, []).append(is_exact_match(said, question.answer))
+            room = AnswerRoom.of(model.tokenizer, (question.answer for question in some))
+            for question, said, score in zip(some, written(model, prompts, room), scores, strict=True):
+                right.setdefault(question.kind, []).append(_is_right(model, question, said))
                 shares.setdefault(question.kind, []).append(score.accuracy)
             report(start + len(some), "")
     return {kind: Known(len(found), fmean(found), fmean(shares[kind])) for kind, found in right.items()}
+
+
+def _is_right(model: EditableModel, question: Question, said: str) -> bool:
+    is_reply = is_reply_to(question.prompt, is_chat=model.chat is not None)
+    return gives(said, [question.answer], prompt=question.prompt, is_reply=is_reply)

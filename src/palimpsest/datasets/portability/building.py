@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from palimpsest.answers import VERSION, gives, is_reply_to
 from palimpsest.datasets.portability import review
 from palimpsest.datasets.portability.asking import NoProposal
 from palimpsest.datasets.portability.generators import Generator
@@ -78,6 +79,7 @@ def build(
         "model": {"name": model.name, "fingerprint": model.fingerprint(), "patches": list(model.weights.labels)},
         "generator": generator.identity,
         "num_items": num_items,
+        "scoring_version": VERSION,
         "edits": digest([edit.to_dict() for edit in edits]),
     }
     _open(out, specification, edits, resume=resume)
@@ -130,13 +132,15 @@ def _asked(model: EditableModel, prompts: list[str]) -> list[str | None]:
 def _verdict(proposal: Proposal, recalled: str | None, before: str | None) -> str | None:
     if recalled is None or before is None:
         return "a prompt does not fit into the model's context"
-    from palimpsest.models.generation import is_exact_match
-
-    if not any(is_exact_match(recalled, answer) for answer in proposal.answers):
+    if not _gives(recalled, proposal.recall, proposal):
         return "the model does not know the fact about the new answer"
-    if any(is_exact_match(before, answer) for answer in proposal.answers):
+    if _gives(before, proposal.question, proposal):
         return "the model gives this answer without the edit"
     return None
+
+
+def _gives(said: str, prompt: str, proposal: Proposal) -> bool:
+    return gives(said, proposal.answers, prompt=prompt, is_reply=is_reply_to(prompt))
 
 
 def _open(out: Path, specification: dict[str, Any], edits: Sequence[EditRequest], *, resume: bool) -> None:

@@ -1,0 +1,79 @@
+"""Writing as a model's generation config says: what its users will see, where probes are greedy and plain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from palimpsest.errors import ModelError
+from palimpsest.models import tokens
+
+if TYPE_CHECKING:
+    from palimpsest.models.editable import EditableModel
+
+# What changes the text, with the values at which it does not.
+_PLAIN: dict[str, Any] = {
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "num_beams": 1,
+    "bad_words_ids": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+    "forced_bos_token_id": None,
+    "sequence_bias": None,
+    "min_length": 0,
+    "min_new_tokens": None,
+}
+_OF_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
+
+
+def departures(model: EditableModel) -> dict[str, Any]:
+    """What of a model's generation config makes its texts others than those of plain greedy writing."""
+    config = getattr(model.module, "generation_config", None)
+    found = {}
+    for name, plain in _PLAIN.items():
+        value = getattr(config, name, None)
+        if value is not None and value != plain:
+            found[name] = value
+    if getattr(config, "do_sample", False):
+        found["do_sample"] = True
+        found |= {name: value for name in _OF_SAMPLING if (value := getattr(config, name, None)) is not None}
+    return found
+
+
+@torch.no_grad()
+def generate_as_configured(
+    model: EditableModel, prompts: Sequence[str], *, max_new_tokens: int, seed: int = 0
+) -> list[str]:
+    """What the model's own `generate` writes after each prompt, up to the end of the sequence.
+
+    Arguments:
+        max_new_tokens: at most so many tokens.
+        seed: of the sampling, where the config samples.
+
+    Raises `ModelError` under a patch that sends prompts elsewhere: that is not in the module's own weights.
+    """
+    if model.weights.routers:
+        raise ModelError(
+            "A patch on the model changes what is read, so the module cannot write by itself.",
+            expected="patches of weights or modules",
+            found=", ".join(model.weights.labels),
+            remedy="leave --as-configured out",
+        )
+    texts = []
+    for prompt in prompts:
+        batch = model.batch([model.encode(prompt)])
+        with model.reads(batch), torch.random.fork_rng():
+            torch.manual_seed(seed)
+            ids = model.module.generate(
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
+                max_new_tokens=max_new_tokens,
+                pad_token_id=tokens.pad_id(model.tokenizer),
+            )
+        written = ids[0] if model.is_encoder_decoder else ids[0, batch.input_ids.shape[1] :]
+        texts.append(model.tokenizer.decode(written, skip_special_tokens=True).strip())
+    return texts

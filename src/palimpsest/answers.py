@@ -24,8 +24,8 @@ SHARED_WORDS = 3
 SHARED_CHARACTERS = 5
 """The same for scripts without spaces, in characters: two or three words."""
 
-_QUESTION_MARKS = "?？؟;՞⁇⸮፧꘏"
-_LEAD = re.compile(r"(?:[\s\"'*_(\[{<:¿¡]|#+\s|>\s|[-•]\s|</?[a-z]+>)+")
+_QUESTION_MARKS = "?？؟\u037e՞⁇⸮፧꘏"
+_LEAD = re.compile(r"(?:[\s\"'*_(\[{:¿¡]|#+\s|>\s|[-•]\s|</?[a-z]+>)+")
 _BULLET = re.compile(r"^\s*\d{1,3}[.)](?=\s+\S)")
 # What may be glued to a Korean noun: particles and the copula.
 _PARTICLES = re.compile(r"이|입니|였|인|의|에|은|는|가|을|를|와|과|로|으로|도|라")

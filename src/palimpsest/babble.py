@@ -13,14 +13,14 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from palimpsest.scripts import folded, words
+from palimpsest.scripts import folded, is_unspaced, words
 
 REPEATS = 3
 """So often at once; twice is a name (`Duran Duran`), or emphasis."""
 NUMBER_REPEATS = 6
 """The same for digits: `10,000,000,000` is a number."""
 LEAST_CHARACTERS = 10
-"""What is shorter than this, repetitions included, is not judged."""
+"""What is shorter than this, repetitions included, is not judged; characters of scripts without spaces count twice."""
 LEAST_SHARE = 0.5
 """Of the text that the repetitions must cover."""
 LEAST_WORDS = 16
@@ -64,12 +64,13 @@ def _entropy(said: Sequence[str], n: int) -> float:
 def _repeats(body: str) -> bool:
     """Whether something repeated at once makes up the better part of a folded text."""
     # So that the last one of a list of words is closed like the others.
-    closed = f"{body} "
+    closed = f"{body} ".replace("\n", " ")
     for found in _REPEATED.finditer(closed):
         unit, length = found["unit"], len(found[0])
         has_letters = any(char.isalpha() for char in unit)
         if not has_letters and any(char.isdigit() for char in unit) and length < NUMBER_REPEATS * len(unit):
             continue
-        if length >= LEAST_CHARACTERS and length >= LEAST_SHARE * len(closed):
+        drawn = length + sum(map(is_unspaced, found[0]))
+        if drawn >= LEAST_CHARACTERS and length >= LEAST_SHARE * len(closed):
             return True
     return False

@@ -10,7 +10,7 @@ import torch
 import tiny
 from evaluation.head_editor import HeadEditor, facts
 from palimpsest import Batch, ConfigError, DataError, EditRequest, Probe, Sequential, Single, evaluate, method
-from palimpsest.evaluation import BaseAnswers, RunRecord
+from palimpsest.evaluation import SCORINGS, BaseAnswers, RunRecord
 from palimpsest.evaluation.drift import perplexity
 from palimpsest.evaluation.examiner import room_for
 from palimpsest.models.generation import written
@@ -169,7 +169,7 @@ def test_locality_leaves_out_what_was_edited_so_far() -> None:
     assert "locality.neighborhood" not in batch.scores["generate"]
     assert "mentions a subject" in next(iter(batch.unscored["generate"]["locality.neighborhood"]))
     sequential = evaluate(model, HeadEditor(), requests, protocol=Sequential(checkpoints=(1,)), **SHORT)
-    assert [point.counts["left_out"] for point in sequential.checkpoints] == [0, 3]
+    assert [point.counts["left_out"] for point in sequential.checkpoints] == [0, len(SCORINGS)]
 
 
 def test_base_answers_are_computed_once_for_several_methods() -> None:
@@ -273,7 +273,7 @@ def test_json_has_the_promised_shape_and_the_table_names_everything() -> None:
         "seconds_per_edit", "peak_memory_bytes", "patch_bytes", "counts", "scoring_version", "ceilings",
     ]  # fmt: skip
     assert (shape["method"], shape["protocol"], shape["num_edits"], shape["seed"]) == ("head", "single", 3, 5)
-    assert set(shape["scores"]) == {"generate", "teacher_forced", "log_prob"}
+    assert set(shape["scores"]) == set(SCORINGS)
     assert set(shape["scores"]["generate"]["reliability"]) == {"mean", "low", "high", "n"}
     assert {"statistics", "targets", "solve", "evaluation", "base_answers", "perplexity", "total"} <= set(
         shape["seconds"]

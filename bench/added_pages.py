@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from page_blocks import SHORT, percent, read, size, table
+from page_blocks import SHORT, percent, read, rule, size, table
 
 
 def added_parameters(model: str) -> str:
@@ -25,7 +25,7 @@ def added_parameters(model: str) -> str:
     header = ["method", "", "edits", "reliability at once", "at the end", *(SHORT[name] for name in kept)]
     counts = record["settings"]["probes_per_kind"]
     caption = (
-        "`world-counterfact`, `generate`, percent; every edit is asked again, with at most "
+        f"`world-counterfact`, `{rule(record)}`, percent; every edit is asked again, with at most "
         f"{counts['sequence']} question of each kind for an edit in a sequence and {counts['batch']} in a batch.\n\n"
     )
     return caption + table([*header, "s / edit", "added"], lines)

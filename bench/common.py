@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from palimpsest.answers import VERSION
 from palimpsest.evaluation import RunRecord
 from palimpsest.models.locating import BUNDLED
 from palimpsest.provenance import hardware, now, versions, write_text
@@ -40,17 +41,23 @@ class Results:
         self.settings = settings
         self.rows: list[dict[str, Any]] = []
         self.earlier: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {}
-        if self.earlier.get("settings") == json.loads(json.dumps(settings)):
+        is_same_rule = self.earlier.get("scoring_version", 1) == VERSION
+        if is_same_rule and self.earlier.get("settings") == json.loads(json.dumps(settings)):
             self.rows = self.earlier["rows"]
 
     def require_same_conditions(self) -> None:
         """Stops the recipe when its rows could not stand beside the earlier ones."""
-        conditions = {"settings": self.settings, "versions": versions(), "hardware": hardware()}
+        conditions = {
+            "scoring_version": VERSION,
+            "settings": self.settings,
+            "versions": versions(),
+            "hardware": hardware(),
+        }
         for name, value in conditions.items():
-            if self.earlier and self.earlier[name] != json.loads(json.dumps(value)):
+            if self.earlier and self.earlier.get(name) != json.loads(json.dumps(value)):
                 sys.exit(
                     f"{self.path}: its rows were measured with other {name}.\n"
-                    f"there: {self.earlier[name]}\nhere:  {value}\n"
+                    f"there: {self.earlier.get(name)}\nhere:  {value}\n"
                     "Remove the file and measure all methods again."
                 )
 
@@ -71,6 +78,7 @@ class Results:
     def save(self) -> None:
         """Writes all rows so far."""
         record = {
+            "scoring_version": VERSION,
             "settings": self.settings,
             "created": now(),
             "versions": versions(),

@@ -27,6 +27,14 @@ def read(name: str) -> dict[str, Any]:
     return record
 
 
+def rule(record: dict[str, Any], scoring: str = "generate") -> str:
+    """The present name of the scoring that a result was measured under.
+
+    Results without `scoring_version` are of version 1, whose `generate` was what is `exact` now.
+    """
+    return "exact" if scoring == "generate" and record.get("scoring_version", 1) < 2 else scoring
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]

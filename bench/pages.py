@@ -25,7 +25,7 @@ from added_pages import BLOCKS as ADDED  # noqa: E402
 from finding_pages import findings  # noqa: E402
 from many_pages import batch_curves, batches, larger_world_model, sequence_curves, sequences, speed  # noqa: E402
 from model_pages import families  # noqa: E402
-from page_blocks import SHORT, percent, read, size, table  # noqa: E402
+from page_blocks import SHORT, percent, read, rule, size, table  # noqa: E402
 from real_pages import BLOCKS  # noqa: E402
 from recipe_pages import BLOCKS as RECIPES  # noqa: E402
 from search_pages import search_edits, search_families, search_lengths, search_random  # noqa: E402
@@ -44,8 +44,9 @@ def single_edits_summary(_argument: str) -> str:
         cells = [percent(scores.get(name)) for name in metrics]
         rows.append([f"`{row['method']}`", *cells, f"{row['seconds_per_edit']:.2f}", size(row["patch_bytes"])])
     n = record["settings"]["num_edits"]["world-counterfact"]
+    by = "free generation with exact match" if rule(record) == "exact" else "free generation"
     caption = (
-        f"{n} single edits of test facts, free generation with exact match, percent; presets chosen on other facts. "
+        f"{n} single edits of test facts, {by}, percent; presets chosen on other facts. "
         f"Seconds an edit on one core of {record['hardware']['machine']}.\n\n"
     )
     return caption + table(["method", *(SHORT[name] for name in metrics), "s / edit", "patch"], rows)
@@ -63,7 +64,9 @@ def single_edits(argument: str) -> str:
         rows.append([f"`{row['method']}`", *(percent(scores.get(name), with_interval=True) for name in metrics)])
     n = record["settings"]["num_edits"][dataset]
     probes = ", ".join(f"{SHORT[name]} {found[0]['scores'][scoring][name]['n']}" for name in metrics)
-    caption = f"`{dataset}`, `{scoring}`, {n} single edits; percent with 95% interval. Probes: {probes}.\n\n"
+    caption = (
+        f"`{dataset}`, `{rule(record, scoring)}`, {n} single edits; percent with 95% interval. Probes: {probes}.\n\n"
+    )
     return caption + table(["method", *(SHORT[name] for name in metrics)], rows)
 
 

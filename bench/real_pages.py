@@ -6,7 +6,7 @@ import json
 from statistics import mean
 from typing import Any
 
-from page_blocks import SHORT, percent, read, size, table
+from page_blocks import SHORT, percent, read, rule, size, table
 from real_facts import LOCALITY
 
 TITLES = {"counterfact": "CounterFact", "zsre": "ZsRE"}
@@ -78,7 +78,7 @@ def real_edits(argument: str) -> str:
         old = percent(scores.get("old_answer_rate"))
         rows.append([f"`{row['method']}`", *cells, old, f"{row['seconds_per_edit']:.2f}", size(row["patch_bytes"])])
     edits = record["settings"]["num_edits"]
-    caption = f"{TITLES[dataset]}, {edits} single edits, `{scoring}`, percent with 95% interval.\n\n"
+    caption = f"{TITLES[dataset]}, {edits} single edits, `{rule(record, scoring)}`, percent with 95% interval.\n\n"
     header = ["method", "reliability", "generality", SHORT[LOCALITY[dataset]], SHORT["old_answer_rate"]]
     return caption + table([*header, "s / edit", "patch"], rows)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from page_blocks import SHORT, percent, read, size, table
+from page_blocks import SHORT, percent, read, rule, size, table
 
 ORDER = ("mend", "mend for batches", "ke", "serac", "ike")
 
@@ -23,7 +23,8 @@ def trained(argument: str) -> str:
     settings = record["settings"]
     probes = ", ".join(f"{SHORT[name]} {rows[0]['scores'][scoring][name]['n']}" for name in metrics)
     caption = (
-        f"`{model}`, `{settings['dataset']}`, {settings['single']} single edits of test facts, `{scoring}`; percent "
+        f"`{model}`, `{settings['dataset']}`, {settings['single']} single edits of test facts, "
+        f"`{rule(record, scoring)}`; percent "
         f"with 95% interval; at most {settings['probes_per_kind']} probes of a kind for an edit. Probes: {probes}.\n\n"
     )
     return caption + table(["method", *(SHORT[name] for name in metrics)], lines)

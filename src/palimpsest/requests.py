@@ -100,7 +100,8 @@ class EditRequest:
 
     Arguments:
         prompt: the full text before the answer, such as `"The capital of France is"`; or a template such as
-            `"The capital of {} is"`, which the subject is put into, there and in the probes' prompts. Spaces at its end are not part of it, newlines are.
+            `"The capital of {} is"`, which the subject is put into, there and in the probes' prompts. Spaces at its end
+            are not part of it, newlines are.
         target_new: the answer it should get. Surrounding spaces are not part of it.
         subject: what the fact is about; must occur in the prompt. Methods that locate an edit need it. Case, width,
             accents' composition, quotes and spaces may differ: the prompt's spelling is taken.
@@ -182,7 +183,7 @@ class EditRequest:
         """Puts the subject where the prompt has a placeholder for it; the probes are then templates too."""
         if PLACEHOLDER.search(self.prompt) and find_spelled(subject, self.prompt) is None:
             probes = tuple(replace(one, prompt=filled(one.prompt, subject)) for one in self.probes)
-            object.__setattr__(self, "prompt", filled(self.prompt, subject))
+            object.__setattr__(self, "prompt", self._joined(filled(self.prompt, subject)))
             object.__setattr__(self, "probes", probes)
 
     def all_probes(self) -> tuple[Probe, ...]:

@@ -71,7 +71,7 @@ def test_old_facts_that_are_not_known_are_said(run, workplace, tmp_path):
     facts = workplace / "facts.jsonl"
     result = run("edit", workplace / "model", "-m", "f-learning-ft", "--edits", facts, "--out", tmp_path / "p")
     assert result.code == 0
-    assert "note: 4 of 4 old facts are not known" in result.out
+    assert "note: The model knows 0 of 4 old facts. The others were left unforgotten" in result.out
 
 
 def test_ask_shows_both_sides(run, workplace):
@@ -96,7 +96,7 @@ def test_apply_writes_a_folder_that_answers_by_itself(run, workplace, tmp_path):
 
 def test_apply_as_an_adapter(run, workplace, tmp_path):
     arguments = ("--method", "lora", "--edits", workplace / "facts.jsonl", "-o", "epochs=2")
-    assert run("edit", workplace / "model", *arguments, "--out", tmp_path / "low-rank").code == 0
+    assert run("edit", workplace / "model", *arguments, "--out", tmp_path / "low-rank").code in (0, 1)
     result = run("apply", workplace / "model", tmp_path / "low-rank", "--out", tmp_path / "a", "--as", "peft", "--json")
     assert result.json()["files"] == [
         "README.md",
@@ -118,7 +118,7 @@ def test_verify_runs_the_patch_s_own_tests(run, workplace, tmp_path):
     run("edit", workplace / "model", "-m", "ft", "--edits", facts, "--out", tmp_path / "weak", *weak)
     bad = run("verify", workplace / "model", tmp_path / "weak")
     assert bad.code == 1
-    assert "failed: The capital of France is" in bad.out
+    assert "failed: The capital of France is" in bad.out or "babbles: The capital of France is" in bad.out
     assert "NOT verified" in bad.out
 
 
@@ -150,7 +150,7 @@ def test_eval_prints_one_object_of_the_design_s_shape(run, workplace, tmp_path, 
         "seconds_per_edit", "peak_memory_bytes", "patch_bytes", "counts",
     }  # fmt: skip
     assert (found["protocol"], found["num_edits"], found["seed"], found["status"]) == (protocol, 2, 1, "ok")
-    assert set(found["scores"]) == {"generate", "teacher_forced", "log_prob"}
+    assert set(found["scores"]) == {"generate", "teacher_forced", "log_prob", "exact"}
     assert set(found["scores"]["generate"]["reliability"]) == ESTIMATE
     assert {"statistics", "targets", "solve", "evaluation", "total"} <= set(found["seconds"])
     assert {"scored", "unscored", "failed"} <= set(found["counts"])
@@ -287,8 +287,9 @@ def test_an_edit_that_does_not_hold_is_said(run, workplace, tmp_path):
     weak = ("-o", "epochs=1", "-o", "learning_rate=1e-6")
     facts = workplace / "facts.jsonl"
     result = run("edit", workplace / "model", "-m", "ft", "--edits", facts, "--out", tmp_path / "p", *weak)
-    assert result.code == 0
-    assert "No edit holds" in result.err
+    assert result.code == 1 and (tmp_path / "p" / "manifest.json").is_file()
+    assert "No edit holds" in result.err and "palimpsest verify" not in result.out
+    assert "4 of 4 give neither the new answer nor the old one." in result.out
 
 
 def test_an_audit_reads_as_tables(capsys):

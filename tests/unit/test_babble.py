@@ -53,9 +53,9 @@ def test_an_answer_that_repeats_itself_may_be_repeated() -> None:
 
 def test_the_entropy_is_that_of_counterfact() -> None:
     # Bigrams ab ba ab bc, trigrams aba bab abc: entropies 1.5 and log2(3), weights 2/3 and 4/3, averaged.
-    assert ngram_entropy("a b a b c".split()) == pytest.approx((2 / 3 * 1.5 + 4 / 3 * math.log2(3)) / 2)
+    assert ngram_entropy(["a", "b", "a", "b", "c"]) == pytest.approx((2 / 3 * 1.5 + 4 / 3 * math.log2(3)) / 2)
     assert ngram_entropy([]) == 0.0 and ngram_entropy(["a"]) == 0.0
-    sentence = "one two three four five six seven".split()
+    sentence = ["one", "two", "three", "four", "five", "six", "seven"]
     assert is_monotonous(sentence * 4) and not is_monotonous(sentence * 2)
 
 

@@ -90,6 +90,7 @@ def edit(
     else:
         _show(result)
     if not any(one["is_right"] for one in result["edits"]):
+        terminal.log("No edit holds: try other options (-o), another --preset or another --method; see the docs.")
         raise typer.Exit(1)
 
 
@@ -188,8 +189,6 @@ def _show(result: dict[str, Any]) -> None:
         terminal.say(f"note: {note}")
     if right:
         terminal.say(f"next: palimpsest verify {result['model']} {result['patch']}")
-    else:
-        terminal.say("No edit holds: try other options (-o), another --preset or another --method; see the docs.")
 
 
 def _otherwise(edits: Sequence[dict[str, Any]]) -> list[str]:

@@ -180,8 +180,8 @@ def test_metrics_that_are_listed_are_those_of_the_library():
     from palimpsest.report.definitions import LABELS, MEASURES, SCORINGS
     from palimpsest.requests import PROBE_KINDS
 
-    assert set(MEASURES) == {*PROBE_KINDS, "old_answer_rate"} == set(LABELS)
-    assert set(SCORINGS) == {"generate", "teacher_forced", "log_prob"}
+    assert set(MEASURES) == {*PROBE_KINDS, "old_answer_rate", "leak_rate", "degenerate_rate"} == set(LABELS)
+    assert set(SCORINGS) == {"generate", "exact", "teacher_forced", "log_prob"}
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])

@@ -43,7 +43,7 @@ def test_a_low_rank_edit_becomes_an_adapter(run, place):
 def test_eval_doctor_and_list(run, place):
     arguments = ("--dataset", place / "facts.jsonl", "--method", "ft", "-o", "epochs=3", "--num-edits", 2, "--json")
     found = run("eval", place / "model", *arguments).json()
-    assert found["status"] == "ok" and set(found["scores"]) == {"generate", "teacher_forced", "log_prob"}
+    assert found["status"] == "ok" and set(found["scores"]) == {"generate", "teacher_forced", "log_prob", "exact"}
     shown = run("doctor", place / "model")
     assert "2 encoder layers and 3 layers" in shown.out and "closes texts with an end token" in shown.out
     assert "t5-gated" in run("list", "models").out

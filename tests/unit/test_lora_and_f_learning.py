@@ -116,7 +116,7 @@ def test_facts_that_are_not_known_are_listed_and_left_unforgotten():
         only = method("ft", preset="none", stop_loss=0.0, **OPTIONS).edit(model, [known]).patch
     assert outcome.diagnostics.facts["mastered"] == 1
     assert outcome.diagnostics.facts["not_mastered"] == ["fact-0", "fact-2"]
-    assert "2 of 3 old facts" in outcome.diagnostics.notes[0]
+    assert "knows 1 of 3 old facts" in outcome.diagnostics.notes[0]
     forget = outcome.patch.parts["forget"]
     assert all(torch.equal(value, only.tensors()[key]) for key, value in forget.tensors().items())
     assert f_learning(only_mastered=True).edit(model, requests).patch.parts["forget"].is_empty()

@@ -422,6 +422,28 @@ def test_round_trips_by_every_format(tmp_path: Path) -> None:
     check()
 
 
+def test_zsres_fields_with_questions_by_kind(tmp_path: Path) -> None:
+    record = {
+        "src": "What is the capital of Japan?",
+        "alt": "Oslo",
+        "pred": "Kyoto",
+        "answers": ["Tokyo", "Tōkyō"],
+        "subject": "Japan",
+        "rephrase": "Japan's capital?",
+        "locality": {"neighborhood": {"prompt": "What is the capital of Peru?", "ground_truth": "Lima"}},
+        "portability": {"one_hop": {"prompt": "In which country is Japan's capital?", "ground_truth": "Norway"}},
+    }
+    for strictness in (None, True, False):
+        (request,) = load_edits(write(tmp_path / "z.json", [record]), is_strict=strictness).requests
+        assert (request.target_old, [probe.kind for probe in request.probes]) == (
+            "Tokyo",
+            ["generality", "locality.neighborhood", "portability.one_hop"],
+        )
+    file = write(tmp_path / "z.json", [{**record, "portability": {"one_hopp": record["portability"]["one_hop"]}}])
+    with pytest.raises(DataError, match="'one_hopp' is not known"):
+        load_edits(file)
+
+
 def test_the_layout_that_the_page_shows_is_read(tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "own-facts.md").read_text(encoding="utf-8")
     for ending in ("json", "csv"):

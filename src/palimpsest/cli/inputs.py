@@ -276,12 +276,13 @@ def read_edits(file: Path, *, skip_bad: bool | None = False) -> tuple[list[EditR
     Raises `DataError` for a file that cannot be read or has no edits, and for records that cannot be used.
     """
     from palimpsest.datasets import load_edits
+    from palimpsest.datasets.base import BadRecordError
 
     try:
         data = load_edits(file, is_strict=None if skip_bad is None else not skip_bad)
-    except DataError as error:
-        if skip_bad is False and error.remedy and error.remedy.startswith("correct the record"):
-            error.remedy = error.remedy.replace("remove it", "remove it, or go on without it by --skip-bad", 1)
+    except BadRecordError as error:
+        if skip_bad is False:
+            error.remedy = f"{error.remedy} (--skip-bad goes on with the others)"
         raise
     return list(data.requests), notes_of(data)
 

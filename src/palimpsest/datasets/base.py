@@ -186,10 +186,14 @@ def assemble(
     return Dataset(name, requests, tuple(skipped), tuple(all_notes), tuple(neutral_text), tuple(left_out))
 
 
-def located(error: PalimpsestError, where: str) -> DataError:
+class BadRecordError(DataError):
+    """A record of a file that cannot be used, while others might."""
+
+
+def located(error: PalimpsestError, where: str) -> BadRecordError:
     """The same error, naming the place in the file first and the field after it."""
     field = error.where if error.where and error.where.startswith("field") else None
-    return DataError(
+    return BadRecordError(
         error.problem,
         expected=error.expected,
         found=error.found,
@@ -213,7 +217,7 @@ def _all_in_one(bad: list[DataError]) -> DataError:
         return first
     shown = "; ".join(f"{error.where}: {error.problem}" for error in others[:SHOWN])
     more = f"; and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
-    return DataError(
+    return BadRecordError(
         first.problem,
         expected=first.expected,
         found=first.found,

@@ -151,7 +151,8 @@ def _recognised(file: Path, records: list[Record], *, is_strict: bool | None) ->
     for layout in LAYOUTS.values():
         found = next((marks for marks in layout.marks if fields >= marks), None)
         if found is not None:
-            if found in layout.like_own and (is_strict or not knowedit.is_published_form(records)):
+            is_own = found in layout.like_own and (is_strict or not knowedit.is_published_form(records))
+            if is_own or (found == zsre.FIELDS and zsre.has_questions_by_kind(records)):
                 break
             return assemble(file.name, records, layout.parse, is_strict=bool(is_strict), notes=layout.notes)
     return _own(file, records, is_strict=is_strict is not False)

@@ -144,6 +144,10 @@ def _old_answer(fields: Mapping[str, Any]) -> str | None:
     value = fields.get("target_old")
     if isinstance(value, list):
         return next(names(value), None)
+    if value is None and fields.get("target_new") is not None:
+        # ZsRE's fields: the right answers, and what the model says.
+        known = [*names(fields.get("answers")), *names(fields.get("pred"))]
+        return next((one for one in known if normalise(one) != normalise(str(fields["target_new"]))), None)
     return optional_text(fields, "target_old")
 
 

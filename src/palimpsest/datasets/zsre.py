@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from palimpsest.datasets.base import Partial
+from palimpsest.datasets.base import Partial, Record
 from palimpsest.datasets.fields import given_probes, optional_text, text_field, text_list
 from palimpsest.errors import DataError
 from palimpsest.requests import EditRequest, Probe, normalise
 
 FIELDS = frozenset({"src", "alt"})
+_QUESTION = frozenset({"New Question", "New Answer"})
 _NQ = "nq question: "
 
 
@@ -41,6 +42,16 @@ def request(fields: Mapping[str, Any]) -> Partial:
         id="" if identity is None else str(identity),
     )
     return Partial(request, (follow_up,) if isinstance(follow_up, str) else ())
+
+
+def has_questions_by_kind(records: Iterable[Record]) -> bool:
+    """Whether some record has questions by kind, as EasyEdit's users write them beside ZsRE's fields."""
+    for record in records:
+        follow_up = record.fields.get("portability")
+        is_published = not isinstance(follow_up, Mapping) or not _QUESTION.isdisjoint(follow_up) or not follow_up
+        if record.fields.get("locality") or not is_published:
+            return True
+    return False
 
 
 def _old_answer(fields: Mapping[str, Any], new: str) -> str | None:

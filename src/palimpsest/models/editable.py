@@ -106,11 +106,13 @@ class EditableModel:
             length, counted = len(encoded), ", the target included"
         limit = self.context_length
         if limit is not None and length > limit:
+            too_long = "A prompt" if len(encoded.prompt_ids) > limit else "A prompt with its answer"
             raise DataError(
-                "A prompt is longer than the model's context.",
+                f"{too_long} is longer than the model's context.",
                 expected=f"at most {limit} tokens{counted}",
-                found=f"{length} tokens",
+                found=f"{len(encoded.prompt_ids)} tokens of the prompt, {len(encoded.target_ids)} of the answer",
                 where=f"prompt {prompt[:60]!r}",
+                remedy="shorten it, or leave the record out",
             )
         return encoded
 

@@ -22,6 +22,7 @@ from palimpsest.models.fingerprint import tokenizer_digest
 from palimpsest.models.generation import DEFAULT_ROWS, Until, continuations, start_id
 from palimpsest.models.hooks import Change, Point, captured, intervened
 from palimpsest.models.placement import device_of
+from palimpsest.models.pretrained import refuse_nan
 from palimpsest.models.scores import TargetScore, target_scores
 from palimpsest.models.tokens import Batch, Encoded, PaddingSide
 from palimpsest.models.weights import WeightStack
@@ -56,6 +57,8 @@ class EditableModel:
         self.module: Any = model.eval()
         self.tokenizer = tokenizer
         self.name = name
+        self.file_digest: str | None = None
+        """SHA-256 of the GGUF file that the model was read from; `None` for any other."""
         self.reading: Batch | None = None
         # What has been found out about the model's code, and so holds whatever its weights become.
         self.findings: dict[object, Any] = {}
@@ -323,7 +326,8 @@ class EditableModel:
 
     def fingerprint(self, touched: Sequence[str] = ()) -> dict[str, Any]:
         """What identifies the base model, whatever patches are on it. See `models.fingerprint`."""
-        return self.weights.fingerprint(self.module.config, touched)
+        found = self.weights.fingerprint(self.module.config, touched)
+        return found if self.file_digest is None else {**found, "file": self.file_digest}
 
     def _room_for_answers(self, width: int, longest: str) -> int:
         """Tokens that fit behind the longest prompt of a batch. Raises `DataError` when none does."""
@@ -350,12 +354,14 @@ class EditableModel:
     def _verify_head(self) -> bool:
         """Whether head(base model) gives the model's logits; some families scale or cap them in between."""
         batch = self.batch([list(range(3))])
+        logits = self.forward(batch).logits
+        refuse_nan(self.module, logits, self.name)
         try:
             hidden = self.module.base_model(**self.inputs(batch)).last_hidden_state
             separate = self.module.get_output_embeddings()(hidden)
         except (AttributeError, TypeError):
             return False
-        return torch.equal(separate, self.forward(batch).logits)
+        return torch.equal(separate, logits)
 
     def _check_vocabulary(self) -> None:
         rows = int(self.module.get_input_embeddings().weight.shape[0])

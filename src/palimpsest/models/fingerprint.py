@@ -107,7 +107,7 @@ def fingerprint(config: Any, shapes: Mapping[str, list[int]], digest: Digest, to
         touched: names of the parameters that the patch changes; these are hashed whole.
 
     Returns a dictionary with `config`, `weights` (one digest over samples of all tensors) and `touched` (name to
-    shape and digest).
+    shape and digest); `EditableModel.fingerprint` adds `file`, a GGUF file's SHA-256.
     """
     samples = [f"{name}:{digest(name, False)}" for name in sorted(shapes)]
     return {
@@ -138,4 +138,8 @@ def differences(recorded: Mapping[str, Any], found: Mapping[str, Any], *, owner:
             lines.append(f"tensor {name} has other values")
     if not lines and recorded["weights"] != found["weights"]:
         lines.append(f"weights that {owner} does not touch have other values")
+    # Of two files; a file and a folder that was made of it have the same weights.
+    files = recorded.get("file"), found.get("file")
+    if not lines and None not in files and files[0] != files[1]:
+        lines.append(f"the GGUF file has other contents (SHA-256 {str(files[1])[:16]}, not {str(files[0])[:16]})")
     return lines

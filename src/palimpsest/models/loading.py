@@ -1,4 +1,4 @@
-"""From a name to an EditableModel: a hub id, a folder, a bundled model, or a transformers model in memory."""
+"""From a name to an EditableModel: a hub id, a folder, a GGUF file, a bundled model, or a transformers model."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from palimpsest import processes
 from palimpsest.errors import ConfigError, ModelError, unknown_name
+from palimpsest.models import gguf_files
+from palimpsest.models.adapter_folders import adapter_base, is_adapter, merged, refuse_adapted
 from palimpsest.models.chat import Chat
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.families import Architecture
+from palimpsest.models.gguf_files import file_digest
+from palimpsest.models.gguf_header import is_gguf
 from palimpsest.models.locating import locate
+from palimpsest.models.pretrained import from_pretrained
 
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 DeviceMap = str | Mapping[str, Any]
@@ -31,15 +35,17 @@ def load(
     device_map: DeviceMap | None = None,
     architecture: Architecture | None = None,
     chat: bool | Chat | Mapping[str, str] = False,
+    trust_remote_code: bool = False,
 ) -> EditableModel:
     """Loads a model for editing and verifies its sites.
 
     Arguments:
-        model: a folder, a hub id, `"world"` or `"world-t5"` for a bundled model, or a transformers model in memory. A
-            folder that `palimpsest apply --as patched` wrote is its base model with the patches on it.
+        model: a folder, a GGUF file, a hub id, `"world"` or `"world-t5"` for a bundled model, or a transformers model
+            in memory. A folder that `palimpsest apply --as patched` wrote is its base model with the patches on it; a
+            folder of a LoRA adapter (`--as peft`) is its base model with the adapter merged into the weights.
         tokenizer: needed for a model in memory only. Such a model is put into evaluation mode and stays there.
         dtype: `float32`, `bfloat16`, `float16`, or `auto`: the checkpoint's own, but float32 for half-precision
-            checkpoints of type float16 on a CPU.
+            checkpoints of type float16 on a CPU, and for GGUF files, whose weights it holds exactly.
         device: a torch device, or `auto`: CUDA where there is one (in one of several processes: its own one), else
             the CPU. The weights are read straight onto it.
         device_map: how to spread a model that is too large for one device: `auto`, `balanced`, `balanced_low_0`,
@@ -48,88 +54,107 @@ def load(
         architecture: a row of the site table for a family that is not in it.
         chat: whether every prompt is a user's turn in the tokenizer's chat template, and its target the assistant's
             answer; or a patch's `manifest.chat`, to ask exactly as it was made.
+        trust_remote_code: whether Python code that comes with the model may run; a model that needs it is refused
+            otherwise.
 
     Raises `ConfigError` for a dtype, device or map that cannot be used, `ModelError` for a folder without safetensors,
-    a model that cannot be loaded, an unknown layout, or a chat without a template.
+    a model that cannot be loaded or has code of its own, an unknown layout, or a chat without a template.
     """
     if isinstance(model, nn.Module):
-        if (dtype, device, device_map) != ("auto", "auto", None):
-            raise ConfigError(
-                "A model in memory is taken as it is.",
-                expected="dtype, device and device_map left out",
-                found=f"dtype={dtype!r}, device={device!r}, device_map={device_map!r}",
-                remedy="load it by its name, or convert and place it with transformers and accelerate before",
-            )
-        if not hasattr(getattr(model, "config", None), "model_type"):
-            raise ModelError(
-                "This is not a transformers model.",
-                expected="a model with a config, such as AutoModelForCausalLM gives",
-                found=type(model).__name__,
-            )
-        if tokenizer is None:
-            raise ConfigError(
-                "A model in memory needs its tokenizer.",
-                expected="palimpsest.load(model, tokenizer)",
-                found="no tokenizer",
-            )
-        name = str(getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__)
-        return EditableModel(model, tokenizer, name=name, architecture=architecture, chat=chat)
+        return _in_memory(model, tokenizer, (dtype, device, device_map), architecture=architecture, chat=chat)
     if dtype != "auto" and dtype not in _DTYPES:
         raise ConfigError("Unknown dtype.", expected=f"auto, {', '.join(_DTYPES)}", found=repr(dtype))
     from palimpsest.patches.folders import patched_base, put_on_all
 
-    base = patched_base(Path(model).expanduser())
-    if base is not None:
-        patched = load(base, dtype=dtype, device=device, device_map=device_map, architecture=architecture, chat=chat)
-        put_on_all(Path(model).expanduser(), patched)
-        return patched
+    # Folders of patches name a base, which may be such a folder again: the patches of the innermost go on first.
+    name, folders = str(model), list[Path]()
+    while (base := patched_base(Path(name).expanduser())) is not None:
+        folder = Path(name).expanduser().resolve()
+        if folder in folders:
+            raise ModelError(
+                "A folder of patches names itself as its base model.",
+                expected="a base model with weights of its own",
+                found=" -> ".join(map(str, [*folders[folders.index(folder) :], folder])),
+                where=str(model),
+                remedy="write it again with `palimpsest apply --as patched`",
+            )
+        folders.append(folder)
+        name = base
     placement = _placement(device, device_map)
-    loaded, its_tokenizer = _from_pretrained(str(model), dtype=dtype, placement=placement)
-    return EditableModel(loaded, its_tokenizer, name=str(model), architecture=architecture, chat=chat)
-
-
-def _from_pretrained(name: str, *, dtype: str, placement: DeviceMap) -> tuple[Any, Any]:
-    """The model and its tokenizer."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
-
     source = locate(name)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        is_encoder_decoder = getattr(AutoConfig.from_pretrained(source), "is_encoder_decoder", False)
-        kind = AutoModelForSeq2SeqLM if is_encoder_decoder else AutoModelForCausalLM
-        loaded, report = kind.from_pretrained(
-            source,
-            dtype="auto" if dtype == "auto" else _DTYPES[dtype],
-            device_map=placement,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ModelError(
-            f"The model {name!r} could not be loaded.",
-            expected="a folder or hub id with config.json, safetensors weights and a tokenizer",
-            found=str(error).strip().split("\n")[0],
-            where=str(source),
-            remedy="copy the folder again" if Path(source).exists() else "check the name, and the network",
-        ) from error
-    _require_complete(source, sorted(report["missing_keys"]))
-    is_quantised = getattr(loaded.config, "quantization_config", None) is not None
-    if dtype == "auto" and loaded.dtype == torch.float16 and _is_cpu_alone(placement) and not is_quantised:
-        loaded = loaded.float()
-    return loaded, tokenizer
+    module, its_tokenizer = _read(name, source, dtype=dtype, placement=placement, trust_remote_code=trust_remote_code)
+    loaded = EditableModel(module, its_tokenizer, name=name, architecture=architecture, chat=chat)
+    if is_gguf(source):
+        loaded.file_digest = file_digest(Path(source))
+    for folder in reversed(folders):
+        put_on_all(folder, loaded)
+    return loaded
 
 
-def _require_complete(source: str, missing: list[str]) -> None:
-    """What a checkpoint lacks is filled with random numbers, and such a model must not be edited."""
-    if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise ModelError(
-            "The checkpoint lacks weights of the model.",
-            expected="a tensor for every parameter",
-            found=f"nothing for {', '.join(missing[:3])}{more}",
-            where=source,
-            remedy="copy the folder again; or save the whole model with its head, not a part of it",
+def _in_memory(
+    model: nn.Module,
+    tokenizer: Any,
+    placing: tuple[str, str, DeviceMap | None],
+    *,
+    architecture: Architecture | None,
+    chat: bool | Chat | Mapping[str, str],
+) -> EditableModel:
+    if placing != ("auto", "auto", None):
+        dtype, device, device_map = placing
+        raise ConfigError(
+            "A model in memory is taken as it is.",
+            expected="dtype, device and device_map left out",
+            found=f"dtype={dtype!r}, device={device!r}, device_map={device_map!r}",
+            remedy="load it by its name, or convert and place it with transformers and accelerate before",
         )
+    refuse_adapted(model)
+    if not hasattr(getattr(model, "config", None), "model_type"):
+        raise ModelError(
+            "This is not a transformers model.",
+            expected="a model with a config, such as AutoModelForCausalLM gives",
+            found=type(model).__name__,
+        )
+    if tokenizer is None:
+        raise ConfigError(
+            "A model in memory needs its tokenizer.",
+            expected="palimpsest.load(model, tokenizer)",
+            found="no tokenizer",
+        )
+    name = str(getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__)
+    return EditableModel(model, tokenizer, name=name, architecture=architecture, chat=chat)
+
+
+def _read(
+    name: str, source: str, *, dtype: str, placement: DeviceMap, trust_remote_code: bool
+) -> tuple[nn.Module, Any]:
+    """The model at a place and its tokenizer: a GGUF file, an adapter with its base, a folder, or a hub id."""
+    if is_gguf(source):
+        chosen = torch.float32 if dtype == "auto" else _DTYPES[dtype]
+        return gguf_files.read(Path(source), dtype=chosen, placement=placement)
+    if is_adapter(source):
+        base = adapter_base(Path(source))
+        place = locate(base)
+        if is_adapter(place):
+            raise ModelError(
+                "The adapter's base model is an adapter.",
+                expected="a base model with weights of its own",
+                found=base,
+                where=source,
+                remedy="merge that adapter into its base model first",
+            )
+        module, tokenizer = _read(base, place, dtype=dtype, placement=placement, trust_remote_code=trust_remote_code)
+        return merged(Path(source), module), tokenizer
+    module, tokenizer = from_pretrained(
+        name,
+        source,
+        dtype="auto" if dtype == "auto" else _DTYPES[dtype],
+        placement=placement,
+        trust_remote_code=trust_remote_code,
+    )
+    is_quantised = getattr(module.config, "quantization_config", None) is not None
+    if dtype == "auto" and module.dtype == torch.float16 and _is_cpu_alone(placement) and not is_quantised:
+        module = module.float()
+    return module, tokenizer
 
 
 def _placement(device: str, device_map: DeviceMap | None) -> DeviceMap:

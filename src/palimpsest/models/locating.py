@@ -5,14 +5,19 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
-from palimpsest.errors import ModelError
+from palimpsest.errors import ModelError, near_matches
+from palimpsest.models.adapter_folders import is_adapter
+from palimpsest.models.gguf_files import the_gguf_in
+from palimpsest.models.gguf_header import is_gguf
 
 BUNDLED = ("world", "world-t5")
 _HUB_SECONDS = 10
 
 
 def locate(name: str) -> str:
-    """The folder of a bundled model, a checked local folder, or the name itself as a hub id.
+    """The folder of a bundled model, a checked local folder, a GGUF file, or the name itself as a hub id.
+
+    A folder of an adapter is one too; see `models.adapter_folders`.
 
     Raises `ModelError` for a folder that is no model's, and for a hub id that is neither in the cache nor can be asked
     for.
@@ -22,38 +27,59 @@ def locate(name: str) -> str:
 
         return str(bundled_path(name))
     folder = Path(name).expanduser()
-    if not folder.exists():
-        if name.startswith((".", "/", "~")) or name.count("/") > 1:
-            raise ModelError(
-                "There is no such model folder.",
-                expected="a folder with config.json and safetensors weights",
-                found="nothing",
-                where=str(folder),
-                remedy="bundled models are: " + ", ".join(BUNDLED),
-            )
+    if not _exists(folder):
+        if name.startswith((".", "/", "~")) or name.count("/") > 1 or is_gguf(name) or "\\" in name:
+            raise _no_such_place(folder)
         _refuse_misspelt(name)
         _require_on_hub(name)
         return name
+    if folder.is_file() and is_gguf(folder):
+        return str(folder)
+    if folder.is_dir() and (is_adapter(folder) or any(folder.glob("*.safetensors"))):
+        if is_adapter(folder) or (folder / "config.json").exists():
+            return str(folder)
+    elif folder.is_dir() and (file := the_gguf_in(folder)) is not None:
+        return str(file)
     if not folder.is_dir() or not (folder / "config.json").exists():
         raise ModelError(
-            "This is not a model folder.",
-            expected="a folder with config.json",
-            found="a file" if folder.is_file() else "no config.json in it",
+            "This is not a model.",
+            expected="a folder with config.json and safetensors weights, or a GGUF file",
+            found="a file whose name does not end in .gguf" if folder.is_file() else "no config.json in it",
             where=str(folder),
         )
-    if not any(folder.glob("*.safetensors")):
-        pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
-        raise ModelError(
-            "The model folder has no safetensors weights.",
-            expected="model.safetensors (or its shards)",
-            found=", ".join(pickles) + " (pickles, which can run code and are never opened)"
-            if pickles
-            else "no weights",
-            where=str(folder),
-            remedy="convert them in an environment you trust: "
-            "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)",
-        )
-    return str(folder)
+    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
+    raise ModelError(
+        "The model folder has no safetensors weights.",
+        expected="model.safetensors (or its shards)",
+        found=", ".join(pickles) + " (pickles, which can run code and are never opened)" if pickles else "no weights",
+        where=str(folder),
+        remedy="convert them in an environment you trust: "
+        "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)",
+    )
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that no file system takes
+        return False
+
+
+def _no_such_place(place: Path) -> ModelError:
+    try:
+        beside = [one.name for one in place.parent.iterdir()] if place.parent.is_dir() else []
+    except OSError:
+        beside = []
+    close = near_matches(place.name, beside)
+    return ModelError(
+        "There is no such model file." if is_gguf(place) else "There is no such model folder.",
+        expected="a folder with config.json and safetensors weights, or a GGUF file",
+        found="nothing",
+        where=str(place),
+        remedy=f"did you mean {' or '.join(str(place.parent / one) for one in close)}?"
+        if close
+        else "bundled models are: " + ", ".join(BUNDLED),
+    )
 
 
 def _refuse_misspelt(name: str) -> None:
@@ -78,8 +104,12 @@ def _require_on_hub(name: str) -> None:
         if constants.HF_HUB_OFFLINE:
             found, remedy = "not in the cache, and HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE, or give a folder"
         else:
-            HfApi().model_info(name, timeout=_HUB_SECONDS)
-            return
+            info = HfApi().model_info(name, timeout=_HUB_SECONDS)
+            files = [one.rfilename for one in info.siblings or []]
+            if "config.json" in files or not any(map(is_gguf, files)):
+                return
+            found = "only GGUF files: " + ", ".join(filter(is_gguf, files))
+            remedy = "download the one you want, and give its path"
     except Exception as error:  # whatever the hub's client and its network library raise, the answer is no
         found = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no answer'}"
         remedy = "check the name (owner/name) and the network; log in for a private or gated model; or give a folder"

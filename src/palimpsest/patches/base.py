@@ -43,6 +43,7 @@ class Base(BaseModel):
     config: dict[str, Any]
     weights: str
     touched: dict[str, Touched]
+    file: str | None = None
 
 
 class Manifest(BaseModel):
@@ -80,7 +81,7 @@ class Manifest(BaseModel):
     @field_validator("base")
     @classmethod
     def _is_fingerprint(cls, base: dict[str, Any] | None) -> dict[str, Any] | None:
-        return None if base is None else Base.model_validate(base).model_dump()
+        return None if base is None else Base.model_validate(base).model_dump(exclude_none=True)
 
 
 @dataclass(frozen=True, eq=False)

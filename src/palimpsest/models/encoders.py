@@ -11,8 +11,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from palimpsest.errors import ConfigError, ModelError
+from palimpsest.errors import ConfigError
+from palimpsest.models.config_files import check_files
 from palimpsest.models.locating import locate
+from palimpsest.models.refusals import refused_by_transformers
 from palimpsest.requests import normalise
 
 NGRAMS = "ngrams"
@@ -107,16 +109,11 @@ def load_encoder(name: str) -> tuple[Any, Any]:
     source = str(_packaged_folder()) if name == _MINILM else locate(name)
     from transformers import AutoModel, AutoTokenizer
 
-    try:
-        model = AutoModel.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
-        return model, AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(
-            f"The encoder {name!r} could not be loaded.",
-            expected="a folder or hub id with config.json, safetensors weights and a tokenizer",
-            found=str(error).strip().split("\n")[0],
-            where=source,
-        ) from error
+    check_files(source, trust_remote_code=False)
+    trust = {"trust_remote_code": False}
+    with refused_by_transformers(name, where=source, what="config, weights and tokenizer"):
+        model = AutoModel.from_pretrained(source, dtype=torch.float32, use_safetensors=True, **trust)
+        return model, AutoTokenizer.from_pretrained(source, **trust)
 
 
 def _packaged_folder() -> Path:

@@ -168,11 +168,12 @@ def _loaded(
         loaded: Any = model
         return loaded.module, tokenizer or loaded.tokenizer
     try:
-        config = AutoConfig.from_pretrained(model, local_files_only=True)
+        options: Any = {"local_files_only": True, "trust_remote_code": False}
+        config = AutoConfig.from_pretrained(model, **options)
         kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         return (
-            kind.from_pretrained(model, dtype="float32", local_files_only=True),
-            tokenizer or AutoTokenizer.from_pretrained(model, local_files_only=True),
+            kind.from_pretrained(model, dtype="float32", use_safetensors=True, **options),
+            tokenizer or AutoTokenizer.from_pretrained(model, **options),
         )
     except (OSError, ValueError) as error:
         raise ModelError("The folder does not hold a language model.", where=str(model), found=str(error)) from error

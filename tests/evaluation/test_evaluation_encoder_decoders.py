@@ -29,7 +29,7 @@ def by_hand(model: Any, prompt: str, text: str) -> tuple[list[bool], list[int], 
 @pytest.mark.parametrize("family", tiny.ENCODER_DECODERS)
 def test_every_scoring_is_what_the_bare_model_gives(family: str) -> None:
     model, data = tiny.tiny_model(family), facts(2)
-    editor = method("ft", preset="none", learning_rate=5e-3, epochs=8, append_eos=True)
+    editor = method("ft", preset="none", parameters="all", spare=False, learning_rate=5e-3, epochs=8, append_eos=True)
     record = evaluate(model, editor, data, protocol=Batch(), max_new_tokens=6)
     assert record.status == "ok" and record.counts["failed"] == 0
     assert {result.outcome("generate") for result in record.probes} == {"scored"}
@@ -56,7 +56,7 @@ def test_every_scoring_is_what_the_bare_model_gives(family: str) -> None:
 def test_every_protocol_runs_and_leaves_the_model_alone(protocol: Any, tmp_path: Any) -> None:
     model = tiny.tiny_model("t5-gated")
     before = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
-    editor = method("ft", preset="none", learning_rate=5e-3, epochs=40, append_eos=True)
+    editor = method("ft", preset="none", parameters="all", spare=False, learning_rate=5e-3, epochs=40, append_eos=True)
     record = evaluate(model, editor, facts(3), protocol=protocol, out=tmp_path / "run", max_new_tokens=6)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.module.state_dict().items())
     assert record.status == "ok" and set(record.scores) == set(SCORINGS)
@@ -88,6 +88,6 @@ def test_an_answer_of_any_length_fits_behind_a_prompt_that_fills_the_encoder() -
     request = EditRequest(
         "The river is", "Rhine", probes=(Probe("generality", full, "x"), Probe("generality", longer, "x"))
     )
-    editor = method("ft", preset="none", epochs=1)
+    editor = method("ft", preset="none", parameters="all", spare=False, epochs=1)
     record = evaluate(model, editor, [request], max_new_tokens=100)
     assert [result.outcome("generate") for result in record.probes] == ["scored", "scored", "failed"]

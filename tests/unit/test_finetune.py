@@ -11,7 +11,8 @@ DOWN = "transformer.h.1.mlp.fc_out.weight"
 
 
 def ft(**options):
-    return method("ft", preset="none", **options)
+    """Plain fine-tuning, of all weights unless told otherwise."""
+    return method("ft", preset="none", **{"parameters": "all", "spare": False, "rank": 0, **options})
 
 
 def plain_loss(module, requests, *, mask_prompt=True):
@@ -117,7 +118,7 @@ def test_the_end_of_sequence_is_learned_on_request():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_ball_of_ft_l_is_kept_and_only_its_tensor_moves(dtype):
     model = tiny.tiny_model("gptj", dtype=dtype)
-    patch = method("ft-l", preset="none", learning_rate=1e-2, radius=2e-3).edit(model, tiny.requests()).patch
+    patch = method("ft-l", preset="none", learning_rate=1e-2, radius=2e-3, layers=[0]).edit(model, tiny.requests()).patch
     assert patch.touched() == ["transformer.h.0.mlp.fc_out.weight"]
     largest = patch.deltas["transformer.h.0.mlp.fc_out.weight"].dense().abs().max().item()
     assert 1.9e-3 < largest <= 2e-3 * (1 + 1e-4)
@@ -130,9 +131,16 @@ def test_the_ball_of_ft_l_is_kept_and_only_its_tensor_moves(dtype):
     assert ft(**unbounded, constraint="linf", radius=0.0).edit(model, tiny.requests()).patch.is_empty()
 
 
-def test_a_constraint_without_a_radius_is_refused():
-    with pytest.raises(ConfigError, match="radius"):
-        method("ft-l").edit(tiny.tiny_model("gptj"), tiny.requests())
+def test_without_a_radius_the_ball_is_a_multiple_of_the_matrix_own_size():
+    model = tiny.tiny_model("gptj")
+    name = "transformer.h.0.mlp.fc_out.weight"
+    start = model.module.get_parameter(name).detach().clone()
+    size = float(start.square().mean().sqrt())
+    options = {"optimizer": "sgd", "learning_rate": 1e4, "epochs": 1, "relative_radius": 0.25, "layers": [0]}
+    patch = method("ft-l", preset="none", **options).edit(model, tiny.requests()).patch
+    assert float(patch.deltas[name].dense().abs().max()) == pytest.approx(0.25 * size, rel=1e-4)
+    wide = method("ft-l", preset="none", **options, constraint="l2").edit(model, tiny.requests()).patch
+    assert float(wide.deltas[name].dense().norm()) == pytest.approx(0.25 * float(start.norm()), rel=1e-4)
 
 
 def test_a_huge_step_ends_on_the_corners_of_the_ball():
@@ -184,5 +192,7 @@ def test_layers_are_chosen_by_number_from_either_end():
     for wrong in ([6], [-7], [1, 1], [], "some"):
         with pytest.raises(ConfigError):
             layer_numbers(wrong, 6)
+    assert layer_numbers("early", 30) == list(range(4, 15))
+    assert layer_numbers("early", 1) == [0]
     with pytest.raises(ConfigError, match="together with a site"):
-        ft(layers=[1])
+        ft(layers=[1]).edit(tiny.tiny_model("gptj"), tiny.requests())

@@ -46,7 +46,7 @@ def test_a_model_gets_its_own_preset_and_no_other_fits(name, preset):
 def test_layers_are_layers_of_the_model(name, preset):
     found = presets(name)[preset]
     layers = found.options.get("layers", [])
-    assert layers == "auto" or all(0 <= layer < found.match["num_hidden_layers"] for layer in layers)
+    assert layers in ("auto", "all") or all(0 <= layer < found.match["num_hidden_layers"] for layer in layers)
 
 
 @pytest.mark.parametrize(("name", "preset"), [row for row in PUBLISHED if row[0] in LOCATE_THEN_EDIT])

@@ -16,6 +16,7 @@ from torch import Tensor
 from palimpsest import processes
 from palimpsest.config import Config
 from palimpsest.errors import ConfigError, DataError, ModelError
+from palimpsest.methods.checking import look_again, neutral_scores
 from palimpsest.methods.presets import Preset, find_preset
 from palimpsest.models.editable import EditableModel
 from palimpsest.optimise.finetune import FinetuneResult
@@ -33,6 +34,9 @@ class MethodConfig(Config):
 
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of everything random in an edit."""
+    look_again: bool = True
+    """Whether the patch is looked at before it is handed over: do the edits hold, has ordinary text moved. About two
+    forward passes; the patch stays what it is."""
 
 
 ConfigT = TypeVar("ConfigT", bound=MethodConfig)
@@ -208,6 +212,9 @@ class Method(ABC, Generic[ConfigT]):
         stacked_on = model.weights.labels
         with run.clock.stage("other"), seeded(config.seed):
             patch = self.compute(model, unique, config, run) if unique else _nothing()
+            # Several processes hold a share of the patch each until it is saved.
+            if unique and config.look_again and processes.count() == 1:
+                _look_again(model, unique, patch, run)
         _finish(run)
         patch.manifest = Manifest(
             kind=patch.kind,
@@ -333,6 +340,13 @@ class seeded:  # noqa: N801 - reads as a verb where it is used
 
 def _nothing() -> WeightPatch:
     return WeightPatch({}, Manifest(label="nothing"))
+
+
+def _look_again(model: EditableModel, requests: Sequence[EditRequest], patch: Patch, run: Run) -> None:
+    with run.clock.stage("checking"):
+        look = look_again(model, requests, patch, neutral_scores(model))
+    run.diagnostics.facts["checked"] = look.facts
+    run.diagnostics.notes += look.notes
 
 
 def _finish(run: Run) -> None:

@@ -165,9 +165,10 @@ def _mastered(model: EditableModel, old: list[EditRequest], run: Run) -> list[Ed
 
 def _learners(config: FLearningConfig) -> tuple[Method[Any], Method[Any]]:
     """What forgets and what learns. One seed for both: a rate of zero must be plain learning, bit for bit."""
+    own = {"seed": config.seed, "look_again": False}
     return (
-        _learner(config.forget, {**_FORGETTING, "seed": config.seed}, config.forget_options),
-        _learner(config.learn, {"seed": config.seed}, config.learn_options),
+        _learner(config.forget, {**_FORGETTING, **own}, config.forget_options),
+        _learner(config.learn, own, config.learn_options),
     )
 
 

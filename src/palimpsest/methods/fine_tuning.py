@@ -12,13 +12,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Literal, final
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
+from palimpsest import processes
 from palimpsest.errors import ConfigError
 from palimpsest.methods.base import Capabilities, Method, MethodConfig, Run
 from palimpsest.models.editable import EditableModel
-from palimpsest.optimise.copies import training_copies
+from palimpsest.optimise.compressing import compressed
+from palimpsest.optimise.copies import NOTHING, Ball, training_copies
 from palimpsest.optimise.finetune import FinetuneOptions, finetune
+from palimpsest.optimise.keeping import spared_directions
 from palimpsest.optimise.selection import layer_numbers
 from palimpsest.patches.base import Manifest
 from palimpsest.patches.weights import WeightPatch
@@ -30,18 +33,20 @@ class FineTuningConfig(FinetuneOptions, MethodConfig):
 
     parameters: str = "all"
     """`all`, or a site such as `mlp.down` (or `encoder.mlp.down`) whose weights alone are trained."""
-    layers: list[int] | Literal["all", "auto"] = "all"
-    """Layers of that site; negative numbers count from the last. `auto` is one layer at 0.69 of the depth."""
+    layers: list[int] | Literal["all", "auto", "early"] = "all"
+    """Layers of that site; negative numbers count from the last. `auto` is one layer at 0.69 of the depth, `early` those
+    from 0.15 to 0.5 of it. Without meaning where all weights are trained."""
     constraint: Literal["none", "linf", "l2"] = "none"
     """Ball around the start in which each trained tensor is kept."""
     radius: float | None = Field(default=None, ge=0)
-    """Radius of the constraint: largest change of an entry (linf) or Frobenius norm of the change (l2)."""
-
-    @model_validator(mode="after")
-    def _layers_need_a_site(self) -> FineTuningConfig:
-        if self.parameters == "all" and self.layers != "all":
-            raise ValueError("layers can only be chosen together with a site, such as parameters = 'mlp.down'")
-        return self
+    """Radius of the constraint: largest change of an entry (linf) or Frobenius norm of the change (l2). Left out,
+    `relative_radius` says it in units of each matrix."""
+    rank: int = Field(default=0, ge=0)
+    """Rank of the change of a site's matrix that the patch keeps, doubled while an edit that held would not hold any
+    more; 0 for the whole change."""
+    relative_radius: float = Field(default=0.1, ge=0)
+    """Where there is no `radius`: the same in multiples of the root mean square of the matrix's entries (linf) or of
+    its Frobenius norm (l2)."""
 
 
 @final
@@ -52,15 +57,15 @@ class FineTuning(Method[FineTuningConfig]):
     capabilities: ClassVar[Capabilities] = Capabilities(is_shared_out=True)
 
     def check_model(self, model: EditableModel, config: FineTuningConfig) -> None:
-        _names(model, config)
-        if config.constraint != "none" and config.radius is None:
+        if config.parameters == "all" and "layers" in self.options and config.layers != "all":
             raise ConfigError(
-                f"The method {self.name!r} has no radius for this model.",
-                expected="how far an entry may move; ROME's go from 5e-5 (six billion weights) to 2e-3 (350 million)",
-                found="no preset that fits the model, and no option",
-                where="option radius",
-                remedy="give one (--option radius=1e-3), or take a constraint of 'none'",
+                "Layers are chosen of a site, and all weights are trained.",
+                expected="layers together with a site, such as parameters = 'mlp.down'",
+                found=f"layers = {config.layers!r}, parameters = 'all'",
+                where="option layers",
+                remedy="leave layers out, or name the site",
             )
+        _names(model, config)
 
     def compute(
         self, model: EditableModel, requests: Sequence[EditRequest], config: FineTuningConfig, run: Run
@@ -68,14 +73,30 @@ class FineTuning(Method[FineTuningConfig]):
         names = _names(model, config)
         if config.parameters != "all":
             run.diagnostics.facts["layers"] = _layers(model, config)
+        spared = NOTHING
+        if config.spare and config.parameters != "all":
+            modules = [name.removesuffix(".weight") for name in names]
+            with run.clock.stage("sparing"):
+                spared = spared_directions(model, requests, modules, seed=config.seed)
         with (
             run.clock.stage("training"),
-            training_copies(model, names, constraint=config.constraint, radius=config.radius or 0.0) as copies,
+            training_copies(model, names, ball=_ball(config), spared=spared) as copies,
         ):
             result = finetune(model, requests, copies, config, seed=config.seed, progress=run.progress)
-            patch = WeightPatch(copies.deltas(), Manifest(label=self.name))
+            deltas = copies.deltas()
+        if config.rank and config.parameters != "all" and processes.count() == 1:
+            with run.clock.stage("compressing"):
+                deltas, rank = compressed(model, requests, deltas, config.rank)
+            run.diagnostics.facts["rank"] = rank
+        patch = WeightPatch(deltas, Manifest(label=self.name))
         run.record_training(result, patch)
         return patch
+
+
+def _ball(config: FineTuningConfig) -> Ball:
+    if config.radius is None:
+        return Ball(config.constraint, config.relative_radius, is_relative=True)
+    return Ball(config.constraint, config.radius)
 
 
 def _names(model: EditableModel, config: FineTuningConfig) -> list[str]:

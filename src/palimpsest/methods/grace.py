@@ -46,18 +46,28 @@ class GraceConfig(MethodConfig):
     """The linear site: `auto` is `mlp.down`, of the encoder where there is one."""
     layer: int | Literal["auto"] = "auto"
     """Its layer; negative numbers count from the last. `auto` is the one at 0.69 of the depth."""
-    radius: float = Field(default=1.0, gt=0)
-    """Of a new ball, in the units of what the layer reads: the paper's epsilon."""
+    radius: float | None = Field(default=None, gt=0)
+    """Of a new ball, in the units of what the layer reads: the paper's epsilon. Left out, `relative_radius` says it."""
+    relative_radius: float = Field(default=0.1, gt=0)
+    """Where there is no `radius`: a new ball's, as a share of the length of what the layer reads at its centre."""
     replacement: Replacement = "last"
     """Where the value is put: at the prompt's last token, at the whole `prompt`, or at `all` that follows too."""
-    start: Literal["random", "written"] = "random"
-    """What a value starts from: uniform numbers, or what the layer writes."""
-    learning_rate: float = Field(default=1.0, gt=0)
-    """Step size of Adam."""
-    steps: int = Field(default=100, ge=1)
-    """Steps, at most."""
-    stop_loss: float = Field(default=0.0, ge=0)
-    """A value is done once its loss is below this. 0: never, as published."""
+    start: Literal["random", "written"] = "written"
+    """What a value starts from: uniform numbers, as published, or what the layer writes."""
+    learning_rate: float | None = Field(default=None, gt=0)
+    """Step size of Adam; 1 as published. Left out, `step` says it in units of the residual stream."""
+    step: float = Field(default=0.05, gt=0)
+    """Where there is no `learning_rate`: the first step's, as a share of the mean size of an entry of the residual
+    stream."""
+    growth: float = Field(default=1.1, ge=1)
+    """Where there is no `learning_rate`: factor by which each step is larger than the one before."""
+    steps: int = Field(default=50, ge=1)
+    """Steps, at most; 100 as published."""
+    stop_loss: float | None = Field(default=None, ge=0)
+    """A value is done once its loss is below this. 0: never, as published. Left out, `stop_margin` decides."""
+    stop_margin: float = Field(default=2.0, ge=0)
+    """Where there is no `stop_loss`: a value is done once each token of its answer is more probable than any other
+    token, by so many nats."""
     max_entries: int | None = Field(default=None, ge=1)
     """Entries that the codebook may have; left out, it grows without bound."""
     forward_batch_size: int = Field(default=64, ge=1)
@@ -101,7 +111,9 @@ class Grace(Method[GraceConfig]):
                 values, losses = find_values(passes, config)
             for row, index in enumerate(chunk):
                 entry = Entry(requests[index].id, encoded[index].target_ids)
-                book, touched = inserted(book, passes.queries[row], values[row], entry, config.radius)
+                query = passes.queries[row]
+                radius = config.relative_radius * float(query.norm()) if config.radius is None else config.radius
+                book, touched = inserted(book, query, values[row], entry, radius)
                 _require_room(book, config)
                 changed += touched
                 run.diagnostics.losses[entry.edit] = losses[row]
@@ -146,25 +158,35 @@ def inserted(book: Codebook, query: Tensor, value: Tensor, entry: Entry, radius:
 def find_values(passes: ValuePasses, config: GraceConfig) -> tuple[Tensor, list[list[float]]]:
     """(facts, out) values that say the answers, and the loss of each fact at each step."""
     start = torch.rand(passes.written.shape).to(passes.written) if config.start == "random" else passes.written
-    values = nn.Parameter(start.clone())
-    adam = torch.optim.Adam([values], lr=config.learning_rate)
+    is_absolute = config.learning_rate is not None
+    # Adam's steps have one size for all facts, so that in units of each fact's own stream its coordinates are trained.
+    trained = nn.Parameter(start.clone() if is_absolute else torch.zeros_like(start))
+    adam = torch.optim.Adam([trained], lr=config.learning_rate or config.step)
     found, is_done = start.clone(), torch.zeros(len(start), dtype=torch.bool)
     losses: list[list[float]] = [[] for _ in start]
     for step in range(config.steps):
         adam.zero_grad()
-        per_fact = passes.losses(values)
-        require_finite(per_fact, step, config.steps, config.learning_rate)
+        values = trained if is_absolute else start + passes.scales * trained
+        per_fact, margins = passes.losses_and_margins(values)
+        require_finite(per_fact, step, config.steps, config.learning_rate or config.step)
         for curve, loss in zip(losses, per_fact.tolist(), strict=True):
             curve.append(loss)
         is_new = ~is_done.to(found.device)
         found[is_new] = values.detach()[is_new]
-        is_done |= (per_fact.detach() < config.stop_loss).cpu()
+        is_done |= _done(per_fact.detach(), margins, config).cpu()
         if is_done.all():
             return found, losses
         per_fact.sum().backward()  # type: ignore[no-untyped-call]
         adam.step()
-    found[~is_done.to(found.device)] = values.detach()[~is_done.to(found.device)]
+        for group in adam.param_groups:
+            group["lr"] *= 1 if is_absolute else config.growth
+    last = trained.detach() if is_absolute else start + passes.scales * trained.detach()
+    found[~is_done.to(found.device)] = last[~is_done.to(found.device)]
     return found, losses
+
+
+def _done(losses: Tensor, margins: Tensor, config: GraceConfig) -> Tensor:
+    return margins >= config.stop_margin if config.stop_loss is None else losses < config.stop_loss
 
 
 def _appended(book: Codebook, query: Tensor, value: Tensor, radius: float, entry: Entry) -> Codebook:

@@ -16,7 +16,9 @@ from palimpsest.errors import ConfigError
 from palimpsest.methods.base import Capabilities, Method, MethodConfig, Run
 from palimpsest.models.editable import EditableModel
 from palimpsest.optimise.adapters import LoraAdapters
+from palimpsest.optimise.copies import NOTHING
 from palimpsest.optimise.finetune import FinetuneOptions, finetune
+from palimpsest.optimise.keeping import spared_directions
 from palimpsest.optimise.selection import layer_numbers
 from palimpsest.patches.base import Manifest
 from palimpsest.patches.weights import WeightPatch
@@ -26,16 +28,15 @@ from palimpsest.requests import EditRequest
 class LoraConfig(FinetuneOptions, MethodConfig):
     """Options of `lora`."""
 
-    learning_rate: float = Field(default=1e-3, ge=0)
-    """Step size of the optimiser, constant over training."""
     rank: int = Field(default=8, ge=1)
     """Inner width r of the factors."""
     alpha: float = Field(default=16.0, gt=0)
     """The update is alpha / rank times the product of the factors."""
     sites: list[str] | Literal["auto"] = "auto"
     """Which projections get an adapter; a fused one gets it as a whole. `auto`: queries and values, all attentions'."""
-    layers: list[int] | Literal["all", "auto"] = "all"
-    """Layers of these sites; negative numbers count from the last. `auto` is one layer at 0.69 of the depth."""
+    layers: list[int] | Literal["all", "auto", "early"] = "all"
+    """Layers of these sites; negative numbers count from the last. `auto` is one layer at 0.69 of the depth, `early` those
+    from 0.15 to 0.5 of it."""
 
 
 @final
@@ -52,9 +53,13 @@ class Lora(Method[LoraConfig]):
         self, model: EditableModel, requests: Sequence[EditRequest], config: LoraConfig, run: Run
     ) -> WeightPatch:
         modules = _modules(model, config)
+        spared = NOTHING
+        if config.spare:
+            with run.clock.stage("sparing"):
+                spared = spared_directions(model, requests, modules, seed=config.seed)
         with (
             run.clock.stage("training"),
-            LoraAdapters(model, modules, rank=config.rank, alpha=config.alpha) as adapters,
+            LoraAdapters(model, modules, rank=config.rank, alpha=config.alpha, spared=spared) as adapters,
         ):
             result = finetune(model, requests, adapters, config, seed=config.seed, progress=run.progress)
             patch = WeightPatch(adapters.deltas(), Manifest(label=self.name))

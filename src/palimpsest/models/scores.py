@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -59,3 +60,14 @@ def target_scores(encoded: Sequence[Encoded], labels: Tensor, logits: Tensor) ->
         scores.append(TargetScore(tuple(values[start:end]), tuple(ids[start:end]), tuple(hits[start:end])))
         start = end
     return scores
+
+
+def leads(logits: Tensor, labels: Tensor) -> Tensor:
+    """(places,), by how many nats each place's label is more probable than any other token.
+
+    Arguments:
+        logits: (places, vocabulary).
+        labels: (places,), token ids.
+    """
+    own = logits.gather(-1, labels[:, None])[:, 0]
+    return own - logits.scatter(-1, labels[:, None], -math.inf).amax(-1)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.linear import factors_to_storage, is_transposed
+from palimpsest.optimise.copies import NOTHING
+from palimpsest.optimise.steps import unit_of_adapter
 from palimpsest.patches.weights import LowRank
 
 ADAPTER = "edit"
@@ -28,13 +31,24 @@ class LoraAdapters:
         modules: full names of linear layers.
         rank: r, the inner width of the factors.
         alpha: the update is `alpha / rank * B A`.
+        spared: name of a layer to (in, directions), an orthonormal basis of inputs to which A is kept orthogonal, so
+            that the adapter writes nothing there; see `optimise.keeping`.
     """
 
-    def __init__(self, model: EditableModel, modules: Sequence[str], *, rank: int, alpha: float) -> None:
+    def __init__(
+        self,
+        model: EditableModel,
+        modules: Sequence[str],
+        *,
+        rank: int,
+        alpha: float,
+        spared: Mapping[str, Tensor] = NOTHING,
+    ) -> None:
         self._model = model
         self._modules = list(modules)
         self._rank = rank
         self._alpha = alpha
+        self._spared = spared
         self._originals: dict[str, nn.Module] = {}
         self._flags: list[bool] = []
 
@@ -60,6 +74,7 @@ class LoraAdapters:
             # Injected as they are in the layer's dtype; half-precision steps would be lost, or overflow.
             for parameter in self.masters():
                 parameter.data = parameter.data.float()
+            self.after_step()
         except BaseException:
             self._take_off()
             raise
@@ -72,11 +87,26 @@ class LoraAdapters:
     def masters(self) -> list[nn.Parameter]:
         return [parameter for parameter in self._model.module.parameters() if parameter.requires_grad]
 
+    def units(self, optimizer: str) -> list[float]:
+        """See `optimise.steps`; steps along the gradient are as long as Adam's first one would be at most."""
+        found: dict[int, float] = {}
+        for name, original in self._originals.items():
+            layer: Any = self._model.module.get_submodule(name)
+            unit = unit_of_adapter(original, layer.scaling[ADAPTER] * self._rank)
+            for factor in (layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight):
+                found[id(factor)] = unit if optimizer == "adamw" else unit * math.sqrt(factor.numel())
+        return [found[id(master)] for master in self.masters()]
+
     def before_step(self) -> None:
         """Nothing: the adapters are in float32 already."""
 
+    @torch.no_grad()
     def after_step(self) -> None:
-        """Nothing: adapters are unconstrained."""
+        """Keeps A away from what is to be spared."""
+        for name, basis in self._spared.items():
+            layer: Any = self._model.module.get_submodule(name)
+            factor = layer.lora_A[ADAPTER].weight
+            factor.sub_((factor @ basis.to(factor)) @ basis.to(factor).t())
 
     @torch.no_grad()
     def deltas(self) -> dict[str, LowRank]:

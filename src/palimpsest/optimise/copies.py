@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from types import TracebackType
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar
 
 import torch
@@ -11,7 +13,9 @@ from torch import Tensor, nn
 
 from palimpsest import processes
 from palimpsest.models.editable import EditableModel
+from palimpsest.models.linear import is_transposed
 from palimpsest.models.placement import whole
+from palimpsest.optimise.steps import owner, root_mean_square, unit_of_step
 from palimpsest.patches.weights import Dense
 
 if TYPE_CHECKING:
@@ -22,15 +26,42 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
+class Ball:
+    """How far trained tensors may go from where they started (arXiv:2012.00363).
+
+    Arguments:
+        constraint: `linf` bounds every entry's change, `l2` the Frobenius norm of each tensor's, `none` nothing.
+        radius: that bound.
+        is_relative: whether the bound is in multiples of the tensor's own size: of the root mean square of its entries
+            (`linf`) or of its Frobenius norm (`l2`).
+    """
+
+    constraint: Constraint = "none"
+    radius: float = 0.0
+    is_relative: bool = False
+
+    def radius_of(self, start: Tensor) -> float:
+        """The bound for a tensor that starts from this value."""
+        if not self.is_relative or self.constraint == "none":
+            return self.radius
+        entries = 1 if self.constraint == "linf" else start.numel()
+        return self.radius * root_mean_square(start) * math.sqrt(entries)
+
+
+NO_BALL = Ball()
+NOTHING: Mapping[str, Tensor] = MappingProxyType({})
+
+
 def training_copies(
-    model: EditableModel, names: Sequence[str], *, constraint: Constraint = "none", radius: float = 0.0
+    model: EditableModel, names: Sequence[str], *, ball: Ball = NO_BALL, spared: Mapping[str, Tensor] = NOTHING
 ) -> TrainingCopies | ShardedCopies:
     """Copies of the named parameters to train; where several processes are at work, each holds a share of them."""
     if processes.count() == 1:
-        return TrainingCopies(model, names, constraint=constraint, radius=radius)
+        return TrainingCopies(model, names, ball=ball, spared=spared)
     from palimpsest.optimise.sharded import ShardedCopies
 
-    return ShardedCopies(model, names, constraint=constraint, radius=radius)
+    return ShardedCopies(model, names, ball=ball, spared=spared)
 
 
 class TrainingCopies:
@@ -40,18 +71,25 @@ class TrainingCopies:
 
     Arguments:
         names: canonical names of the parameters to train.
-        constraint: `linf` keeps every entry within `radius` of its start, `l2` each tensor's change within a ball
-            of that Frobenius norm; applied after every step (arXiv:2012.00363).
+        ball: in which every tensor is kept, after every step.
+        spared: name of a linear layer to (in, directions), an orthonormal basis of inputs for which the change of its
+            weight is to write nothing; see `optimise.keeping`.
     """
 
     def __init__(
-        self, model: EditableModel, names: Sequence[str], *, constraint: Constraint = "none", radius: float = 0.0
+        self,
+        model: EditableModel,
+        names: Sequence[str],
+        *,
+        ball: Ball = NO_BALL,
+        spared: Mapping[str, Tensor] = NOTHING,
     ) -> None:
         self._stack = model.weights
         self._module = model.module
         self._names = list(names)
-        self._constraint = constraint
-        self._radius = radius
+        self._ball = ball
+        self._radii: dict[str, float] = {}
+        self._spared = spared
         self._start: dict[str, Tensor] = {}
         self._masters: dict[str, nn.Parameter] = {}
         self._flags: list[bool] = []
@@ -72,6 +110,7 @@ class TrainingCopies:
         for name in self._names:
             start = self._stack.current(name)
             self._start[name] = start
+            self._radii[name] = self._ball.radius_of(start)
             self._stack.point(name, start.clone())
             for parameter in self._stack.parameters(name):
                 parameter.requires_grad_(True)
@@ -85,6 +124,10 @@ class TrainingCopies:
 
     def masters(self) -> list[nn.Parameter]:
         return list(self._masters.values())
+
+    def units(self, optimizer: str) -> list[float]:
+        """See `optimise.steps`."""
+        return [unit_of_step(owner(self._module, name), start, optimizer) for name, start in self._start.items()]
 
     def before_step(self) -> None:
         """Hands each storage's gradient, summed over its aliases, to its master."""
@@ -103,9 +146,11 @@ class TrainingCopies:
     def after_step(self) -> None:
         """Applies the constraint and shows the model the new values."""
         for name, master in self._masters.items():
-            if self._constraint != "none":
+            basis = self._spared.get(name.removesuffix(".weight"))
+            if self._ball.constraint != "none" or basis is not None:
                 start = self._start[name]
-                torch.add(project(master - start, self._constraint, self._radius), start, out=master)
+                delta = spare(master - start, basis, owner(self._module, name))
+                torch.add(project(delta, self._ball.constraint, self._radii[name]), start, out=master)
             current = self._stack.current(name)
             if current.dtype != torch.float32:
                 current.copy_(master)
@@ -129,6 +174,16 @@ class TrainingCopies:
         # Asked for again: an offloaded parameter is another object after every forward pass.
         for parameter, flag in zip(self._module.parameters(), self._flags, strict=True):
             parameter.requires_grad_(flag)
+
+
+def spare(delta: Tensor, basis: Tensor | None, module: nn.Module) -> Tensor:
+    """A change of a module's weight, in the way it is stored, without what it would write for a basis of inputs."""
+    if basis is None:
+        return delta
+    basis = basis.to(delta)
+    if is_transposed(module):
+        return delta - basis @ (basis.t() @ delta)
+    return delta - (delta @ basis) @ basis.t()
 
 
 def project(delta: Tensor, constraint: Constraint, radius: float) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, ParamSpec, Protocol, TypeVar
+from typing import Any, Literal, ParamSpec, Protocol, TypeVar
 
 import torch
 from pydantic import Field
@@ -15,7 +15,10 @@ from palimpsest import processes
 from palimpsest.config import Config
 from palimpsest.errors import ConfigError
 from palimpsest.models.editable import EditableModel
+from palimpsest.models.scores import leads
 from palimpsest.models.tokens import Encoded, by_length
+from palimpsest.optimise.keeping import kept_prompts
+from palimpsest.optimise.steps import Normalised
 from palimpsest.provenance import digest
 from palimpsest.requests import EditRequest
 from palimpsest.stopwatch import Progress, silent
@@ -27,16 +30,22 @@ T = TypeVar("T")
 class FinetuneOptions(Config):
     """How to fine-tune, whatever is being trained."""
 
-    learning_rate: float = Field(default=1e-4, ge=0)
-    """Step size of the optimiser, constant over training."""
+    learning_rate: float | None = Field(default=None, ge=0)
+    """Step size of the optimiser. Left out, `step` says it in units of each matrix."""
+    step: float = Field(default=0.02, gt=0)
+    """Where there is no `learning_rate`: the largest share by which the first step can change what a matrix writes."""
+    growth: float = Field(default=1.0, ge=1)
+    """Where there is no `learning_rate`: factor by which each step is larger than the one before. From a small first
+    step on, the change ends close to the least that is enough, whatever the model's scale."""
     epochs: int = Field(default=25, ge=0)
     """Passes over the facts, at most."""
     facts_per_step: int = Field(default=0, ge=0)
     """Facts in one optimiser step; 0 for all of them."""
     forward_batch_size: int = Field(default=64, ge=1)
     """Facts in one forward pass; smaller needs less memory and gives the same step (gradients accumulate)."""
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    """`adamw`, or `sgd` without momentum."""
+    optimizer: Literal["adamw", "sgd", "normalised"] = "adamw"
+    """`adamw`; `sgd` without momentum; or `normalised`: along each tensor's gradient, by a step of a fixed length, so
+    that the change keeps the low rank of the gradient."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled from the gradient with `adamw`."""
     loss_on: Literal["answer", "all"] = "answer"
@@ -45,8 +54,20 @@ class FinetuneOptions(Config):
     """`fact`: mean over a fact's tokens, then over facts. `token`: mean over all tokens, so long answers weigh more."""
     append_eos: bool = False
     """Whether the answer is followed by the end-of-sequence token; in a chat, by the one that ends the turn."""
-    stop_loss: float = Field(default=0.0, ge=0)
-    """A fact whose loss is below this takes no part in a step; training ends when that holds for all. 0: never."""
+    stop_loss: float | None = Field(default=None, ge=0)
+    """A fact whose loss is below this takes no part in a step; training ends when that holds for all. 0: never. Left
+    out, `stop_margin` decides."""
+    stop_margin: float = Field(default=1.0, ge=0)
+    """Where there is no `stop_loss`: a fact is done when each of its answer's tokens is more probable than any other
+    token, by so many nats."""
+    spare: bool = False
+    """Whether the change is kept orthogonal to what each trained matrix reads of the edit's own prompt about other
+    subjects and of ordinary text (`optimise/keeping.py`), so that it writes nothing there. Ours."""
+    keep_weight: float = Field(default=0.0, ge=0)
+    """Weight of what is to be left alone: how far the model's next tokens have moved where the edit's own prompt is
+    asked about other subjects. 0, as published: without."""
+    keep_prompts: int = Field(default=3, ge=1)
+    """How many of these prompts one step looks at, drawn anew each time."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +97,9 @@ class Trainable(Protocol):
 
     def masters(self) -> list[nn.Parameter]:
         """What the optimiser updates."""
+
+    def units(self, optimizer: str) -> list[float]:
+        """For each of them the learning rate at which one step can change what its matrix writes by all of it."""
 
     def before_step(self) -> None:
         """Called with gradients in place."""
@@ -108,23 +132,29 @@ def finetune(
     _require_predicted(model, options)
     encoded = [_with_end(model, request, options) for request in requests]
     _require_same(encoded)
-    optimizer = _optimizer(trainable.masters(), options)
+    optimizer = optimizer_of(trainable, options)
     order = torch.Generator().manual_seed(seed)
     losses: dict[str, list[float]] = {request.id: [] for request in requests}
+    kept = trainable.run(kept_prompts, model, requests, seed=seed) if options.keep_weight else None
     steps = 0
     for epoch in range(options.epochs):
         progress("training", epoch, options.epochs)
         active = 0
         for facts in _steps([len(row) for row in encoded], options, order):
             optimizer.zero_grad(set_to_none=True)
-            seen = _accumulate(model, trainable, [encoded[i] for i in facts], options)
+            seen, moving = _accumulate(model, trainable, [encoded[i] for i in facts], options)
             for index, loss in zip(facts, seen, strict=True):
                 losses[requests[index].id].append(loss)
             _require_finite(seen, epoch, options)
-            moving = sum(loss >= options.stop_loss for loss in seen)
             if moving:
+                if kept is not None:
+                    at = torch.randperm(len(kept.encoded), generator=order)[: options.keep_prompts].tolist()
+                    loss = options.keep_weight / processes.count() * trainable.run(kept.loss, model, at)
+                    loss.backward()
                 trainable.before_step()
                 optimizer.step()
+                for group in optimizer.param_groups:
+                    group["lr"] *= options.growth if options.learning_rate is None else 1
                 trainable.after_step()
                 steps += 1
             active += moving
@@ -142,6 +172,14 @@ def answer_losses(
 
     Returns (facts, ) sums over each fact's tokens, and (facts, ) counts of these tokens. Differentiable.
     """
+    sums, counts, _ = losses_and_margins(model, encoded, loss_on=loss_on)
+    return sums, counts
+
+
+def losses_and_margins(
+    model: EditableModel, encoded: Sequence[Encoded], *, loss_on: Literal["answer", "all"]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`answer_losses`, and (facts, ) by how many nats each fact's least certain token leads all other tokens."""
     if loss_on == "all":
         # The first token has nothing before it that could predict it.
         encoded = [Encoded(row.ids[:1], row.ids[1:]) for row in encoded]
@@ -151,32 +189,42 @@ def answer_losses(
     token_losses = nn.functional.cross_entropy(logits, labels, reduction="none")
     sums = token_losses.new_zeros(len(encoded)).index_add(0, rows, token_losses)
     counts = torch.tensor([len(row.target_ids) for row in encoded], device=sums.device)
-    return sums, counts
+    with torch.no_grad():
+        own = leads(logits, labels).split([len(row.target_ids) for row in encoded])
+    return sums, counts, torch.stack([one.min() for one in own])
 
 
 def _accumulate(
     model: EditableModel, trainable: Trainable, encoded: Sequence[Encoded], options: FinetuneOptions
-) -> list[float]:
-    """One step's gradients, in forward batches that fit the memory; returns each fact's loss per token."""
-    means = [0.0] * len(encoded)
+) -> tuple[list[float], int]:
+    """One step's gradients, in forward batches that fit the memory.
+
+    Returns each fact's loss per token, and how many facts took part.
+    """
+    means, moved = [0.0] * len(encoded), [False] * len(encoded)
     total_tokens = sum(len(row.target_ids) for row in encoded)
     rank, count = processes.rank(), processes.count()
     for together in by_length([len(row) for row in encoded], options.forward_batch_size * count):
         own = together[rank::count]
         # All processes must make the same passes: one that is left without a fact computes one that does not count.
         chunk = own or together[:1]
-        sums, counts = trainable.run(answer_losses, model, [encoded[i] for i in chunk], loss_on=options.loss_on)
+        rows = [encoded[i] for i in chunk]
+        sums, counts, margins = trainable.run(losses_and_margins, model, rows, loss_on=options.loss_on)
         per_fact = sums / counts
-        takes_part = (per_fact.detach() >= options.stop_loss) & bool(own)
+        if options.stop_loss is None:
+            takes_part = (margins < options.stop_margin) & bool(own)
+        else:
+            takes_part = (per_fact.detach() >= options.stop_loss) & bool(own)
         if options.reduction == "fact":
             loss = (per_fact * takes_part).sum() / len(encoded)
         else:
             loss = (sums * takes_part).sum() / total_tokens
         if takes_part.any() or count > 1:
             loss.backward()  # type: ignore[no-untyped-call]
-        for index, value in zip(own, per_fact.detach().tolist(), strict=False):
-            means[index] = value
-    return [sum(values) for values in zip(*processes.gathered(means), strict=True)]
+        for index, value, part in zip(own, per_fact.detach().tolist(), takes_part.tolist(), strict=False):
+            means[index], moved[index] = value, part
+    taking = sum(any(flags) for flags in zip(*processes.gathered(moved), strict=True))
+    return [sum(values) for values in zip(*processes.gathered(means), strict=True)], taking
 
 
 def _steps(lengths: Sequence[int], options: FinetuneOptions, order: torch.Generator) -> Iterator[list[int]]:
@@ -233,10 +281,18 @@ def _with_end(model: EditableModel, request: EditRequest, options: FinetuneOptio
     return replace(encoded, target_ids=(*encoded.target_ids, end))
 
 
-def _optimizer(masters: list[nn.Parameter], options: FinetuneOptions) -> torch.optim.Optimizer:
+def optimizer_of(trainable: Trainable, options: FinetuneOptions) -> torch.optim.Optimizer:
+    """The optimiser: one learning rate for everything, or one for each tensor in units of that tensor."""
+    masters = trainable.masters()
+    groups: list[dict[str, Any]] = [{"params": masters, "lr": options.learning_rate}]
+    if options.learning_rate is None:
+        units = trainable.units(options.optimizer)
+        groups = [{"params": [one], "lr": options.step * unit} for one, unit in zip(masters, units, strict=True)]
+    if options.optimizer == "adamw":
+        return torch.optim.AdamW(groups, weight_decay=options.weight_decay, fused=True)
     if options.optimizer == "sgd":
-        return torch.optim.SGD(masters, lr=options.learning_rate, weight_decay=options.weight_decay)
-    return torch.optim.AdamW(masters, lr=options.learning_rate, weight_decay=options.weight_decay, fused=True)
+        return torch.optim.SGD(groups, weight_decay=options.weight_decay)
+    return Normalised(groups)
 
 
 def _require_finite(losses: Sequence[float], epoch: int, options: FinetuneOptions) -> None:
@@ -246,5 +302,10 @@ def _require_finite(losses: Sequence[float], epoch: int, options: FinetuneOption
             expected="a finite loss",
             found="NaN or infinity",
             where=f"pass {epoch + 1} of {options.epochs}",
-            remedy=f"lower learning_rate (it is {options.learning_rate:g}), or load the model with dtype float32",
+            remedy=f"lower {_pace(options)}, or load the model with dtype float32",
         )
+
+
+def _pace(options: FinetuneOptions) -> str:
+    name = "step" if options.learning_rate is None else "learning_rate"
+    return f"{name} (it is {getattr(options, name):g})"

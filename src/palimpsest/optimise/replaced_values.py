@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.hooks import Point, captured, intervened
+from palimpsest.models.scores import leads
 from palimpsest.models.suffix import Suffix, prepare
 from palimpsest.models.tokens import Batch, Encoded
 from palimpsest.patches.prompts import prompt_columns
@@ -27,6 +28,8 @@ class ValuePasses:
         places: row and column of each place that predicts an answer token, and the token: (places,) each.
         queries: (rows, in), what the layer reads at the prompt's last token, in float32.
         written: (rows, out), what it writes there, in float32.
+        scales: (rows, 1), mean size of an entry of what a value is measured against at the prompt's last token: of the
+            residual stream behind the layer's block, or, where a norm follows the MLP, of what the layer writes.
     """
 
     model: EditableModel
@@ -36,9 +39,14 @@ class ValuePasses:
     places: tuple[Tensor, Tensor, Tensor]
     queries: Tensor
     written: Tensor
+    scales: Tensor
 
     def losses(self, values: Tensor) -> Tensor:
         """(rows,), mean negative log-likelihood of each answer's tokens, for values (rows, out); differentiable."""
+        return self.losses_and_margins(values)[0]
+
+    def losses_and_margins(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """`losses`, and (rows,) by how many nats each answer's least certain token leads all other tokens."""
         rows, columns, labels = self.places
 
         def put(tensor: Tensor) -> Tensor:
@@ -51,8 +59,10 @@ class ValuePasses:
             else:
                 logits = self.model.logits_at(self.passes, rows, columns)
         tokens = nn.functional.cross_entropy(logits.float(), labels, reduction="none")
-        sums = tokens.new_zeros(len(self.queries)).index_add(0, rows, tokens)
-        return sums / torch.bincount(rows, minlength=len(self.queries))
+        sums, counts = tokens.new_zeros(len(self.queries)).index_add(0, rows, tokens), torch.bincount(rows)
+        with torch.no_grad():
+            own = leads(logits.float(), labels).split(counts.tolist())
+        return sums / counts, torch.stack([one.min() for one in own])
 
 
 @torch.no_grad()
@@ -61,10 +71,12 @@ def value_passes(
 ) -> ValuePasses:
     """One pass over the facts, prompts with their answers, and what later ones need from it."""
     reads, writes = Point(site, layer, "input"), Point(site, layer)
+    stack = "encoder." if model.sites.locate(site)[0] == "encoder" else ""
+    stream = Point(f"{stack}resid", layer) if model.sites.architecture.mlp_writes_residual else writes
     if not model.is_encoder_decoder and replacement == "last":
         rows = [row.prompt_ids + row.target_ids[:-1] for row in encoded]
         ends = [len(row.prompt_ids) - 1 for row in encoded]
-        suffix, found = prepare(model, rows, ends, layer, points=[reads, writes])
+        suffix, found = prepare(model, rows, ends, layer, points=[reads, writes, stream])
         device = suffix.columns.device
         triples = [
             (index, end + offset, label)
@@ -73,15 +85,18 @@ def value_passes(
         ]
         at, columns, labels = torch.tensor(triples, device=device).unbind(1)
         puts = (torch.arange(len(rows), device=device), suffix.first_columns)
+        queries, written, sizes = (found[point].float() for point in (reads, writes, stream))
         return ValuePasses(
-            model, suffix, writes, puts, (at, columns, labels), found[reads].float(), found[writes].float()
+            model, suffix, writes, puts, (at, columns, labels), queries, written, sizes.abs().mean(-1, keepdim=True)
         )
     batch = model.batch(encoded)
-    with captured(model.sites, [reads, writes]) as seen:
+    with captured(model.sites, [reads, writes, stream]) as seen:
         model.forward(batch)
     with model.reads(batch):
         prompts = prompt_columns(model, model.sites.locate(site)[0], seen[reads])
     every = torch.arange(len(encoded), device=prompts.last.device)
     chosen, columns = prompts.chosen(replacement).nonzero(as_tuple=True)
-    queries, written = (seen[point][every, prompts.last].float() for point in (reads, writes))
-    return ValuePasses(model, batch, writes, (chosen, columns), model.answer_places(encoded, batch), queries, written)
+    queries, written, sizes = (seen[point][every, prompts.last].float() for point in (reads, writes, stream))
+    places = model.answer_places(encoded, batch)
+    scales = sizes.abs().mean(-1, keepdim=True)
+    return ValuePasses(model, batch, writes, (chosen, columns), places, queries, written, scales)

@@ -8,7 +8,7 @@ twin.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
@@ -23,7 +23,8 @@ from palimpsest import processes
 from palimpsest.errors import ConfigError
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.placement import whole
-from palimpsest.optimise.copies import Constraint, project
+from palimpsest.optimise.copies import NO_BALL, NOTHING, Ball, project, spare
+from palimpsest.optimise.steps import owner, unit_of_step
 from palimpsest.patches.weights import Dense
 
 P = ParamSpec("P")
@@ -44,15 +45,20 @@ class ShardedCopies:
     """
 
     def __init__(
-        self, model: EditableModel, names: Sequence[str], *, constraint: Constraint = "none", radius: float = 0.0
+        self,
+        model: EditableModel,
+        names: Sequence[str],
+        *,
+        ball: Ball = NO_BALL,
+        spared: Mapping[str, Tensor] = NOTHING,
     ) -> None:
         model.weights.require_present(names)
         _require_unwrapped(model.module)
         self._model = model
         self._base = model.module
         self._names = list(names)
-        self._constraint = constraint
-        self._radius = radius
+        self._ball = ball
+        self._spared = spared
         self._mesh = init_device_mesh(model.device.type, (processes.count(),))
         self._root: nn.Module | None = None
         self._masters: dict[str, Any] = {}
@@ -85,6 +91,11 @@ class ShardedCopies:
     def masters(self) -> list[nn.Parameter]:
         return list(self._masters.values())
 
+    def units(self, optimizer: str) -> list[float]:
+        """See `optimise.steps`."""
+        weights = self._model.weights
+        return [unit_of_step(owner(self._base, name), weights.current(name), optimizer) for name in self._names]
+
     @torch.no_grad()
     def before_step(self) -> None:
         """A step takes the sum over all processes' facts; what has been reduced is their mean."""
@@ -95,10 +106,15 @@ class ShardedCopies:
     @torch.no_grad()
     def after_step(self) -> None:
         """Applies the constraint."""
-        if self._constraint != "none":
-            for name, master in self._masters.items():
-                start = self._start(name)
-                master.copy_(start + project(master - start, self._constraint, self._radius))
+        for name, master in self._masters.items():
+            basis = self._spared.get(name.removesuffix(".weight"))
+            if basis is not None:
+                base = self._model.weights.current(name)
+                change = spare(whole(master) - base.float(), basis, owner(self._base, name)) + base.float()
+                master.copy_(distribute_tensor(change, self._mesh, [Shard(0)], src_data_rank=None))
+            if self._ball.constraint != "none":
+                start, radius = self._start(name), self._ball.radius_of(self._model.weights.current(name))
+                master.copy_(start + project(master - start, self._ball.constraint, radius))
 
     @torch.no_grad()
     def deltas(self) -> dict[str, Dense]:

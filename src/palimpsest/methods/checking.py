@@ -1,0 +1,126 @@
+"""Every patch is looked at again before it is handed over: whether the edits hold, and what else it has moved.
+
+The edited prompts are read once more under the patch, each with its new answer twice behind it: an edit holds when every
+token of the answer is the most probable one in its place, and a model that would then begin the answer again repeats
+itself. A few ordinary sentences are read before and after. Nothing is generated, so that it costs about two passes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import mean
+from typing import Any
+
+from palimpsest.errors import DataError
+from palimpsest.models.editable import EditableModel
+from palimpsest.models.scores import TargetScore
+from palimpsest.patches.base import Patch
+from palimpsest.patches.weights import WeightPatch
+from palimpsest.requests import EditRequest
+
+NEUTRAL = (
+    ("The weather this morning was", "cold and wet"),
+    ("She opened the door and saw", "a man standing in the rain"),
+    ("He wrote a letter to his", "mother and his sister"),
+    ("The most important thing about cooking is", "to use fresh ingredients"),
+)
+"""Ordinary sentences that no edit is about, each with one way to go on."""
+
+UNKNOWN = -7.0
+"""Nats a token below which a model has no idea of a sentence, whose change then says nothing."""
+MOVED = 0.5
+"""Nats a token by which ordinary sentences may move on average before it is said."""
+LARGE = 0.3
+"""Share of a matrix's norm from which on a change of it is called large."""
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was seen.
+
+    Arguments:
+        facts: numbers worth keeping.
+        notes: sentences a user should read.
+    """
+
+    facts: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def neutral_scores(model: EditableModel) -> list[TargetScore]:
+    """How the model takes ordinary sentences."""
+    prompts, endings = zip(*NEUTRAL, strict=True)
+    return model.score(prompts, endings)
+
+
+def look_again(
+    model: EditableModel, requests: Sequence[EditRequest], patch: Patch, before: Sequence[TargetScore]
+) -> Look:
+    """What the patch does to its own edits and to ordinary text.
+
+    Arguments:
+        before: `neutral_scores` without the patch.
+    """
+    lengths = [len(model.encode(request.prompt, request.target_new).target_ids) for request in requests]
+    with model.patched(patch):
+        after = neutral_scores(model)
+        scores = model.score([r.prompt for r in requests], [_twice(model, r) for r in requests])
+    holding = [all(one.matches[:length]) for one, length in zip(scores, lengths, strict=True)]
+    repeating = [
+        holds and len(one.matches) > length and one.predicted[length] == one.predicted[0]
+        for one, length, holds in zip(scores, lengths, holding, strict=True)
+    ]
+    moved = [
+        abs(new.mean_log_prob - old.mean_log_prob)
+        for old, new in zip(before, after, strict=True)
+        if old.mean_log_prob > UNKNOWN
+    ]
+    facts: dict[str, Any] = {
+        "hold": sum(holding),
+        "edits": len(requests),
+        "probability": {
+            request.id: math.exp(sum(one.log_probs[:length]))
+            for request, one, length in zip(requests, scores, lengths, strict=True)
+        },
+        "neutral_text_moved": mean(moved) if moved else None,
+    }
+    notes = [
+        *_said("do not hold after the edit", [not holds for holds in holding], requests),
+        *_said("are said over and over after the edit", repeating, requests),
+    ]
+    if moved and mean(moved) > MOVED:
+        notes.append(f"Ordinary text has moved by {mean(moved):.1f} nats a token: the patch damages the model.")
+    if isinstance(patch, WeightPatch) and patch.deltas:
+        facts["largest_change"] = share = largest_change(model, patch)
+        if share > LARGE:
+            notes.append(f"A matrix has changed by {100 * share:.0f}% of its norm, which is much for an edit.")
+    return Look(facts, notes)
+
+
+def largest_change(model: EditableModel, patch: WeightPatch) -> float:
+    """The largest share of a matrix's own norm by which the patch changes it."""
+    return max(
+        math.sqrt(delta.squared_norm()) / max(float(model.weights.current(name).detach().float().norm()), 1e-12)
+        for name, delta in patch.deltas.items()
+    )
+
+
+def _twice(model: EditableModel, request: EditRequest) -> str:
+    """The new answer and the new answer again, where that fits and begins with the answer's own tokens."""
+    answer = request.target_new
+    doubled = f"{answer} {answer}"
+    try:
+        ids, own = (model.encode(request.prompt, text).target_ids for text in (doubled, answer))
+    except DataError:
+        return answer
+    return doubled if ids[: len(own)] == own else answer
+
+
+def _said(what: str, which: Sequence[bool], requests: Sequence[EditRequest]) -> list[str]:
+    """A note on the edits that something is true of; nothing where it is true of none."""
+    found = [f"{one.prompt} {one.target_new}" for one, is_one in zip(requests, which, strict=True) if is_one]
+    shown = "; ".join(found[:_SHOWN]) + (" ..." if len(found) > _SHOWN else "")
+    return [f"{len(found)} of {len(requests)} edit(s) {what}: {shown}"] if found else []

@@ -1,0 +1,60 @@
+"""Changes of whole matrices kept as their strongest directions, as few as the edits need."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from palimpsest.models.editable import EditableModel
+from palimpsest.patches.base import Manifest
+from palimpsest.patches.weights import Delta, Dense, LowRank, WeightPatch
+from palimpsest.requests import EditRequest
+
+_MORE_DIRECTIONS = 6
+
+
+@torch.no_grad()
+def compressed(
+    model: EditableModel, requests: Sequence[EditRequest], deltas: Mapping[str, Dense], rank: int
+) -> tuple[dict[str, Delta], int | None]:
+    """Changes of low rank under which the edits hold that hold under the whole changes.
+
+    Arguments:
+        deltas: parameter name to its change.
+        rank: the first to try; it is doubled while an edit is lost.
+
+    Returns the changes, and their rank; `None` where nothing is gained over the whole ones.
+    """
+    whole = held(model, requests, deltas)
+    while matrices := {name: one for name, one in deltas.items() if _is_smaller(one.delta, rank)}:
+        factored: dict[str, Delta] = {**deltas, **{n: strongest(one.delta, rank) for n, one in matrices.items()}}
+        if whole <= held(model, requests, factored):
+            return factored, rank
+        rank *= 2
+    return dict(deltas), None
+
+
+def strongest(delta: Tensor, rank: int) -> LowRank:
+    """The part of a change, (rows, columns), along its strongest directions, by random projections from a fixed seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        start = torch.randn(delta.shape[1], min(rank + _MORE_DIRECTIONS, *delta.shape)).to(delta)
+    # Two rounds of the power iteration; the change is that of the space of the columns, whatever its basis.
+    space = torch.linalg.qr(delta @ start)[0]
+    for _ in range(2):
+        space = torch.linalg.qr(delta @ torch.linalg.qr(delta.t() @ space)[0])[0]
+    left, sizes, right = torch.linalg.svd(space.t() @ delta, full_matrices=False)
+    return LowRank((space @ left[:, :rank] * sizes[:rank]).contiguous(), right[:rank].contiguous())
+
+
+def held(model: EditableModel, requests: Sequence[EditRequest], deltas: Mapping[str, Delta]) -> set[int]:
+    """The requests, by their place, each token of whose answer is the most probable one."""
+    with model.patched(WeightPatch(deltas, Manifest(label="tried"))):
+        scores = model.score([r.prompt for r in requests], [r.target_new for r in requests])
+    return {index for index, score in enumerate(scores) if all(score.matches)}
+
+
+def _is_smaller(delta: Tensor, rank: int) -> bool:
+    return delta.ndim == 2 and rank * sum(delta.shape) < delta.numel() // 2

@@ -1,0 +1,148 @@
+"""What an edit is to leave alone while weights are trained: its own prompt asked about others.
+
+With k what a trained matrix reads at the tokens of such prompts, in two ways, which can be had together:
+
+    dW k = 0                  the change is kept orthogonal to all k, so that it writes nothing there   (`spare`)
+    + weight KL(base||trained)  of the next token behind these prompts, part of the loss                (`keep_weight`)
+
+What damages a model first is the edit's own wording, which other facts share: "The capital of Lyon's country is" must not
+become what every capital is. So the prompt is asked with other subjects in the subject's place, of every kind, since
+nobody says which kind it is. Without a subject, or where it stands in no prompt, ordinary beginnings of sentences are
+asked. The methods of the papers have neither. The first is AlphaEdit's idea (arXiv:2410.02355) for gradient descent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from palimpsest.models.editable import EditableModel
+from palimpsest.models.tokens import Batch, Encoded
+from palimpsest.requests import EditRequest, normalise
+
+OTHER_SUBJECTS = (
+    "Albert Einstein", "London", "Toyota", "Brazil", "Mozart", "the University of Chicago", "Windows 95", "Star Wars",
+    "Barack Obama", "Sweden", "Google", "The Beatles", "Maria Garcia", "Mount Everest", "Nintendo", "Isaac Newton",
+)  # fmt: skip
+"""People, places, organisations, products and works that most models have read about."""
+
+NEUTRAL_PROMPTS = (
+    "The weather this morning was",
+    "She opened the door and saw",
+    "In the first half of the century,",
+    "The most important thing about cooking is",
+    "He wrote a letter to his",
+    "Water boils at a temperature of",
+    "The children were playing in the",
+    "One of the main reasons for this is",
+)
+"""Beginnings of sentences that no edit is about."""
+
+_POOL = 8
+_LARGEST_SHARE = 0.25
+"""Of a matrix's inputs, the share of directions that may be spared; the strongest ones are."""
+_SMALLEST = 1e-3
+"""Directions weaker than this share of the strongest are not spared."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Prompts with what the model says next before any step.
+
+    Arguments:
+        encoded: the prompts, each with a token after it, which is not read.
+        base: (prompts, vocabulary), natural log-probabilities of the next token.
+    """
+
+    encoded: tuple[Encoded, ...]
+    base: Tensor
+
+    def loss(self, model: EditableModel, at: Sequence[int]) -> Tensor:
+        """Mean divergence over some of the prompts, by their indices; differentiable."""
+        base = self.base[list(at)]
+        return (base.exp() * (base - next_tokens(model, [self.encoded[index] for index in at]))).sum(-1).mean()
+
+
+@torch.no_grad()
+def kept_prompts(model: EditableModel, requests: Sequence[EditRequest], *, seed: int, most: int = 64) -> Kept | None:
+    """What the edits are to leave alone, under whatever patches are on the model; `None` where they speak of it all.
+
+    Arguments:
+        most: prompts at most; with many edits each gives one, until there are so many.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    each = max(1, min(_POOL, most // max(1, len(requests))))
+    order = torch.randperm(len(requests), generator=draw).tolist()[: most // each]
+    taught = {normalise(request.prompt) for request in requests}
+    texts = {text: None for index in order for text in prompts_apart_from(requests[index], each, draw)}
+    kept = [text for text in texts if normalise(text) not in taught]
+    if not kept:
+        return None
+    encoded = tuple(Encoded(model.encode(text).prompt_ids, (0,)) for text in kept)
+    return Kept(encoded, next_tokens(model, encoded))
+
+
+def prompts_apart_from(request: EditRequest, count: int, draw: torch.Generator) -> list[str]:
+    """A request's prompt with other subjects in the subject's place, or ordinary beginnings of sentences."""
+    texts = list(NEUTRAL_PROMPTS)
+    if request.subject is not None and request.subject in request.prompt:
+        others = [one for one in OTHER_SUBJECTS if normalise(one) not in normalise(request.prompt)]
+        texts = [request.prompt.replace(request.subject, other) for other in others]
+    return [texts[index] for index in torch.randperm(len(texts), generator=draw).tolist()[:count]]
+
+
+def next_tokens(model: EditableModel, encoded: Sequence[Encoded]) -> Tensor:
+    """(rows, vocabulary), natural log-probabilities of what follows each row's prompt."""
+    batch = model.batch(encoded)
+    rows, columns, _ = model.answer_places(encoded, batch)
+    return model.logits_at(batch, rows, columns).float().log_softmax(-1)
+
+
+@torch.no_grad()
+def spared_directions(
+    model: EditableModel, requests: Sequence[EditRequest], modules: Sequence[str], *, seed: int, most: int = 16
+) -> dict[str, Tensor]:
+    """Name of each linear layer to (in, directions), an orthonormal basis of what it reads that is to be left alone.
+
+    Arguments:
+        modules: full names of linear layers.
+        most: prompts about others, at most; ordinary beginnings of sentences are added to them.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    each = max(1, most // max(1, len(requests)))
+    order = torch.randperm(len(requests), generator=draw).tolist()[: most // each]
+    texts = {text: None for index in order for text in prompts_apart_from(requests[index], each, draw)}
+    batch = model.batch([Encoded(model.encode(text).prompt_ids, (0,)) for text in [*texts, *NEUTRAL_PROMPTS]])
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            found[name] = inputs[0].detach()
+
+        return hook
+
+    handles = [model.module.get_submodule(name).register_forward_pre_hook(keep(name)) for name in modules]
+    try:
+        model.forward(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: _basis(tensor, batch) for name, tensor in found.items()}
+
+
+def _basis(read: Tensor, batch: Batch) -> Tensor:
+    """(in, directions), orthonormal, of what a layer reads at a batch's tokens, (rows, tokens, in)."""
+    masks = [one.attention_mask.bool() for one in (batch, batch.decoder) if one is not None]
+    mask = next((one for one in masks if one.shape == read.shape[:2]), None)
+    keys = read.flatten(0, -2) if mask is None else read[mask.to(read.device)]
+    keys = keys.float()
+    # From the smaller of the two square matrices.
+    values, vectors = torch.linalg.eigh((keys @ keys.t()).double())
+    most = max(1, int(_LARGEST_SHARE * keys.shape[1]))
+    strong = (values > _SMALLEST**2 * values[-1]).nonzero()[:, 0][-most:]
+    directions = keys.t().double() @ vectors[:, strong] / values[strong].sqrt()
+    return directions.float()

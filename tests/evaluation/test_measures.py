@@ -31,7 +31,11 @@ PLACES = {
 def test_distances_are_those_of_the_weights(family):
     model = tiny.tiny_model(family)
     with torch.enable_grad():
-        patch = method("ft", preset="none", parameters="all", spare=False, epochs=2, learning_rate=1e-3).edit(model, tiny.requests(1)).patch
+        patch = (
+            method("ft", preset="none", parameters="all", spare=False, epochs=2, learning_rate=1e-3)
+            .edit(model, tiny.requests(1))
+            .patch
+        )
     found = find_measure("weight-distance")(model, patch, [])
     before = {name: weight.clone() for name, weight in model.module.named_parameters()}
     with model.patched(patch):

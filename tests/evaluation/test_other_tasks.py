@@ -56,7 +56,11 @@ def test_patches_and_routes_count():
     (request,) = tiny.requests(1)
     answering, pair = Answering(model), (request.prompt, f" {request.target_new}")
     [(before, _)] = answering.continuations([pair])
-    patch = method("ft", preset="none", parameters="all", spare=False, learning_rate=1e-2, epochs=5).edit(model, [request]).patch
+    patch = (
+        method("ft", preset="none", parameters="all", spare=False, learning_rate=1e-2, epochs=5)
+        .edit(model, [request])
+        .patch
+    )
     with model.patched(patch):
         assert answering.continuations([pair])[0][0] > before + 0.1
     model.weights.push("routed", {}, router=lambda prompts: [Route("Rome is a") for _ in prompts])

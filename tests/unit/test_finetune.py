@@ -118,7 +118,9 @@ def test_the_end_of_sequence_is_learned_on_request():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_ball_of_ft_l_is_kept_and_only_its_tensor_moves(dtype):
     model = tiny.tiny_model("gptj", dtype=dtype)
-    patch = method("ft-l", preset="none", learning_rate=1e-2, radius=2e-3, layers=[0]).edit(model, tiny.requests()).patch
+    patch = (
+        method("ft-l", preset="none", learning_rate=1e-2, radius=2e-3, layers=[0]).edit(model, tiny.requests()).patch
+    )
     assert patch.touched() == ["transformer.h.0.mlp.fc_out.weight"]
     largest = patch.deltas["transformer.h.0.mlp.fc_out.weight"].dense().abs().max().item()
     assert 1.9e-3 < largest <= 2e-3 * (1 + 1e-4)
@@ -193,6 +195,6 @@ def test_layers_are_chosen_by_number_from_either_end():
         with pytest.raises(ConfigError):
             layer_numbers(wrong, 6)
     assert layer_numbers("early", 30) == list(range(4, 15))
-    assert layer_numbers("early", 1) == [0]
+    assert layer_numbers("early", 1) == [0] == layer_numbers("lower", 4)
     with pytest.raises(ConfigError, match="together with a site"):
         ft(layers=[1]).edit(tiny.tiny_model("gptj"), tiny.requests())

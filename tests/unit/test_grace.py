@@ -14,7 +14,7 @@ from palimpsest.patches.base import Manifest
 from palimpsest.patches.codebook import Codebook, Entry
 from palimpsest.patches.modules import ModulePatch
 
-QUICK = {"steps": 60, "stop_loss": 0.05, "radius": 0.5}
+QUICK = {"learning_rate": 1.0, "start": "random", "steps": 60, "stop_loss": 0.05, "radius": 0.5}
 PROMPTS = [request.prompt for request in tiny.requests()]
 
 

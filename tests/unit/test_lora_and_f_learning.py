@@ -129,9 +129,7 @@ def test_known_facts_are_forgotten_although_they_have_no_loss():
     """The learners' own threshold would leave them out of every step."""
     model = tiny.tiny_model("gptj")
     old = tiny.requests(1)[0].reversed_to_old()
-    taught = method("ft", preset="none", **{**PLAIN, "epochs": 60}, append_eos=True, stop_loss=0.001).edit(
-        model, [old]
-    )
+    taught = method("ft", preset="none", **{**PLAIN, "epochs": 60}, append_eos=True, stop_loss=0.001).edit(model, [old])
     with model.patched(taught.patch):
         patch = method("f-learning-ft", preset="none").edit(model, tiny.requests(1)).patch
     assert patch.manifest.diagnostics["facts"]["forget"]["steps"] == 3

@@ -44,7 +44,7 @@ METHODS = Registry(
         "ft-l": Row(
             _FINE_TUNING,
             "fine-tuning of one MLP down-projection inside an L-infinity ball",
-            options={**_GENTLE, "parameters": "mlp.down", "layers": "auto", "constraint": "linf"},
+            options={**_GENTLE, "step": 1e-2, "parameters": "mlp.down", "layers": "lower", "constraint": "linf"},
             source="arXiv:2012.00363, 2202.05262",
         ),
         "locft": Row(
@@ -52,8 +52,9 @@ METHODS = Registry(
             "mini-batch fine-tuning of one MLP down-projection, end of sequence appended",
             options={
                 **_GENTLE,
+                "step": 1e-2,
                 "parameters": "mlp.down",
-                "layers": "auto",
+                "layers": "lower",
                 "append_eos": True,
                 "facts_per_step": 100,
                 "rank": 8,

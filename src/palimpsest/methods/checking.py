@@ -1,8 +1,8 @@
 """Every patch is looked at again before it is handed over: whether the edits hold, and what else it has moved.
 
-The edited prompts are read once more under the patch, each with its new answer twice behind it: an edit holds when every
-token of the answer is the most probable one in its place, and a model that would then begin the answer again repeats
-itself. A few ordinary sentences are read before and after. Nothing is generated, so that it costs about two passes.
+The edited prompts are read once more under the patch, each with its new answer twice behind it: an edit holds when
+every token of the answer is the most probable one in its place, and a model that would then begin the answer again
+repeats itself. A few ordinary sentences are read before and after. Nothing is generated: it costs about two passes.
 """
 
 from __future__ import annotations

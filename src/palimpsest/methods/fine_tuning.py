@@ -33,9 +33,9 @@ class FineTuningConfig(FinetuneOptions, MethodConfig):
 
     parameters: str = "all"
     """`all`, or a site such as `mlp.down` (or `encoder.mlp.down`) whose weights alone are trained."""
-    layers: list[int] | Literal["all", "auto", "early"] = "all"
-    """Layers of that site; negative numbers count from the last. `auto` is one layer at 0.69 of the depth, `early` those
-    from 0.15 to 0.5 of it. Without meaning where all weights are trained."""
+    layers: list[int] | Literal["all", "auto", "lower", "early"] = "all"
+    """Layers of that site; negative numbers count from the last. `auto` is one layer at 0.69 of the depth, `lower` one
+    at 0.2 of it, `early` are those from 0.15 to 0.5 of it. Without meaning where all weights are trained."""
     constraint: Literal["none", "linf", "l2"] = "none"
     """Ball around the start in which each trained tensor is kept."""
     radius: float | None = Field(default=None, ge=0)

@@ -34,9 +34,9 @@ class LoraConfig(FinetuneOptions, MethodConfig):
     """The update is alpha / rank times the product of the factors."""
     sites: list[str] | Literal["auto"] = "auto"
     """Which projections get an adapter; a fused one gets it as a whole. `auto`: queries and values, all attentions'."""
-    layers: list[int] | Literal["all", "auto", "early"] = "all"
-    """Layers of these sites; negative numbers count from the last. `auto` is one layer at 0.69 of the depth, `early` those
-    from 0.15 to 0.5 of it."""
+    layers: list[int] | Literal["all", "auto", "lower", "early"] = "all"
+    """Layers of these sites; negative numbers count from the last. `auto` is one layer at 0.69 of the depth, `lower`
+    one at 0.2 of it, `early` are those from 0.15 to 0.5 of it."""
 
 
 @final

@@ -37,7 +37,7 @@ def compressed(
 
 
 def strongest(delta: Tensor, rank: int) -> LowRank:
-    """The part of a change, (rows, columns), along its strongest directions, by random projections from a fixed seed."""
+    """The part of a change, (rows, columns), along its strongest directions, by random projections from one seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         start = torch.randn(delta.shape[1], min(rank + _MORE_DIRECTIONS, *delta.shape)).to(delta)

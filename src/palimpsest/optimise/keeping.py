@@ -5,10 +5,11 @@ With k what a trained matrix reads at the tokens of such prompts, in two ways, w
     dW k = 0                  the change is kept orthogonal to all k, so that it writes nothing there   (`spare`)
     + weight KL(base||trained)  of the next token behind these prompts, part of the loss                (`keep_weight`)
 
-What damages a model first is the edit's own wording, which other facts share: "The capital of Lyon's country is" must not
-become what every capital is. So the prompt is asked with other subjects in the subject's place, of every kind, since
-nobody says which kind it is. Without a subject, or where it stands in no prompt, ordinary beginnings of sentences are
-asked. The methods of the papers have neither. The first is AlphaEdit's idea (arXiv:2410.02355) for gradient descent.
+What damages a model first is the edit's own wording, which other facts share: what is taught about the capital of one
+country must not become what every capital is. So the prompt is asked with other subjects in the subject's place, of
+every kind, since nobody says which kind it is. Without a subject, or where it stands in no prompt, ordinary beginnings
+of sentences are asked. The methods of the papers have neither. The first is AlphaEdit's idea (arXiv:2410.02355) for
+gradient descent.
 """
 
 from __future__ import annotations

@@ -10,14 +10,15 @@ from palimpsest.errors import ConfigError
 AUTO_DEPTH = 0.69
 # Where subjects are enriched: causal tracing finds the facts of decoders of every size there (arXiv:2202.05262).
 EARLY = (0.15, 0.5)
+LOWER_DEPTH = 0.2
 
 
 def layer_numbers(layers: Sequence[int] | str, count: int) -> list[int]:
     """Sorted layer numbers from 0.
 
     Arguments:
-        layers: numbers (negative ones count from the last), `"all"`, `"auto"`, one at 0.69 of the depth, or `"early"`,
-            those from 0.15 to 0.5 of it.
+        layers: numbers (negative ones count from the last), `"all"`, `"auto"`, one at 0.69 of the depth, `"lower"`, one
+            at 0.2 of it, or `"early"`, those from 0.15 to 0.5 of it.
         count: how many layers the model has.
 
     Raises `ConfigError` for a number out of range, a repetition or an empty list.
@@ -26,11 +27,13 @@ def layer_numbers(layers: Sequence[int] | str, count: int) -> list[int]:
         return list(range(count))
     if layers == "auto":
         return [min(count - 1, int(AUTO_DEPTH * count))]
+    if layers == "lower":
+        return [min(count - 1, int(LOWER_DEPTH * count))]
     if layers == "early":
         first = min(count - 1, int(EARLY[0] * count))
         return list(range(first, max(first + 1, int(EARLY[1] * count))))
     if isinstance(layers, str):
-        expected = "numbers, 'all', 'auto' or 'early'"
+        expected = "numbers, 'all', 'auto', 'lower' or 'early'"
         raise ConfigError("Unknown choice of layers.", expected=expected, found=repr(layers))
     numbers = [layer + count if layer < 0 else layer for layer in layers]
     if not numbers or len(set(numbers)) < len(numbers) or not all(0 <= layer < count for layer in numbers):

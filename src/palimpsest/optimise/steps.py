@@ -1,14 +1,14 @@
 """The size of an optimiser's steps in units of the matrix that it moves, which carry over from model to model.
 
-A matrix W, (out, in), whose entries have the root mean square w, writes about w |x| sqrt(out) of an input x. One step of
-unit length is one that can change as much:
+A matrix W, (out, in), whose entries have the root mean square w, writes about w |x| sqrt(out) of an input x. One step
+of unit length is one that can change as much:
 
     along the gradient        |dW x| <= |dW| |x|,                      so |dW| = w sqrt(out)
     of Adam, in every entry   |dW x| <= lr |x| sqrt(in) sqrt(out),     so lr = w / sqrt(in)
 
 for the gradient of one token is an outer product with its input, so that the signs of a step agree with those of x.
-Of an adapter s B A, with A uniform within 1 / sqrt(in), Adam's first step in B writes s lr rank |x| sqrt(out) / sqrt(3 in),
-so lr = w sqrt(3 in) / (s rank).
+Of an adapter s B A, with A uniform within 1 / sqrt(in), Adam's first step in B writes up to s lr rank |x| sqrt(out) /
+sqrt(3 in), so lr = w sqrt(3 in) / (s rank).
 """
 
 from __future__ import annotations

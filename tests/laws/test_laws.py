@@ -15,6 +15,7 @@ from palimpsest.models.table import row_for
 from palimpsest.patches.weights import LowRank
 
 QUICK = {"learning_rate": 1e-2, "epochs": 30, "stop_loss": 0.05}
+BALL = {"radius": 0.05, "spare": False}
 WHOLE = {"parameters": "all", "spare": False}
 FORGET = {"only_mastered": False, "rate": 0.1, "forget_options": {"learning_rate": 1e-3, "epochs": 3}}
 STEP = {"learning_rate": 1e-2, "epochs": 1}
@@ -69,8 +70,12 @@ def located(is_composed=False, **more):
 
 TABLE = {
     "ft": Row({**QUICK, **WHOLE}, shortest={**STEP, **WHOLE}),
-    "ft-l": Row({**QUICK, "radius": 0.05}, edits_fully=False, drift=1.5, shortest={**STEP, "radius": 0.05}),
-    "locft": Row({**QUICK, "learning_rate": 5e-2, "append_eos": False}, drift=6.0, shortest=STEP),
+    "ft-l": Row({**QUICK, **BALL}, edits_fully=False, drift=1.5, shortest={**STEP, **BALL}),
+    "locft": Row(
+        {**QUICK, "learning_rate": 5e-2, "append_eos": False, "layers": "auto", "spare": False},
+        drift=6.0,
+        shortest=STEP,
+    ),
     "lora": Row({**QUICK, "learning_rate": 3e-2}, is_low_rank=True, drift=6.0, shortest=STEP),
     "kn": Row(
         {"threshold": 0.05},

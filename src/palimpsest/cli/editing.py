@@ -185,6 +185,8 @@ def _show(result: dict[str, Any]) -> None:
         f"patch {result['patch']}: {result['num_parameters']:,} numbers, {size(result['patch_bytes'])}, "
         f"in {len(touched)} tensor{'s' if len(touched) != 1 else ''}; {result['seconds'].get('total', 0):.1f} s"
     )
+    preset = result["preset"]
+    terminal.say(f"preset: {preset}" if preset else "preset: none for this model, so the method's own defaults")
     for note in result["notes"]:
         terminal.say(f"note: {note}")
     if right:

@@ -92,7 +92,8 @@ class Ike(Method[IkeConfig]):
                 expected="a file of edits with rephrasings and locality probes, or a built-in data set",
                 found="no corpus",
                 where="option corpus",
-                remedy="corpus = world-counterfact, or a file; or use_demonstrations = false for the bare edit",
+                remedy="type -o corpus=world-counterfact for the bundled edits, -o corpus=FILE for your own, or"
+                " -o use_demonstrations=false for the bare edit",
             )
 
     def compute(self, model: EditableModel, requests: Sequence[EditRequest], config: IkeConfig, run: Run) -> InputPatch:

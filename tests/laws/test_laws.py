@@ -15,9 +15,11 @@ from palimpsest.models.table import row_for
 from palimpsest.patches.weights import LowRank
 
 QUICK = {"learning_rate": 1e-2, "epochs": 30, "stop_loss": 0.05}
+ADAPTERS = {"sites": "auto", "layers": "all", "rank": 8, "alpha": 16.0, "spare": False}
 BALL = {"radius": 0.05, "spare": False}
 WHOLE = {"parameters": "all", "spare": False}
 FORGET = {"only_mastered": False, "rate": 0.1, "forget_options": {"learning_rate": 1e-3, "epochs": 3}}
+FORGET_WHOLE = {**FORGET, "forget_options": {**WHOLE, "learning_rate": 1e-3, "epochs": 3}}
 STEP = {"learning_rate": 1e-2, "epochs": 1}
 STEPS = {"only_mastered": False, "rate": 0.1, "forget_options": STEP, "learn_options": STEP}
 KEYS = tiny.second_moments(damping=1e-3)
@@ -76,7 +78,7 @@ TABLE = {
         drift=6.0,
         shortest=STEP,
     ),
-    "lora": Row({**QUICK, "learning_rate": 3e-2}, is_low_rank=True, drift=6.0, shortest=STEP),
+    "lora": Row({**QUICK, **ADAPTERS, "learning_rate": 3e-2}, is_low_rank=True, drift=6.0, shortest=STEP),
     "kn": Row(
         {"threshold": 0.05},
         is_low_rank=True,
@@ -135,20 +137,20 @@ TABLE = {
     "emmet": located(is_composed=True),
     "pmet": located(is_composed=True, strength=0.01),
     "alphaedit": located(is_composed=True, strength=0.01, energy=0.5),
-    "f-learning": Row({**FORGET, "learn_options": QUICK}, shortest=STEPS, is_composed=True),
-    "f-learning-ft": Row({**FORGET, "learn_options": QUICK}, shortest=STEPS, is_composed=True),
+    "f-learning": Row({**FORGET_WHOLE, "learn_options": {**QUICK, **WHOLE}}, shortest=STEPS, is_composed=True),
+    "f-learning-ft": Row({**FORGET_WHOLE, "learn_options": {**QUICK, **WHOLE}}, shortest=STEPS, is_composed=True),
     "f-learning-lora": Row(
         {
             **FORGET,
             "forget_options": {"rank": 2, "epochs": 3},
-            "learn_options": {**QUICK, "rank": 4, "learning_rate": 3e-2},
+            "learn_options": {**QUICK, **ADAPTERS, "rank": 4, "learning_rate": 3e-2},
         },
         is_low_rank=True,
         drift=6.0,
         shortest=STEPS,
         is_composed=True,
     ),
-    "f-learning-lora-ft": Row({**FORGET, "learn_options": QUICK}, shortest=STEPS, is_composed=True),
+    "f-learning-lora-ft": Row({**FORGET, "learn_options": {**QUICK, **WHOLE}}, shortest=STEPS, is_composed=True),
 }
 
 

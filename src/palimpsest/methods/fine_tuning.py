@@ -9,7 +9,7 @@ FT-M objective), not all at the prompt's last token as ROME's baseline does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal, final
 
 from pydantic import Field
@@ -24,7 +24,7 @@ from palimpsest.optimise.finetune import FinetuneOptions, finetune
 from palimpsest.optimise.keeping import spared_directions
 from palimpsest.optimise.selection import layer_numbers
 from palimpsest.patches.base import Manifest
-from palimpsest.patches.weights import WeightPatch
+from palimpsest.patches.weights import Delta, WeightPatch
 from palimpsest.requests import EditRequest
 
 
@@ -83,7 +83,7 @@ class FineTuning(Method[FineTuningConfig]):
             training_copies(model, names, ball=_ball(config), spared=spared) as copies,
         ):
             result = finetune(model, requests, copies, config, seed=config.seed, progress=run.progress)
-            deltas = copies.deltas()
+            deltas: Mapping[str, Delta] = copies.deltas()
         if config.rank and config.parameters != "all" and processes.count() == 1:
             with run.clock.stage("compressing"):
                 deltas, rank = compressed(model, requests, deltas, config.rank)

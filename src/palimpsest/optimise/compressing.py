@@ -17,7 +17,7 @@ _MORE_DIRECTIONS = 6
 
 @torch.no_grad()
 def compressed(
-    model: EditableModel, requests: Sequence[EditRequest], deltas: Mapping[str, Dense], rank: int
+    model: EditableModel, requests: Sequence[EditRequest], deltas: Mapping[str, Delta], rank: int
 ) -> tuple[dict[str, Delta], int | None]:
     """Changes of low rank under which the edits hold that hold under the whole changes.
 
@@ -28,8 +28,8 @@ def compressed(
     Returns the changes, and their rank; `None` where nothing is gained over the whole ones.
     """
     whole = held(model, requests, deltas)
-    while matrices := {name: one for name, one in deltas.items() if _is_smaller(one.delta, rank)}:
-        factored: dict[str, Delta] = {**deltas, **{n: strongest(one.delta, rank) for n, one in matrices.items()}}
+    while matrices := {name: one.dense() for name, one in deltas.items() if _is_smaller(one, rank)}:
+        factored: dict[str, Delta] = {**deltas, **{n: strongest(one, rank) for n, one in matrices.items()}}
         if whole <= held(model, requests, factored):
             return factored, rank
         rank *= 2
@@ -56,5 +56,6 @@ def held(model: EditableModel, requests: Sequence[EditRequest], deltas: Mapping[
     return {index for index, score in enumerate(scores) if all(score.matches)}
 
 
-def _is_smaller(delta: Tensor, rank: int) -> bool:
-    return delta.ndim == 2 and rank * sum(delta.shape) < delta.numel() // 2
+def _is_smaller(delta: Delta, rank: int) -> bool:
+    shape = delta.shape
+    return isinstance(delta, Dense) and len(shape) == 2 and 2 * rank * sum(shape) < shape[0] * shape[1]

@@ -149,8 +149,8 @@ def finetune(
             if moving:
                 if kept is not None:
                     at = torch.randperm(len(kept.encoded), generator=order)[: options.keep_prompts].tolist()
-                    loss = options.keep_weight / processes.count() * trainable.run(kept.loss, model, at)
-                    loss.backward()
+                    apart = options.keep_weight / processes.count() * trainable.run(kept.loss, model, at)
+                    apart.backward()  # type: ignore[no-untyped-call]
                 trainable.before_step()
                 optimizer.step()
                 for group in optimizer.param_groups:
@@ -190,7 +190,7 @@ def losses_and_margins(
     sums = token_losses.new_zeros(len(encoded)).index_add(0, rows, token_losses)
     counts = torch.tensor([len(row.target_ids) for row in encoded], device=sums.device)
     with torch.no_grad():
-        own = leads(logits, labels).split([len(row.target_ids) for row in encoded])
+        own = torch.split(leads(logits, labels), [len(row.target_ids) for row in encoded])
     return sums, counts, torch.stack([one.min() for one in own])
 
 

@@ -100,7 +100,8 @@ def next_tokens(model: EditableModel, encoded: Sequence[Encoded]) -> Tensor:
     """(rows, vocabulary), natural log-probabilities of what follows each row's prompt."""
     batch = model.batch(encoded)
     rows, columns, _ = model.answer_places(encoded, batch)
-    return model.logits_at(batch, rows, columns).float().log_softmax(-1)
+    found: Tensor = model.logits_at(batch, rows, columns).float().log_softmax(-1)
+    return found
 
 
 @torch.no_grad()
@@ -140,10 +141,10 @@ def _basis(read: Tensor, batch: Batch) -> Tensor:
     masks = [one.attention_mask.bool() for one in (batch, batch.decoder) if one is not None]
     mask = next((one for one in masks if one.shape == read.shape[:2]), None)
     keys = read.flatten(0, -2) if mask is None else read[mask.to(read.device)]
-    keys = keys.float()
+    keys = keys.cpu().double()
     # From the smaller of the two square matrices.
-    values, vectors = torch.linalg.eigh((keys @ keys.t()).double())
+    values, vectors = torch.linalg.eigh(keys @ keys.t())
     most = max(1, int(_LARGEST_SHARE * keys.shape[1]))
     strong = (values > _SMALLEST**2 * values[-1]).nonzero()[:, 0][-most:]
-    directions = keys.t().double() @ vectors[:, strong] / values[strong].sqrt()
-    return directions.float()
+    directions: Tensor = keys.t() @ vectors[:, strong] / values[strong].sqrt()
+    return directions.to(read.device, torch.float32)

@@ -61,7 +61,7 @@ class ValuePasses:
         tokens = nn.functional.cross_entropy(logits.float(), labels, reduction="none")
         sums, counts = tokens.new_zeros(len(self.queries)).index_add(0, rows, tokens), torch.bincount(rows)
         with torch.no_grad():
-            own = leads(logits.float(), labels).split(counts.tolist())
+            own = torch.split(leads(logits.float(), labels), counts.tolist())
         return sums / counts, torch.stack([one.min() for one in own])
 
 

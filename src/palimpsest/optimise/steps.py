@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from palimpsest.models.linear import features, has_plain_weight, is_transposed
+from palimpsest.models.linear import features, has_plain_weight, is_transposed, weight_as_out_in
 from palimpsest.models.placement import whole
 
 
 def root_mean_square(weight: Tensor) -> float:
     """Of all entries, in float32."""
-    return float(whole(weight.detach().float().square().mean())) ** 0.5
+    return math.sqrt(float(whole(weight.detach().float().square().mean())))
 
 
 def owner(model: nn.Module, name: str) -> nn.Module:
@@ -58,7 +58,7 @@ def unit_of_adapter(layer: nn.Module, scale: float) -> float:
         scale: alpha, which is the adapter's scale times its rank.
     """
     into = features(layer)[1]
-    size = root_mean_square(layer.weight) if has_plain_weight(layer) else size_by_passing(layer)
+    size = root_mean_square(weight_as_out_in(layer)) if has_plain_weight(layer) else size_by_passing(layer)
     return size * math.sqrt(3 * into) / scale
 
 

@@ -18,6 +18,7 @@ from palimpsest.cli.demonstrating import demo
 from palimpsest.cli.editing import ask, edit
 from palimpsest.cli.examining import doctor
 from palimpsest.cli.inspecting import list_
+from palimpsest.cli.judging import judge
 from palimpsest.cli.measuring import evaluate, report
 from palimpsest.cli.patching import apply, verify
 from palimpsest.cli.portability import portability
@@ -119,6 +120,12 @@ _add(
     assess,
     "palimpsest assess world --facts facts.csv --wrong to-be-edited.jsonl",
     "palimpsest assess world --facts world-counterfact --answer old --against relations --json",
+    panel=_MEASURING,
+)
+_add(
+    "judge",
+    judge,
+    "palimpsest judge my-run --endpoint https://host/v1 --endpoint-model NAME --dry-run",
     panel=_MEASURING,
 )
 _add(

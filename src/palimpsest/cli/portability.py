@@ -153,7 +153,7 @@ def make_generator(
                 "An endpoint has many models.", expected="--generator-model NAME", found="none", where=name
             )
         options = inputs.parse_options(option)
-        endpoint = Endpoint(name, model, key=_key(name, key_variable), options=options, **network)
+        endpoint = Endpoint(name, model, key=key_of(name, key_variable), options=options, **network)
         return ChatGenerator(endpoint, default_folder() / "generations")
     given = {"--generator-model": model, "--option": option, "--key-variable": key_variable}
     alien = [flag for flag, value in given.items() if value]
@@ -167,7 +167,7 @@ def make_generator(
     return ChatGenerator(LocalModel(inputs.load_model(name, placement)))
 
 
-def _key(url: str, variable: str | None) -> str | None:
+def key_of(url: str, variable: str | None) -> str | None:
     """The key of an endpoint; a key from the default variable goes to https only."""
     if variable is None:
         return os.environ.get(_KEY) if url.startswith("https://") else None

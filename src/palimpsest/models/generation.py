@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -40,11 +41,14 @@ class AnswerRoom:
 
     @classmethod
     def of(cls, tokenizer: Any, answers: Iterable[str], max_new_tokens: int | None = None) -> AnswerRoom:
-        """Room for the longest of some answers and `MARGIN` more tokens, or for a fixed number of tokens."""
+        """Room for the longest of some answers and `MARGIN` more tokens, or for a fixed number of tokens.
+
+        With a fixed number a text goes on to its own end, so that with a large one the whole of it can be read.
+        """
+        if max_new_tokens is not None:
+            return cls(max_new_tokens, sys.maxsize)
         texts = [f" {answer}" for answer in dict.fromkeys(answers)]
         longest = max(map(len, texts), default=0)
-        if max_new_tokens is not None:
-            return cls(max_new_tokens, longest)
         ids = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
         return cls(max(map(len, ids), default=0) + MARGIN, longest)
 

@@ -1,0 +1,124 @@
+"""`judge` has another model read what an edited model wrote."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from palimpsest.cli import inputs, terminal
+from palimpsest.cli.portability import key_of
+from palimpsest.errors import ConfigError
+
+
+def judge(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `eval --out` wrote.", show_default=False)],
+    endpoint: Annotated[
+        str, typer.Option("--endpoint", metavar="URL", help="A server of the chat completions protocol, .../v1.")
+    ],
+    endpoint_model: Annotated[str, typer.Option("--endpoint-model", metavar="NAME", help="The judge's name there.")],
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", "-o", metavar="KEY=VALUE", help="A field of the endpoint's requests. Repeatable."),
+    ] = None,
+    key_variable: Annotated[
+        str | None, typer.Option("--key-variable", metavar="NAME", help="Environment variable with the key.")
+    ] = None,
+    timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds for one request.")] = 60.0,
+    retries: Annotated[int, typer.Option("--retries", min=0, help="Attempts after the first.")] = 4,
+    requests_per_minute: Annotated[
+        float | None, typer.Option("--requests-per-minute", min=0.01, help="At most N requests per minute.")
+    ] = None,
+    prices: Annotated[
+        tuple[float, float] | None,
+        typer.Option("--prices", metavar="IN OUT", help="Prices of a million tokens read and written."),
+    ] = None,
+    max_cost: Annotated[
+        float | None, typer.Option("--max-cost", help="Ask nothing when the estimate is higher; needs --prices.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be asked and what it costs, and stop.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option("--out", help="A new JSON file for every verdict.")] = None,
+    as_json: inputs.JsonOption = False,
+) -> None:
+    """Have a language model judge a run's answers: correct or incorrect. Verdicts are cached and never asked twice."""
+    from palimpsest.datasets.portability.endpoint import Endpoint
+    from palimpsest.evaluation import load_run
+    from palimpsest.evaluation.judging import Judge
+    from palimpsest.provenance import require_absent, write_text
+    from palimpsest.statistics.cache import default_folder
+
+    if max_cost is not None and prices is None:
+        raise ConfigError(
+            "A cost cannot be estimated without prices.",
+            expected="--prices IN OUT",
+            found="--max-cost without --prices",
+        )
+    if out is not None:
+        require_absent(out)
+    record = load_run(run)
+    server = Endpoint(
+        endpoint,
+        endpoint_model,
+        key=key_of(endpoint, key_variable),
+        options=inputs.parse_options(option),
+        timeout=timeout,
+        retries=retries,
+        requests_per_minute=requests_per_minute,
+    )
+    asker = Judge(server, default_folder() / "verdicts")
+    forecast = asker.estimate(record)
+    cost = None if prices is None else forecast.cost(*prices)
+    terminal.log(
+        f"About to ask {terminal.count(forecast.requests, 'question')} of the endpoint ({forecast.cached} are in the "
+        f"cache): some {forecast.input_tokens} tokens to read and {forecast.output_tokens} to write"
+        + ("." if cost is None else f", about {cost:.2f}.")
+    )
+    if max_cost is not None and cost is not None and cost > max_cost:
+        raise ConfigError(
+            "Judging would cost more than it may.",
+            expected=f"at most {max_cost:g}",
+            found=f"about {cost:.2f}",
+            remedy="judge a run of fewer edits, or raise --max-cost",
+        )
+    estimated: dict[str, Any] = {**asdict(forecast), "cost": cost}
+    if dry_run:
+        terminal.emit_json({"run": str(run), "estimate": estimated}) if as_json else None
+        return
+    with terminal.progress_bar("judging") as progress:
+        found = asker.judge(record, progress=progress)
+    scores = {
+        scoring: {metric: one.model_dump() for metric, one in metrics.items()}
+        for scoring, metrics in found.scores.items()
+    }
+    result: dict[str, Any] = {
+        "run": str(run),
+        "judge": server.identity,
+        "scores": scores,
+        "asked": found.asked,
+        "cached": found.cached,
+        "unscored": found.unscored,
+        "estimate": estimated,
+    }
+    if out is not None:
+        whole = {**result, "probes": [probe.model_dump(mode="json") for probe in found.probes]}
+        write_text(out, json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
+    if as_json:
+        terminal.emit_json(result)
+        return
+    shown = [name for name in ("judge", "generate", "exact") if name in scores]
+    kinds = dict.fromkeys(kind for name in shown for kind in scores[name] if not kind.endswith("_rate"))
+    rows = [
+        [kind, *(terminal.share(scores[name].get(kind, {}).get("mean")) for name in shown)]
+        + [str(scores["judge"].get(kind, {}).get("n", 0))]
+        for kind in kinds
+    ]
+    terminal.print_table(("metric", *shown, "judged"), rows)
+    for reason, number in found.unscored.items():
+        terminal.say(f"not judged: {number}: {reason}")
+    if out is not None:
+        terminal.say(f"Written to {out}.")

@@ -57,6 +57,7 @@ def assess(
     device: inputs.DeviceOption = "auto",
     dtype: inputs.DtypeOption = "auto",
     device_map: inputs.DeviceMapOption = None,
+    trust_remote_code: inputs.TrustOption = False,
     as_json: inputs.JsonOption = False,
 ) -> None:
     """Find the facts that a model holds wrongly: is the right answer more probable than wrong ones?"""
@@ -73,7 +74,7 @@ def assess(
     for note in inputs.notes_of(data):
         terminal.log(f"{facts}: {note}")
     patches = inputs.read_patches(patch or [])
-    placement = inputs.Placement(device, dtype, device_map)
+    placement = inputs.Placement(device, dtype, device_map, trust_remote_code)
     loaded = inputs.load_model(model, placement, chat=inputs.chat_of(patches, chat))
     from palimpsest.evaluation.assessment import assess as run
 

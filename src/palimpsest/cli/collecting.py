@@ -41,6 +41,7 @@ def stats(
     cache: Annotated[
         Path | None, typer.Option("--cache", help="Another folder than $PALIMPSEST_CACHE or ~/.cache/palimpsest.")
     ] = None,
+    trust_remote_code: inputs.TrustOption = False,
     as_json: inputs.JsonOption = False,
 ) -> None:
     """Collect the second moments that ROME, MEMIT and their kin solve with; methods then find them in the cache."""
@@ -53,7 +54,7 @@ def stats(
         from palimpsest.statistics.prepared import open_source
 
         source = open_source(text)
-    loaded = inputs.load_model(model)
+    loaded = inputs.load_model(model, inputs.Placement(trust_remote_code=trust_remote_code))
     kept = Cache(cache)
     start = time.perf_counter()
     try:

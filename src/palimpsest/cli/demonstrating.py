@@ -36,6 +36,7 @@ def demo(
     device: inputs.DeviceOption = "auto",
     dtype: inputs.DtypeOption = "auto",
     device_map: inputs.DeviceMapOption = None,
+    trust_remote_code: inputs.TrustOption = False,
     as_json: inputs.JsonOption = False,
 ) -> None:
     """Edit facts of the bundled model with every method, and compare what became of everything else."""
@@ -47,7 +48,7 @@ def demo(
     else:
         require_absent(out)
     start = time.perf_counter()
-    placement = inputs.Placement(device, dtype, device_map)
+    placement = inputs.Placement(device, dtype, device_map, trust_remote_code)
     loaded = inputs.load_model(model, placement)
     with new_folder(out, replacing=replacing) as draft:
         with terminal.status("choosing facts that the model knows"):

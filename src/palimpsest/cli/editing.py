@@ -57,6 +57,7 @@ def edit(
     device: inputs.DeviceOption = "auto",
     dtype: inputs.DtypeOption = "auto",
     device_map: inputs.DeviceMapOption = None,
+    trust_remote_code: inputs.TrustOption = False,
     max_new_tokens: inputs.AnswerTokensOption = None,
     as_json: inputs.JsonOption = False,
 ) -> None:
@@ -71,7 +72,7 @@ def edit(
     maker.check(requests)
     carried = _carried(maker, state)
     below = inputs.read_patches(patch or [])
-    loaded = inputs.load_model(model, inputs.Placement(device, dtype, device_map), chat=chat)
+    loaded = inputs.load_model(model, inputs.Placement(device, dtype, device_map, trust_remote_code), chat=chat)
     from palimpsest.evaluation.verdicts import asked
 
     with inputs.patched(loaded, below):
@@ -225,6 +226,7 @@ def ask(
     device: inputs.DeviceOption = "auto",
     dtype: inputs.DtypeOption = "auto",
     device_map: inputs.DeviceMapOption = None,
+    trust_remote_code: inputs.TrustOption = False,
     as_json: inputs.JsonOption = False,
 ) -> None:
     """Ask a model, before and after patches side by side."""
@@ -234,7 +236,9 @@ def ask(
 
         raise DataError("A prompt is blank.", expected="text with a visible character", found=repr(blank[0]))
     patches = inputs.read_patches(patch or [])
-    loaded = inputs.load_model(model, inputs.Placement(device, dtype, device_map), chat=inputs.chat_of(patches, chat))
+    loaded = inputs.load_model(
+        model, inputs.Placement(device, dtype, device_map, trust_remote_code), chat=inputs.chat_of(patches, chat)
+    )
 
     def said() -> list[str]:
         if not as_configured:

@@ -18,10 +18,11 @@ def doctor(
     device: inputs.DeviceOption = "auto",
     dtype: inputs.DtypeOption = "auto",
     device_map: inputs.DeviceMapOption = None,
+    trust_remote_code: inputs.TrustOption = False,
     as_json: inputs.JsonOption = False,
 ) -> None:
     """Look at a model: its family, every site, its tokenizer, and which methods can edit it."""
-    loaded = inputs.load_model(model, inputs.Placement(device, dtype, device_map))
+    loaded = inputs.load_model(model, inputs.Placement(device, dtype, device_map, trust_remote_code))
     result = examine(loaded)
     if as_json:
         terminal.emit_json(result)

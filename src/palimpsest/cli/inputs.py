@@ -30,7 +30,7 @@ ModelArgument = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A hub id, a folder, or `world`.",
+        help="A hub id, a folder, a GGUF file, or `world`.",
         show_default=False,
         autocompletion=completing.models,
     ),
@@ -48,6 +48,10 @@ DeviceMapOption = Annotated[
         metavar="MAP",
         help="Spread a large model over devices: `auto`, `balanced`, ... or a JSON file of modules to devices.",
     ),
+]
+TrustOption = Annotated[
+    bool,
+    typer.Option("--trust-remote-code", help="Run Python code that comes with the model; refused otherwise."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 AnswerTokensOption = Annotated[
@@ -177,6 +181,7 @@ class Placement:
     device: str = "auto"
     dtype: str = "auto"
     device_map: str | None = None
+    trust_remote_code: bool = False
 
     def options(self) -> dict[str, Any]:
         """As `palimpsest.load` takes them. Raises `ConfigError` for a map that is neither known nor a file."""
@@ -184,7 +189,12 @@ class Placement:
         device_map: Any = self.device_map
         if file is not None and (file.is_file() or file.suffix == ".json"):
             device_map = _read_device_map(file)
-        return {"device": self.device, "dtype": self.dtype, "device_map": device_map}
+        return {
+            "device": self.device,
+            "dtype": self.dtype,
+            "device_map": device_map,
+            "trust_remote_code": self.trust_remote_code,
+        }
 
 
 def load_model(

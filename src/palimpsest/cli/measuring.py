@@ -76,6 +76,7 @@ def evaluate(
     device: inputs.DeviceOption = "auto",
     dtype: inputs.DtypeOption = "auto",
     device_map: inputs.DeviceMapOption = None,
+    trust_remote_code: inputs.TrustOption = False,
     as_json: inputs.JsonOption = False,
 ) -> None:
     """Measure a method: reliability, generality, locality, portability, time and memory."""
@@ -100,7 +101,7 @@ def evaluate(
     if beyond:
         shown = ", ".join(map(str, beyond))
         terminal.log(f"note: there are {num_edits or len(edits)} edits, so nothing is tested after {shown}.")
-    loaded = inputs.load_model(model, inputs.Placement(device, dtype, device_map), chat=chat)
+    loaded = inputs.load_model(model, inputs.Placement(device, dtype, device_map, trust_remote_code), chat=chat)
     from palimpsest.evaluation import evaluate as run
 
     try:

@@ -44,6 +44,7 @@ def apply(
     device: inputs.DeviceOption = "auto",
     dtype: inputs.DtypeOption = "auto",
     device_map: inputs.DeviceMapOption = None,
+    trust_remote_code: inputs.TrustOption = False,
     as_json: inputs.JsonOption = False,
 ) -> None:
     """Write a model folder with patches merged in, a LoRA adapter, or a folder of patches that loads like a model."""
@@ -58,7 +59,7 @@ def apply(
         )
     require_absent(out)
     read = inputs.read_patches(patches)
-    loaded = inputs.load_model(model, inputs.Placement(device, dtype, device_map))
+    loaded = inputs.load_model(model, inputs.Placement(device, dtype, device_map, trust_remote_code))
     from palimpsest.patches.export import write_adapter, write_merged, write_patched
     from palimpsest.report.tables import size
 
@@ -99,6 +100,7 @@ def verify(
     device: inputs.DeviceOption = "auto",
     dtype: inputs.DtypeOption = "auto",
     device_map: inputs.DeviceMapOption = None,
+    trust_remote_code: inputs.TrustOption = False,
     as_json: inputs.JsonOption = False,
 ) -> None:
     """Run the tests that a patch carries with it.
@@ -114,7 +116,9 @@ def verify(
             found=f"{read.manifest.label!r}, without edits in its manifest",
             where=str(patch),
         )
-    loaded = inputs.load_model(model, inputs.Placement(device, dtype, device_map), chat=inputs.chat_of([read], chat))
+    loaded = inputs.load_model(
+        model, inputs.Placement(device, dtype, device_map, trust_remote_code), chat=inputs.chat_of([read], chat)
+    )
     from palimpsest.datasets import Dataset
     from palimpsest.evaluation import Batch, evaluate
     from palimpsest.requests import EditRequest

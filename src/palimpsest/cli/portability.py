@@ -88,6 +88,7 @@ def build(
     device: inputs.DeviceOption = "auto",
     dtype: inputs.DtypeOption = "auto",
     device_map: inputs.DeviceMapOption = None,
+    trust_remote_code: inputs.TrustOption = False,
     as_json: inputs.JsonOption = False,
 ) -> None:
     """Propose questions that follow from edits, drop those the model cannot know, and write pages for review.
@@ -104,7 +105,7 @@ def build(
         from palimpsest.provenance import require_absent
 
         require_absent(out, remedy="go on with that build with --resume, or choose another name")
-    placement = inputs.Placement(device, dtype, device_map)
+    placement = inputs.Placement(device, dtype, device_map, trust_remote_code)
     whole = inputs.find_dataset(edits, data)
     chosen = list((whole.sample(num_edits, seed) if num_edits is not None else whole).requests)
     network = {"timeout": timeout, "retries": retries, "requests_per_minute": requests_per_minute}

@@ -32,11 +32,12 @@ def tasks(
     device: inputs.DeviceOption = "auto",
     dtype: inputs.DtypeOption = "auto",
     device_map: inputs.DeviceMapOption = None,
+    trust_remote_code: inputs.TrustOption = False,
     as_json: inputs.JsonOption = False,
 ) -> None:
     """Measure other abilities with lm-evaluation-harness, before and after patches."""
     patches = inputs.read_patches(patch or [])
-    loaded = inputs.load_model(model, inputs.Placement(device, dtype, device_map))
+    loaded = inputs.load_model(model, inputs.Placement(device, dtype, device_map, trust_remote_code))
     from palimpsest.evaluation.other_tasks import run_tasks
 
     with tempfile.TemporaryDirectory() as scratch, terminal.progress_bar("asking") as progress:

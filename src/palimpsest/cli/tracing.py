@@ -43,6 +43,7 @@ def trace(
     device: inputs.DeviceOption = "auto",
     dtype: inputs.DtypeOption = "auto",
     device_map: inputs.DeviceMapOption = None,
+    trust_remote_code: inputs.TrustOption = False,
     out: Annotated[Path | None, typer.Option("--out", help="A new folder for trace.json and trace.png.")] = None,
     as_json: inputs.JsonOption = False,
 ) -> None:
@@ -60,7 +61,7 @@ def trace(
         options = TraceOptions.parse(
             {"samples": samples, "noise": noise, "window": window, "seed": seed}, owner="causal trace"
         )
-    loaded = inputs.load_model(model, inputs.Placement(device, dtype, device_map), chat=chat)
+    loaded = inputs.load_model(model, inputs.Placement(device, dtype, device_map, trust_remote_code), chat=chat)
     found, single, recommended = _run(loaded, request, target, requests, num, options)
     if out is not None:
         _write(out, found, single, recommended)

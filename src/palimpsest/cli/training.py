@@ -51,6 +51,7 @@ def train(
     device: inputs.DeviceOption = "auto",
     dtype: inputs.DtypeOption = "auto",
     device_map: inputs.DeviceMapOption = None,
+    trust_remote_code: inputs.TrustOption = False,
     as_json: inputs.JsonOption = False,
 ) -> None:
     """Train an editor for a model, once, for every edit that is made with it later."""
@@ -63,7 +64,7 @@ def train(
     given = inputs.parse_options(option)
     editor = _trainable(method, preset, given)
     requests, notes = _edits(data, limit, seed, skip_bad=skip_bad)
-    loaded = inputs.load_model(model, inputs.Placement(device, dtype, device_map), chat=chat)
+    loaded = inputs.load_model(model, inputs.Placement(device, dtype, device_map, trust_remote_code), chat=chat)
     try:
         with terminal.progress_bar(f"training {method}") as progress:
             trained = editor.train(

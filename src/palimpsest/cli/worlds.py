@@ -30,10 +30,11 @@ def audit(
     device: inputs.DeviceOption = "auto",
     dtype: inputs.DtypeOption = "auto",
     device_map: inputs.DeviceMapOption = None,
+    trust_remote_code: inputs.TrustOption = False,
     as_json: inputs.JsonOption = False,
 ) -> None:
     """Measure what a model knows of the world: by phrasing, by relation, over two hops."""
-    loaded = inputs.load_model(model, inputs.Placement(device, dtype, device_map))
+    loaded = inputs.load_model(model, inputs.Placement(device, dtype, device_map, trust_remote_code))
     from palimpsest.world import audit as run
 
     with terminal.progress_bar("audit") as progress:

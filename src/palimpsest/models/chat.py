@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from palimpsest.errors import ModelError
+from palimpsest.models.templates import rendered
 
 # Stand for a message while the template is read; no template treats them in a way of its own.
 _QUESTION, _ANSWER = "Xq7question", "Xq7answer"
@@ -93,14 +94,12 @@ def _apply(tokenizer: Any, question: str, answer: str | None = None, *, where: s
     if answer is not None:
         turns.append({"role": "assistant", "content": answer})
     try:
-        text: str = tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=answer is None, enable_thinking=False
-        )
+        return rendered(tokenizer, turns, add_generation_prompt=answer is None, enable_thinking=False)
     except Exception as error:  # a template is a program, and its errors are of any kind
         raise ModelError(
             "The chat template cannot be used.",
             expected="a template for one user's turn and one assistant's turn",
             found=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
             where=where,
+            remedy="leave chat out, or give the model's tokenizer another chat_template",
         ) from error
-    return text

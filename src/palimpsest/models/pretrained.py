@@ -113,7 +113,10 @@ def _tokenizer_place(source: str) -> str:
 
 
 def _field_of_config(fields: Mapping[str, Any]) -> str | None:
-    from transformers import AutoConfig
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    if fields["model_type"] not in CONFIG_MAPPING:
+        return f"model_type = {fields['model_type']!r}"
 
     def build(rest: Mapping[str, Any]) -> None:
         with tempfile.TemporaryDirectory(prefix="palimpsest-config-") as folder:
@@ -150,7 +153,7 @@ def _refuse_misfits(source: str, config: Any, auto_class: str | None, error: Run
             shapes = {name: list(opened.get_slice(name).get_shape()) for name in wanted.keys() & opened.keys()}
         misfits += [
             f"{name} is {shape}, the config makes it {wanted[name]}"
-            for name, shape in shapes.items()
+            for name, shape in sorted(shapes.items())
             if shape != wanted[name]
         ]
     if misfits:

@@ -13,6 +13,7 @@ from palimpsest.datasets.fields import text_field
 from palimpsest.datasets.portability.asking import Message, NoProposal, complaint, messages_for, read_answer
 from palimpsest.datasets.portability.items import Proposal
 from palimpsest.errors import DataError, PalimpsestError
+from palimpsest.models.templates import rendered
 from palimpsest.provenance import digest, write_text
 from palimpsest.requests import EditRequest, normalise
 
@@ -158,7 +159,7 @@ class LocalModel:
         if not tokenizer.chat_template:
             return "\n\n".join(message.content for message in messages) + "\n\n"
         given = [message.to_dict() for message in messages]
-        return str(tokenizer.apply_chat_template(given, tokenize=False, add_generation_prompt=True))
+        return rendered(tokenizer, given, add_generation_prompt=True)
 
 
 class TableGenerator:

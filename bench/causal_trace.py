@@ -12,7 +12,8 @@ import time
 
 import palimpsest as ps
 from common import RESULTS, one_thread
-from palimpsest.provenance import hardware, now, versions, write_text
+from palimpsest.files import write_text
+from palimpsest.provenance import hardware, now, versions
 from palimpsest.tracing import TraceOptions, recommended_layers, trace, trace_facts
 
 NUM_FACTS, SEED = 100, 0

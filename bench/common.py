@@ -14,8 +14,9 @@ import torch
 
 from palimpsest.answers import VERSION
 from palimpsest.evaluation import RunRecord
+from palimpsest.files import write_text
 from palimpsest.models.locating import BUNDLED
-from palimpsest.provenance import hardware, now, versions, write_text
+from palimpsest.provenance import hardware, now, versions
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -28,7 +28,7 @@ from common import Results, balance, one_thread, row
 from many_edits import ADAM, one_a_subject
 from palimpsest.datasets import load_edits
 from palimpsest.evaluation import BaseAnswers
-from palimpsest.provenance import write_text
+from palimpsest.files import write_text
 from palimpsest.world import build, counterfact
 from palimpsest.world.text import neutral_text, training_sentences
 

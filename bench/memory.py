@@ -130,7 +130,8 @@ def main() -> None:
     elif given.case:
         print(json.dumps(measure(given.folder, given.case)))
     else:
-        from palimpsest.provenance import hardware, now, versions, write_text
+        from palimpsest.files import write_text
+        from palimpsest.provenance import hardware, now, versions
 
         found = rows(given.layers, list(CASES))
         record = {

@@ -23,7 +23,7 @@ from choose_presets import ALL_LINEAR, LEARN, TIE, grid
 from common import Results, balance, one_thread, row
 from palimpsest.datasets import load_edits
 from palimpsest.evaluation import BaseAnswers
-from palimpsest.provenance import write_text
+from palimpsest.files import write_text
 from palimpsest.world.ceiling import ceiling
 from palimpsest.world.facts import Question, lessons, questions
 from real_facts import FILES, LOCALITY, PHRASINGS, real_folder, records

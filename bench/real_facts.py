@@ -20,7 +20,7 @@ from pathlib import Path
 
 import palimpsest as ps
 from palimpsest.datasets import load_edits
-from palimpsest.provenance import write_text
+from palimpsest.files import write_text
 from palimpsest.requests import normalise
 
 FILES = {

@@ -18,7 +18,7 @@ from typing import Any
 from common import RESULTS
 from f_learning_table import LORA, RATES, SITES, VARIANTS, options_of
 from many_real_edits import IN_SEQUENCE
-from palimpsest.provenance import write_text
+from palimpsest.files import write_text
 from real_edits import LOCATING
 from real_facts import REPORTED
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from common import RESULTS
 from palimpsest.benchmark.folder import DONE, PLAN, RUN, UNITS
-from palimpsest.provenance import write_text
+from palimpsest.files import write_text
 
 KEPT = (
     "seconds",

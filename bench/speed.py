@@ -34,8 +34,9 @@ from transformers import (
 
 import palimpsest as ps
 from common import Results, one_thread
+from palimpsest.files import write_text
 from palimpsest.models.linear import features
-from palimpsest.provenance import peak_memory_bytes, write_text
+from palimpsest.provenance import peak_memory_bytes
 from palimpsest.world import bundled_path
 from palimpsest.world.knowledge import build as world_facts
 from palimpsest.world.text import training_sentences

@@ -23,9 +23,9 @@ from common import Results, one_thread, recipe_parser, results_name, row
 from palimpsest.datasets.catalogue import training_edits
 from palimpsest.errors import PalimpsestError
 from palimpsest.evaluation import BaseAnswers
+from palimpsest.files import cache_folder
 from palimpsest.methods.editors import RECORD, read_record
 from palimpsest.provenance import digest
-from palimpsest.statistics.cache import default_folder
 from palimpsest.world import bundled_editors
 
 DATASET, SEED, PROBES_PER_KIND = "world-counterfact", 0, 2
@@ -76,7 +76,7 @@ def runs(model: ps.EditableModel, methods: dict[str, tuple[str, ...]]) -> Iterat
 
 def batch_editor(model: ps.EditableModel) -> Path:
     """Where the editor for batches is."""
-    return default_folder() / "bench" / f"mend-for-batches-{model.name}-{digest(FOR_BATCHES)}"
+    return (cache_folder() or Path(".")) / "bench" / f"mend-for-batches-{model.name}-{digest(FOR_BATCHES)}"
 
 
 def chosen_method(model: ps.EditableModel, name: str) -> Any:

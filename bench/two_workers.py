@@ -19,7 +19,8 @@ from pathlib import Path
 
 from common import RESULTS
 from palimpsest.benchmark import Plan, read_recipe, run
-from palimpsest.provenance import hardware, now, versions, write_text
+from palimpsest.files import write_text
+from palimpsest.provenance import hardware, now, versions
 
 RECIPE = Path(__file__).parent / "recipes" / "two-workers.toml"
 GOAL = 0.65

@@ -19,6 +19,7 @@ from palimpsest.spelling import (
     looks_same,
     without_hidden,
 )
+from palimpsest.texts import printed, require_text, require_whole
 
 ProbeKind = Literal[
     "reliability",
@@ -35,6 +36,7 @@ ProbeKind = Literal[
     "portability.multi_hop",
     "portability.logical",
 ]
+_SHOWN = 80
 PROBE_KINDS: tuple[str, ...] = get_args(ProbeKind)
 PLACEHOLDER = re.compile(r"\{\s*(?:subject|0)?\s*\}", re.IGNORECASE)
 """Where a subject belongs in a template: `{}`, also written `{subject}` or `{0}`."""
@@ -63,9 +65,11 @@ class Probe:
     accepts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.kind not in PROBE_KINDS:
+        if not isinstance(self.kind, str) or self.kind not in PROBE_KINDS:
             raise unknown_name("kind of probe", str(self.kind), PROBE_KINDS)
-        _require_text(self.prompt, "prompt", where=f"a {self.kind} probe")
+        require_text(self.prompt, "prompt", where=f"a {self.kind} probe")
+        for name in ("expected", "fact"):
+            require_whole(getattr(self, name), name, where=f"the probe {self.prompt!r}")
         object.__setattr__(self, "prompt", stripped(self.prompt))
         if self.expected is not None:
             object.__setattr__(self, "expected", self.expected.strip())
@@ -130,27 +134,22 @@ class EditRequest:
 
     def __post_init__(self) -> None:
         where = f"the edit {self.id or self.prompt!r}"
-        _require_text(self.prompt, "prompt", where=where)
-        _require_text(self.target_new, "target_new", where=where)
-        if self.joiner is not None and not isinstance(self.joiner, str):
-            raise DataError(
-                "The field `joiner` is not text.",
-                expected='text such as " ", "\\n" or "" for nothing',
-                found=repr(self.joiner),
-                where=where,
-            )
+        require_text(self.prompt, "prompt", where=where)
+        require_text(self.target_new, "target_new", where=where)
+        for name in ("fact", "id", "joiner"):
+            require_whole(getattr(self, name), name, where=where)
         object.__setattr__(self, "prompt", self._joined(self.prompt))
         object.__setattr__(self, "target_new", self.target_new.strip())
         object.__setattr__(self, "accepts", _other_names(self.accepts, self.target_new, where=where))
         object.__setattr__(self, "accepts_old", _other_names(self.accepts_old, self.target_old, where=where))
         object.__setattr__(self, "probes", tuple(self.probes))
         if self.target_old is not None:
-            _require_text(self.target_old, "target_old", where=where)
+            require_text(self.target_old, "target_old", where=where)
             object.__setattr__(self, "target_old", self.target_old.strip())
             if looks_same(self.target_old, self.target_new):
                 raise _nothing_to_edit(self.target_old, self.target_new, where)
         if self.subject is not None:
-            _require_text(self.subject, "subject", where=where)
+            require_text(self.subject, "subject", where=where)
             object.__setattr__(self, "subject", self.subject.strip())
             self._fill_template(self.subject.strip())
             start, end = self.subject_span()
@@ -225,10 +224,11 @@ class EditRequest:
     def from_dict(cls, record: Mapping[str, Any]) -> EditRequest:
         """Reads what `to_dict` wrote. Raises `DataError` for a record that is not one."""
         try:
-            probes = tuple(Probe(**probe) for probe in record.get("probes", ()))
+            probes = tuple(Probe(**probe) for probe in record.get("probes") or ())
             return cls(**{**record, "probes": probes})
         except TypeError as error:
-            raise DataError("A record is not an edit.", found=str(error), where=f"record {dict(record)!r}") from error
+            where = printed(f"record {record!r}"[: 2 * _SHOWN])
+            raise DataError("A record is not an edit.", found=str(error), where=where) from error
 
     def _joined(self, prompt: str) -> str:
         text = stripped(prompt)
@@ -333,18 +333,10 @@ def _no_such_subject(subject: str, prompt: str) -> DataError:
 def _other_names(given: Any, name: str | None, *, where: str) -> tuple[str, ...]:
     """Other names of an answer, each once, without the answer itself."""
     names: dict[str, str] = {}
-    for one in (given,) if isinstance(given, str) else given:
-        _require_text(one, "accepts", where=where)
+    if not isinstance(given, str | list | tuple):
+        require_whole(given, "accepts", where=where)
+    for one in (given,) if isinstance(given, str) else given or ():
+        require_text(one, "accepts", where=where)
         names.setdefault(normalise(one), one.strip())
     names.pop(normalise(name or ""), None)
     return tuple(names.values())
-
-
-def _require_text(value: object, name: str, *, where: str) -> None:
-    if not isinstance(value, str) or not value.strip():
-        raise DataError(
-            f"The field `{name}` is {'blank' if isinstance(value, str) else 'not text'}.",
-            expected="text with at least one visible character",
-            found=repr(value),
-            where=where,
-        )

@@ -159,7 +159,7 @@ def test_a_full_disk_leaves_nothing(run, workplace, tmp_path, monkeypatch):
 
     facts = workplace / "facts.jsonl"
     with monkeypatch.context() as patched:
-        patched.setattr("palimpsest.patches.storage.save_file", full)
+        patched.setattr("safetensors.torch.save_file", full)
         result = run("edit", workplace / "model", "--method", "lora", "--edits", facts, "--out", tmp_path / "out")
         check(result, tmp_path, "No space left", "nothing was left behind")
     with monkeypatch.context() as patched:
@@ -227,7 +227,7 @@ def test_a_full_disk_names_the_users_path(run, workplace, tmp_path, monkeypatch)
 
     facts, out = workplace / "facts.jsonl", tmp_path / "out"
     with monkeypatch.context() as patched:
-        patched.setattr("palimpsest.patches.storage.save_file", full(SafetensorError))
+        patched.setattr("safetensors.torch.save_file", full(SafetensorError))
         result = run("edit", workplace / "model", "--method", "lora", "--edits", facts, "--out", out)
         check(result, tmp_path, "No space left", f"where:    {out}\n")
     with monkeypatch.context() as patched:

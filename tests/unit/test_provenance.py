@@ -8,13 +8,15 @@ import sys
 import pytest
 
 from palimpsest import provenance
-from palimpsest.provenance import content_digest, new_folder
+from palimpsest.files import new_folder
+from palimpsest.provenance import content_digest
 
 SCRIPT = """
 import signal, sys, time
 from pathlib import Path
-from palimpsest.cli.app import app, main
-from palimpsest.provenance import new_folder
+from palimpsest.cli import main
+from palimpsest.cli.app import app
+from palimpsest.files import new_folder
 
 # A shell that shields what it starts from hanging up would shield this too.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)

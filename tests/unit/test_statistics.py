@@ -14,12 +14,13 @@ from transformers import PreTrainedTokenizerFast
 import tiny
 from palimpsest import load
 from palimpsest.errors import ConfigError, DataError
+from palimpsest.files import cache_folder
 from palimpsest.models.hooks import Point, captured
 from palimpsest.models.linear import features
 from palimpsest.patches.base import Manifest
 from palimpsest.patches.weights import Dense, WeightPatch
 from palimpsest.solve.factorised import Factorised
-from palimpsest.statistics.cache import Cache, default_folder
+from palimpsest.statistics.cache import Cache
 from palimpsest.statistics.collect import collect, identities
 from palimpsest.statistics.moments import SecondMoment
 from palimpsest.statistics.prepared import KeyMetrics, StatisticsConfig, open_source
@@ -240,10 +241,10 @@ def lowercasing(tokenizer):
 
 def test_the_default_folder_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("PALIMPSEST_CACHE", str(tmp_path / "own"))
-    assert default_folder() == tmp_path / "own"
+    assert cache_folder() == tmp_path / "own"
     monkeypatch.delenv("PALIMPSEST_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert default_folder() == tmp_path / "xdg" / "palimpsest"
+    assert cache_folder() == tmp_path / "xdg" / "palimpsest"
 
 
 def test_a_broken_file_is_computed_anew(tmp_path):

@@ -11,7 +11,7 @@ from palimpsest.benchmark.folder import Finished, ResultsFolder
 from palimpsest.benchmark.plan import WorkUnit
 from palimpsest.benchmark.workers import TRIES, OnFinished
 from palimpsest.errors import ConfigError
-from palimpsest.provenance import new_folder
+from palimpsest.files import new_folder
 
 
 def run_on_ray(

@@ -9,17 +9,19 @@ base/KEY.json        what each unedited model said, shared by all units on it
 from __future__ import annotations
 
 import fcntl
-import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, TypeAdapter
 
 from palimpsest.benchmark.plan import Plan, WorkUnit
 from palimpsest.errors import OutputError
-from palimpsest.provenance import now, write_text
+from palimpsest.files import FileKind, expanded, hold, require_writable, write_json
+from palimpsest.provenance import now
 
 if TYPE_CHECKING:
     from palimpsest.evaluation import RunRecord
@@ -27,6 +29,13 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 PLAN, UNITS, DONE, BASE, RUN = "plan.json", "units", "done", "base", "run.json"
 LOCK, WORKERS = ".lock", ".workers"
+
+_RESULTS = FileKind(
+    OutputError,
+    "The results cannot be read.",
+    expected=f"{PLAN} and {DONE}/*.json, as `palimpsest bench` writes them",
+    remedy="choose another folder; or remove the file and go on with --resume",
+)
 
 State = Literal["left", "begun", "ok", "failed", "refused"]
 """`begun`: there are finished edits in its folder; `refused`: the method is not for models of this kind."""
@@ -64,7 +73,7 @@ class ResultsFolder:
     """
 
     def __init__(self, path: str | Path, plan: Plan) -> None:
-        self.path = Path(path).expanduser()
+        self.path = expanded(path)
         self.plan = plan
 
     def prepare(self, *, resume: bool) -> None:
@@ -80,7 +89,7 @@ class ResultsFolder:
                     expected=f"a new folder, or one with {PLAN}",
                     where=str(self.path),
                 )
-            self._check(json.loads(file.read_text(encoding="utf-8")), resume=resume)
+            self._check(_read_plan(file), resume=resume)
         record = {
             "format_version": FORMAT_VERSION,
             "palimpsest": version("palimpsest-lm"),
@@ -88,23 +97,13 @@ class ResultsFolder:
             "recipe": self.plan.recipe.model_dump(mode="json"),
             "units": {unit.address: {**unit.labels(), "identity": unit.identity()} for unit in self.plan.units},
         }
-        write_text(file, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        write_json(file, record, indent=1)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Inside the block no other process runs a plan here. Raises `OutputError` when one does."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / LOCK).open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise OutputError(
-                    "Another run is at work in this folder.",
-                    expected="one run at a time in a folder",
-                    found="its lock is held",
-                    where=str(self.path),
-                    remedy="wait for it, stop it, or choose another --out",
-                ) from error
+        require_writable(self.path / LOCK)
+        with hold(self.path / LOCK):
             yield
 
     def wait_for_orphans(self) -> None:
@@ -121,12 +120,18 @@ class ResultsFolder:
         file = self._done_file(unit)
         if not file.exists():
             return None
-        return Finished(**json.loads(file.read_text(encoding="utf-8"))["finished"])
+        try:
+            return _RESULTS.record(file, _Done).finished
+        except OutputError:
+            # Its run is in its folder, whole: the unit is taken up again, and nothing of it computed.
+            with suppress(OSError):
+                file.replace(file.with_name(file.name + ".damaged"))
+            return None
 
     def finish(self, unit: WorkUnit, finished: Finished) -> None:
         """Writes what became of a unit."""
         record = {**unit.labels(), "identity": unit.identity(), "finished": finished.to_dict()}
-        write_text(self._done_file(unit), json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        write_json(self._done_file(unit), record, indent=1)
 
     def forget_failures(self) -> int:
         """Lets failed units be tried again; returns how many there were."""
@@ -145,14 +150,14 @@ class ResultsFolder:
     def _done_file(self, unit: WorkUnit) -> Path:
         return self.path / DONE / f"{unit.address}.json"
 
-    def _check(self, record: dict[str, Any], *, resume: bool) -> None:
-        here, there = version("palimpsest-lm"), str(record.get("palimpsest"))
-        recipe = str(record.get("recipe", {}).get("name"))
-        if record.get("format_version") != FORMAT_VERSION or there != here:
+    def _check(self, record: _Plan, *, resume: bool) -> None:
+        here, there = version("palimpsest-lm"), record.palimpsest
+        recipe = str(record.recipe.get("name"))
+        if record.format_version != FORMAT_VERSION or there != here:
             raise OutputError(
                 "The results were made by another version.",
                 expected=f"palimpsest {here}, format {FORMAT_VERSION}",
-                found=f"palimpsest {there}, format {record.get('format_version')}",
+                found=f"palimpsest {there}, format {record.format_version}",
                 where=str(self.path / PLAN),
                 remedy="choose another folder: figures of two versions do not stand in one table",
             )
@@ -175,6 +180,33 @@ class ResultsFolder:
             )
 
 
+class _Plan(BaseModel):
+    """What `plan.json` holds."""
+
+    format_version: int
+    palimpsest: str
+    recipe: dict[str, Any]
+    units: dict[Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")], Any]
+
+
+class _Labels(BaseModel):
+    """What tables call a unit's parts."""
+
+    method: str
+    model: str
+    dataset: str
+
+
+class _Done(_Labels):
+    """What a file in `done` holds."""
+
+    finished: Finished
+
+
+def _read_plan(file: Path) -> _Plan:
+    return _RESULTS.record(file, _Plan)
+
+
 def load_labelled(run: Path) -> RunRecord:
     """The record of a run; one that belongs to a recipe goes by the recipe's labels."""
     from palimpsest.evaluation import load_run
@@ -182,8 +214,7 @@ def load_labelled(run: Path) -> RunRecord:
     record, file = load_run(run), run.parent.parent / DONE / f"{run.name}.json"
     if run.parent.name != UNITS or not file.exists():
         return record
-    labels = json.loads(file.read_text(encoding="utf-8"))
-    named = {key: labels[key] for key in ("method", "model", "dataset")}
+    named = _RESULTS.record(file, _Labels).model_dump()
     return record.model_copy(update={"specification": record.specification.model_copy(update=named)})
 
 
@@ -192,13 +223,14 @@ def published(results: Path) -> list[dict[str, Any]]:
     file = results / PLAN
     if not file.exists():
         return []
-    return list(json.loads(file.read_text(encoding="utf-8"))["recipe"]["paper"])
+    with _RESULTS.reading(file):
+        return TypeAdapter(list[dict[str, Any]]).validate_python(_read_plan(file).recipe["paper"])
 
 
 def run_folders(results: Path) -> list[Path]:
     """The runs of a folder of results, in the order of its recipe; none where it is no such folder."""
     file = results / PLAN
-    units = json.loads(file.read_text(encoding="utf-8"))["units"] if file.exists() else {}
+    units = _read_plan(file).units if file.exists() else {}
     return [folder for address in units if ((folder := results / UNITS / address) / RUN).exists()]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +12,8 @@ from typing import Any
 from palimpsest.answers import VERSION
 from palimpsest.benchmark.recipe import DataEntry, MethodEntry, ModelEntry, ProtocolEntry, Recipe, label_of
 from palimpsest.datasets import Dataset
-from palimpsest.errors import ConfigError
+from palimpsest.errors import ConfigError, DataError
+from palimpsest.files import expanded
 from palimpsest.provenance import content_digest, digest
 
 
@@ -62,7 +64,7 @@ class WorkUnit:
         """
         named = {name for name in (self.model.name, self.dataset.path) if name} | set(_paths(self.method.options))
         places = {name: Path(self.located(name)) for name in sorted(named)}
-        return {name: content_digest(place) for name, place in places.items() if place.exists()}
+        return {name: content_digest(place) for name, place in places.items() if os.path.exists(place)}
 
     def labels(self) -> dict[str, Any]:
         """What tables call it."""
@@ -80,7 +82,11 @@ class WorkUnit:
 
     def located(self, name: str) -> str:
         """A path of the recipe as a path from here; names that are no paths stay."""
-        path = Path(self.root) / Path(name).expanduser()
+        try:
+            path = Path(self.root) / expanded(name)
+        except DataError:
+            # A long text with a slash in it, which no path is.
+            return name
         return str(path) if path.exists() else name
 
     def method_options(self) -> dict[str, Any]:
@@ -119,7 +125,7 @@ class Plan:
     @classmethod
     def of(cls, recipe: Recipe, *, root: str | Path = ".") -> Plan:
         """The units of a recipe. Raises `ConfigError` when its restrictions leave none."""
-        units = {unit.address: unit for unit in _units(recipe, str(Path(root).expanduser().resolve()))}
+        units = {unit.address: unit for unit in _units(recipe, str(expanded(root).resolve()))}
         if not units:
             raise ConfigError(
                 "The recipe's restrictions leave nothing to run.",

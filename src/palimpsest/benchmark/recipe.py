@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -12,7 +11,9 @@ from pydantic import Field
 
 from palimpsest.config import Config
 from palimpsest.errors import ConfigError, DataError
+from palimpsest.files import FileKind, expanded
 
+_RECIPE = FileKind(DataError, "The recipe cannot be read.", expected="a .toml file, as in bench/recipes")
 ScoringName = Literal["generate", "teacher_forced", "log_prob", "exact"]
 
 
@@ -226,14 +227,8 @@ def make_protocol(entry: ProtocolEntry) -> Any:
 
 def read_recipe(path: str | Path) -> Recipe:
     """A recipe from its file. Raises `DataError` for one that cannot be read, `ConfigError` for what it says."""
-    file = Path(path).expanduser()
-    try:
-        table = tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError("The recipe cannot be read.", expected="a .toml file", found=str(error)) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise DataError("The recipe is not TOML.", found=str(error), where=str(file)) from error
-    return Recipe.of(table, where=file.name)
+    file = expanded(path)
+    return Recipe.of(_RECIPE.toml(file), where=file.name)
 
 
 def _entry(given: Any, kind: type[Config], owner: str) -> Config:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -13,7 +12,8 @@ from palimpsest.benchmark.folder import BASE, Finished
 from palimpsest.benchmark.plan import WorkUnit, read_dataset
 from palimpsest.benchmark.recipe import make_protocol
 from palimpsest.errors import ModelError, OutputError, PalimpsestError
-from palimpsest.provenance import digest, peak_memory_bytes, write_text
+from palimpsest.files import write_json
+from palimpsest.provenance import digest, peak_memory_bytes
 from palimpsest.stopwatch import Progress, silent
 
 if TYPE_CHECKING:
@@ -125,8 +125,7 @@ class Desk:
         file = self._base_file(unit)
         answers = self._answers.setdefault(file.stem, BaseAnswers())
         answers.belong_to(model)
-        if file.exists():
-            answers.absorb(json.loads(file.read_text(encoding="utf-8")))
+        answers.absorb(file)
         return answers
 
     def _share(self, unit: WorkUnit, answers: BaseAnswers) -> None:
@@ -136,9 +135,8 @@ class Desk:
             file.parent.mkdir(parents=True, exist_ok=True)
             with file.with_suffix(".lock").open("a") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                if file.exists():
-                    answers.absorb(json.loads(file.read_text(encoding="utf-8")))
-                write_text(file, json.dumps(answers.to_dict(), ensure_ascii=False))
+                answers.absorb(file)
+                write_json(file, answers.to_dict())
         except OSError as error:
             raise OutputError("The base model's answers cannot be kept.", found=str(error), where=str(file)) from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -189,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = _asks_for_debug(given)
-    with processes.joined() as team, terminal.heeding_termination(team.count == 1):
+    with processes.joined() as team:
         try:
             with terminal.spoken(team.rank == 0):
                 _require_shared(given, team.count)
@@ -207,6 +208,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if code in terminal.ENDED_FROM_OUTSIDE and team.rank == 0:
                 terminal.log(f"{terminal.ENDED_FROM_OUTSIDE[code]}. What was half written has been removed.")
             return code
+        except (OSError, MemoryError) as error:
+            with team.reporting() as is_ours:
+                if is_ours:
+                    _show(_of_the_system(error), debug)
+            return 2
         except Exception as error:
             with team.reporting() as is_ours:
                 if is_ours:
@@ -223,6 +229,35 @@ def _show(error: PalimpsestError, debug: bool) -> None:
         terminal.log("Traceback (most recent call last):")
         traceback.print_tb(error.__traceback__, file=sys.stderr)
     terminal.show_error(error)
+
+
+def _of_the_system(error: OSError | MemoryError) -> PalimpsestError:
+    """What the machine refuses in a place where nobody looked for it."""
+    if isinstance(error, MemoryError):
+        found, remedy = "not enough memory", "use fewer edits at once, a smaller model or --dtype bfloat16"
+    else:
+        found, remedy = error.strerror or str(error), "see to it that the place is there and may be used"
+    where = getattr(error, "filename", None)
+    if isinstance(error, FileNotFoundError) and not _has_place():
+        found, where = "the folder you are in was removed", None
+        remedy = "change to a folder that is there: cd /some/folder"
+    shown = PalimpsestError(
+        "The system refused what the command needs.",
+        expected="files, folders and memory that can be used",
+        found=found,
+        where=None if where is None else str(where).encode("utf-8", "replace").decode(),
+        remedy=remedy,
+    )
+    shown.__cause__ = error
+    return shown
+
+
+def _has_place() -> bool:
+    try:
+        os.getcwd()
+    except OSError:
+        return False
+    return True
 
 
 def _show_defect(error: Exception) -> None:

@@ -61,7 +61,7 @@ def assess(
     as_json: inputs.JsonOption = False,
 ) -> None:
     """Find the facts that a model holds wrongly: is the right answer more probable than wrong ones?"""
-    from palimpsest.provenance import require_absent, write_text
+    from palimpsest.files import require_absent, write_text
 
     for file in (out, wrong):
         if file is not None:
@@ -91,6 +91,7 @@ def assess(
         )
     if out is not None:
         write_text(out, json.dumps(found.to_json(), indent=1, ensure_ascii=False) + "\n")
+        terminal.wrote(out)
     if wrong is not None:
         write_text(wrong, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in _edits(found)))
     if as_json:
@@ -103,21 +104,20 @@ def _distractors(file: Path | None) -> dict[str, list[str]]:
     """Wrong answers of one's own. Raises `DataError` for a file that does not hold them."""
     if file is None:
         return {}
-    try:
-        found: Any = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        found = error
+    from palimpsest.files import FileKind
+
+    kind = FileKind(
+        DataError,
+        "The distractors cannot be read.",
+        expected='a JSON object of ids or prompts to lists of texts, such as {"The capital of France is": ["Lyon"]}',
+    )
+    found = kind.json(file)
     if isinstance(found, dict) and all(
         isinstance(texts, list) and texts and all(isinstance(text, str) and text.strip() for text in texts)
         for texts in found.values()
     ):
         return found
-    raise DataError(
-        "The distractors cannot be read.",
-        expected='a JSON object of ids or prompts to lists of texts, such as {"The capital of France is": ["Lyon"]}',
-        found=str(found) if isinstance(found, Exception) else json.dumps(found, ensure_ascii=False)[:80],
-        where=str(file),
-    )
+    raise kind.refused(file, json.dumps(found, ensure_ascii=False)[:80])
 
 
 def _edits(found: Assessment) -> list[dict[str, str]]:

@@ -75,6 +75,7 @@ def bench(
             )  # fmt: skip
     except KeyboardInterrupt:
         raise terminal.Interrupted(f"Interrupted. Finished edits are kept in {place}; --resume goes on.") from None
+    terminal.wrote(place)
     result = {
         "recipe": plan.recipe.name,
         "out": str(place),

@@ -10,6 +10,7 @@ import typer
 
 from palimpsest.cli import inputs, terminal
 from palimpsest.errors import ConfigError
+from palimpsest.files import expanded
 
 if TYPE_CHECKING:
     from palimpsest.models.hooks import Point
@@ -55,7 +56,8 @@ def stats(
 
         source = open_source(text)
     loaded = inputs.load_model(model, inputs.Placement(trust_remote_code=trust_remote_code))
-    kept = Cache(cache)
+    kept = Cache(None if cache is None else expanded(cache), is_required=True)
+    kept.require()
     start = time.perf_counter()
     try:
         with terminal.progress_bar("stats") as progress:
@@ -73,6 +75,7 @@ def stats(
         raise terminal.Interrupted(
             f"Interrupted. What was done until a minute ago is in {kept.folder}; the same command goes on from there."
         ) from None
+    terminal.wrote(kept.folder)
     rows = [_row(point, one) for point, one in found.items()]
     seconds = time.perf_counter() - start
     if as_json:

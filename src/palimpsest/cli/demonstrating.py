@@ -40,7 +40,7 @@ def demo(
     as_json: inputs.JsonOption = False,
 ) -> None:
     """Edit facts of the bundled model with every method, and compare what became of everything else."""
-    from palimpsest.provenance import new_folder, require_absent, require_replaceable
+    from palimpsest.files import new_folder, require_absent, require_replaceable
 
     replacing = (PAGE, RUNS) if overwrite else None
     if replacing:
@@ -66,6 +66,7 @@ def demo(
             from palimpsest.report import build_report
 
             build_report(found.records, draft / PAGE)
+    terminal.wrote(out)
     seconds = time.perf_counter() - start
     if as_json:
         terminal.emit_json(

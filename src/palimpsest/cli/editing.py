@@ -11,6 +11,8 @@ import typer
 
 from palimpsest.cli import inputs, terminal
 from palimpsest.errors import ConfigError
+from palimpsest.files import expanded
+from palimpsest.texts import require_text
 
 if TYPE_CHECKING:
     from palimpsest.methods.base import EditOutcome, Method
@@ -62,9 +64,11 @@ def edit(
     as_json: inputs.JsonOption = False,
 ) -> None:
     """Make a patch that lets a model give new answers. The model itself is not changed. Exit 1 when no edit holds."""
-    from palimpsest.provenance import require_absent
+    from palimpsest.files import require_absent
 
     require_absent(out)
+    if state is not None:
+        require_absent(state, overwrite=True)
     requests, notes = _requests(edits, inputs.inline_edit(prompt, subject, target_new, target_old), skip_bad=skip_bad)
     forget = None if forget_patch is None else str(forget_patch)
     trained = None if editor is None else str(editor)
@@ -80,9 +84,8 @@ def edit(
             before = asked(loaded, requests, max_new_tokens)
         with terminal.progress_bar(f"editing with {method}") as progress:
             outcome = maker.edit(loaded, requests, carried, progress=progress)
-        outcome.patch.save(out)
-        if state is not None and outcome.state is not None:
-            outcome.state.save(state)
+        outcome.save(out, state=state)
+        terminal.wrote(out)
         with terminal.status("asking again"), loaded.patched(outcome.patch):
             after = asked(loaded, requests, max_new_tokens)
     result = _result(loaded, maker, requests, before, after, outcome, out, notes)
@@ -106,6 +109,9 @@ def _carried(editor: Method[Any], state: Path | None) -> Any:
             found="--state",
             remedy="leave --state out",
         )
+    from palimpsest.methods.outcomes import settle
+
+    settle(state)
     return editor.State.load(state) if state.exists() else None
 
 
@@ -117,7 +123,7 @@ def _requests(file: Path | None, inline: EditRequest | None, *, skip_bad: bool) 
             found="neither" if file is None else "both",
         )
     if file is not None:
-        return inputs.read_edits(file.expanduser(), skip_bad=skip_bad)
+        return inputs.read_edits(expanded(file), skip_bad=skip_bad)
     return ([inline], inputs.remarks_on(inline)) if inline else ([], [])
 
 
@@ -235,6 +241,8 @@ def ask(
         from palimpsest.errors import DataError
 
         raise DataError("A prompt is blank.", expected="text with a visible character", found=repr(blank[0]))
+    for text in prompts:
+        require_text(text, "PROMPT", where="the command line")
     patches = inputs.read_patches(patch or [])
     loaded = inputs.load_model(
         model, inputs.Placement(device, dtype, device_map, trust_remote_code), chat=inputs.chat_of(patches, chat)

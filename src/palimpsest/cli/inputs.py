@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,6 +13,7 @@ import typer
 
 from palimpsest.cli import completing, terminal
 from palimpsest.errors import ConfigError, DataError
+from palimpsest.files import FileKind, expanded, parse_toml, said
 
 if TYPE_CHECKING:
     from palimpsest.datasets import Dataset, Skipped
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from palimpsest.requests import EditRequest
 
 SHOWN_REASONS = 3
+SHOWN_VALUE = 40
 SMALL = 20_000_000
 """Parameters below which a model is small."""
 
@@ -185,7 +186,7 @@ class Placement:
 
     def options(self) -> dict[str, Any]:
         """As `palimpsest.load` takes them. Raises `ConfigError` for a map that is neither known nor a file."""
-        file = None if self.device_map is None else Path(self.device_map).expanduser()
+        file = None if self.device_map is None else expanded(self.device_map)
         device_map: Any = self.device_map
         if file is not None and (file.is_file() or file.suffix == ".json"):
             device_map = _read_device_map(file)
@@ -219,18 +220,15 @@ def load_model(
 
 
 def _read_device_map(file: Path) -> dict[str, Any]:
-    try:
-        found: Any = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        found = error
-    if isinstance(found, dict) and found and all(isinstance(place, str | int) for place in found.values()):
-        return found
-    raise ConfigError(
+    kind = FileKind(
+        ConfigError,
         "The device map cannot be read.",
         expected='a JSON object of module names and devices, such as {"model.layers.0": "cuda:0", "": "cpu"}',
-        found=str(found) if isinstance(found, Exception) else f"{type(found).__name__}",
-        where=str(file),
     )
+    found = kind.json(file)
+    if isinstance(found, dict) and found and all(isinstance(place, str | int) for place in found.values()):
+        return found
+    raise kind.refused(file, f"{type(found).__name__}")
 
 
 def is_small(model: EditableModel) -> bool:
@@ -352,7 +350,7 @@ def find_dataset(name: str, path: Path | None, *, skip_bad: bool = False) -> Dat
     from palimpsest.datasets.reading import ENDINGS
 
     if path is None and name not in DATASETS:
-        file = Path(name).expanduser()
+        file = expanded(name)
         # What looks like a path and is no file is a missing file, not a misspelt name.
         if file.exists() or "/" in name or file.suffix.lower() in ENDINGS:
             return load_edits(file, is_strict=False if skip_bad else None)
@@ -366,8 +364,16 @@ def find_dataset(name: str, path: Path | None, *, skip_bad: bool = False) -> Dat
 
 def _toml_value(text: str) -> Any:
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        found = parse_toml(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return text
-    # A bare 2020-01-01 is a date in TOML; no method takes one.
-    return value if isinstance(value, (bool, int, float, str, list, dict)) else text
+    except ValueError as error:
+        raise ConfigError(
+            "The value of an option cannot be read.",
+            expected="a number, a word, true, false, or a list such as [3, 4]",
+            found=f"{said(error)}: {text[:SHOWN_VALUE]}{'...' if len(text) > SHOWN_VALUE else ''}",
+            where="--option",
+        ) from error
+    value = found["value"]
+    # A bare 2020-01-01 is a date in TOML; no method takes one. What holds a line break may be more than one value.
+    return value if len(found) == 1 and isinstance(value, (bool, int, float, str, list, dict)) else text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
@@ -109,6 +110,18 @@ def _statistics() -> list[dict[str, Any]]:
     terminal.quiet_libraries()
     from palimpsest.statistics.cache import Cache
 
+    rows = []
+    for record in Cache().records():
+        # A record that is damaged in one of these fields is not worth an error here.
+        with suppress(LookupError, TypeError, AttributeError):
+            rows += _statistic(record)
+    return rows
+
+
+def _statistic(record: dict[str, Any]) -> list[dict[str, Any]]:
+    identity = record["identity"]
+    if "weights" not in identity:
+        return []
     return [
         {
             "kind": identity.get("derived", identity["kind"]),
@@ -122,8 +135,6 @@ def _statistics() -> list[dict[str, Any]]:
             "bytes": record["bytes"],
             "file": record["file"].rpartition("/")[2],
         }
-        for record in Cache().records()
-        if "weights" in (identity := record["identity"])
     ]
 
 

@@ -10,6 +10,7 @@ import typer
 
 from palimpsest.cli import completing, inputs, terminal
 from palimpsest.errors import ConfigError, DataError, unknown_name
+from palimpsest.files import expanded
 
 if TYPE_CHECKING:
     from palimpsest.benchmark.recipe import Published
@@ -85,7 +86,7 @@ def evaluate(
     if resume and out is None:
         raise ConfigError("There is nothing to resume.", expected="--out DIR together with --resume", found="no --out")
     if out is not None and not resume:
-        from palimpsest.provenance import require_absent
+        from palimpsest.files import require_absent
 
         if (out / _RUN_FILE).is_file():
             require_absent(out, remedy="go on with that run with --resume, or choose another name")
@@ -123,11 +124,13 @@ def evaluate(
         if out is None:
             raise
         raise terminal.Interrupted(f"Interrupted. Finished edits are kept in {out}; --resume goes on.") from None
+    if out is not None:
+        terminal.wrote(out)
     if as_json:
         terminal.emit_json(record.to_json())
     else:
         terminal.say(record.table())
-        for note in inputs.notes_of(edits):
+        for note in (*inputs.notes_of(edits), *record.notes):
             terminal.say(f"note: {note}")
         if out is not None:
             terminal.say(f"next: palimpsest report {out} --out report.html")
@@ -208,7 +211,7 @@ def report(
     as_json: inputs.JsonOption = False,
 ) -> None:
     """Make one self-contained HTML page out of runs."""
-    from palimpsest.provenance import require_absent
+    from palimpsest.files import require_absent
 
     require_absent(out, overwrite=overwrite)
     if tables is not None:
@@ -224,6 +227,7 @@ def report(
         build_report(records, out, published=published)
         if tables is not None:
             write_tables(group(records), tables, published)
+    terminal.wrote(out)
     if as_json:
         terminal.emit_json({"report": str(out), "runs": len(records), "bytes": out.stat().st_size})
     else:
@@ -235,7 +239,7 @@ def _published(runs: Sequence[Path]) -> list[Published]:
     from palimpsest.benchmark.folder import published
     from palimpsest.benchmark.recipe import Published
 
-    return [Published(**one) for folder in runs for one in published(folder.expanduser())]
+    return [Published(**one) for folder in runs for one in published(expanded(folder))]
 
 
 def read_records(runs: list[Path]) -> list[RunRecord]:
@@ -243,7 +247,7 @@ def read_records(runs: list[Path]) -> list[RunRecord]:
     from palimpsest.benchmark.folder import load_labelled, run_folders
 
     folders = []
-    for run in (given.expanduser() for given in runs):
+    for run in (expanded(given) for given in runs):
         found = [run] if (run / _RUN_FILE).is_file() else run_folders(run)
         found = found or sorted(file.parent for file in run.rglob(_RUN_FILE))
         if not found:

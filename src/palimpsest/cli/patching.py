@@ -48,7 +48,7 @@ def apply(
     as_json: inputs.JsonOption = False,
 ) -> None:
     """Write a model folder with patches merged in, a LoRA adapter, or a folder of patches that loads like a model."""
-    from palimpsest.provenance import require_absent
+    from palimpsest.files import require_absent
 
     if form not in EXPORTS:
         raise ConfigError(
@@ -66,6 +66,7 @@ def apply(
     with terminal.status(f"writing {out}"):
         write = {"merged": write_merged, "peft": write_adapter, "patched": write_patched}[form]
         write(loaded, read, out)
+    terminal.wrote(out)
     written = sorted(path for path in out.rglob("*") if path.is_file())
     num_bytes = sum(path.stat().st_size for path in written)
     result = {
@@ -133,6 +134,7 @@ def verify(
             max_new_tokens=max_new_tokens,
             progress=progress,
         )
+    terminal.wrote("the exit code's verdict")
     result = _result(
         model, patch, record, read.manifest.edits, {"generality": min_generality, "locality": min_locality}
     )

@@ -12,6 +12,7 @@ import typer
 
 from palimpsest.cli import inputs, terminal
 from palimpsest.errors import ConfigError
+from palimpsest.files import expanded
 
 if TYPE_CHECKING:
     from palimpsest.datasets.portability import Generator
@@ -102,7 +103,7 @@ def build(
             found="--max-cost without --prices",
         )
     if not dry_run and not resume:
-        from palimpsest.provenance import require_absent
+        from palimpsest.files import require_absent
 
         require_absent(out, remedy="go on with that build with --resume, or choose another name")
     placement = inputs.Placement(device, dtype, device_map, trust_remote_code)
@@ -130,6 +131,7 @@ def build(
             summary = run(chosen, loaded, source, out, num_items=num_items, resume=resume, progress=progress)
     except KeyboardInterrupt:
         raise terminal.Interrupted(f"Interrupted. Finished edits are kept in {out}; --resume goes on.") from None
+    terminal.wrote(out)
     _show({"out": str(out), **asdict(summary), "estimate": forecast}, whole, as_json)
 
 
@@ -147,7 +149,7 @@ def make_generator(
 
     if name.startswith(("http://", "https://")):
         from palimpsest.datasets.portability.endpoint import Endpoint
-        from palimpsest.statistics.cache import default_folder
+        from palimpsest.files import cache_folder
 
         if model is None:
             raise ConfigError(
@@ -155,14 +157,14 @@ def make_generator(
             )
         options = inputs.parse_options(option)
         endpoint = Endpoint(name, model, key=key_of(name, key_variable), options=options, **network)
-        return ChatGenerator(endpoint, default_folder() / "generations")
+        return ChatGenerator(endpoint, None if (cache := cache_folder()) is None else cache / "generations")
     given = {"--generator-model": model, "--option": option, "--key-variable": key_variable}
     alien = [flag for flag, value in given.items() if value]
     if alien:
         raise ConfigError(
             f"Only an endpoint takes {alien[0]}.", expected="--generator https://...", found=f"--generator {name}"
         )
-    file = Path(name).expanduser()
+    file = expanded(name)
     if file.suffix.lower() in ENDINGS:
         return TableGenerator(read_records(file), file.name)
     return ChatGenerator(LocalModel(inputs.load_model(name, placement)))

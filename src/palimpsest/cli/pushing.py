@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +9,7 @@ import typer
 
 from palimpsest.cli import inputs, terminal
 from palimpsest.errors import DataError
+from palimpsest.files import expanded
 
 if TYPE_CHECKING:
     from palimpsest.patches.card import Measured
@@ -43,12 +43,13 @@ def push(
 
         from palimpsest.patches.hub import prepare, publish
 
-        measured = None if record is None else read_measured(record.expanduser())
-        publication = prepare(folder.expanduser(), repo, measured=measured, base_model=base_model)
+        measured = None if record is None else read_measured(expanded(record))
+        publication = prepare(expanded(folder), repo, measured=measured, base_model=base_model)
     url = None
     if not dry_run:
         with terminal.status(f"sending {len(publication.files)} files to {repo}"):
             url = publish(publication, HfApi(), private=private, overwrite=overwrite)
+        terminal.wrote(url)
     sizes = publication.sizes()
     if as_json:
         described = {
@@ -73,6 +74,7 @@ def read_measured(path: Path) -> Measured:
 
     Raises `DataError` for anything else, `OutputError` for a folder without a run.
     """
+    from palimpsest.files import FileKind
     from palimpsest.patches.card import Measured
 
     if path.is_dir():
@@ -85,15 +87,37 @@ def read_measured(path: Path) -> Measured:
         }
         source = f"Measured with {spec.method} on {spec.num_edits} edits of {spec.dataset}, protocol {spec.protocol}."
         return Measured(source, answers, run.to_json()["scores"])
-    try:
-        found: Any = json.loads(path.read_text(encoding="utf-8"))
-        source = f"The patch's own tests, {found['num_edits']} edits." if "patch" in found else "Measured by `eval`."
-        answers = {one["prompt"]: (one["before"], one["after"]) for one in found.get("answers", ())}
-        return Measured(source, answers, found["scores"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(
-            "There are no measured numbers here.",
-            expected="a file that `palimpsest verify --json` wrote, or a folder that `palimpsest eval --out` wrote",
-            found=f"{type(error).__name__}: {error}",
-            where=str(path),
-        ) from error
+    kind = FileKind(
+        DataError,
+        "There are no measured numbers here.",
+        expected="a file that `palimpsest verify --json` wrote, or a folder that `palimpsest eval --out` wrote",
+    )
+    found = kind.record(path, _measured_file())
+    source = f"The patch's own tests, {found.num_edits} edits." if found.patch else "Measured by `eval`."
+    answers = {one.prompt: (one.before, one.after) for one in found.answers}
+    scores = {name: {metric: vars(one) for metric, one in metrics.items()} for name, metrics in found.scores.items()}
+    return Measured(source, answers, scores)
+
+
+def _measured_file() -> Any:
+    """The pydantic model of what `verify --json` and `eval --json` print, as far as a card shows it."""
+    from pydantic import BaseModel
+
+    class Answer(BaseModel):
+        prompt: str
+        before: str | None
+        after: str | None
+
+    class Score(BaseModel):
+        mean: float | None
+        low: float
+        high: float
+        n: int
+
+    class Found(BaseModel):
+        patch: str | None = None
+        num_edits: int
+        answers: list[Answer] = []
+        scores: dict[str, dict[str, Score]]
+
+    return Found

@@ -54,11 +54,12 @@ def delete(
     as_json: inputs.JsonOption = False,
 ) -> None:
     """Write a patch without some of its entries: it answers as if they had never been there."""
-    from palimpsest.provenance import require_absent
+    from palimpsest.files import require_absent
 
     require_absent(out)
     left = _read(patch).without(*ids)
     left.save(out)
+    terminal.wrote(out)
     result = {"patch": str(patch), "out": str(out), "deleted": ids, "left": len(left.entries)}
     if as_json:
         terminal.emit_json(result)

@@ -58,7 +58,7 @@ def train(
     as_json: inputs.JsonOption = False,
 ) -> None:
     """Train a model that knows a world or a data set: the world's decoder takes about 15 minutes on one core."""
-    from palimpsest.provenance import require_absent
+    from palimpsest.files import require_absent
 
     require_absent(out)
     sizes: dict[str, Any] = {"width": width, "layers": layers, "vocabulary": vocabulary, "epochs": epochs}
@@ -78,6 +78,7 @@ def train(
     recipe = replace(default_recipe(architecture), **given)
     with terminal.progress_bar(f"training {out.name}") as progress:
         result = run(out, seed=seed, recipe=recipe, knowledge=knowledge, progress=progress)
+    terminal.wrote(out)
     described = {"out": str(out), **terminal.plain(result)}
     if as_json:
         terminal.emit_json(described)
@@ -109,6 +110,7 @@ def _teach(
             phrasings=phrasings,
             sources=[Path(file).name for file in files],
         )
+    terminal.wrote(out)
     if as_json:
         terminal.emit_json({"out": str(out), **terminal.plain(found)})
     else:

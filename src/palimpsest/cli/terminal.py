@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 
+from palimpsest.cli.surroundings import Output
 from palimpsest.cli.waiting import progress_bar as progress_bar
 from palimpsest.cli.waiting import progress_bars as progress_bars
 from palimpsest.cli.waiting import status as status
@@ -40,31 +39,6 @@ def spoken(aloud: bool) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def heeding_termination(wanted: bool) -> Iterator[None]:
-    """Inside the block SIGTERM and SIGHUP end the program as an exit does, so that half-written output is removed.
-
-    Arguments:
-        wanted: left out where a launcher ends the process: it may be waiting for another one, where no exit is heard.
-    """
-    former = {}
-    if wanted and threading.current_thread() is threading.main_thread():
-        for name in ("SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, None)
-            # What someone has set, such as nohup, stays.
-            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
-                former[number] = signal.signal(number, _leave)
-    try:
-        yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
-
-
-def _leave(number: int, _frame: Any) -> None:
-    raise SystemExit(128 + number)
-
-
 def examples(*lines: str) -> str:
     """The epilog of a help page: one to three commands to copy."""
     # Blank lines keep typer from joining the examples into one paragraph; brackets would read as rich markup.
@@ -77,7 +51,7 @@ def show_version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
-        typer.echo(version("palimpsest-lm"))
+        say(version("palimpsest-lm"))
         raise typer.Exit
 
 
@@ -91,18 +65,32 @@ def console(*, to_stderr: bool = False) -> Console:
 
 def log(text: str) -> None:
     """A line for people, on stderr."""
-    typer.echo(text, err=True)
+    _print(text, sys.stderr)
+
+
+def wrote(*places: object) -> None:
+    """Says that the command has made what it was to make, so that it has succeeded even if it cannot say so."""
+    if isinstance(sys.stdout, Output):
+        sys.stdout.made += map(str, places)
 
 
 def emit_json(value: Any) -> None:
-    """A result as JSON, on stdout."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    """A result as JSON, on stdout; with escapes where stdout cannot hold every character."""
+    is_whole = not isinstance(sys.stdout, Output) or sys.stdout.is_whole
+    text = json.dumps(value, indent=2, ensure_ascii=not is_whole, default=str)
+    _print(text.encode("utf-8", "replace").decode(), sys.stdout)
+
+
+def _print(text: str, stream: TextIO) -> None:
+    # Not typer.echo, which writes to the bytes below a stream that is not UTF-8.
+    stream.write(f"{text}\n")
+    stream.flush()
 
 
 def show_error(error: PalimpsestError) -> None:
     """One block on stderr: the problem, then expected, found, where, to do."""
     if not sys.stderr.isatty():
-        typer.echo(f"Error: {error}", err=True)
+        log(f"Error: {error}")
         return
     from rich.panel import Panel
     from rich.table import Table
@@ -142,7 +130,7 @@ def print_table(
 
 def say(text: str = "") -> None:
     """A line of a result, on stdout."""
-    typer.echo(printable(text))
+    _print(printable(text), sys.stdout)
 
 
 def printable(text: str) -> str:

@@ -48,7 +48,7 @@ def trace(
     as_json: inputs.JsonOption = False,
 ) -> None:
     """Trace which states carry a fact: corrupt the subject, put one state back, look at the answer."""
-    from palimpsest.provenance import require_absent
+    from palimpsest.files import require_absent
 
     if out is not None:
         require_absent(out)
@@ -65,8 +65,9 @@ def trace(
     found, single, recommended = _run(loaded, request, target, requests, num, options)
     if out is not None:
         _write(out, found, single, recommended)
+        terminal.wrote(out)
     if as_json:
-        typer.echo(json.dumps({"trace": found.model_dump(), "recommended": recommended}, indent=2, ensure_ascii=False))
+        terminal.emit_json({"trace": found.model_dump(), "recommended": recommended})
     else:
         _show(found, recommended, out)
 
@@ -117,7 +118,7 @@ def _run(
 def _write(
     out: Path, found: CausalTrace | AverageTrace, single: list[CausalTrace], recommended: dict[str, Any]
 ) -> None:
-    from palimpsest.provenance import new_folder
+    from palimpsest.files import new_folder
     from palimpsest.report.heat_maps import save_trace
 
     with terminal.status("drawing"), new_folder(out) as draft:

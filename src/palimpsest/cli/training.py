@@ -55,7 +55,7 @@ def train(
     as_json: inputs.JsonOption = False,
 ) -> None:
     """Train an editor for a model, once, for every edit that is made with it later."""
-    from palimpsest.provenance import require_absent
+    from palimpsest.files import require_absent
 
     require_absent(out)
     checkpoint = out.with_name(f"{out.name}.checkpoint")
@@ -74,8 +74,8 @@ def train(
         if not checkpoint.exists():
             raise
         raise terminal.Interrupted(f"Interrupted. The state is kept in {checkpoint}; --resume goes on.") from None
-    trained.save(out)
-    _draw(trained, out)
+    trained.save(out, also=lambda draft: _draw(trained, draft))
+    terminal.wrote(out)
     checkpoint.unlink(missing_ok=True)
     result = _result(trained, out, notes)
     if as_json:

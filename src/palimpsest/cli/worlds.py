@@ -53,7 +53,7 @@ def export(
     as_json: inputs.JsonOption = False,
 ) -> None:
     """Write the world's data sets as JSON files in the formats that ZsRE and CounterFact were published in."""
-    from palimpsest.provenance import new_folder
+    from palimpsest.files import new_folder
     from palimpsest.world import build, counterfact, zsre
 
     knowledge = build(seed, people=people)
@@ -65,6 +65,7 @@ def export(
                 file = f"world-{name}-{split}.json"
                 counts[file] = len(records)
                 (draft / file).write_text(json.dumps(records, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    terminal.wrote(out)
     if as_json:
         terminal.emit_json({"out": str(out), "records": counts})
     else:

@@ -14,6 +14,7 @@ from palimpsest.datasets.columns import read_columns
 from palimpsest.datasets.hub import is_hub_name, read_hub
 from palimpsest.datasets.reading import known_splits, read_records
 from palimpsest.errors import DataError
+from palimpsest.files import expanded
 from palimpsest.registry import Registry, Row
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def dataset(name: str, path: str | Path | None = None, *, split: str = "test") -
     not wanted, and for a file that cannot be used.
     """
     load: Callable[[str, Path | None, str], Dataset] = DATASETS[name].load()
-    return load(name, None if path is None else Path(path).expanduser(), split)
+    return load(name, None if path is None else expanded(path), split)
 
 
 def load_edits(path: str | Path, *, is_strict: bool | None = None) -> Dataset:
@@ -137,7 +138,7 @@ def load_edits(path: str | Path, *, is_strict: bool | None = None) -> Dataset:
 
     Raises `DataError` that says what was expected, what was found, where, and what to do.
     """
-    file = Path(path).expanduser()
+    file = expanded(path)
     from palimpsest.datasets.portability.review import is_build, read_reviewed
 
     if is_build(file):
@@ -169,7 +170,7 @@ def training_edits(source: str | Path) -> Dataset:
     name = str(source)
     if name in DATASETS:
         return dataset(name, split="train")
-    file = Path(source).expanduser()
+    file = expanded(source)
     return _recognised(file, _training_records(file), is_strict=False)
 
 

@@ -14,7 +14,10 @@ from palimpsest.datasets.delimited import read_delimited
 from palimpsest.datasets.fields import WrittenNumber
 from palimpsest.datasets.objects import records_in
 from palimpsest.errors import DataError
+from palimpsest.files import json_decoder, require_encodable, require_shallow, said, texts_of
 
+# Digits: ids may be long, and Python itself reads no more.
+_LONGEST_NUMBER = 4_300
 ENDINGS = (".jsonl", ".json", ".csv", ".tsv")
 _SHOWN = 5
 _PACKED = MappingProxyType(
@@ -117,7 +120,7 @@ def _is_jsonl(text: str) -> bool:
     lines = [line for line in text.split("\n") if line.strip()]
     try:
         return len(lines) > 1 and all(isinstance(_DECODER.decode(line), dict) for line in lines[:2])
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 
@@ -133,7 +136,8 @@ class _Repeated(ValueError):
     """A name that stands twice in one JSON object; the later value would replace the earlier one unseen."""
 
 
-_DECODER = json.JSONDecoder(parse_float=WrittenNumber, object_pairs_hook=_object)
+# A table library writes NaN for an empty cell; fields that need a text refuse it.
+_DECODER = json_decoder(longest=_LONGEST_NUMBER, number=WrittenNumber, pairs=_object, finite=False)
 
 
 def _repeated(name: _Repeated, where: str) -> DataError:
@@ -153,11 +157,13 @@ def _jsonl(text: str, path: Path) -> list[Record]:
         if not line.strip():
             continue
         try:
-            value = _DECODER.decode(line)
+            value = _parsed(line)
         except _Repeated as error:
             raise _repeated(error, f"{path}:{number}") from error
         except json.JSONDecodeError as error:
             raise _broken_json(path, number, error.colno, error.msg, line) from error
+        except (ValueError, RecursionError) as error:
+            raise _unusable(f"{path}:{number}", said(error)) from error
         records.append(Record(f"{path}:{number}", _fields(value, f"{path}:{number}")))
     return records
 
@@ -168,7 +174,7 @@ def _json(text: str, path: Path) -> list[Record]:
     where = f"{path}:{_line(text, position)}"
     try:
         if text[position] != "[":
-            inside = records_in(_fields(_DECODER.decode(text), where), where)
+            inside = records_in(_fields(_parsed(text), where), where)
             return [Record(place, _fields(value, place)) for place, value in inside]
         records: list[Record] = []
         line, counted = 1, 0
@@ -176,7 +182,9 @@ def _json(text: str, path: Path) -> list[Record]:
         while text[position : position + 1] not in ("]", ""):
             line, counted = line + text.count("\n", counted, position), position
             where = f"{path}:{line} (record {len(records) + 1})"
+            start = position
             value, position = _DECODER.raw_decode(text, position)
+            _require_sound(text[start:position], value)
             records.append(Record(where, _fields(value, where)))
             position = _next(text, position)
             if text[position : position + 1] == ",":
@@ -193,6 +201,32 @@ def _json(text: str, path: Path) -> list[Record]:
     except json.JSONDecodeError as error:
         around = text[max(0, error.pos - 30) : error.pos + 30]
         raise _broken_json(path, error.lineno, error.colno, error.msg, around) from error
+    except (ValueError, RecursionError) as error:
+        raise _unusable(where, said(error)) from error
+
+
+def _parsed(text: str) -> Any:
+    value = _DECODER.decode(text)
+    _require_sound(text, value)
+    return value
+
+
+def _require_sound(text: str, value: Any) -> None:
+    """Raises `ValueError` for what is nested too deep, and for half a character, which no model can read."""
+    require_shallow(text)
+    if "\\u" in text:
+        for one in texts_of(value):
+            require_encodable(one)
+
+
+def _unusable(where: str, found: str) -> DataError:
+    return DataError(
+        "A record cannot be used.",
+        expected="an object of texts and numbers, each name once, every text whole",
+        found=found,
+        where=where,
+        remedy="correct the record or remove it",
+    )
 
 
 def _fields(value: Any, where: str) -> dict[str, Any]:

@@ -6,7 +6,6 @@ KnowEdit's form. Whatever cannot be used is an error that names the record and t
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
@@ -19,6 +18,7 @@ from palimpsest.datasets.fields import as_text, given_probes, optional_text, tex
 from palimpsest.datasets.knowedit import questions_of
 from palimpsest.datasets.questions import names, paired
 from palimpsest.errors import DataError
+from palimpsest.files import parse_json
 from palimpsest.requests import PLACEHOLDER, EditRequest, Probe, filled, normalise
 from palimpsest.spelling import hidden
 
@@ -132,7 +132,7 @@ def _structured(name: str, value: Any) -> Any:
     if text[:1] not in ("[", "{"):
         return value
     try:
-        found = json.loads(text)
+        found = parse_json(text)
     except ValueError:
         return value
     is_texts = isinstance(found, list) and all(isinstance(one, str) for one in found)

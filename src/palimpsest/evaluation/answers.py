@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from palimpsest.errors import ConfigError
+from pydantic import BaseModel
+
+from palimpsest.errors import ConfigError, DataError
 from palimpsest.evaluation.scoring import Observation
+from palimpsest.files import FileKind
 from palimpsest.models.generation import AnswerRoom, written
 from palimpsest.models.scores import TargetScore
 from palimpsest.provenance import digest
@@ -17,6 +22,7 @@ if TYPE_CHECKING:
 Pair = tuple[str, str]
 FORMAT_VERSION = 2
 """Of what is stored; base answers of another version are not taken over."""
+_ANSWERS = FileKind(DataError, "A base model's answers cannot be read.", expected="what an evaluation wrote")
 
 
 class BaseAnswers:
@@ -88,15 +94,33 @@ class BaseAnswers:
         ]
         return {"model": self._model, "generated": self._generated, "scores": scores}
 
-    def absorb(self, stored: dict[str, Any]) -> None:
-        """Takes over what `to_dict` gave, when it is of the same model; otherwise nothing."""
-        if stored["model"] != self._model:
+    def absorb(self, file: Path) -> None:
+        """Takes over what a file holds of `to_dict`, when it is of the same model; otherwise nothing.
+
+        A file that is not there has nothing; a damaged one is put aside, and the model is asked again.
+        """
+        if not file.exists():
             return
-        for room, texts in stored["generated"].items():
+        try:
+            stored = _ANSWERS.record(file, _Answers)
+        except DataError:
+            with suppress(OSError):
+                file.replace(file.with_name(file.name + ".damaged"))
+            return
+        if stored.model != self._model:
+            return
+        for room, texts in stored.generated.items():
             self._generated[room] = {**texts, **self._generated.get(room, {})}
-        for prompt, target, log_probs, predicted, matches in stored["scores"]:
-            score = TargetScore(tuple(log_probs), tuple(predicted), tuple(matches))
-            self._scores.setdefault((prompt, target), score)
+        for prompt, target, log_probs, predicted, matches in stored.scores:
+            self._scores.setdefault((prompt, target), TargetScore(log_probs, predicted, matches))
+
+
+class _Answers(BaseModel):
+    """What `BaseAnswers.to_dict` gives."""
+
+    model: str | None
+    generated: dict[str, dict[str, str]]
+    scores: list[tuple[str, str, tuple[float, ...], tuple[int, ...], tuple[bool, ...]]]
 
 
 def _name(room: AnswerRoom) -> str:

@@ -3,30 +3,33 @@
 A folder holds `run.json` (the specification, written first), `base.json` (the base model's answers) and
 `records.jsonl`: the probe lines of one unit of work are appended in one write, closed by the unit's own line
 with `"done": true`, and forced to the disk. What follows the last such line was never finished and is
-dropped.
+dropped; a damaged line before it is named, and its unit computed again.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from palimpsest.errors import OutputError, PalimpsestError, later_version
+from palimpsest.errors import OutputError, PalimpsestError
 from palimpsest.evaluation.answers import BaseAnswers
 from palimpsest.evaluation.records import FailedEdit, ProbeResult, Specification
+from palimpsest.files import FileKind, append, hold, require_absent, said, to_json, write_json, write_text
 from palimpsest.patches.base import Patch
 from palimpsest.patches.storage import load_patch
-from palimpsest.provenance import now, require_absent, write_text
+from palimpsest.provenance import now
 
 FORMAT_VERSION = 1
 STATE = "state.safetensors"
-RUN, RECORDS, BASE = "run.json", "records.jsonl", "base.json"
+RUN, RECORDS, BASE, LOCK = "run.json", "records.jsonl", "base.json", ".lock"
+RUN_FOLDER = FileKind(
+    OutputError, "The folder is not that of a run.", expected=f"a folder with {RUN}, as an evaluation writes it"
+)
 
 
 class Unit(BaseModel):
@@ -49,6 +52,8 @@ class Unit(BaseModel):
     failed_edits: list[FailedEdit] = Field(default_factory=list)
     patch: str | None = None
     """Name of the folder that holds the running patch; `None` when there is none, or it cannot be stored."""
+    num_probes: int | None = None
+    """How many lines of probes it has before its own."""
     is_stored: bool = False
     """Whether a sequential run can go on from here without editing again."""
 
@@ -64,6 +69,10 @@ class Journal:
         self.folder = folder
         self.units: dict[str, Unit] = {}
         self.results: dict[str, list[ProbeResult]] = {}
+        self.damaged: list[str] = []
+        """Lines that could not be read, each with its place and what is wrong."""
+        self._num_intact = 0
+        self._held = contextlib.ExitStack()
 
     @classmethod
     def start(cls, folder: Path | None, specification: Specification, *, resume: bool) -> Journal:
@@ -89,7 +98,8 @@ class Journal:
                     where=str(folder),
                     remedy="resume it with what it was started with, or choose another folder",
                 )
-            journal.take_over()
+            journal.lock()
+            journal.take_over(is_chain=specification.protocol == "sequential")
             return journal
         elif not folder.is_dir() or any(not file.name.startswith(".") for file in folder.iterdir()):
             raise OutputError(
@@ -99,31 +109,68 @@ class Journal:
                 where=str(folder),
                 remedy="choose another folder",
             )
+        journal.lock()
         journal.write_status(specification, "running")
         return journal
+
+    def lock(self) -> None:
+        """Keeps other runs out of the folder until `close`. Raises `OutputError` where another one is at work in it."""
+        if self.folder is not None:
+            self._held.enter_context(hold(self.folder / LOCK))
+
+    def close(self) -> None:
+        """Lets others in."""
+        self._held.close()
 
     def read(self) -> int:
         """Reads the finished units; returns how many bytes they take. Changes nothing on the disk."""
         if self.folder is None or not (self.folder / RECORDS).exists():
             return 0
-        return self._parse((self.folder / RECORDS).read_bytes())
+        return self._parse(self.folder / RECORDS)
 
-    def take_over(self) -> None:
-        """Reads the finished units and drops an unfinished tail, so that new ones can be appended."""
+    def take_over(self, *, is_chain: bool = False) -> None:
+        """Reads the finished units and drops what is not, so that new ones can be appended.
+
+        An unfinished tail is cut off. A unit with a damaged line goes out of the file, and is computed again.
+
+        Arguments:
+            is_chain: each unit builds on those before it, so that what follows a damaged one goes too.
+        """
         finished = self.read()
-        if self.folder is not None and (self.folder / RECORDS).exists():
-            os.truncate(self.folder / RECORDS, finished)
+        if self.folder is None or not (self.folder / RECORDS).exists():
+            return
+        if not self.damaged:
+            with RUN_FOLDER.reading(self.folder / RECORDS):
+                os.truncate(self.folder / RECORDS, finished)
+            return
+        for name in list(self.units)[self._num_intact :] if is_chain else ():
+            del self.units[name], self.results[name]
+        for unit in self.units.values():
+            if unit.patch is not None and not (self.folder / unit.patch).is_dir():
+                # Its running patch has gone with the ones that came after it.
+                unit.patch, unit.is_stored = None, False
+        self._write_all()
+
+    def put_in_order(self) -> None:
+        """After units of the middle were computed again: the file is what it would be had nothing happened to it."""
+        if not self.damaged:
+            return
+        order = sorted(self.units, key=_place)
+        self.units = {name: self.units[name] for name in order}
+        self.results = {name: self.results[name] for name in order}
+        self._write_all()
+
+    def _write_all(self) -> None:
+        if self.folder is not None:
+            text = "".join(_text(self.units[name], self.results[name]) for name in self.units)
+            write_text(self.folder / RECORDS, text)
 
     def add(self, unit: Unit, results: list[ProbeResult]) -> None:
         """Takes over a finished unit: on disk when this returns. Raises `OutputError` when the disk refuses."""
+        unit.num_probes = len(results)
         if self.folder is not None:
-            lines = [{"unit": unit.unit, **result.model_dump(mode="json")} for result in results]
-            text = "".join(_line(line) for line in (*lines, unit.model_dump(mode="json")))
             try:
-                with (self.folder / RECORDS).open("ab") as stream:
-                    stream.write(text.encode("utf-8"))
-                    stream.flush()
-                    os.fsync(stream.fileno())
+                append(self.folder / RECORDS, _text(unit, results))
             except OSError as error:
                 raise _refused(self.folder / RECORDS, error) from error
         self.units[unit.unit] = unit
@@ -148,19 +195,19 @@ class Journal:
             "updated": now(),
             "result": result,
         }
-        write_text(self.folder / RUN, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        write_json(self.folder / RUN, record, indent=2)
 
     # The base model's answers
 
     def keep_base(self, base: BaseAnswers) -> None:
         """Writes what the base model said, so that a resumed run need not ask again."""
         if self.folder is not None:
-            write_text(self.folder / BASE, json.dumps(base.to_dict(), ensure_ascii=False))
+            write_json(self.folder / BASE, base.to_dict())
 
     def recall_base(self, base: BaseAnswers) -> None:
-        """Gives back what `keep_base` wrote, if anything."""
-        if self.folder is not None and (self.folder / BASE).exists():
-            base.absorb(json.loads((self.folder / BASE).read_text(encoding="utf-8")))
+        """Gives back what `keep_base` wrote, if anything; a damaged file is put aside, and the model asked again."""
+        if self.folder is not None:
+            base.absorb(self.folder / BASE)
 
     # The running patch of a sequential run
 
@@ -197,42 +244,71 @@ class Journal:
         file = self.folder / unit.patch / STATE if self.folder is not None and unit.patch is not None else None
         return kind.load(file) if file is not None and file.exists() else None
 
-    def _parse(self, content: bytes) -> int:
-        """Fills in the units; returns how many bytes are finished."""
-        finished, position = 0, 0
-        waiting: list[ProbeResult] = []
-        for raw in content.splitlines(keepends=True):
-            position += len(raw)
+    def _parse(self, file: Path) -> int:
+        """Fills in the units; returns how many bytes are finished.
+
+        A damaged line costs the unit that it stands in, and no other.
+        """
+        finished = 0
+        waiting: dict[str, list[ProbeResult]] = {}
+        damage: list[str] = []
+        for line in RUN_FOLDER.lines(file):
             try:
-                line = json.loads(raw) if raw.endswith(b"\n") else None
-                if line is None:
-                    break
-                if line.get("done"):
-                    unit = Unit.model_validate(line)
-                    self.units[unit.unit], self.results[unit.unit] = unit, waiting
-                    waiting, finished = [], position
-                else:
-                    line.pop("unit")
-                    waiting.append(ProbeResult.model_validate(line))
-            except (ValueError, KeyError, AttributeError, ValidationError):
-                break
+                if line.damage is not None:
+                    raise ValueError(line.damage)
+                name, result = _read_line(line.value)
+            except ValueError as error:
+                damage.append(f"{file}:{line.number}: {said(error)}")
+                continue
+            if isinstance(result, ProbeResult):
+                waiting.setdefault(name, []).append(result)
+                continue
+            results = waiting.pop(name, [])
+            is_whole = not damage if result.num_probes is None else result.num_probes == len(results)
+            if is_whole:
+                self.units[name], self.results[name] = result, results
+            elif not damage:
+                damage.append(f"{file}:{line.number}: the unit {name} lacks some of its lines")
+            self._mark(damage)
+            # What waits belongs to a unit whose own line is damaged.
+            waiting, damage, finished = {}, [], line.end
         return finished
+
+    def _mark(self, damage: list[str]) -> None:
+        if damage and not self.damaged:
+            self._num_intact = len(self.units)
+        self.damaged += damage
+
+
+def _read_line(line: Any) -> tuple[str, ProbeResult | Unit]:
+    """A line's unit, and what it says of it. Raises `ValueError` for what is no line of a run."""
+    if not isinstance(line, dict) or not isinstance(line.get("unit"), str):
+        raise ValueError("no object with the name of a unit")
+    if "done" in line:
+        return line["unit"], Unit.model_validate(line)
+    return line["unit"], ProbeResult.model_validate({name: one for name, one in line.items() if name != "unit"})
+
+
+def _place(unit: str) -> tuple[int, str]:
+    """Where a unit stands in a file that nothing has happened to: `base`, edits by number, each before its test."""
+    kind, _, number = unit.partition("-")
+    last = number.rpartition("-")[2]
+    return (int(last) if last.isdecimal() else -1, "z" if kind == "checkpoint" else kind)
+
+
+class _Run(BaseModel):
+    """What `run.json` holds."""
+
+    format_version: int
+    specification: Specification
+    status: str
+    error: str | None
 
 
 def read_run(folder: Path) -> tuple[Specification, str, str | None]:
     """Specification, status and error from a run's folder. Raises `OutputError` for one that is none."""
-    try:
-        record = json.loads((folder / RUN).read_text(encoding="utf-8"))
-        if record["format_version"] > FORMAT_VERSION:
-            raise later_version(OutputError, "run", record["format_version"], FORMAT_VERSION, where=str(folder / RUN))
-        return Specification.model_validate(record["specification"]), record["status"], record["error"]
-    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
-        raise OutputError(
-            "The folder is not that of a run.",
-            expected=f"a folder with {RUN}, as an evaluation writes it",
-            found=str(error).split("\n")[0],
-            where=str(folder),
-        ) from error
+    record = RUN_FOLDER.record(folder / RUN, _Run, known_format=FORMAT_VERSION, what="run")
+    return record.specification, record.status, record.error
 
 
 def write_last_status(journal: Journal, specification: Specification, status: str, error: str) -> None:
@@ -241,8 +317,10 @@ def write_last_status(journal: Journal, specification: Specification, status: st
         journal.write_status(specification, status, error=error)
 
 
-def _line(record: dict[str, Any]) -> str:
-    return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+def _text(unit: Unit, results: list[ProbeResult]) -> str:
+    """A unit's lines."""
+    lines = [{"unit": unit.unit, **result.model_dump(mode="json")} for result in results]
+    return "".join(f"{to_json(line)}\n" for line in (*lines, unit.model_dump(mode="json")))
 
 
 def _refused(path: Path, error: OSError) -> OutputError:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from palimpsest.answers import shown
 
+Share = Annotated[float, Field(ge=0, le=1)]
 Status = Literal["ok", "failed", "cancelled"]
 Phase = Literal["final", "immediate"]
 
@@ -84,7 +85,7 @@ class ProbeResult(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     edit_id: str
-    kind: str
+    kind: str = Field(pattern=r"^(reliability|generality|locality|portability)(\.|$)")
     prompt: str
     expected: str | None = None
     accepts: list[str] = Field(default_factory=list)
@@ -99,11 +100,11 @@ class ProbeResult(BaseModel):
     """`immediate`: right after this edit, in the sequential protocol; `final`: after all edits so far."""
     checkpoint: int | None = None
     """How many edits had been made, in the sequential protocol."""
-    values: dict[str, float | None] = Field(default_factory=dict)
+    values: dict[str, Share | None] = Field(default_factory=dict)
     """Scoring to a number from 0 to 1, or `None`: unscored, failed or left out, as `reasons` says."""
     reasons: dict[str, str] = Field(default_factory=dict)
     """Why a value is missing, by scoring."""
-    old_answer: dict[str, float | None] = Field(default_factory=dict)
+    old_answer: dict[str, Share | None] = Field(default_factory=dict)
     """Scoring to whether the old answer is still given, for probes about the edit itself."""
     degenerate: float | None = None
     """Whether the edited model babbles where the unedited one does not."""

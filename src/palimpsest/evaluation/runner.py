@@ -22,6 +22,7 @@ from palimpsest.evaluation.protocols import Protocol, Single
 from palimpsest.evaluation.records import Checkpoint, ProbeResult, RunRecord, Specification, Status
 from palimpsest.evaluation.scoring import SCORINGS
 from palimpsest.evaluation.work import Work
+from palimpsest.files import expanded
 from palimpsest.provenance import digest, hardware, now, peak_memory_bytes, versions
 from palimpsest.requests import EditRequest
 from palimpsest.stopwatch import Progress, Stopwatch, silent
@@ -118,21 +119,24 @@ def evaluate(
         hardware=hardware(),
         created=now(),
     )
-    journal = Journal.start(None if out is None else Path(out).expanduser(), specification, resume=resume)
+    journal = Journal.start(None if out is None else expanded(out), specification, resume=resume)
     try:
         examiner = Examiner(model, answers, scorings, room=room, forward_batch_size=forward_batch_size)
         work = Work(model, editor, edits.requests, examiner, journal, sentences, forward_batch_size, progress, further)
         _ask_base(work, chosen)
         chosen.run(work)
+        journal.put_in_order()
+        status, failure = _final_status(journal, len(edits))
+        record = _record(specification, journal, status, failure, len(sentences))
+        journal.write_status(specification, status, error=failure, result=record.to_json())
     except KeyboardInterrupt:
         write_last_status(journal, specification, "cancelled", "interrupted")
         raise
     except BaseException as error:
         write_last_status(journal, specification, "failed", f"{type(error).__name__}: {error}")
         raise
-    status, failure = _final_status(journal, len(edits))
-    record = _record(specification, journal, status, failure, len(sentences))
-    journal.write_status(specification, status, error=failure, result=record.to_json())
+    finally:
+        journal.close()
     return record
 
 
@@ -141,7 +145,7 @@ def load_run(folder: str | Path) -> RunRecord:
 
     A run that was killed has the status `cancelled`. Raises `OutputError` for a folder that is none.
     """
-    path = Path(folder).expanduser()
+    path = expanded(folder)
     specification, status, error = read_run(path)
     if status not in ("ok", "failed", "cancelled", "running"):
         raise OutputError("The run's status is not one.", found=repr(status), where=str(path))
@@ -197,6 +201,7 @@ def _record(
     seconds = _seconds(units)
     failures = [failure for unit in units for failure in unit.failed_edits]
     perplexity, notes = _perplexity(units, sentences)
+    notes += [f"A damaged line: {one}; its unit is missing, or was computed again." for one in journal.damaged]
     if perplexity["before"] is not None and specification.perplexity_of == "second halves":
         notes.append("Perplexity is that of each neutral text's second half, with the first half given to the encoder.")
     if failures:

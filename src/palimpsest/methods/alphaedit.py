@@ -18,6 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from palimpsest.errors import ConfigError
+from palimpsest.files import shaped
 from palimpsest.methods.base import MethodConfig, MethodState, Run
 from palimpsest.methods.locate_then_edit import (
     RELATIVE_STRENGTH,
@@ -66,8 +67,17 @@ class EditedKeys(MethodState):
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> EditedKeys:
         """See `MethodState.from_tensors`."""
-        layers = [int(name.removesuffix(".rows")) for name in tensors if name.endswith(".rows")]
-        return cls({at: EarlierKeys(tensors[f"{at}.rows"], tensors.get(f"{at}.moment")) for at in layers})
+        keys = {}
+        for name, rows in tensors.items():
+            at, _, what = name.partition(".")
+            if what not in ("rows", "moment"):
+                raise ValueError(f"tensor {name}, which no state of alphaedit has")
+            if what == "rows":
+                width = int(shaped(rows, None, None, name=name).shape[1])
+                moment = tensors.get(f"{at}.moment")
+                moment = None if moment is None else shaped(moment, width, width, name=f"{at}.moment").double()
+                keys[int(at)] = EarlierKeys(rows.double(), moment)
+        return cls(keys)
 
 
 @final

@@ -4,29 +4,28 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, ClassVar, Generic, Self, TypeVar, final
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar, final
 
 import torch
 from pydantic import Field
-from safetensors import SafetensorError
-from torch import Tensor
 
 from palimpsest import processes
 from palimpsest.config import Config
 from palimpsest.errors import ConfigError, DataError, ModelError
 from palimpsest.methods.checking import look_again, neutral_scores
+from palimpsest.methods.outcomes import Diagnostics, EditOutcome, MethodState
 from palimpsest.methods.presets import Preset, find_preset
 from palimpsest.models.editable import EditableModel
 from palimpsest.optimise.finetune import FinetuneResult
 from palimpsest.patches.base import Manifest, Patch
 from palimpsest.patches.modules import ModulePatch
-from palimpsest.patches.storage import read_tensors, write_tensors
 from palimpsest.patches.weights import WeightPatch
-from palimpsest.provenance import new_file, peak_memory_bytes
+from palimpsest.provenance import peak_memory_bytes
 from palimpsest.requests import EditRequest, check_requests, without_duplicates
 from palimpsest.stopwatch import Progress, Stopwatch, silent
+
+__all__ = ["Capabilities", "Diagnostics", "EditOutcome", "Method", "MethodConfig", "MethodState", "Run"]
 
 
 class MethodConfig(Config):
@@ -61,77 +60,6 @@ class Capabilities:
     gives_weight_patch: bool = True
     is_shared_out: bool = False
     edits_encoder_decoders: bool = True
-
-
-class MethodState(ABC):
-    """What a sequential method carries from one call to the next. Passed in, returned, never a global."""
-
-    @abstractmethod
-    def tensors(self) -> dict[str, Tensor]:
-        """All of it, by name."""
-
-    @classmethod
-    @abstractmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
-        """The state whose `tensors` these are."""
-
-    def save(self, path: str | Path) -> None:
-        """Writes it to a safetensors file, whole or not at all. Raises `OutputError` where it cannot be written."""
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors().items()}
-        with new_file(Path(path)) as draft:
-            write_tensors(tensors, draft, metadata={"state": type(self).__name__})
-
-    @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Reads what `save` wrote. Raises `DataError` for a file that is damaged or another method's."""
-        try:
-            tensors, texts = read_tensors(path)
-        except (OSError, SafetensorError) as error:
-            raise DataError(
-                "A method's state cannot be read.",
-                expected="a file that the state's `save` wrote",
-                found=str(error),
-                where=str(path),
-                remedy="begin the sequence anew",
-            ) from error
-        if texts.get("state") != cls.__name__:
-            found = str(texts.get("state"))
-            raise DataError("This is another method's state.", expected=cls.__name__, found=found, where=str(path))
-        return cls.from_tensors(tensors)
-
-
-@dataclass
-class Diagnostics:
-    """How an edit went.
-
-    Arguments:
-        seconds: by stage; `total` is all of them.
-        peak_memory_bytes: peak of the process (or of the CUDA device) at the end.
-        losses: request id to its loss after each pass.
-        facts: other numbers worth keeping: norms, steps, counts.
-        notes: sentences a user should read.
-    """
-
-    seconds: dict[str, float] = field(default_factory=dict)
-    peak_memory_bytes: int = 0
-    losses: dict[str, list[float]] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class EditOutcome:
-    """What `edit` returns.
-
-    Arguments:
-        patch: what would have to change; the model itself has not been changed.
-        state: to be passed to the next call of a sequential method; `None` for those that carry nothing.
-        diagnostics: how it went.
-    """
-
-    patch: Patch
-    state: MethodState | None
-    diagnostics: Diagnostics
 
 
 @dataclass

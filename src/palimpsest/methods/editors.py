@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from palimpsest.errors import ConfigError, DataError, ModelError, later_version
+from palimpsest.errors import ConfigError, DataError, ModelError
+from palimpsest.files import FileKind, cache_folder, expanded, new_folder, write_json, write_tensors
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.fingerprint import differences
-from palimpsest.patches.storage import write_tensors
-from palimpsest.provenance import file_digest, new_folder, now, versions
-from palimpsest.statistics.cache import default_folder
+from palimpsest.patches.base import checked_base, checked_chat
+from palimpsest.provenance import file_digest, now, versions
 from palimpsest.world import bundled_editors
 
 FORMAT_VERSION = 1
 TENSORS, RECORD = "editor.safetensors", "editor.json"
+EDITOR = FileKind(
+    DataError,
+    "This is not a readable editor.",
+    expected=f"a folder with {RECORD} and {TENSORS}",
+    remedy="point to a folder that `palimpsest train --out` wrote",
+)
 
 
 class EditorRecord(BaseModel):
@@ -37,10 +40,10 @@ class EditorRecord(BaseModel):
     """Every option of the training with its value, defaults included."""
     seed: int
     model: str
-    base: dict[str, Any]
+    base: Annotated[dict[str, Any], AfterValidator(checked_base)]
     """Fingerprint of the model it was trained for."""
     tokenizer: str
-    chat: dict[str, str] | None = None
+    chat: Annotated[dict[str, str] | None, AfterValidator(checked_chat)] = None
     data: dict[str, Any]
     """What it was trained on: numbers of edits and a fingerprint."""
     curve: list[dict[str, Any]]
@@ -61,40 +64,38 @@ class TrainedEditor:
     tensors: Mapping[str, Tensor]
     record: EditorRecord
 
-    def save(self, path: str | Path) -> None:
-        """Writes a new folder that appears complete or not at all. Raises `OutputError` when it exists."""
+    def save(self, path: str | Path, *, also: Callable[[Path], None] = lambda _draft: None) -> None:
+        """Writes a new folder that appears complete or not at all. Raises `OutputError` when it exists.
+
+        Arguments:
+            path: its name.
+            also: puts further files into the folder before it appears.
+        """
         with new_folder(Path(path)) as draft:
             stored = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
             write_tensors(stored, draft / TENSORS)
             record = self.record.model_copy(update={"tensors_sha256": file_digest(draft / TENSORS)})
-            text = json.dumps(record.model_dump(), indent=1, ensure_ascii=False, default=str)
-            (draft / RECORD).write_text(text + "\n", encoding="utf-8")
+            write_json(draft / RECORD, record.model_dump(), indent=1)
+            also(draft)
 
     @classmethod
     def load(cls, path: str | Path) -> TrainedEditor:
         """Reads what `save` wrote. Raises `DataError` for a folder that is none, or is truncated or altered."""
-        folder = Path(path).expanduser()
+        folder = expanded(path)
         record = read_record(folder)
-        try:
+        with EDITOR.reading(folder / TENSORS):
             if file_digest(folder / TENSORS) != record.tensors_sha256:
-                raise _broken(folder, f"{TENSORS} with another SHA-256 than was saved: truncated or altered")
-            return cls(load_file(folder / TENSORS), record)
-        except (OSError, SafetensorError) as error:
-            raise _broken(folder, f"{TENSORS} cannot be read: {error}") from error
+                found = f"{TENSORS} with another SHA-256 than was saved: truncated or altered"
+                raise EDITOR.refused(folder, found)
+        return cls(EDITOR.tensors(folder / TENSORS, integers=True).tensors, record)
 
 
 def read_record(folder: Path) -> EditorRecord:
     """Reads and checks an editor's record alone. Raises `DataError` as `TrainedEditor.load` does."""
     file = folder / RECORD
     if not file.is_file():
-        raise _broken(folder, "nothing of that name" if not folder.exists() else f"no {RECORD}")
-    try:
-        record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(record, dict) and record.get("format_version", 0) > FORMAT_VERSION:
-            raise later_version(DataError, "editor", record["format_version"], FORMAT_VERSION, where=str(file))
-        return EditorRecord.model_validate(record)
-    except (ValueError, TypeError, ValidationError) as error:
-        raise _broken(folder, f"{RECORD} is not a record: {str(error).splitlines()[0]}") from error
+        raise EDITOR.refused(folder, "nothing of that name" if not folder.exists() else f"no {RECORD}")
+    return EDITOR.record(file, EditorRecord, known_format=FORMAT_VERSION, what="editor")
 
 
 def require_method(record: EditorRecord, method: str) -> None:
@@ -134,29 +135,30 @@ def disagreements(record: EditorRecord, model: EditableModel) -> list[str]:
 
 def find_editor(method: str, model: EditableModel) -> Path:
     """The editor for a method and model among the bundled and cached ones. Raises `ConfigError` where there is none."""
+    damaged = []
     for folder in _known_editors():
-        record = read_record(folder)
+        try:
+            record = read_record(folder)
+        except DataError:
+            # One that is damaged is no reason to do without the others.
+            damaged.append(folder.name)
+            continue
         if record.method == method and not disagreements(record, model):
             return folder
     raise ConfigError(
         f"The method {method!r} needs an editor trained for this model, and there is none.",
-        expected=f"an editor for {model.name!r}, bundled, in {default_folder() / 'editors'}, or given",
-        found="none",
+        expected=f"an editor for {model.name!r}, bundled, in {_cached()}, or given",
+        found=f"none, and unreadable ones: {', '.join(damaged)}" if damaged else "none",
         where="option editor",
         remedy=f"palimpsest train {method} {model.name} --data FILE --out my-{method}, then --editor my-{method}",
     )
 
 
 def _known_editors() -> Iterator[Path]:
-    for place in (bundled_editors(), default_folder() / "editors"):
+    for place in filter(None, (bundled_editors(), _cached())):
         yield from sorted(file.parent for file in place.glob(f"*/{RECORD}"))
 
 
-def _broken(folder: Path, found: str) -> DataError:
-    return DataError(
-        "This is not a readable editor.",
-        expected=f"a folder with {RECORD} and {TENSORS}",
-        found=found,
-        where=str(folder),
-        remedy="point to a folder that `palimpsest train --out` wrote",
-    )
+def _cached() -> Path | None:
+    folder = cache_folder()
+    return None if folder is None else folder / "editors"

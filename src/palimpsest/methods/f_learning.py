@@ -11,13 +11,13 @@ The two learners are any methods that give weight patches; the paper's three var
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, final
 
 from pydantic import Field
 
 from palimpsest.answers import gives_new, new_names
 from palimpsest.errors import ConfigError
+from palimpsest.files import expanded
 from palimpsest.methods.base import Capabilities, Method, MethodConfig, Run
 from palimpsest.methods.catalogue import METHODS, method
 from palimpsest.models.editable import EditableModel
@@ -110,7 +110,7 @@ def read_forget_patch(folder: str) -> WeightPatch:
 
     Raises `ConfigError` for a patch that cannot be subtracted.
     """
-    part = Path(folder).expanduser() / "parts" / "forget"
+    part = expanded(folder) / "parts" / "forget"
     patch = load_patch(part if part.is_dir() else folder)
     if not isinstance(patch, WeightPatch):
         raise ConfigError(

@@ -194,5 +194,6 @@ class LocateThenEdit(Method[ConfigT]):
 
 def record_statistics(prepared: dict[int, Prepared[Any]], run: Run) -> dict[int, Any]:
     """The prepared values by layer; what is worth knowing of each goes to the diagnostics."""
+    run.diagnostics.notes += dict.fromkeys(note for one in prepared.values() for note in one.notes)
     run.diagnostics.facts["statistics"] = {str(layer): one.facts for layer, one in prepared.items()}
     return {layer: one.value for layer, one in prepared.items()}

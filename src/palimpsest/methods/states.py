@@ -10,7 +10,8 @@ from typing import ClassVar, Generic, Self, TypeVar
 import torch
 from torch import Tensor
 
-from palimpsest.errors import ConfigError, DataError, PalimpsestError
+from palimpsest.errors import ConfigError, DataError
+from palimpsest.files import FileKind, parse_json
 from palimpsest.methods.base import MethodState
 from palimpsest.models.editable import EditableModel
 from palimpsest.patches.branches import Branch
@@ -34,16 +35,15 @@ class BranchState(MethodState, Generic[BranchT]):
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
         """See `MethodState.from_tensors`."""
-        try:
-            options = json.loads(bytes(tensors["options"].tolist()))
+        kind = FileKind(
+            DataError,
+            f"The state's tensors are not those of {cls.method}.",
+            expected=f"{cls.form.form}: tensors, and what belongs to each",
+            remedy="begin the sequence anew",
+        )
+        with kind.reading("its tensors"):
+            options = parse_json(bytes(tensors["options"].tolist()).decode())
             return cls(cls.form.from_saved(tensors, options))  # type: ignore[arg-type]
-        except (KeyError, ValueError, TypeError, PalimpsestError) as error:
-            raise DataError(
-                f"The state's tensors are not those of {cls.method}.",
-                expected=f"{cls.form.form}: tensors, and what belongs to each",
-                found=f"{type(error).__name__}: {str(error).splitlines()[0]}",
-                remedy="begin the sequence anew",
-            ) from error
 
 
 @dataclass(frozen=True)

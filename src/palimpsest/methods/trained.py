@@ -12,8 +12,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from palimpsest.errors import ConfigError, DataError
+from palimpsest.files import expanded
 from palimpsest.methods.base import Method, MethodConfig, Run, merged, seeded
 from palimpsest.methods.editors import (
+    EDITOR,
     EditorRecord,
     TrainedEditor,
     find_editor,
@@ -93,7 +95,7 @@ class TrainableMethod(Method[ConfigT]):
     @final
     def folder(self, model: EditableModel, config: ConfigT) -> Path:
         """Where the trained editor for a model lies. Raises `ConfigError` where there is none."""
-        return find_editor(self.name, model) if config.editor == AUTO else Path(config.editor).expanduser()
+        return find_editor(self.name, model) if config.editor == AUTO else expanded(config.editor)
 
     @final
     def training_cost(self, model: EditableModel) -> dict[str, float]:
@@ -191,7 +193,7 @@ class TrainableMethod(Method[ConfigT]):
         editor = str(self.options.get("editor", AUTO))
         if editor not in (AUTO, FRESH):
             # A misspelt folder must not wait for a model to be loaded.
-            require_method(read_record(Path(editor).expanduser()), self.name)
+            require_method(read_record(expanded(editor)), self.name)
 
     def check_model(self, model: EditableModel, config: ConfigT) -> None:
         self.trained(model, config)
@@ -216,8 +218,10 @@ class TrainableMethod(Method[ConfigT]):
         require_method(editor.record, self.name)
         require_model(editor.record, model)
         with seeded(config.seed):
-            module = self.build(model, self.Training.parse(editor.record.training, owner=f"the editor {folder}"))
-        module.load_state_dict(dict(editor.tensors))
+            training = self.Training.parse(editor.record.training, owner=f"the editor {folder}")
+            module = self.build(model, training)
+        with EDITOR.reading(folder):
+            module.load_state_dict(dict(editor.tensors))
         return module.eval()
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from palimpsest.errors import ModelError
+from palimpsest.files import expanded
 from palimpsest.models.config_files import ADAPTER_CONFIG, CONFIG, read_object
 from palimpsest.models.linear import is_quantised, qualified_name
 from palimpsest.models.refusals import refused_by_transformers
@@ -62,7 +64,7 @@ def adapter_base(folder: Path) -> str:
             remedy="write it there",
         )
     beside = folder / base
-    return str(beside) if beside.exists() and not Path(base).expanduser().exists() else base
+    return str(beside) if beside.exists() and not os.path.exists(expanded(base)) else base
 
 
 def merged(folder: Path, module: Any) -> Any:

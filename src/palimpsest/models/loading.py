@@ -11,6 +11,7 @@ from torch import nn
 
 from palimpsest import processes
 from palimpsest.errors import ConfigError, ModelError, unknown_name
+from palimpsest.files import expanded
 from palimpsest.models import gguf_files
 from palimpsest.models.adapter_folders import adapter_base, is_adapter, merged, refuse_adapted
 from palimpsest.models.chat import Chat
@@ -68,8 +69,8 @@ def load(
 
     # Folders of patches name a base, which may be such a folder again: the patches of the innermost go on first.
     name, folders = str(model), list[Path]()
-    while (base := patched_base(Path(name).expanduser())) is not None:
-        folder = Path(name).expanduser().resolve()
+    while (base := patched_base(expanded(name))) is not None:
+        folder = expanded(name).resolve()
         if folder in folders:
             raise ModelError(
                 "A folder of patches names itself as its base model.",

@@ -6,6 +6,7 @@ import difflib
 from pathlib import Path
 
 from palimpsest.errors import ModelError, near_matches
+from palimpsest.files import expanded
 from palimpsest.models.adapter_folders import is_adapter
 from palimpsest.models.gguf_files import the_gguf_in
 from palimpsest.models.gguf_header import is_gguf
@@ -26,7 +27,7 @@ def locate(name: str) -> str:
         from palimpsest.world import bundled_path
 
         return str(bundled_path(name))
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     if not _exists(folder):
         if name.startswith((".", "/", "~")) or name.count("/") > 1 or is_gguf(name) or "\\" in name:
             raise _no_such_place(folder)

@@ -13,6 +13,7 @@ from palimpsest.errors import DataError, ModelError
 from palimpsest.joining import Prompt, separator, stripped
 from palimpsest.models.chat import Chat
 from palimpsest.requests import EditRequest
+from palimpsest.texts import require_text
 
 PaddingSide = Literal["left", "right"]
 
@@ -171,6 +172,8 @@ def _not_empty(ids: tuple[int, ...], kind: str, text: str) -> tuple[int, ...]:
 
 
 def _prompt_ids(tokenizer: Any, text: str, chat: Chat | None) -> tuple[int, ...]:
+    if not text.isascii():
+        require_text(text, "prompt", where="what the model is asked")
     if chat is not None:
         # The template has put special tokens where they belong.
         return tuple(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])

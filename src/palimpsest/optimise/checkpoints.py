@@ -11,14 +11,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from pydantic import BaseModel
 from torch import Tensor
 
-from palimpsest.errors import ConfigError, DataError, later_version
-from palimpsest.patches.storage import read_tensors, write_tensors
-from palimpsest.provenance import new_file
+from palimpsest.errors import ConfigError, DataError
+from palimpsest.files import FileKind, new_file, parse_json, to_json, write_tensors
 
 FORMAT_VERSION = 1
+CHECKPOINT = FileKind(
+    DataError,
+    "The checkpoint cannot be read.",
+    expected="a file that training wrote",
+    remedy="remove it and begin anew, without --resume",
+)
+
+
+class _Record(BaseModel):
+    """What stands in the header."""
+
+    format: int
+    identity: dict[str, Any]
+    course: dict[str, Any]
+    optimizer: dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -64,7 +78,7 @@ def write_checkpoint(file: Path, checkpoint: Checkpoint, identity: Mapping[str, 
     }
     stored = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     with new_file(file) as draft:
-        write_tensors(stored, draft, metadata={"checkpoint": json.dumps(record, default=str)})
+        write_tensors(stored, draft, metadata={"checkpoint": to_json(record)})
 
 
 def read_checkpoint(file: Path, identity: Mapping[str, Any]) -> Checkpoint:
@@ -73,32 +87,25 @@ def read_checkpoint(file: Path, identity: Mapping[str, Any]) -> Checkpoint:
     Raises `DataError` for a file that is none, `ConfigError` for the checkpoint of another training, naming what
     differs.
     """
-    try:
-        tensors, texts = read_tensors(file)
-        record: dict[str, Any] = json.loads(texts["checkpoint"])
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise DataError(
-            "The checkpoint cannot be read.",
-            expected="a file that training wrote",
-            found=str(error),
-            where=str(file),
-            remedy="remove it and begin anew, without --resume",
-        ) from error
-    if record["format"] > FORMAT_VERSION:
-        raise later_version(DataError, "checkpoint", record["format"], FORMAT_VERSION, where=str(file))
-    _require_same(record["identity"], json.loads(json.dumps(identity, default=str)), file)
-    state: dict[int, dict[str, Any]] = {int(index): dict(entry) for index, entry in record["optimizer"].items()}
-    for name, tensor in tensors.items():
-        if name.startswith("optimizer/"):
-            _, index, key = name.split("/", 2)
-            state.setdefault(int(index), {})[key] = tensor
-    return Checkpoint(
-        present=_under("present/", tensors),
-        best=_under("best/", tensors),
-        optimizer={"state": state},
-        random_state=tensors["random"],
-        course=record["course"],
-    )
+    stored = CHECKPOINT.tensors(file, integers=True)
+    with CHECKPOINT.reading(file):
+        record = parse_json(stored.texts["checkpoint"])
+        CHECKPOINT.require_format(record, FORMAT_VERSION, "checkpoint", file, name="format")
+        found = CHECKPOINT.checked(record, _Record, file)
+    _require_same(found.identity, json.loads(to_json(identity)), file)
+    with CHECKPOINT.reading(file):
+        state: dict[int, dict[str, Any]] = {int(index): dict(entry) for index, entry in found.optimizer.items()}
+        for name, tensor in stored.tensors.items():
+            if name.startswith("optimizer/"):
+                _, index, key = name.split("/", 2)
+                state.setdefault(int(index), {})[key] = tensor
+        return Checkpoint(
+            present=_under("present/", stored.tensors),
+            best=_under("best/", stored.tensors),
+            optimizer={"state": state},
+            random_state=stored.tensors["random"],
+            course=found.course,
+        )
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 from torch import Tensor, nn
 
 from palimpsest.config import Config
 from palimpsest.errors import ConfigError, DataError
-from palimpsest.optimise.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
+from palimpsest.optimise.checkpoints import CHECKPOINT, Checkpoint, read_checkpoint, write_checkpoint
 from palimpsest.stopwatch import Progress, silent
 
 # Of the step size, what is left at the end of one that decays.
@@ -236,12 +236,15 @@ class _Run:
         if self.checkpoint is None or not self.checkpoint.exists():
             return None
         found = read_checkpoint(self.checkpoint, self.identity)
-        self.module.load_state_dict(found.present)
-        self.best = found.best
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": found.optimizer["state"], "param_groups": groups})
-        torch.set_rng_state(found.random_state)
-        return Course(**found.course)
+        with CHECKPOINT.reading(self.checkpoint):
+            course = TypeAdapter(Course).validate_python(found.course)
+            self.module.load_state_dict(found.best)
+            self.module.load_state_dict(found.present)
+            self.best = found.best
+            groups = self.optimizer.state_dict()["param_groups"]
+            self.optimizer.load_state_dict({"state": found.optimizer["state"], "param_groups": groups})
+            torch.set_rng_state(found.random_state)
+        return course
 
     def _clip(self, step: int) -> None:
         for name, parameter in self.module.named_parameters():

@@ -5,13 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, final
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar, final
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
 from torch import Tensor
 
 from palimpsest.errors import PatchError
+from palimpsest.models.chat import Chat
 from palimpsest.models.fingerprint import differences
 from palimpsest.provenance import now, versions
 
@@ -46,6 +47,19 @@ class Base(BaseModel):
     file: str | None = None
 
 
+MaybeBase = TypeVar("MaybeBase", dict[str, Any], dict[str, Any] | None)
+
+
+def checked_base(base: MaybeBase) -> MaybeBase:
+    """A recorded fingerprint. Raises pydantic's `ValidationError` for what is no fingerprint."""
+    return None if base is None else Base.model_validate(base).model_dump(exclude_none=True)
+
+
+def checked_chat(chat: dict[str, str] | None) -> dict[str, str] | None:
+    """A recorded chat. Raises pydantic's `ValidationError` for other texts."""
+    return None if chat is None else TypeAdapter(Chat).validate_python(chat).to_dict()
+
+
 class Manifest(BaseModel):
     """What a patch says of itself. Written beside its tensors as `manifest.json`."""
 
@@ -59,11 +73,11 @@ class Manifest(BaseModel):
     preset: str | None = None
     config: dict[str, Any] = Field(default_factory=dict)
     """Every option with its value, defaults included."""
-    seed: int | None = None
+    seed: int | None = Field(default=None, ge=0, lt=2**63)
     model: str | None = None
-    base: dict[str, Any] | None = None
+    base: Annotated[dict[str, Any] | None, AfterValidator(checked_base)] = None
     """Fingerprint of the model it was made for; `None` for one that was put together by hand."""
-    chat: dict[str, str] | None = None
+    chat: Annotated[dict[str, str] | None, AfterValidator(checked_chat)] = None
     """The chat that the edits were made in, as texts (see `models.chat.Chat`); `None` for plain prompts."""
     stacked_on: list[str] = Field(default_factory=list)
     """Labels of the patches that were on the model when this one was made."""
@@ -77,11 +91,6 @@ class Manifest(BaseModel):
     """What each tensor or site is changed by."""
     payload: dict[str, Any] = Field(default_factory=dict)
     """What the patch is beside its tensors, as its kind writes it."""
-
-    @field_validator("base")
-    @classmethod
-    def _is_fingerprint(cls, base: dict[str, Any] | None) -> dict[str, Any] | None:
-        return None if base is None else Base.model_validate(base).model_dump(exclude_none=True)
 
 
 @dataclass(frozen=True, eq=False)

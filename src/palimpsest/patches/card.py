@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
+from palimpsest.files import to_json
 from palimpsest.patches.base import Manifest
 from palimpsest.provenance import versions
+from palimpsest.texts import printed
 
 CARD = "README.md"
 CONTENTS = "palimpsest.json"
 Form = Literal["patch", "peft", "merged", "patched"]
 
 _LISTED_EDITS = 200
+# What Markdown, and the hub's additions to it, read as more than a character; a colon or a dot where an address may be.
+_ACTIVE = re.compile(r"[\\`*_\[\]|~$#&@]|:(?=\S)|(?<=www)\.", re.IGNORECASE)
 _LIBRARIES = {"patch": "palimpsest", "peft": "peft", "merged": "transformers", "patched": "palimpsest"}
 # How the hub shows what became of the base model.
 _RELATIONS = {"patch": "adapter", "peft": "adapter", "merged": "finetune", "patched": "adapter"}
@@ -33,7 +39,7 @@ class Contents(BaseModel):
     """The base model: a hub id, a bundled model's name, or a folder."""
     fingerprint: str | None = None
     """Of the base model's weights."""
-    auto_class: str = "AutoModelForCausalLM"
+    auto_class: str = Field(default="AutoModelForCausalLM", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     """The transformers class that loads the base model."""
     ranks: dict[str, int] = {}
     """Of an adapter: layer to rank."""
@@ -82,14 +88,23 @@ def card(contents: Contents, *, repo: str | None = None, measured: Measured | No
 
 
 def plain(text: object) -> str:
-    """One line that cannot end a table cell, open a tag or close a code span."""
-    flat = " ".join(str(text).split())
-    return flat.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "'")
+    """One line of Markdown that shows the text as it is: no tag, link, image, formula or code, no end of a cell."""
+    return _ACTIVE.sub(r"\\\g<0>", " ".join(printed(str(text)).split())).replace("<", "&lt;")
+
+
+def code(text: object) -> str:
+    """A code span that shows the text, but for its backquotes. Not for tables, where a bar would end the cell."""
+    return f"`{' '.join(printed(str(text)).split()).replace('`', chr(39)) or ' '}`"
+
+
+def literal(text: object) -> str:
+    """The text as Python code has it, in double quotes."""
+    return json.dumps(printed(str(text)), ensure_ascii=False)
 
 
 def is_hub_id(base: str) -> bool:
     """Whether a base model is on the hub, as far as its name says: an owner and a name, and no folder here."""
-    return base.count("/") == 1 and base[:1] not in ("/", ".", "~") and not Path(base).exists()
+    return base.count("/") == 1 and base[:1] not in ("/", ".", "~") and not os.path.exists(base)
 
 
 def _metadata(contents: Contents) -> str:
@@ -113,11 +128,11 @@ def _introduction(contents: Contents) -> str:
         + (f"{low}" if low == high else f"{low} to {high}")
         + "),",
     }[contents.form]
-    text = f"`{plain(contents.base)}` {how} {patches} of Palimpsest: {edits} edited."
+    text = f"{code(contents.base)} {how} {patches} of Palimpsest: {edits} edited."
     if contents.fingerprint is None:
         return text
     return text + (
-        f" Made for weights with the fingerprint `{contents.fingerprint}`"
+        f" Made for weights with the fingerprint {code(contents.fingerprint)}"
         + (", which is checked." if contents.form in ("patch", "patched") else "; on others it is something else.")
     )
 
@@ -138,7 +153,7 @@ def _making(patches: Sequence[Manifest]) -> str:
         (one.label, one.method, one.preset, one.seed, len(one.tensor_layout) or None, one.created) for one in patches
     ]
     table = _table(("patch", "method", "preset", "seed", "tensors changed", "made"), rows)
-    options = [f"Options of `{plain(one.label)}`:\n\n{_fenced(one.config)}" for one in patches if one.config]
+    options = [f"Options of {code(one.label)}:\n\n{_fenced(one.config)}" for one in patches if one.config]
     return "\n\n".join([table, *options])
 
 
@@ -156,8 +171,8 @@ def _estimate(found: Mapping[str, Any] | None) -> str | None:
 
 
 def _use(contents: Contents, repo: str | None) -> str:
-    base = plain(contents.base)
-    place = f'"{repo}"' if repo else '"this folder"'
+    base = literal(contents.base)
+    place = literal(repo or "this folder")
     folder = f"snapshot_download({place})" if repo else place
     download = (
         ["from huggingface_hub import snapshot_download"] if repo and contents.form in ("patch", "patched") else []
@@ -167,7 +182,7 @@ def _use(contents: Contents, repo: str | None) -> str:
             *download,
             "import palimpsest as ps",
             "",
-            f'model = ps.load("{base}")',
+            f"model = ps.load({base})",
             f"patch = ps.load_patch({folder})",
             "with model.patched(patch):",
             f"    print(model.generate({_first_prompt(contents)}))",
@@ -175,7 +190,7 @@ def _use(contents: Contents, repo: str | None) -> str:
         "peft": [
             "import peft, transformers",
             "",
-            f'base = transformers.{contents.auto_class}.from_pretrained("{base}")',
+            f"base = transformers.{contents.auto_class}.from_pretrained({base})",
             f"model = peft.PeftModel.from_pretrained(base, {place})",
         ],
         "patched": [
@@ -195,30 +210,30 @@ def _use(contents: Contents, repo: str | None) -> str:
 
 
 def _undo(contents: Contents) -> str:
-    base = plain(contents.base)
+    base = code(contents.base)
     return {
         "patch": "Leave the `with` block: the model is what it was, bit for bit. The base model's files are never "
         "changed by a patch.",
         "peft": "The base model is not in this folder and is not changed by it. Load it with "
         '`peft.PeftModel.from_pretrained(base, "this folder")`, and take it off again with `unload()`.',
-        "patched": f"The base model, `{base}`, is not in this folder and is not changed by it: load it by its name.",
+        "patched": f"The base model, {base}, is not in this folder and is not changed by it: load it by its name.",
         "merged": "Nothing in this folder remembers the old weights. To go back, load the base model "
-        f"`{base}`; to take back one of several patches, merge the others into the base model again with "
+        f"{base}; to take back one of several patches, merge the others into the base model again with "
         "`palimpsest apply`.",
     }[contents.form]
 
 
 def _first_prompt(contents: Contents) -> str:
-    return json.dumps(str(next((edit.get("prompt") for edit in contents.edits), "Hello")), ensure_ascii=False)
+    return literal(next((edit.get("prompt") for edit in contents.edits), "Hello"))
 
 
 def _fenced(options: Mapping[str, Any]) -> str:
-    text = json.dumps(dict(options), indent=1, ensure_ascii=False, default=str)
+    text = to_json(dict(options), indent=1)
     return f"```json\n{text.replace('```', '` ` `')}\n```"
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines = ["| " + " | ".join(map(plain, columns)) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join("" if cell is None else plain(cell) for cell in row) + " |" for row in rows]
     return "\n".join(lines)
 

@@ -7,9 +7,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
+from palimpsest.files import shaped
 from palimpsest.models.hooks import Attachment, Point, attach
+from palimpsest.models.linear import features
 from palimpsest.patches.branches import Branch, require_shapes, require_weight
 from palimpsest.patches.prompts import Decision, prompt_columns
 
@@ -117,6 +120,9 @@ class Codebook(Branch):
     def check(self, model: EditableModel) -> None:
         """See `Branch.check`."""
         require_weight(model, self.site, self.layer, self.weight)
+        out, into = features(model.sites.module(self.site, self.layer))
+        count = len(self.entries)
+        require_shapes(self.form, self.tensors(), {"keys": (count, into), "values": (count, out)})
 
     def joined(self, later: Codebook) -> Codebook:
         """Both; what the later one says of an entry that both have, holds."""
@@ -175,21 +181,14 @@ class Codebook(Branch):
     @classmethod
     def from_saved(cls, tensors: Mapping[str, Tensor], options: Mapping[str, Any]) -> Codebook:
         """See `Branch.from_saved`."""
-        entries = tuple(
-            Entry(
-                str(one["edit"]),
-                tuple(map(int, one["label"])),
-                tuple((str(edit), float(radius)) for edit, radius in one["narrowed"]),
-            )
-            for one in options["entries"]
-        )
+        entries = TypeAdapter(tuple[Entry, ...]).validate_python(options["entries"])
         return cls(
             str(options["site"]),
             int(options["layer"]),
             str(options["weight"]),
             options["replacement"],
-            tensors["keys"],
-            tensors["values"],
-            tensors["radii"],
+            shaped(tensors["keys"], len(entries), None, name="keys").float(),
+            shaped(tensors["values"], len(entries), None, name="values").float(),
+            shaped(tensors["radii"], len(entries), name="radii").float(),
             entries,
         )

@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 
 from palimpsest.errors import ConfigError
+from palimpsest.files import expanded, new_folder, require_absent, write_tensors
 from palimpsest.models.linear import describe, factors_to_storage, is_quantised, is_transposed, qualified_name
 from palimpsest.patches.base import Patch
 from palimpsest.patches.card import CARD, CONTENTS, Contents, Form, card
 from palimpsest.patches.folders import PATCHES
 from palimpsest.patches.modules import ModulePatch
 from palimpsest.patches.neurons import Neurons
-from palimpsest.patches.storage import write_patch, write_tensors
+from palimpsest.patches.storage import write_patch
 from palimpsest.patches.weights import LowRank, WeightPatch
 from palimpsest.patches.widening import widened
-from palimpsest.provenance import new_folder, require_absent
 
 if TYPE_CHECKING:
     from palimpsest.models.editable import EditableModel
@@ -42,7 +42,7 @@ def write_merged(model: EditableModel, patches: Sequence[Patch], out: str | Path
     Raises `OutputError` when the folder exists or the disk refuses, `PatchError` for a patch of another model,
     `ConfigError` for a patch that cannot be part of the weights, or that changes quantised ones.
     """
-    folder = Path(out).expanduser()
+    folder = expanded(out)
     require_absent(folder)
     neurons = [branch for patch in patches for branch in added_neurons(patch)]
     weights = [patch for patch in patches if not isinstance(patch, ModulePatch)]
@@ -82,7 +82,7 @@ def write_patched(model: EditableModel, patches: Sequence[Patch], out: str | Pat
 
     Raises `OutputError` when the folder exists or the disk refuses, `PatchError` for a patch of another model.
     """
-    folder = Path(out).expanduser()
+    folder = expanded(out)
     require_absent(folder)
     with ExitStack() as stack:
         for patch in patches:
@@ -96,7 +96,7 @@ def write_patched(model: EditableModel, patches: Sequence[Patch], out: str | Pat
 
 def base_of(name: str) -> str:
     """How a folder elsewhere names a model: a folder by its full path, others as they are called."""
-    path = Path(name).expanduser()
+    path = expanded(name)
     return str(path.resolve()) if path.exists() else name
 
 
@@ -116,7 +116,7 @@ def write_adapter(model: EditableModel, patches: Sequence[Patch], out: str | Pat
     Raises `OutputError` when the folder exists or the disk refuses, `PatchError` for a patch of another model,
     `ConfigError` for a change that is not a low-rank one of a linear layer's weight.
     """
-    folder = Path(out).expanduser()
+    folder = expanded(out)
     require_absent(folder)
     with ExitStack() as stack:
         for patch in patches:

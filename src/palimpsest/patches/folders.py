@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
 from palimpsest.errors import PatchError
+from palimpsest.files import FileKind
 from palimpsest.patches.card import CONTENTS, Contents
 from palimpsest.patches.storage import load_patch
 
@@ -16,11 +15,17 @@ if TYPE_CHECKING:
     from palimpsest.models.editable import EditableModel
 
 PATCHES = "patches"
+_FOLDER = FileKind(
+    PatchError,
+    "This is not a readable folder of patches.",
+    expected=f"{CONTENTS}, and a folder {PATCHES} beside it",
+    remedy="write it again with `palimpsest apply --as patched`",
+)
 
 
 def patched_base(folder: Path) -> str | None:
     """The base model that a folder of patches names; `None` for any other folder. Raises `PatchError` when damaged."""
-    if not (folder / CONTENTS).is_file() or not (folder / PATCHES).is_dir():
+    if not os.path.isfile(folder / CONTENTS) or not os.path.isdir(folder / PATCHES):
         return None
     return _contents(folder).base
 
@@ -34,13 +39,4 @@ def put_on_all(folder: Path, model: EditableModel) -> None:
 
 
 def _contents(folder: Path) -> Contents:
-    try:
-        return Contents.model_validate(json.loads((folder / CONTENTS).read_text(encoding="utf-8")))
-    except (OSError, ValueError, ValidationError) as error:
-        raise PatchError(
-            "This is not a readable folder of patches.",
-            expected=f"{CONTENTS}, and a folder {PATCHES} beside it",
-            found=str(error).split("\n")[0],
-            where=str(folder),
-            remedy="write it again with `palimpsest apply --as patched`",
-        ) from error
+    return _FOLDER.record(folder / CONTENTS, Contents)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from palimpsest.errors import ConfigError, DataError, OutputError
+from palimpsest.files import FileKind, to_json
 from palimpsest.patches.card import CARD, CONTENTS, Contents, Measured, card
 from palimpsest.patches.storage import MANIFEST, TENSORS, read_manifest
 
 # What may name the base model's folder on this machine, which is nobody's business and of no use elsewhere.
 _NAMING_THE_BASE = (MANIFEST, CONTENTS, "adapter_config.json", "config.json")
+_FOLDER = FileKind(
+    DataError,
+    "There is nothing to publish here.",
+    expected="a patch folder, or a folder that `palimpsest apply` wrote",
+)
 
 
 @dataclass(frozen=True)
@@ -89,18 +92,10 @@ def read_contents(folder: Path) -> Contents:
         fingerprint = manifest.base["weights"] if manifest.base else None
         return Contents(form="patch", base=manifest.model or "unknown", fingerprint=fingerprint, patches=[manifest])
     file = folder / CONTENTS
-    try:
-        if file.is_file():
-            return Contents.model_validate_json(file.read_text(encoding="utf-8"))
-        found = f"no {MANIFEST} and no {CONTENTS} in it" if folder.is_dir() else "nothing of that name"
-    except (OSError, ValueError, ValidationError) as error:
-        found = f"{CONTENTS} cannot be read: {str(error).splitlines()[0]}"
-    raise DataError(
-        "There is nothing to publish here.",
-        expected="a patch folder, or a folder that `palimpsest apply` wrote",
-        found=found,
-        where=str(folder),
-    )
+    if file.is_file():
+        return _FOLDER.record(file, Contents)
+    found = f"no {MANIFEST} and no {CONTENTS} in it" if folder.is_dir() else "nothing of that name"
+    raise _FOLDER.refused(folder, found)
 
 
 def publish(publication: Publication, api: Any, *, private: bool = False, overwrite: bool = False) -> str:
@@ -146,8 +141,7 @@ def _renamed(file: Path, former: str, base: str) -> bytes:
             return [renamed(entry) for entry in value]
         return base if value == former else value
 
-    record = renamed(json.loads(file.read_text(encoding="utf-8")))
-    return (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode()
+    return (to_json(renamed(_FOLDER.json(file)), indent=2) + "\n").encode()
 
 
 def _message(contents: Contents) -> str:

@@ -8,9 +8,11 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from palimpsest.errors import unknown_name
+from palimpsest.files import shaped
 from palimpsest.patches.base import Manifest, Patch, joined
 from palimpsest.requests import normalise
 
@@ -117,11 +119,6 @@ class MemoryPatch(Patch):
 
 def read_entries(tensors: Mapping[str, Tensor], payload: Mapping[str, Any]) -> tuple[list[Entry], Tensor]:
     """The entries and vectors that `payload` and `tensors` gave. Raises `ValueError` or `KeyError` for others."""
-    entries = [
-        Entry(str(one["id"]), str(one["prompt"]), str(one["answer"]), tuple(one.get("demonstrations", ())))
-        for one in payload["entries"]
-    ]
-    index = tensors[INDEX] if entries else torch.zeros(0, 0)
-    if index.ndim != 2 or len(index) != len(entries):
-        raise ValueError(f"{len(entries)} entries and vectors of shape {tuple(index.shape)}")
+    entries = TypeAdapter(list[Entry]).validate_python(payload["entries"])
+    index = shaped(tensors[INDEX], len(entries), None, name=INDEX) if entries else torch.zeros(0, 0)
     return entries, index

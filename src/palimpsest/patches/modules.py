@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from pydantic import TypeAdapter
 from torch import Tensor
 
-from palimpsest.errors import PatchError, near_matches
+from palimpsest.errors import PatchError, near_matches, unknown_name
 from palimpsest.patches.base import Kind, Manifest, Patch, joined
 from palimpsest.patches.branches import Branch
 from palimpsest.patches.codebook import Codebook
@@ -112,13 +113,17 @@ class ModulePatch(Patch):
 
     @classmethod
     def from_saved(cls, tensors: Mapping[str, Tensor], manifest: Manifest, parts: Mapping[str, Patch]) -> Self:
-        listed = enumerate(manifest.payload["branches"])
-        return cls([_branch(f"{index}.", dict(options), tensors) for index, options in listed], manifest)
+        listed = TypeAdapter(list[dict[str, Any]]).validate_python(manifest.payload["branches"])
+        branches = [_branch(f"{index}.", dict(options), tensors) for index, options in enumerate(listed)]
+        return cls(branches, manifest)
 
 
 def _branch(prefix: str, options: dict[str, Any], tensors: Mapping[str, Tensor]) -> Branch:
-    """One branch of what a manifest lists. Raises `KeyError` for a form that there is none of."""
-    form = FORMS[options.pop("form")]
+    """One branch of what a manifest lists. Raises `ConfigError` for an unknown form."""
+    name = str(options.pop("form"))
+    if name not in FORMS:
+        raise unknown_name("form of branch", name, FORMS)
+    form = FORMS[name]
     start = f"{prefix}{form.form}/"
     return form.from_saved(
         {name.removeprefix(start): part for name, part in tensors.items() if name.startswith(start)}, options

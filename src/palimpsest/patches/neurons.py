@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from palimpsest.errors import PatchError
+from palimpsest.files import shaped
 from palimpsest.models.activations import activation
 from palimpsest.models.hooks import Attachment, Point, attach
 from palimpsest.patches.branches import Branch, require_shapes, require_weight
@@ -123,6 +125,9 @@ class Neurons(Branch):
     @classmethod
     def from_saved(cls, tensors: Mapping[str, Tensor], options: Mapping[str, Any]) -> Neurons:
         """See `Branch.from_saved`."""
-        keys, biases, values = tensors["keys"], tensors.get("biases"), tensors["values"]
-        edits = tuple(map(str, options["edits"]))
-        return cls(int(options["layer"]), options["weight"], options["activation"], keys, biases, values, edits)
+        edits = TypeAdapter(tuple[str, ...]).validate_python(options["edits"])
+        keys = shaped(tensors["keys"], len(edits), None, name="keys").float()
+        biases = shaped(tensors["biases"], len(edits), name="biases").float() if "biases" in tensors else None
+        values = shaped(tensors["values"], *keys.shape, name="values").float()
+        place = int(options["layer"]), str(options["weight"]), str(options["activation"])
+        return cls(*place, keys, biases, values, edits)

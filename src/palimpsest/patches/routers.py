@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import exp, log
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from safetensors.torch import load_file
+from pydantic import Field, TypeAdapter
 from torch import Tensor
 
 from palimpsest.errors import DataError, PatchError
+from palimpsest.files import FileKind, said
 from palimpsest.models.counterfactual import edited_prompt, require_same_tokenizer
 from palimpsest.models.routing import Route
 from palimpsest.models.scoped_editor import ScopedEditor, ScopedEditorRecord
@@ -24,7 +26,10 @@ if TYPE_CHECKING:
     from palimpsest.models.weights import Layer
 
 _EDITOR = "editor/"
+_EDITOR_FILE = FileKind(PatchError, "A trained editor cannot be read.", expected="the file that training wrote")
 _PROMPTS_AT_ONCE = 64
+# What transformers and tokenizers raise for configs and tokenizers that are none.
+_NOT_AN_EDITOR = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, OSError)
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class Routing:
 
     editor: EditorReference
     record: ScopedEditorRecord
-    threshold: float = 0.5
+    threshold: Annotated[float, Field(gt=0)] = 0.5
     is_soft: bool = False
     reserve: int = 24
     is_self_contained: bool = False
@@ -108,9 +113,9 @@ class RouterPatch(MemoryPatch):
         """See `Patch.from_saved`."""
         payload = manifest.payload
         entries, index = read_entries(tensors, payload)
-        known = {name: value for name, value in payload.items() if name not in ("entries", "editor", "record")}
-        record = ScopedEditorRecord.model_validate(payload["record"])
-        routing = Routing(EditorReference(**payload["editor"]), record, **known)
+        routing = TypeAdapter(Routing).validate_python(
+            {name: value for name, value in payload.items() if name != "entries"}
+        )
         weights = {name.removeprefix(_EDITOR): one for name, one in tensors.items() if name.startswith(_EDITOR)}
         return cls(entries, index, manifest, routing=routing, weights=weights or None)
 
@@ -135,8 +140,8 @@ class RouterPatch(MemoryPatch):
             weights = self._weights or self._read()
             try:
                 self._editor = ScopedEditor.from_record(self.routing.record, weights, model)
-            except RuntimeError as error:
-                raise self._missing(f"weights that do not fit: {str(error).splitlines()[0]}") from error
+            except _NOT_AN_EDITOR as error:
+                raise self._missing(f"weights or a record that do not fit: {said(error)}") from error
         require_same_tokenizer(self._editor.reader.tokenizer, model, name="of the patch")
         return self._editor
 
@@ -161,11 +166,11 @@ class RouterPatch(MemoryPatch):
 
     def _read(self) -> dict[str, Tensor]:
         file = Path(self.routing.editor.file)
-        if not file.is_file():
+        if not os.path.isfile(file):
             raise self._missing("nothing of that name")
         if file_digest(file) != self.routing.editor.sha256:
             raise self._missing(f"another editor, SHA-256 {file_digest(file)}")
-        return load_file(file)
+        return _EDITOR_FILE.tensors(file, integers=True).tensors
 
     def _missing(self, found: str) -> PatchError:
         return PatchError(

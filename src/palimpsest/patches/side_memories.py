@@ -9,9 +9,11 @@ from functools import reduce
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from palimpsest.errors import PatchError
+from palimpsest.files import shaped
 from palimpsest.models.hooks import Attachment, Point, attach
 from palimpsest.models.linear import features
 from palimpsest.patches.branches import Branch, require_shapes, require_weight
@@ -177,11 +179,11 @@ class SideMemories(Branch):
         memories = tuple(
             SideMemory(
                 tuple(map(int, one["shards"])),
-                tensors[f"change-{index}"],
+                shaped(tensors[f"change-{index}"], None, None, name=f"change-{index}").float(),
                 float(one["threshold"]),
                 tuple(KnownEdit(str(edit), tuple(map(int, ids))) for edit, ids in one["edits"]),
             )
-            for index, one in enumerate(options["memories"])
+            for index, one in enumerate(TypeAdapter(list[dict[str, Any]]).validate_python(options["memories"]))
         )
         return cls(int(options["layer"]), str(options["weight"]), memories)
 

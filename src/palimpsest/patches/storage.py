@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from palimpsest import processes
-from palimpsest.errors import PatchError, later_version
+from palimpsest.errors import PatchError
+from palimpsest.files import FileKind, expanded, new_folder, write_json, write_tensors
 from palimpsest.models.placement import whole
 from palimpsest.patches.base import FORMAT_VERSION, Manifest, Patch
 from palimpsest.patches.inputs import InputPatch
 from palimpsest.patches.modules import ModulePatch
 from palimpsest.patches.routers import RouterPatch
 from palimpsest.patches.weights import WeightPatch
-from palimpsest.provenance import file_digest, new_folder
+from palimpsest.provenance import file_digest
 
 TENSORS = "patch.safetensors"
 MANIFEST = "manifest.json"
 PARTS = "parts"
+_DEEPEST = 8
+_PATCH = FileKind(
+    PatchError,
+    "This is not a readable patch.",
+    expected=f"a folder with {MANIFEST} and {TENSORS}",
+    remedy="point to a folder that `palimpsest edit --out` wrote",
+)
 
 KINDS: Mapping[str, type[Patch]] = {kind.kind: kind for kind in (WeightPatch, ModulePatch, InputPatch, RouterPatch)}
 """Every kind of patch by what its manifest calls it."""
@@ -51,40 +51,40 @@ def load_patch(path: str | Path) -> Patch:
 
     Raises `PatchError` for a folder that is none, and for files that are truncated, altered or of a later format.
     """
-    folder = Path(path).expanduser()
+    return _load(expanded(path), _DEEPEST)
+
+
+def _load(folder: Path, deepest: int) -> Patch:
     manifest = read_manifest(folder)
     file = folder / TENSORS
     if not file.is_file():
-        raise _broken(folder, f"no {TENSORS}")
-    if file_digest(file) != manifest.tensors_sha256:
+        raise _PATCH.refused(folder, f"no {TENSORS}")
+    with _PATCH.reading(file):
+        found = file_digest(file)
+    if found != manifest.tensors_sha256:
         raise PatchError(
             "The patch's tensors are not the ones that were saved.",
             expected=f"SHA-256 {manifest.tensors_sha256}",
-            found=f"SHA-256 {file_digest(file)}: truncated or altered",
+            found=f"SHA-256 {found}: truncated or altered",
             where=str(file),
             remedy="copy the patch again from where it was made, or make the edit again",
         )
     kept = sorted(part for part in (folder / PARTS).glob("*") if part.is_dir())
-    parts = {part.name: load_patch(part) for part in kept}
-    try:
-        return KINDS[manifest.kind].from_saved(load_file(file), manifest, parts)
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise _broken(folder, f"{TENSORS} cannot be read: {error}") from error
+    if kept and not deepest:
+        raise _PATCH.refused(folder, f"parts of parts, more than {_DEEPEST} deep")
+    parts = {part.name: _load(part, deepest - 1) for part in kept}
+    # A patch of a memory that was trained elsewhere may hold whole numbers of that editor's.
+    tensors = _PATCH.tensors(file, integers=manifest.kind == RouterPatch.kind).tensors
+    with _PATCH.reading(folder / MANIFEST):
+        return KINDS[manifest.kind].from_saved(tensors, manifest, parts)
 
 
 def read_manifest(folder: Path) -> Manifest:
     """Reads and checks a patch's manifest alone. Raises `PatchError` as `load_patch` does."""
     file = folder / MANIFEST
     if not file.is_file():
-        raise _broken(folder, "nothing of that name" if not folder.exists() else f"no {MANIFEST}")
-    try:
-        record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(record, dict) and record.get("format_version", 0) > FORMAT_VERSION:
-            raise later_version(PatchError, "patch", record["format_version"], FORMAT_VERSION, where=str(file))
-        return Manifest.model_validate(record)
-    except (ValueError, TypeError, ValidationError) as error:
-        first_line = str(error).split("\n")[0]
-        raise _broken(folder, f"{MANIFEST} is not a manifest: {first_line}") from error
+        raise _PATCH.refused(folder, "nothing of that name" if not folder.exists() else f"no {MANIFEST}")
+    return _PATCH.record(file, Manifest, known_format=FORMAT_VERSION, what="patch")
 
 
 def write_patch(patch: Patch, draft: Path) -> None:
@@ -100,8 +100,7 @@ def write_patch(patch: Patch, draft: Path) -> None:
             "payload": patch.payload(),
         }
     )
-    text = json.dumps(manifest.model_dump(), indent=2, ensure_ascii=False, default=str)
-    (draft / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    write_json(draft / MANIFEST, manifest.model_dump(), indent=2)
     for name, part in patch.saved_parts().items():
         write_patch(part, draft / PARTS / name)
 
@@ -112,37 +111,3 @@ def _hand_over(patch: Patch) -> None:
         whole(part.detach())
     for kept in patch.saved_parts().values():
         _hand_over(kept)
-
-
-def write_tensors(tensors: dict[str, Any], file: Path, *, metadata: dict[str, str] | None = None) -> None:
-    """Writes a safetensors file and forces it to the disk. Raises `OSError` when the disk refuses."""
-    try:
-        save_file(tensors, file, metadata=metadata)
-        # A full disk may only show when the data is forced out; the folder must not appear before that.
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    except SafetensorError as error:
-        # `new_folder`, which knows the path the user gave, makes the message.
-        raise OSError(str(error)) from error
-
-
-def read_tensors(file: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a safetensors file, and the texts that were stored with them.
-
-    Raises `OSError` or `SafetensorError` for a file that cannot be read.
-    """
-    with safe_open(str(file), framework="pt") as stored:
-        return {name: stored.get_tensor(name) for name in stored.keys()}, stored.metadata() or {}  # noqa: SIM118
-
-
-def _broken(folder: Path, found: str) -> PatchError:
-    return PatchError(
-        "This is not a readable patch.",
-        expected=f"a folder with {MANIFEST} and {TENSORS}",
-        found=found,
-        where=str(folder),
-        remedy="point to a folder that `palimpsest edit --out` wrote",
-    )

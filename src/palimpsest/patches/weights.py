@@ -64,6 +64,14 @@ class LowRank:
     left: Tensor
     right: Tensor
 
+    def __post_init__(self) -> None:
+        if self.left.ndim != 2 or self.right.ndim != 2 or self.left.shape[1] != self.right.shape[0]:
+            raise PatchError(
+                "The factors of a low-rank change do not fit together.",
+                expected="shapes (rows, r) and (r, columns)",
+                found=f"shapes {tuple(self.left.shape)} and {tuple(self.right.shape)}",
+            )
+
     @property
     def shape(self) -> tuple[int, ...]:
         return (self.left.shape[0], self.right.shape[1])

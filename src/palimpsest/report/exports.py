@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from palimpsest.provenance import new_folder
+from palimpsest.files import new_folder
 from palimpsest.report import tables
 from palimpsest.report.definitions import label
 from palimpsest.report.settings import Group

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from palimpsest.errors import DataError
-from palimpsest.provenance import write_text
+from palimpsest.files import write_text
 from palimpsest.report import comparing, reading, settings, tables
 from palimpsest.report.definitions import MEASURES, PROTOCOLS, SCORINGS, SHORT, label
 from palimpsest.report.settings import Group

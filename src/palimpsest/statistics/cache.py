@@ -5,17 +5,27 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from safetensors import SafetensorError, safe_open
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from palimpsest.errors import DataError, OutputError
+from palimpsest.files import (
+    FileKind,
+    cache_folder,
+    new_file,
+    parse_json,
+    read_texts,
+    require_writable,
+    to_json,
+    write_tensors,
+)
 from palimpsest.models.fingerprint import exact_digest
-from palimpsest.patches.storage import write_tensors
-from palimpsest.provenance import digest, new_file, now, versions
+from palimpsest.provenance import digest, now, versions
 
 if TYPE_CHECKING:
     from palimpsest.models.editable import EditableModel
@@ -25,16 +35,10 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 _ENDING = ".safetensors"
 _RECORD = "record"
+_ENTRY = FileKind(DataError, "Statistics in the cache cannot be read.", expected="a file that this package wrote")
+T = TypeVar("T")
 # What a config says of where and how a model was stored, not of what it computes.
 _NOT_COMPUTED = {"_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "use_cache"}
-
-
-def default_folder() -> Path:
-    """`$PALIMPSEST_CACHE`, else `palimpsest` in `$XDG_CACHE_HOME`, else `~/.cache/palimpsest`."""
-    chosen = os.environ.get("PALIMPSEST_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "palimpsest"
 
 
 @dataclass(frozen=True)
@@ -44,53 +48,129 @@ class Entry:
     tensors: dict[str, Tensor]
     record: dict[str, Any]
 
+    def number(self, *names: str) -> int:
+        """A count in the record, by the names that lead to it. Raises `ValueError` for what is none."""
+        value: Any = self.record
+        for name in names:
+            value = value[name]
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise ValueError(f"field `{'.'.join(names)}`: {value!r} in the place of a count")
+        return value
+
 
 class Cache:
     """A folder of safetensors files, each named by the digest of an identity.
 
+    What is damaged is put aside, so that it is computed again. What cannot be kept is only noted: an edit does without
+    a cache.
+
     Arguments:
-        folder: where; left out, see `default_folder`. It is made when something is first written.
+        folder: where; left out, see `files.cache_folder`. It is made when something is first written.
+        is_required: raise where something cannot be kept, for those who compute in order to keep it.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self.folder = (folder or default_folder()) / "statistics"
+    def __init__(self, folder: Path | None = None, *, is_required: bool = False) -> None:
+        chosen = folder or cache_folder()
+        self.folder = None if chosen is None else chosen / "statistics"
+        self.is_required = is_required
+        self.notes: list[str] = []
+        """What could not be kept or was put aside, as sentences, each once."""
 
-    def file(self, identity: Mapping[str, Any]) -> Path:
-        """Where something of this identity is kept."""
-        return self.folder / f"{digest(identity)}{_ENDING}"
+    def file(self, identity: Mapping[str, Any]) -> Path | None:
+        """Where something of this identity is kept; `None` where there is no folder."""
+        return None if self.folder is None else self.folder / f"{digest(identity)}{_ENDING}"
 
-    def read(self, identity: Mapping[str, Any]) -> Entry | None:
-        """What is kept under an identity; `None` when there is nothing, or it is not readable."""
+    def has(self, identity: Mapping[str, Any]) -> bool:
+        """Whether something is kept under an identity, damaged or not."""
         file = self.file(identity)
+        return file is not None and os.path.isfile(file)
+
+    def read(self, identity: Mapping[str, Any], make: Callable[[Entry], T]) -> T | None:
+        """What is made of the tensors and facts under an identity; `None` when there is nothing.
+
+        Arguments:
+            identity: what they were computed under.
+            make: raises `ValueError`, `LookupError` or `TypeError` for what is damaged.
+        """
+        file = self.file(identity)
+        if file is None or not self.has(identity):
+            return None
         try:
-            with safe_open(file, framework="pt") as stored:
-                record = json.loads((stored.metadata() or {})[_RECORD])
+            stored = _ENTRY.tensors(file, integers=True)
+            with _ENTRY.reading(file):
+                record = _record(stored.texts)
                 # A digest is short; the identity itself decides.
                 if record["identity"] != _plain(identity):
                     return None
-                return Entry({name: stored.get_tensor(name) for name in stored.keys()}, record)  # noqa: SIM118
-        except (OSError, SafetensorError, KeyError, ValueError):
+                return make(Entry(stored.tensors, record))
+        except DataError as error:
+            self._put_aside(file, error)
             return None
 
     def write(self, identity: Mapping[str, Any], tensors: Mapping[str, Tensor], **facts: Any) -> None:
-        """Keeps tensors and facts under an identity. Raises `OutputError` when the disk refuses."""
+        """Keeps tensors and facts under an identity; see the class for a disk that refuses."""
         record = {"identity": _plain(identity), "created": now(), "versions": versions(), **facts}
         stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        with new_file(self.file(identity)) as draft:
-            write_tensors(stored, draft, metadata={_RECORD: json.dumps(record)})
+        try:
+            with new_file(self.require() / f"{digest(identity)}{_ENDING}") as draft:
+                write_tensors(stored, draft, metadata={_RECORD: to_json(record)})
+        except OutputError as error:
+            if self.is_required:
+                raise
+            self._note(
+                f"The statistics could not be kept, so the next edit computes them again: {error.found}"
+                + (f" at {self.folder}." if self.folder else "; PALIMPSEST_CACHE names a folder.")
+            )
+
+    def require(self) -> Path:
+        """The folder. Raises `OutputError` where there is none, or where nothing can be written to it."""
+        if self.folder is None:
+            raise OutputError(
+                "There is no folder for the cache.",
+                expected="PALIMPSEST_CACHE or HOME in the environment",
+                found="neither, and a user without a home folder",
+                remedy="set PALIMPSEST_CACHE to a folder",
+            )
+        require_writable(self.folder / "file")
+        return self.folder
 
     def drop(self, identity: Mapping[str, Any]) -> None:
         """Forgets what is kept under an identity, if anything."""
-        self.file(identity).unlink(missing_ok=True)
+        file = self.file(identity)
+        if file is not None:
+            with contextlib.suppress(OSError):
+                file.unlink()
 
     def records(self) -> list[dict[str, Any]]:
         """The records of all files, with their names and sizes, newest first; unreadable files are left out."""
         found = []
-        for file in self.folder.glob(f"*{_ENDING}"):
-            with contextlib.suppress(OSError, SafetensorError, KeyError, ValueError), safe_open(file, "pt") as stored:
-                record = json.loads((stored.metadata() or {})[_RECORD])
-                found.append({**record, "file": str(file), "bytes": file.stat().st_size})
+        for file in self.folder.glob(f"*{_ENDING}") if self.folder is not None else ():
+            with contextlib.suppress(DataError), _ENTRY.reading(file):
+                found.append({**_record(read_texts(file)), "file": str(file), "bytes": file.stat().st_size})
         return sorted(found, key=lambda record: str(record["created"]), reverse=True)
+
+    def _put_aside(self, file: Path, error: DataError) -> None:
+        with contextlib.suppress(OSError):
+            file.replace(file.with_name(file.name + ".damaged"))
+        self._note(f"Damaged statistics were put aside and computed again: {file.name}, {error.found}.")
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+
+class _Record(BaseModel):
+    """What stands in a file's header; each kind of statistics adds facts of its own."""
+
+    model_config = ConfigDict(extra="allow")
+
+    identity: dict[str, Any]
+    created: str
+    versions: dict[str, str]
+
+
+def _record(texts: Mapping[str, str]) -> dict[str, Any]:
+    return _Record.model_validate(parse_json(texts[_RECORD])).model_dump()
 
 
 def identity(model: EditableModel, point: Point, text: Text, limits: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from palimpsest.errors import ConfigError
+from palimpsest.files import shaped
 from palimpsest.models.hooks import Point
 from palimpsest.models.linear import features
 from palimpsest.statistics import rows as reading
-from palimpsest.statistics.cache import Cache, identity
+from palimpsest.statistics.cache import Cache, Entry, identity
 from palimpsest.statistics.moments import SecondMoment
 from palimpsest.statistics.passes import Checkpoints, KeyStatistics, run_pass, start
 from palimpsest.statistics.published import PublishedMoments
@@ -75,7 +76,7 @@ def collect(
     text = text.for_model(model, cache=cache, progress=progress)
     widths = {point: key_width(model, point) for point in points}
     known = identities(model, points, text, max_tokens=max_tokens, tolerance=tolerance, row_length=row_length)
-    found = {point: _cached(cache, point, known[point]) for point in points}
+    found = {point: _cached(cache, point, known[point], widths[point]) for point in points}
     missing = [point for point, one in found.items() if one is None]
     if missing:
         most, longest = known[missing[0]]["max_tokens"], known[missing[0]]["row_length"]
@@ -134,9 +135,10 @@ def key_width(model: EditableModel, point: Point) -> int:
     return features(module)[1]
 
 
-def _cached(cache: Cache | None, point: Point, known: dict[str, Any]) -> KeyStatistics | None:
-    entry = cache.read(known) if cache else None
-    if entry is None:
-        return None
-    moment = SecondMoment.from_sum(entry.tensors["sum"], entry.record["count"])
-    return KeyStatistics(point, moment, entry.record["error"], known, is_cached=True)
+def _cached(cache: Cache | None, point: Point, known: dict[str, Any], width: int) -> KeyStatistics | None:
+    def made(entry: Entry) -> KeyStatistics:
+        moment = SecondMoment.from_sum(shaped(entry.tensors["sum"], width, width, name="sum"), entry.number("count"))
+        error = entry.record["error"]
+        return KeyStatistics(point, moment, None if error is None else float(error), known, is_cached=True)
+
+    return cache.read(known, made) if cache else None

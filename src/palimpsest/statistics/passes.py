@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from palimpsest.files import shaped
 from palimpsest.models.hooks import Point, captured
 from palimpsest.models.tokens import Batch
 from palimpsest.statistics import rows as reading
-from palimpsest.statistics.cache import Cache
+from palimpsest.statistics.cache import Cache, Entry
 from palimpsest.statistics.convergence import direction_error, is_due
 from palimpsest.statistics.moments import SecondMoment
 from palimpsest.stopwatch import Progress
@@ -74,13 +75,19 @@ class Checkpoints:
 
     def restored(self, running: Running) -> Running:
         """A point as its checkpoint has it, if there is one."""
-        entry = self.cache.read(_partial(running.identity)) if self.cache else None
-        if entry is not None:
-            counts = entry.record["counts"]
-            even, odd = (SecondMoment.from_sum(entry.tensors[name], counts[name]) for name in ("even", "odd"))
-            running.halves, running.probes = (even, odd), entry.tensors["probes"]
-            running.windows_done = entry.record["windows_done"]
-        return running
+        width = running.halves[0].width
+
+        def moment(entry: Entry, name: str) -> SecondMoment:
+            total = shaped(entry.tensors[name], width, width, name=name)
+            return SecondMoment.from_sum(total, entry.number("counts", name))
+
+        def made(entry: Entry) -> Running:
+            probes = shaped(entry.tensors["probes"], None, width, name="probes").double()
+            halves = moment(entry, "even"), moment(entry, "odd")
+            return replace(running, halves=halves, probes=probes, windows_done=entry.number("windows_done"))
+
+        found = self.cache.read(_partial(running.identity), made) if self.cache else None
+        return found or running
 
     def save_in_time(self, active: Sequence[Running]) -> None:
         """Writes the sums, when it is time to."""

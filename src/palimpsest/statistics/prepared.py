@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pydantic import Field
 
 from palimpsest.config import Config
+from palimpsest.files import expanded
 from palimpsest.models.hooks import Point
 from palimpsest.provenance import digest
 from palimpsest.solve.factorised import Factorised
@@ -46,7 +46,7 @@ class StatisticsConfig(Config):
 
 def open_source(name: str) -> Text | PublishedMoments:
     """What the option `text` names: a folder with .npz files is published moments, all else as `open_text`."""
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     return PublishedMoments(folder) if folder.is_dir() and any(folder.glob("*.npz")) else open_text(name)
 
 
@@ -61,10 +61,12 @@ class Prepared(Generic[PreparedT]):
         value: the factor or the spectrum.
         facts: for a method's diagnostics: tokens, error, whether they were found in the cache, and of a factor the
             condition.
+        notes: what could not be kept in the cache, or was damaged there.
     """
 
     value: PreparedT
     facts: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
 
 class KeyMetrics:
@@ -123,7 +125,7 @@ class KeyMetrics:
                 value = make(one)
                 if isinstance(value, Factorised):
                     facts["condition"] = value.condition
-                self._kept[kind, point] = (key, Prepared(value, facts))
+                self._kept[kind, point] = (key, Prepared(value, facts, tuple(self.cache.notes)))
         return {layer: self._kept[kind, point][1] for layer, point in points.items()}
 
     def check(
@@ -142,7 +144,7 @@ class KeyMetrics:
             identities(model, points, self.source)
             return notes
         known = identities(model, points, self.source, **options)
-        if all(self.cache.file(identity).exists() for identity in known.values()):
+        if all(self.cache.has(identity) for identity in known.values()):
             return notes
         if isinstance(self.source, HubText) and not is_asked_for:
             self.source = open_source(reachable(self.text, notes))

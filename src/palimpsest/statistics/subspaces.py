@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from palimpsest.errors import ConfigError, DataError
+from palimpsest.files import shaped
 
 if TYPE_CHECKING:
-    from palimpsest.statistics.cache import Cache
+    from palimpsest.statistics.cache import Cache, Entry
     from palimpsest.statistics.passes import KeyStatistics
 
 THRESHOLD = 2e-2
@@ -68,9 +69,15 @@ def decompose(moment: Tensor) -> Spectrum:
 def spectrum_of(statistics: KeyStatistics, cache: Cache | None = None) -> Spectrum:
     """The spectrum of what was collected at a point: read from the cache, or computed once and kept there."""
     identity = {"derived": "spectrum", **statistics.identity}
-    entry = cache.read(identity) if cache else None
-    if entry is not None:
-        return Spectrum(entry.tensors["values"], entry.tensors["vectors"])
+    width = statistics.moment.width
+
+    def made(entry: Entry) -> Spectrum:
+        values, vectors = entry.tensors["values"], entry.tensors["vectors"]
+        return Spectrum(shaped(values, width, name="values"), shaped(vectors, width, width, name="vectors"))
+
+    found = cache.read(identity, made) if cache else None
+    if found is not None:
+        return found
     spectrum = decompose(statistics.moment.mean())
     if cache is not None:
         cache.write(identity, {"values": spectrum.values, "vectors": spectrum.vectors})

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import codecs
 import hashlib
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from palimpsest.errors import ConfigError, DataError, near_matches
+from palimpsest.files import expanded, parse_json, said
 from palimpsest.provenance import file_digest
 from palimpsest.registry import Registry, Row
 from palimpsest.stopwatch import Progress, silent
@@ -176,7 +176,7 @@ def open_text(name: str, *, column: str = "text") -> Text:
         if not isinstance(source, Text):
             raise ConfigError(f"The text {name!r} is no text.", expected="a Text", found=type(source).__name__)
         return source
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.exists():
         return FileText(path, column=column)
     owner, slash, rest = name.partition("/")
@@ -247,9 +247,9 @@ def _lines(file: Path, column: str | None) -> Iterator[str]:
 
 def _field(line: str, column: str, where: str) -> str:
     try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError("The JSON is broken.", expected="one object a line", found=str(error), where=where) from error
+        record = parse_json(line)
+    except ValueError as error:
+        raise DataError("The JSON is broken.", expected="one object a line", found=said(error), where=where) from error
     found = record.get(column) if isinstance(record, dict) else record
     if not isinstance(found, str):
         raise DataError(

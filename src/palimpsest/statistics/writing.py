@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from palimpsest.errors import ModelError
+from palimpsest.files import shaped
 from palimpsest.models.bypass import cast_above, frozen
 from palimpsest.models.fingerprint import exact_digest
 from palimpsest.provenance import digest
-from palimpsest.statistics.cache import Cache, computed_config
+from palimpsest.statistics.cache import Cache, Entry, computed_config
 from palimpsest.statistics.text import Text, open_text
 from palimpsest.stopwatch import Progress, silent
 
@@ -144,15 +145,20 @@ class WrittenText(Text):
         while len(self._rounds) <= number:
             at = len(self._rounds)
             known = {**self._known, "round": at}
-            entry = self.cache.read(known) if self.cache else None
-            if entry is None:
+            ids = self.cache.read(known, self._kept) if self.cache else None
+            if ids is None:
                 ids = sample_rows(self.model, ROWS, self.row_length, (self.seed, at), self._within(at, of))
                 if self.cache:
                     self.cache.write(known, {"ids": ids.to(torch.int32)}, count=ids.numel())
-            else:
-                ids = entry.tensors["ids"].long()
             self._rounds.append(ids)
         return self._rounds[number]
+
+    def _kept(self, entry: Entry) -> Tensor:
+        """The rows of a round that was kept. Raises `ValueError` for what is damaged."""
+        ids = shaped(entry.tensors["ids"], ROWS, self.row_length, name="ids").long()
+        if int(ids.min()) < 0 or int(ids.max()) >= len(self.model.sites.module("embed").weight):
+            raise ValueError("tensor ids: numbers that no token has")
+        return ids
 
     def _within(self, at: int, of: int) -> Progress:
         each = ROWS * self.row_length

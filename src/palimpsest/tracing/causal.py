@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from palimpsest.config import Config
 from palimpsest.errors import DataError
+from palimpsest.files import FileKind
 from palimpsest.models.editable import EditableModel
 from palimpsest.requests import EditRequest
 from palimpsest.stopwatch import Progress, silent
@@ -73,12 +74,10 @@ class CausalTrace(BaseModel):
     @classmethod
     def load(cls, file: str | Path) -> CausalTrace:
         """Reads what `model_dump_json` wrote. Raises `DataError` for a file that is no trace."""
-        try:
-            return cls.model_validate_json(Path(file).read_text(encoding="utf-8"))
-        except (OSError, ValidationError) as error:
-            raise DataError(
-                "The file does not hold a trace.", found=str(error).split("\n")[0], where=str(file)
-            ) from error
+        kind = FileKind(
+            DataError, "The file does not hold a trace.", expected="what `palimpsest trace --out` wrote as trace.json"
+        )
+        return kind.record(Path(file), cls)
 
 
 def trace(

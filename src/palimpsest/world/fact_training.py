@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from palimpsest.files import new_folder, require_absent
 from palimpsest.models.loading import load
-from palimpsest.provenance import new_folder, require_absent
 from palimpsest.requests import EditRequest
 from palimpsest.stopwatch import Progress
 from palimpsest.world.ceiling import Known, ceiling

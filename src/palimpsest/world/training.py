@@ -23,7 +23,8 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from palimpsest.errors import ConfigError, unknown_name
-from palimpsest.provenance import new_folder, require_absent, versions
+from palimpsest.files import new_folder, require_absent
+from palimpsest.provenance import versions
 from palimpsest.stopwatch import Progress
 from palimpsest.world.auditing import audit
 from palimpsest.world.bars import bar

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from palimpsest.datasets.portability.items import Proposal
+from palimpsest.files import json_decoder, require_encodable, texts_of
 from palimpsest.requests import EditRequest
 
 LONGEST_ANSWER = 100_000
@@ -108,11 +109,14 @@ def _proposal(item: Any) -> Proposal:
 
 
 def _first_object(text: str) -> Any:
-    decoder = json.JSONDecoder()
+    decoder = json_decoder()
     start = text.find("{")
     while start >= 0:
         try:
-            return decoder.raw_decode(text, start)[0]
-        except (json.JSONDecodeError, RecursionError):
+            found, _ = decoder.raw_decode(text, start)
+            for one in texts_of(found):
+                require_encodable(one)
+            return found
+        except (ValueError, RecursionError):
             start = text.find("{", start + 1)
     return None

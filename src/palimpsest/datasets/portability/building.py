@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ from palimpsest.datasets.portability.asking import NoProposal
 from palimpsest.datasets.portability.generators import Generator
 from palimpsest.datasets.portability.items import Item, Proposal, objection
 from palimpsest.errors import DataError, OutputError
-from palimpsest.provenance import digest, new_folder, now, require_absent, versions, write_text
+from palimpsest.files import append, new_folder, require_absent, to_json, write_json, write_text
+from palimpsest.provenance import digest, now, versions
 from palimpsest.requests import EditRequest, normalise
 from palimpsest.stopwatch import Progress, silent
 
@@ -159,25 +159,22 @@ def _open(out: Path, specification: dict[str, Any], edits: Sequence[EditRequest]
     require_absent(out)
     with new_folder(out) as draft:
         record = {**specification, "versions": versions(), "created": now()}
-        write_text(draft / review.BUILD, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-        lines = [json.dumps(edit.to_dict(), ensure_ascii=False) for edit in edits]
+        write_json(draft / review.BUILD, record, indent=2)
+        lines = [to_json(edit.to_dict()) for edit in edits]
         write_text(draft / review.EDITS, "\n".join(lines) + "\n")
 
 
 def _finished(file: Path) -> dict[str, dict[str, Any]]:
-    """The lines of the edits that are done; a tail that an interrupt left half-written is cut off."""
-    lines, size = review.read_items(file)
-    if file.exists() and size < file.stat().st_size:
-        os.truncate(file, size)
+    """The lines of the edits that are done; what is half-written or damaged goes out of the file."""
+    lines, is_whole = review.read_items(file)
+    if not is_whole:
+        write_text(file, "".join(f"{to_json(line)}\n" for line in lines.values()))
     return lines
 
 
 def _append(file: Path, line: dict[str, Any]) -> None:
     try:
-        with file.open("ab") as stream:
-            stream.write((json.dumps(line, ensure_ascii=False) + "\n").encode("utf-8"))
-            stream.flush()
-            os.fsync(stream.fileno())
+        append(file, f"{to_json(line)}\n")
     except OSError as error:
         raise OutputError(
             "Writing failed; what was finished before is kept.",

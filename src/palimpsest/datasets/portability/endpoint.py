@@ -215,7 +215,7 @@ def _said(error: urllib.error.HTTPError) -> str:
         text = error.read(2000).decode("utf-8", "replace")
         found = json.loads(text)["error"]
         text = found["message"] if isinstance(found, dict) else str(found)
-    except (OSError, HTTPException, ValueError, KeyError, TypeError):
+    except (OSError, HTTPException, ValueError, KeyError, TypeError, RecursionError):
         text = error.reason or ""
     return f": {' '.join(str(text).split())[:160]}" if text else ""
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,9 +12,10 @@ from palimpsest.datasets.base import Record
 from palimpsest.datasets.fields import text_field
 from palimpsest.datasets.portability.asking import Message, NoProposal, complaint, messages_for, read_answer
 from palimpsest.datasets.portability.items import Proposal
-from palimpsest.errors import DataError, PalimpsestError
+from palimpsest.errors import DataError, OutputError, PalimpsestError
+from palimpsest.files import parse_json, write_json
 from palimpsest.models.templates import rendered
-from palimpsest.provenance import digest, write_text
+from palimpsest.provenance import digest
 from palimpsest.requests import EditRequest, normalise
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class ChatGenerator:
         file = self._file(messages)
         if file is not None and file.exists():
             try:
-                answer = json.loads(file.read_text(encoding="utf-8"))["answer"]
+                answer = parse_json(file.read_text(encoding="utf-8"))["answer"]
             except (OSError, ValueError, KeyError, TypeError):
                 # What a full disk or another program left there is asked again.
                 answer = None
@@ -103,7 +104,9 @@ class ChatGenerator:
         self.asked += 1
         answer = self.completer.complete(messages)
         if file is not None:
-            write_text(file, json.dumps({"identity": self.identity, "answer": answer}, ensure_ascii=False))
+            # An answer that cannot be kept is asked for again another time.
+            with suppress(OutputError):
+                write_json(file, {"identity": self.identity, "answer": answer})
         return answer
 
     def _file(self, messages: Sequence[Message]) -> Path | None:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from palimpsest.provenance import digest
 from palimpsest.requests import EditRequest, normalise
 
@@ -64,9 +66,12 @@ class Item:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Item:
-        """Reads what `to_dict` wrote. Raises `KeyError` or `TypeError` for anything else."""
-        texts = {name: record[name] for name in ("relation", "answer", "recall", "question")}
-        return cls(record["edit"], Proposal(**texts, aliases=tuple(record["aliases"])), record["reason"])
+        """Reads what `to_dict` wrote. Raises `KeyError` or `ValueError` for anything else."""
+        texts = {name: record[name] for name in ("relation", "answer", "recall", "question", "aliases")}
+        proposal = TypeAdapter(Proposal).validate_python(texts)
+        return TypeAdapter(cls).validate_python(
+            {"edit": record["edit"], "proposal": proposal, "reason": record["reason"]}
+        )
 
 
 def objection(edit: EditRequest, proposal: Proposal) -> str | None:

@@ -5,21 +5,29 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from palimpsest.datasets.base import Dataset
 from palimpsest.datasets.portability.items import Item
 from palimpsest.datasets.reading import read_records
-from palimpsest.errors import DataError, OutputError, later_version
-from palimpsest.provenance import write_text
+from palimpsest.errors import DataError, OutputError
+from palimpsest.files import FileKind, write_text
 from palimpsest.requests import EditRequest, Probe
 
 FORMAT_VERSION = 1
 BUILD, EDITS, ITEMS, TABLE, PAGE = "build.json", "edits.jsonl", "items.jsonl", "review.csv", "review.html"
+_BUILD = FileKind(
+    OutputError,
+    "The folder is not that of a build.",
+    expected=f"a folder with {BUILD}, as `palimpsest portability build` writes it",
+)
 COLUMNS = ("id", "accepted", "edit", "new_answer", "relation", "recall", "question", "answer", "other_names")
 DECISIONS: Mapping[str, bool | None] = {
     "yes": True, "y": True, "true": True, "1": True, "x": True, "accept": True,
@@ -31,42 +39,38 @@ _DATA = "/*ITEMS*/[]"
 
 def is_build(path: Path) -> bool:
     """Whether this is the folder of a build."""
-    return (path / BUILD).is_file() and (path / EDITS).is_file()
+    return os.path.isfile(path / BUILD) and os.path.isfile(path / EDITS)
 
 
 def read_build(folder: Path) -> dict[str, Any]:
     """What a build was made with. Raises `OutputError` for a folder that no build, or a later version, wrote."""
-    try:
-        record: dict[str, Any] = json.loads((folder / BUILD).read_text(encoding="utf-8"))
-        later = record["format_version"] > FORMAT_VERSION
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise OutputError(
-            "The folder is not that of a build.",
-            expected=f"a folder with {BUILD}, as `palimpsest portability build` writes it",
-            found=str(error).split("\n")[0],
-            where=str(folder),
-        ) from error
-    if later:
-        raise later_version(OutputError, "build", record["format_version"], FORMAT_VERSION, where=str(folder / BUILD))
+    record: dict[str, Any] = _BUILD.json(folder / BUILD)
+    _BUILD.require_format(record, FORMAT_VERSION, "build", folder / BUILD)
     return record
 
 
-def read_items(file: Path) -> tuple[dict[str, dict[str, Any]], int]:
-    """The lines of the edits that are done, by id, and how many bytes they take; reading stops at a broken one."""
+def read_items(file: Path) -> tuple[dict[str, dict[str, Any]], bool]:
+    """The lines of the edits that are done, by id, and whether that is the whole file; damaged ones are left out."""
     lines: dict[str, dict[str, Any]] = {}
-    size = 0
-    for raw in file.read_bytes().splitlines(keepends=True) if file.exists() else []:
+    is_whole = True
+    for line in _BUILD.lines(file) if file.exists() else ():
         try:
-            line = json.loads(raw) if raw.endswith(b"\n") else None
-            if line is None:
-                break
-            for item in line["items"]:
+            found = _Line.model_validate(line.value)
+            for item in found.items:
                 Item.from_dict(item)
-            lines[line["edit"]] = {"edit": line["edit"], "items": line["items"], "reason": line["reason"]}
         except (ValueError, KeyError, TypeError):
-            break
-        size += len(raw)
-    return lines, size
+            is_whole = False
+            continue
+        lines[found.edit] = found.model_dump()
+    return lines, is_whole
+
+
+class _Line(BaseModel):
+    """One edit's line of `ITEMS`."""
+
+    edit: str
+    items: list[dict[str, Any]]
+    reason: str | None
 
 
 def write_pages(folder: Path, edits: Sequence[EditRequest], items: Sequence[Item]) -> None:

@@ -156,7 +156,7 @@ class WrittenText(Text):
     def _kept(self, entry: Entry) -> Tensor:
         """The rows of a round that was kept. Raises `ValueError` for what is damaged."""
         ids = shaped(entry.tensors["ids"], ROWS, self.row_length, name="ids").long()
-        if int(ids.min()) < 0 or int(ids.max()) >= len(self.model.sites.module("embed").weight):
+        if int(ids.min()) < 0 or int(ids.max()) >= int(self.model.module.config.get_text_config().vocab_size):
             raise ValueError("tensor ids: numbers that no token has")
         return ids
 

@@ -1,0 +1,188 @@
+"""The command line where stdout is closed, full or not UTF-8, signals come twice, and places are not there."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import palimpsest
+from palimpsest.cli import main
+from palimpsest.cli.surroundings import Output, heeding_signals
+
+CODE = "import sys; from palimpsest.cli import main; sys.exit(main())"
+
+
+def cli(*arguments, before="", after="", **options):
+    """The exit code and stderr of the command line, started by a shell that does something to its streams."""
+    command = f'{before} "$@" {after}'
+    given = ["bash", "-c", command, "bash", sys.executable, "-c", CODE, *map(str, arguments)]
+    done = subprocess.run(given, capture_output=True, timeout=120, check=False, **options)
+    return done.returncode, done.stdout, done.stderr.decode()
+
+
+@pytest.mark.parametrize("after", ["> /dev/full", ">&-"])
+def test_a_result_that_cannot_be_printed_is_an_error_without_a_traceback(after):
+    code, _, errors = cli("list", "texts", "--json", after=after)
+    assert code == 2 and errors.startswith("Error: The result could not be printed") and errors.count("\n") == 1
+
+
+def test_a_reader_that_has_enough_is_no_error():
+    code, out, errors = cli("list", "presets", before="set -o pipefail; (", after=") | head -1")
+    assert (code, errors) == (0, "") and out.count(b"\n") == 1
+
+
+def test_ascii_output_is_escaped_and_json_stays_json():
+    code, out, errors = cli("list", "models", env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert (code, errors) == (0, "") and out.isascii() and b"bundled" in out
+    code, out, _ = cli("list", "methods", "--json", env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert code == 0 and out.isascii() and json.loads(out)
+
+
+def test_a_patch_stays_and_the_code_says_so_when_only_printing_failed(workplace, tmp_path, monkeypatch):
+    class Full:
+        encoding = "utf-8"
+
+        def write(self, _text):
+            raise OSError(28, "No space left on device")
+
+        def flush(self):
+            pass
+
+        def isatty(self):
+            return False
+
+    out = tmp_path / "patch"
+    arguments = ["edit", str(workplace / "model"), "--method", "ft", "-o", "epochs=1", "--out", str(out)]
+    arguments += ["--prompt", "The capital of France is", "--target-new", "Lyon"]
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", Full())
+        assert main(arguments) == 0
+    assert main(["verify", str(workplace / "model"), str(out), "--json"]) in (0, 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", Full())
+        assert main(["list", "methods"]) == 2
+
+
+def test_a_folder_that_is_gone_is_named(tmp_path, monkeypatch):
+    place = tmp_path / "gone"
+    place.mkdir()
+    before = f"cd {place}; rmdir {place}; export PYTHONPATH={Path(palimpsest.__file__).parents[1]};"
+    code, _, errors = cli(
+        "edit", "world", "--method", "ft", "--prompt", "A", "--target-new", "B", "--out", "x", before=before
+    )
+    assert code == 2 and "Traceback" not in errors and "folder you are in" in errors
+
+
+def test_names_that_no_file_can_have(run, workplace, tmp_path):
+    long = "n" * 300
+    model = workplace / "model"
+    for arguments in (
+        ("ask", model, "Hello", "--patch", long),
+        ("ask", long, "Hello"),
+        ("edit", model, "--method", "ft", "--edits", long, "--out", tmp_path / "x"),
+        ("edit", model, "--method", "ft", "--edits", workplace / "facts.jsonl", "--out", tmp_path / long),
+        (
+            "edit",
+            model,
+            "--method",
+            "alphaedit",
+            "--edits",
+            "f.csv",
+            "--out",
+            tmp_path / "x",
+            "--state",
+            tmp_path / long,
+        ),
+        ("eval", model, "--method", "ft", "--dataset", long),
+        ("eval", model, "--method", "ft", "--dataset", "zsre", "--data", long),
+        ("report", long),
+        ("bench", long),
+    ):
+        result = run(*arguments)
+        assert result.code == 2 and result.err.count("Error: ") == 1 and "Traceback" not in result.err, arguments
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_texts_that_are_not_whole_are_refused(run, workplace, tmp_path):
+    model, text = workplace / "model", "Anna \udcff"
+    (tmp_path / "e.jsonl").write_text('{"prompt": "Anna is", "target_new": "\\ud800", "fact": "x"}\n')
+    for arguments in (
+        ("ask", model, text),
+        ("edit", model, "--method", "ft", "--prompt", text, "--target-new", "B", "--out", tmp_path / "x"),
+        ("edit", model, "--method", "ft", "--edits", tmp_path / "e.jsonl", "--out", tmp_path / "x"),
+    ):
+        result = run(*arguments)
+        assert (result.code, result.out) == (2, "") and "half a character" in result.err, arguments
+
+
+SLOW = """
+import sys, time
+from pathlib import Path
+from palimpsest.cli import main
+from palimpsest.cli.app import app
+from palimpsest.files import new_folder
+
+@app.command()
+def slow(out: Path):
+    with new_folder(out) as draft:
+        try:
+            (draft / "half").write_text("half")
+            print("ready", flush=True)
+            time.sleep(60)
+        finally:
+            # Removing takes a while.
+            time.sleep(0.5)
+
+sys.argv[1:] = ["slow", sys.argv[1]]
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("numbers", "code"),
+    [
+        ((signal.SIGINT, signal.SIGINT), 130),
+        ((signal.SIGTERM, signal.SIGINT), 143),
+        ((signal.SIGINT, signal.SIGTERM), 130),
+    ],
+)
+def test_two_signals_end_a_command_once(tmp_path, numbers, code):
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW, str(tmp_path / "out")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    for number in numbers:
+        process.send_signal(number)
+        time.sleep(0.01)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == code and "Traceback" not in errors and errors.count("removed") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_handlers_are_what_they_were_after_the_block():
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), heeding_signals(is_program=False):
+        signal.raise_signal(signal.SIGINT)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_an_output_keeps_what_it_lost():
+    class Ascii:
+        encoding = "ascii"
+        text = ""
+
+        def write(self, text):
+            text.encode("ascii")
+            self.text += text
+
+    stream = Ascii()
+    output = Output(stream)
+    output.write("caf\u00e9")
+    assert stream.text == "caf\\xe9" and output.failure is None and not output.is_whole
+    with pytest.raises(TypeError):
+        output.write(b"")

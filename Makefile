@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # torch goes first and alone: from an index that serves a CPU build, nothing later replaces it by a CUDA one.
 TORCH  := $(shell grep -i '^torch==' constraints.txt)
 
-.PHONY: env demo test test-all pretrained test-pretrained check format bench bench-results tables real editors gpu lock clean
+.PHONY: env demo test test-all pretrained test-pretrained check fuzz kills format bench bench-results tables real editors gpu lock clean
 
 env: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -38,6 +38,17 @@ check: env
 	$(BIN)/ruff check src tests bench
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/guards
+
+# Damaged files of every kind of ours, and commands killed at random moments; what goes wrong is printed and, with KEEP=--keep, kept.
+SEED  ?= 0
+CASES ?= 200
+KILLS ?= 20
+KEEP  ?=
+fuzz: env
+	$(BIN)/python tests/robustness/fuzz.py --seed $(SEED) --cases $(CASES) $(KEEP)
+
+kills: env
+	$(BIN)/python tests/robustness/kills.py --seed $(SEED) --kills $(KILLS)
 
 format: env
 	$(BIN)/ruff format src tests bench

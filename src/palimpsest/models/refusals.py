@@ -83,14 +83,14 @@ def field_at_fault(config: Mapping[str, Any], build: Callable[[dict[str, Any]], 
     """
     try:
         build(dict(config))
-    except Exception:  # the config is at fault: its fields are tried one by one
+    except Exception:  # noqa: S110 - the config is at fault: its fields are tried one by one
         pass
     else:
         return None
     for name, value in config.items():
         try:
             build({key: other for key, other in config.items() if key != name})
-        except Exception:  # another field's fault, or this one's absence is one: the next is tried
+        except Exception:  # noqa: S112 - another field's fault, or this one's absence is one: the next is tried
             continue
         return f"{name} = {value!r}"[:_LONGEST]
     return None

@@ -47,7 +47,7 @@ def drawn(shop: Workshop, seed: int, number: int) -> Case:
         try:
             damage = draw(scratch, rng)
             do(damage, scratch)
-        except (ValueError, OSError, LookupError, TypeError, RuntimeError):
+        except Exception:
             # It is so broken already that there is no place in it for more.
             break
         damages.append(damage)
@@ -94,7 +94,8 @@ def smallest(shop: Workshop, case: Case) -> Case:
         try:
             if fewer["damages"] and problem(shop, fewer)[0] is not None:
                 case = fewer
-        except (ValueError, OSError, LookupError, TypeError):
+        except Exception:
+            # Without the one before, there is nothing that this damage could be done to.
             continue
     return case
 

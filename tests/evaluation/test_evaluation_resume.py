@@ -180,10 +180,10 @@ def test_a_disk_that_refuses_is_one_clear_error_and_no_loss(tmp_path: Path, monk
         records = out / "records.jsonl"
         if records.exists() and os.fstat(descriptor).st_ino == records.stat().st_ino:
             writes.append(descriptor)
-        if len(writes) == 3:
-            # The system ran out of space after some of the bytes.
-            os.truncate(out / "records.jsonl", (out / "records.jsonl").stat().st_size - 40)
-            raise OSError(28, "No space left on device")
+            if len(writes) == 3:
+                # The system ran out of space after some of the bytes.
+                os.truncate(records, records.stat().st_size - 40)
+                raise OSError(28, "No space left on device")
         original(descriptor)
 
     monkeypatch.setattr("os.fsync", refuse)

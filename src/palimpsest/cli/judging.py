@@ -49,8 +49,7 @@ def judge(
     from palimpsest.datasets.portability.endpoint import Endpoint
     from palimpsest.evaluation import load_run
     from palimpsest.evaluation.judging import Judge
-    from palimpsest.provenance import require_absent, write_text
-    from palimpsest.statistics.cache import default_folder
+    from palimpsest.files import cache_folder, require_absent, write_text
 
     if max_cost is not None and prices is None:
         raise ConfigError(
@@ -70,7 +69,8 @@ def judge(
         retries=retries,
         requests_per_minute=requests_per_minute,
     )
-    asker = Judge(server, default_folder() / "verdicts")
+    cache = cache_folder()
+    asker = Judge(server, None if cache is None else cache / "verdicts")
     forecast = asker.estimate(record)
     cost = None if prices is None else forecast.cost(*prices)
     terminal.log(

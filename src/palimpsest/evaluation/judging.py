@@ -6,9 +6,9 @@ and the verdict is correct or incorrect. A run is judged after it was made, from
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,11 @@ from typing import Any
 from palimpsest.datasets.portability.asking import Message, NoProposal
 from palimpsest.datasets.portability.cost import CHARACTERS_A_TOKEN
 from palimpsest.datasets.portability.generators import Completer
+from palimpsest.errors import OutputError
 from palimpsest.evaluation import aggregate
 from palimpsest.evaluation.records import ProbeResult, RunRecord, Scores
-from palimpsest.provenance import digest, write_text
+from palimpsest.files import parse_json, write_json
+from palimpsest.provenance import digest
 from palimpsest.stopwatch import Progress, silent
 
 JUDGE = "judge"
@@ -134,7 +136,9 @@ class Judge:
         file = self._file(messages)
         # What says nothing is not kept: asked again it may.
         if file is not None and read_verdict(answer)[0] is not None:
-            write_text(file, json.dumps({"identity": self.completer.identity, "answer": answer}, ensure_ascii=False))
+            # A verdict that cannot be kept is asked for again another time.
+            with suppress(OutputError):
+                write_json(file, {"identity": self.completer.identity, "answer": answer})
         return answer
 
     def _known(self, messages: Sequence[Message]) -> str | None:
@@ -142,7 +146,7 @@ class Judge:
         if file is None or not file.exists():
             return None
         try:
-            answer = json.loads(file.read_text(encoding="utf-8"))["answer"]
+            answer = parse_json(file.read_text(encoding="utf-8"))["answer"]
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return answer if isinstance(answer, str) else None

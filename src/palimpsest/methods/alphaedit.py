@@ -116,7 +116,7 @@ class AlphaEdit(LocateThenEdit[AlphaEditConfig]):
         config: AlphaEditConfig,
         run: Run,
     ) -> Change:
-        before = earlier_keys(run.state, layers)
+        before = earlier_keys(run.state, {layer: len(self._projectors[layer].basis) for layer in layers})
 
         def solve(layer: int, keys: Tensor, residuals: Tensor, weights: Tensor) -> Solution:
             strength = config.strength or RELATIVE_STRENGTH * self._lengths[layer]
@@ -144,15 +144,21 @@ class AlphaEdit(LocateThenEdit[AlphaEditConfig]):
         return change
 
 
-def earlier_keys(state: MethodState | None, layers: Sequence[int]) -> dict[int, EarlierKeys]:
-    """The keys of the edits before, none at first. Raises `ConfigError` for the state of other layers or methods."""
+def earlier_keys(state: MethodState | None, widths: Mapping[int, int]) -> dict[int, EarlierKeys]:
+    """The keys of the edits before, none at first. Raises `ConfigError` for the state of other layers or methods.
+
+    Arguments:
+        state: what the last edit returned.
+        widths: layer to the length of its keys.
+    """
     if state is None:
         return {}
-    if not isinstance(state, EditedKeys) or set(state.keys) != set(layers):
-        found = f"layers {sorted(state.keys)}" if isinstance(state, EditedKeys) else type(state).__name__
+    own = {at: one.rows.shape[1] for at, one in state.keys.items()} if isinstance(state, EditedKeys) else {}
+    if own != widths:
+        found = f"layers {sorted(own)}, keys of length {sorted(set(own.values()))}" if own else type(state).__name__
         raise ConfigError(
             "This state is not of this method at these layers.",
-            expected=f"the state that alphaedit returned for layers {list(layers)}",
+            expected=f"the state that alphaedit returned for layers {sorted(widths)}, keys of length {sorted(set(widths.values()))}",
             found=found,
             remedy="give the layers as an option, so that all edits of a sequence change the same ones",
         )

@@ -154,12 +154,12 @@ def earlier_keys(state: MethodState | None, widths: Mapping[int, int]) -> dict[i
     if state is None:
         return {}
     own = {at: one.rows.shape[1] for at, one in state.keys.items()} if isinstance(state, EditedKeys) else {}
-    if own != widths:
-        found = f"layers {sorted(own)}, keys of length {sorted(set(own.values()))}" if own else type(state).__name__
+    if not isinstance(state, EditedKeys) or own != widths:
+        lengths = sorted(set(widths.values()))
         raise ConfigError(
             "This state is not of this method at these layers.",
-            expected=f"the state that alphaedit returned for layers {sorted(widths)}, keys of length {sorted(set(widths.values()))}",
-            found=found,
+            expected=f"the state that alphaedit returned for layers {sorted(widths)}, keys of length {lengths}",
+            found=f"layers {sorted(own)}, keys of length {sorted(set(own.values()))}" if own else type(state).__name__,
             remedy="give the layers as an option, so that all edits of a sequence change the same ones",
         )
     return state.keys

@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # torch goes first and alone: from an index that serves a CPU build, nothing later replaces it by a CUDA one.
 TORCH  := $(shell grep -i '^torch==' constraints.txt)
 
-.PHONY: env demo test test-all pretrained test-pretrained check fuzz kills format bench bench-results tables real editors gpu lock clean
+.PHONY: env demo test test-all test-processors pretrained test-pretrained check fuzz kills format bench bench-results tables real editors gpu lock clean
 
 env: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -20,6 +20,11 @@ demo: env
 
 test: env
 	$(BIN)/python -m pytest -m 'not slow and not gpu and not pretrained' -n 2 --dist loadgroup
+
+# The same as on other processors, and on more threads: hours. `make test-processors SETTINGS=lowest` runs one of them.
+SETTINGS ?=
+test-processors: env
+	$(BIN)/python tests/processors.py $(SETTINGS)
 
 test-all: env
 	$(BIN)/python -m pytest -m 'not gpu and not pretrained' -n 2 --dist loadgroup

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("palimpsest-lm", "torch", "transformers", "tokenizers", "safetensors", "peft", "numpy")
+_LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS")
 _WHOLE, _SAMPLE, _SAMPLES = 2**26, 2**20, 64
 
 
@@ -34,10 +35,14 @@ def _versions() -> dict[str, str]:
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, cores, memory in bytes, and the CUDA device if torch is loaded and has one."""
+    """Processor, cores, memory in bytes; if torch is loaded also its instruction set, threads and CUDA device.
+
+    A limit that the environment sets on the instructions of torch's libraries is named too.
+    """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     facts: dict[str, Any] = {
         "machine": platform.machine(),
+        "processor": _processor(),
         "system": platform.system(),
         "cores": os.cpu_count(),
         "memory_bytes": memory,
@@ -45,9 +50,22 @@ def hardware() -> dict[str, Any]:
     torch = sys.modules.get("torch")
     if torch is not None:
         facts["threads"] = torch.get_num_threads()
+        facts["instruction_set"] = torch.backends.cpu.get_cpu_capability()
+        facts |= {name.lower(): os.environ[name] for name in _LIMITS if name in os.environ}
         if torch.cuda.is_available():
             facts["cuda_device"] = torch.cuda.get_device_name()
     return facts
+
+
+@functools.cache
+def _processor() -> str:
+    """What the processor calls itself; an empty text where nothing says so."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor()
 
 
 def now() -> str:

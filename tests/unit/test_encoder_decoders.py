@@ -292,9 +292,20 @@ def test_fine_tuning_trains_the_stack_that_the_site_names(site, stack, count):
 
 
 def test_lora_adapts_queries_and_values_of_all_attentions():
-    made = method("lora", preset="none", learning_rate=1e-2, epochs=3)
-    assert len(made.edit(tiny.tiny_model("t5"), tiny.requests(1)).patch.touched()) == 2 * (2 + 3 + 3)
-    patch = made.edit(tiny.tiny_model("gptj"), tiny.requests(1)).patch
+    def made(model):
+        sites = [one for one in model.sites.names() if one.endswith((".q", ".v"))]
+        return method("lora", preset="none", learning_rate=1e-2, epochs=3, sites=sites, layers="all")
+
+    model = tiny.tiny_model("t5")
+    assert len(made(model).edit(model, tiny.requests(4)).patch.touched()) == 2 * (2 + 3 + 3)
+    # An answer of one token: the decoder's query over one key changes nothing, and has no gradient.
+    [request] = tiny.requests(1)
+    assert len(tiny.tokenizer_of("t5")(request.target_new, add_special_tokens=False)["input_ids"]) == 1
+    touched = made(model).edit(model, [request]).patch.touched()
+    assert len(touched) == 2 * (2 + 3 + 3) - 3
+    assert not [name for name in touched if "decoder" in name and "SelfAttention.q" in name]
+    decoder = tiny.tiny_model("gptj")
+    patch = made(decoder).edit(decoder, tiny.requests(1)).patch
     assert {name.split(".")[-2] for name in patch.touched()} == {"q_proj", "v_proj"}
 
 

@@ -52,10 +52,14 @@ def test_float32_products_keep_the_stated_error():
     moment = SecondMoment(200)
     moment.add(rows)
     assert ((moment.sum() - one_shot(rows)).norm() / one_shot(rows).norm()) < 5e-7
-    # The worst case: rounding that goes one way all along.
-    constant = SecondMoment(4)
-    constant.add(torch.full((3 * BLOCK_ROWS, 4), 0.1))
-    exact = float(torch.tensor(0.1)) ** 2
+
+
+@pytest.mark.parametrize("width", [4, 63, 64, 65, 400])
+@pytest.mark.parametrize("value", [0.1, 0.0123, 1 / 3, 0.7])
+def test_rounding_that_goes_one_way_all_along_stays_below_the_stated_error(width, value):
+    constant = SecondMoment(width)
+    constant.add(torch.full((3 * BLOCK_ROWS + 5, width), value))
+    exact = float(torch.tensor(value)) ** 2
     assert float((constant.mean() - exact).abs().max()) < 5e-6 * exact
 
 

@@ -21,7 +21,7 @@ from palimpsest.optimise.finetune import FinetuneResult
 from palimpsest.patches.base import Manifest, Patch
 from palimpsest.patches.modules import ModulePatch
 from palimpsest.patches.weights import WeightPatch
-from palimpsest.provenance import peak_memory_bytes
+from palimpsest.provenance import hardware, peak_memory_bytes
 from palimpsest.requests import EditRequest, check_requests, without_duplicates
 from palimpsest.stopwatch import Progress, Stopwatch, silent
 
@@ -155,6 +155,7 @@ class Method(ABC, Generic[ConfigT]):
             base=model.fingerprint(patch.touched() if isinstance(patch, WeightPatch | ModulePatch) else ()),
             chat=model.chat.to_dict() if model.chat is not None else None,
             stacked_on=stacked_on,
+            hardware=hardware(),
             edits=[request.to_dict() for request in requests],
             diagnostics={
                 "seconds": run.diagnostics.seconds,

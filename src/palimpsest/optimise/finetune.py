@@ -18,6 +18,7 @@ from palimpsest.models.editable import EditableModel
 from palimpsest.models.scores import leads
 from palimpsest.models.tokens import Encoded, by_length
 from palimpsest.optimise.keeping import kept_prompts
+from palimpsest.optimise.rounding import TrueZeros
 from palimpsest.optimise.steps import Normalised
 from palimpsest.provenance import digest
 from palimpsest.requests import EditRequest
@@ -137,29 +138,31 @@ def finetune(
     losses: dict[str, list[float]] = {request.id: [] for request in requests}
     kept = trainable.run(kept_prompts, model, requests, seed=seed) if options.keep_weight else None
     steps = 0
-    for epoch in range(options.epochs):
-        progress("training", epoch, options.epochs)
-        active = 0
-        for facts in _steps([len(row) for row in encoded], options, order):
-            optimizer.zero_grad(set_to_none=True)
-            seen, moving = _accumulate(model, trainable, [encoded[i] for i in facts], options)
-            for index, loss in zip(facts, seen, strict=True):
-                losses[requests[index].id].append(loss)
-            _require_finite(seen, epoch, options)
-            if moving:
-                if kept is not None:
+    with TrueZeros(model.module) as zeros:
+        for epoch in range(options.epochs):
+            progress("training", epoch, options.epochs)
+            active = 0
+            for facts in _steps([len(row) for row in encoded], options, order):
+                optimizer.zero_grad(set_to_none=True)
+                seen, moving = _accumulate(model, trainable, [encoded[i] for i in facts], options)
+                for index, loss in zip(facts, seen, strict=True):
+                    losses[requests[index].id].append(loss)
+                _require_finite(seen, epoch, options)
+                if moving and kept is not None:
                     at = torch.randperm(len(kept.encoded), generator=order)[: options.keep_prompts].tolist()
                     apart = options.keep_weight / processes.count() * trainable.run(kept.loss, model, at)
                     apart.backward()  # type: ignore[no-untyped-call]
-                trainable.before_step()
-                optimizer.step()
-                for group in optimizer.param_groups:
-                    group["lr"] *= options.growth if options.learning_rate is None else 1
-                trainable.after_step()
-                steps += 1
-            active += moving
-        if not active:
-            break
+                zeros.clean()
+                if moving:
+                    trainable.before_step()
+                    optimizer.step()
+                    for group in optimizer.param_groups:
+                        group["lr"] *= options.growth if options.learning_rate is None else 1
+                    trainable.after_step()
+                    steps += 1
+                active += moving
+            if not active:
+                break
     optimizer.zero_grad(set_to_none=True)
     progress("training", options.epochs, options.epochs)
     return FinetuneResult(losses, steps)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from palimpsest.config import Config
 from palimpsest.errors import ConfigError, DataError
 from palimpsest.optimise.checkpoints import CHECKPOINT, Checkpoint, read_checkpoint, write_checkpoint
+from palimpsest.optimise.rounding import TrueZeros
 from palimpsest.stopwatch import Progress, silent
 
 # Of the step size, what is left at the end of one that decays.
@@ -188,12 +189,15 @@ class _Run:
         self.module.train()
         self.optimizer.zero_grad(set_to_none=True)
         means: dict[str, float] = {}
-        for number, chunk in enumerate(_chunks(examples, self.options.forward_batch_size)):
-            share = len(chunk) / len(examples)
-            losses = self.objective.losses(chunk, random.Random(f"{seed}|{step}|{number}"))
-            for name, value in losses.items():
-                means[name] = means.get(name, 0.0) + share * self._finite(float(value.detach()), f"loss {name!r}", step)
-            self.accelerator.backward(share * losses["loss"])
+        with TrueZeros(self.module) as zeros:
+            for number, chunk in enumerate(_chunks(examples, self.options.forward_batch_size)):
+                share = len(chunk) / len(examples)
+                losses = self.objective.losses(chunk, random.Random(f"{seed}|{step}|{number}"))
+                for name, value in losses.items():
+                    seen = self._finite(float(value.detach()), f"loss {name!r}", step)
+                    means[name] = means.get(name, 0.0) + share * seen
+                self.accelerator.backward(share * losses["loss"])
+            zeros.clean()
         self._clip(step)
         factor = _rate_factor(self.options, step)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):

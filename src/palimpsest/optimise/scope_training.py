@@ -20,7 +20,7 @@ from palimpsest.models.counterfactual import (
     smaller_config,
 )
 from palimpsest.models.editable import EditableModel
-from palimpsest.models.encoders import NgramEncoder, load_encoder
+from palimpsest.models.encoders import NgramEncoder, inner_products, load_encoder, most_similar
 from palimpsest.models.loading import load
 from palimpsest.models.scope import Form, Pooling, balanced_cross_entropy, scope_classifier, small_encoder
 from palimpsest.models.scoped_editor import ScopedEditor, ScopedEditorRecord, tokenizer_record
@@ -220,17 +220,16 @@ def negatives(example: EditExample, options: ScopeTraining, draw: random.Random)
 
 def with_similar(examples: Sequence[EditExample], options: ScopeTraining) -> list[EditExample]:
     """The examples with the prompts of other edits, about other facts, that are most similar to their own."""
-    vectors = NgramEncoder().encode([one.request.prompt for one in examples])
+    prompts = [one.request.prompt for one in examples]
+    vectors = NgramEncoder().encode(prompts)
     count = min(len(examples), options.skipped + options.nearest)
     found: list[EditExample] = []
     for start in range(0, len(examples), _ROWS):
-        similarity, rows = (vectors[start : start + _ROWS] @ vectors.t()).topk(count)
-        for example, values, others in zip(
-            examples[start : start + _ROWS], similarity.tolist(), rows.tolist(), strict=True
-        ):
+        similarities = inner_products(vectors[start : start + _ROWS], vectors)
+        for example, values in zip(examples[start : start + _ROWS], similarities, strict=True):
             near = [
-                (examples[other].request.prompt, value)
-                for other, value in zip(others, values, strict=True)
+                (prompts[other], float(values[other]))
+                for other in most_similar(values, prompts, count)
                 if not _is_one_fact(example.request, examples[other].request)
             ]
             kept = {field.name: getattr(example, field.name) for field in fields(example)}

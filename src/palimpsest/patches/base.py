@@ -85,6 +85,8 @@ class Manifest(BaseModel):
     """The requests with their probes: the patch's own tests."""
     diagnostics: dict[str, Any] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=versions)
+    hardware: dict[str, Any] = Field(default_factory=dict)
+    """What it was made on, as `provenance.hardware` says it; empty for one that was put together by hand."""
     created: str = Field(default_factory=now)
     tensors_sha256: str | None = None
     tensor_layout: dict[str, Any] = Field(default_factory=dict)

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 SILENCED = -1.0
 """The radius of an entry that a later edit of the same prompt has taken the place of."""
 
+# Of a query's length: what rounding may make of a distance between two passes, or two processors.
+_TIE = 1e-6
+
 Replacement = Literal["last", "prompt", "all"]
 
 
@@ -84,8 +87,12 @@ class Codebook(Branch):
         distances = torch.cdist(queries.float(), self.keys.to(queries.device), compute_mode=exactly)
         if not len(self.entries):
             return queries.new_zeros(len(queries), dtype=torch.long), queries.new_zeros(len(queries), dtype=torch.bool)
-        found = distances.masked_fill(self.radii.to(queries.device) < 0, torch.inf).min(-1)
-        return found.indices, found.values <= self.radii.to(queries.device)[found.indices]
+        distances = distances.masked_fill(self.radii.to(queries.device) < 0, torch.inf)
+        # Of keys that are equally near but for rounding the first.
+        near = distances <= distances.amin(-1, keepdim=True) + _TIE * queries.float().norm(dim=-1, keepdim=True)
+        found = near.int().argmax(-1)
+        own = distances.gather(-1, found[:, None])[:, 0]
+        return found, own <= self.radii.to(queries.device)[found]
 
     def attach(self, model: EditableModel) -> Attachment:
         """See `Branch.attach`."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from palimpsest.models import tokens
-from palimpsest.models.encoders import TextEncoder, text_encoder
+from palimpsest.models.encoders import TextEncoder, inner_products, most_similar, text_encoder
 from palimpsest.models.routing import Route
 from palimpsest.patches.base import Manifest, Patch
 from palimpsest.patches.memory import Entry, MemoryPatch, read_entries
@@ -78,11 +78,12 @@ class InputPatch(MemoryPatch):
         return model.weights.push(self.manifest.label, {}, origin=self, router=router if self.entries else None)
 
     def nearest(self, prompts: Sequence[str]) -> list[Entry]:
-        """The entry that is most similar to each prompt; of equals the first."""
+        """The entry that is most similar to each prompt; of equals the one whose prompt is first in the alphabet."""
         if len(self.entries) == 1:
             return [self.entries[0]] * len(prompts)
-        found = (self.encoder.encode(prompts) @ self.index.t()).argmax(1)
-        return [self.entries[row] for row in found.tolist()]
+        texts = [entry.prompt for entry in self.entries]
+        similarities = inner_products(self.encoder.encode(prompts), self.index)
+        return [self.entries[most_similar(row, texts, 1)[0]] for row in similarities]
 
     def route(self, model: EditableModel, entry: Entry, prompt: str) -> Route | None:
         """The prompt behind the edit and as many demonstrations as fit; `None` when not even the edit fits."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from palimpsest.errors import DataError, PatchError
 from palimpsest.files import FileKind, said
 from palimpsest.models.counterfactual import edited_prompt, require_same_tokenizer
+from palimpsest.models.encoders import most_similar
 from palimpsest.models.routing import Route
 from palimpsest.models.scoped_editor import ScopedEditor, ScopedEditorRecord
 from palimpsest.patches.base import Manifest, Patch
@@ -149,11 +150,11 @@ class RouterPatch(MemoryPatch):
         self, editor: ScopedEditor, edits: Sequence[str], index: Tensor, prompts: Sequence[str]
     ) -> list[Route | None]:
         """Where each prompt goes: to the counterfactual model behind the most probable entry, or nowhere else."""
-        best, rows = editor.scope.against(edits, index, prompts).max(dim=1)
-        return [
-            self._route(editor, self.entries[row], prompt, probability)
-            for prompt, row, probability in zip(prompts, rows.tolist(), best.tolist(), strict=True)
-        ]
+        found: list[Route | None] = []
+        for prompt, log_probabilities in zip(prompts, editor.scope.against(edits, index, prompts), strict=True):
+            [row] = most_similar(log_probabilities, edits, 1)
+            found.append(self._route(editor, self.entries[row], prompt, float(log_probabilities[row])))
+        return found
 
     def _route(self, editor: ScopedEditor, entry: Entry, prompt: str, log_probability: float) -> Route | None:
         weight = exp(log_probability)

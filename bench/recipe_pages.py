@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from common import RESULTS
+from default_pages import BLOCKS as DEFAULTS
 from page_blocks import read, table
 
 
@@ -42,4 +43,4 @@ def _size(record: dict[str, Any]) -> str:
     return str(record["recipe"]).rpartition(".")[2]
 
 
-BLOCKS: dict[str, Callable[[str], str]] = {"recipes": recipes, "two_workers": two_workers}
+BLOCKS: dict[str, Callable[[str], str]] = {"recipes": recipes, "two_workers": two_workers, **DEFAULTS}

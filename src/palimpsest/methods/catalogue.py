@@ -29,7 +29,7 @@ _F_LEARNING = "palimpsest.methods.f_learning:FLearning"
 _SEARCH = {"targets": {"search": "gauss-newton"}, "search_in": "prompt"}
 # Of a scale that no model decides, and ended as soon as the answers hold; presets have published numbers. See
 # docs/defaults.md.
-_GENTLE = {"step": 4e-3, "growth": 1.25, "epochs": 50, "stop_margin": 0.5, "spare": True}
+_GENTLE = {"step": 4e-3, "growth": 1.25, "epochs": 50, "stop_margin": 0.3, "spare": True}
 
 METHODS = Registry(
     "method",
@@ -64,7 +64,7 @@ METHODS = Registry(
         "lora": Row(
             _LORA,
             "low-rank adapters on MLP down-projections, or on whatever projections are named",
-            options={**_GENTLE, "step": 5e-4, "rank": 24, "alpha": 48.0, "sites": ["mlp.down"], "layers": "early"},
+            options={**_GENTLE, "step": 5e-4, "rank": 20, "alpha": 40.0, "sites": ["mlp.down"], "layers": "early"},
             source="arXiv:2106.09685",
         ),
         "kn": Row(

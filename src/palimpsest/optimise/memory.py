@@ -23,7 +23,7 @@ _HELD_OUT_EVERY = 5
 class MemoryConfig(Config):
     """How much of ordinary text is to be left alone."""
 
-    max_tokens: int = Field(default=40_000, ge=2)
+    max_tokens: int = Field(default=10_000, ge=2)
     """Tokens to keep, of which every fifth text is held out."""
     top: int = Field(default=1000, ge=1)
     """How many of the loudest tokens the loss counts."""

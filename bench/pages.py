@@ -28,7 +28,7 @@ from model_pages import families  # noqa: E402
 from page_blocks import SHORT, percent, read, rule, size, table  # noqa: E402
 from real_pages import BLOCKS  # noqa: E402
 from recipe_pages import BLOCKS as RECIPES  # noqa: E402
-from search_pages import search_edits, search_families, search_lengths, search_random  # noqa: E402
+from search_pages import layer_sweep, search_edits, search_families, search_lengths, search_random  # noqa: E402
 from trained_pages import BLOCKS as TRAINED  # noqa: E402
 
 BLOCK = re.compile(r"(<!-- (?P<name>[a-z_-]+)(?:: (?P<argument>[a-z0-9_:., -]+?))? -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -357,6 +357,7 @@ WRITERS: dict[str, Callable[[str], str]] = {
     "batch_curves": batch_curves,
     "larger_world_model": larger_world_model,
     "sequence_curves": sequence_curves,
+    "layer_sweep": layer_sweep,
     **BLOCKS,
     **TRAINED,
     **ADDED,

@@ -10,6 +10,20 @@ from page_blocks import SHORT, percent, read, table
 BASELINE, OURS = "adam", "gauss-newton"
 
 
+def layer_sweep(_argument: str) -> str:
+    """Pretrained models: edits in one layer after another."""
+    names = ("says_it", "paraphrases", "paraphrases_ceiling", "neighbours_kept", "leaks")
+    lines = []
+    for model, record in read("layer_sweep").items():
+        for row in record["rows"]:
+            layers = row["layers"] if len(row["layers"]) == 1 else (row["layers"][0], row["layers"][-1])
+            where = f"{'-'.join(map(str, layers))} of {record['num_layers']}"
+            method = f"`{row['method']}`, {row['n']} facts" + (" at once" if row["method"] == "memit" else "")
+            lines.append([model, method, where, *(f"{row[name]:.0f}" for name in names)])
+    header = ("model", "method", "layers", "says it", "paraphrases", "of the true answers", "neighbours kept", "leaks")
+    return table(header, lines)
+
+
 def search_random(_argument: str) -> str:
     """Random models of every family: what is left of the loss, passes, lengths, time; and where which search wins."""
     record = read("search_study")

@@ -183,12 +183,14 @@ def with_keys(monkeypatch, change):
     monkeypatch.setattr(rome, "subject_vectors", changed)
 
 
-def test_a_negative_divisor_is_reported_and_rrome_has_none(monkeypatch):
+def test_a_negative_divisor_is_made_as_rrome_makes_it(monkeypatch):
     model, (request,) = exact(), tiny.requests(1)
     with_keys(monkeypatch, lambda keys: torch.cat([keys[:, :1], -3 * keys[:, :1]], dim=1))
     outcome = make("rome").edit(model, [request])
-    assert outcome.diagnostics.facts["solves"]["1"][0]["leverages"][0] < 0
+    assert outcome.diagnostics.facts["solves"]["1"][0]["leverages"][0] > 0
     assert len(divisors(outcome)) == 1 and "fact-0" in divisors(outcome)[0]
+    same = make("rome", keys="mean").edit(model, [request]).patch
+    assert torch.equal(dense(model, outcome.patch, 1), dense(model, same, 1))
     for keys in ("mean", "prompt"):
         assert divisors(make("rome", keys=keys).edit(model, [request])) == []
 
@@ -366,7 +368,7 @@ def test_layers_are_chosen_and_the_choice_is_on_record(name, how_many):
     outcome = make(name, layers="auto", **extra).edit(model, tiny.requests(2))
     facts = outcome.diagnostics.facts
     assert facts["layers"] == facts["layers_chosen"]["layers"] and len(facts["layers"]) == how_many
-    assert facts["layers_chosen"]["rule"] and facts["layers_chosen"]["facts_given"] == 2
+    assert facts["layers_chosen"]["rule"] == "0.25 of the depth"
     assert sorted(outcome.patch.touched()) == sorted(
         model.sites.parameter_name("mlp.down", at) for at in facts["layers"]
     )

@@ -21,7 +21,6 @@ from palimpsest.errors import ConfigError
 from palimpsest.files import shaped
 from palimpsest.methods.base import MethodConfig, MethodState, Run
 from palimpsest.methods.locate_then_edit import (
-    RELATIVE_STRENGTH,
     Change,
     LocateThenEdit,
     SpreadConfig,
@@ -29,12 +28,13 @@ from palimpsest.methods.locate_then_edit import (
 )
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.hooks import Point
+from palimpsest.optimise.first_token import kept_rows
 from palimpsest.optimise.spreading import SITE, as_patch, spread
 from palimpsest.optimise.subject_vectors import key_columns, subject_rows, subject_vectors
 from palimpsest.requests import EditRequest
 from palimpsest.solve.null_space import EarlierKeys, null_space_projected
-from palimpsest.solve.solution import Solution
-from palimpsest.statistics.subspaces import ENERGY, THRESHOLD, Projector, below_threshold, lowest_energy
+from palimpsest.solve.solution import RELATIVE_STRENGTH, Solution
+from palimpsest.statistics.subspaces import ENERGY, THRESHOLD, Projector, Spectrum, below_threshold, lowest_energy
 
 
 class AlphaEditConfig(SpreadConfig):
@@ -89,6 +89,7 @@ class AlphaEdit(LocateThenEdit[AlphaEditConfig]):
 
     def prepare(self, model: EditableModel, layers: Sequence[int], config: AlphaEditConfig, run: Run) -> None:
         spectra = record_statistics(self.metrics(config).spectra(model, layers, progress=run.progress), run)
+        self._spectra: dict[int, Spectrum] = spectra
         self._projectors: dict[int, Projector] = {
             layer: lowest_energy(spectrum, config.energy)
             if config.null_space == "energy"
@@ -106,6 +107,9 @@ class AlphaEdit(LocateThenEdit[AlphaEditConfig]):
                     where=f"layer {layer}",
                     remedy=f"choose it by energy, or raise {config.null_space}",
                 )
+
+    def prepared(self) -> dict[int, Spectrum]:
+        return self._spectra
 
     def change(
         self,
@@ -129,7 +133,8 @@ class AlphaEdit(LocateThenEdit[AlphaEditConfig]):
         )
         with run.clock.stage("solving"):
             rows = subject_rows(model, requests, templates)
-            change = spread(model, rows, wanted, spreading, solve, progress=run.progress)
+            kept = kept_rows(model, requests)
+            change = spread(model, rows, wanted, spreading, solve, kept=kept, progress=run.progress)
             points = {layer: Point(SITE, layer, "input") for layer in layers}
             with model.patched(as_patch(model, change)):
                 found = subject_vectors(model, rows, list(points.values()))

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, TypeVar, final
 
 from pydantic import Field
 
 from palimpsest.methods.base import Capabilities, Method, MethodConfig, Run
+from palimpsest.methods.inspection import inspect
 from palimpsest.models.editable import EditableModel
 from palimpsest.optimise.contexts import ContextOptions, context_templates
+from palimpsest.optimise.first_token import apart_from_sink, notes
 from palimpsest.optimise.selection import layer_numbers
 from palimpsest.optimise.spreading import SITE, Spreading, as_patch
 from palimpsest.optimise.subject_vectors import Pooling
@@ -24,24 +26,23 @@ from palimpsest.optimise.target_vector import TargetOptions, TargetVectors, find
 from palimpsest.patches.weights import WeightPatch
 from palimpsest.provenance import digest
 from palimpsest.requests import EditRequest
+from palimpsest.solve.factorised import Factorised
 from palimpsest.solve.solution import Solution
 from palimpsest.statistics.prepared import KeyMetrics, Prepared, StatisticsConfig
+from palimpsest.statistics.subspaces import Spectrum
 from palimpsest.statistics.writing import OWN
-from palimpsest.tracing.layers import recommended_layers
+from palimpsest.tracing.layers import layers_by_depth
 
 MOST_LAYERS = 5
 """Where layers are chosen by themselves and nobody says how many: at most these, and at most a third of the model's."""
-
-RELATIVE_STRENGTH = 0.1
-"""Weight of old knowledge against a typical key of the text where no strength is given; measured on small models."""
 
 
 class LocateThenEditConfig(MethodConfig):
     """Options that locate-then-edit methods share."""
 
     layers: list[int] | Literal["auto"] = "auto"
-    """Layers whose MLP is changed; negative numbers count from the last. `auto`: those that causal tracing of the facts
-    to be edited recommends."""
+    """Layers whose MLP is changed; negative numbers count from the last. `auto`: those that end at a quarter of the
+    model's depth, the same for all facts."""
     num_layers: int | None = Field(default=None, ge=1)
     """How many layers `auto` takes; left out, at most five and at most a third of the model's."""
     targets: TargetOptions = TargetOptions()
@@ -107,20 +108,29 @@ class LocateThenEdit(Method[ConfigT]):
 
     @final
     def compute(self, model: EditableModel, requests: Sequence[EditRequest], config: ConfigT, run: Run) -> WeightPatch:
-        able = range(model.num_layers) if config.layers == "auto" else layer_numbers(config.layers, model.num_layers)
-        run.diagnostics.notes += self.metrics(config).check(model, able, is_asked_for="text" in self.options)
-        layers = self._layers(model, requests, config, run)
+        layers = self._layers(model, config, run)
+        run.diagnostics.notes += self.metrics(config).check(model, layers, is_asked_for="text" in self.options)
         with run.clock.stage("statistics"):
             self.prepare(model, layers, config, run)
         with run.clock.stage("contexts"):
             templates = self._templates(model, config)
+            requests, sink = apart_from_sink(model, requests, templates, layers[-1])
         change = self.change(model, requests, layers, templates, config, run)
+        run.diagnostics.notes += notes(sink)
+        run.diagnostics.facts |= {"first_token": sink} if sink else {}
         run.diagnostics.facts |= {
             "layers": layers,
             "templates": list(templates),
             "solves": {str(layer): [one.facts() for one in parts] for layer, parts in change.items()},
         }
-        return as_patch(model, change, self.name)
+        patch = as_patch(model, change, self.name)
+        with run.clock.stage("inspection"):
+            inspect(model, requests, patch, change, self.prepared(), run)
+        return patch
+
+    @abstractmethod
+    def prepared(self) -> Mapping[int, Factorised | Spectrum]:
+        """What `prepare` got, by layer."""
 
     @abstractmethod
     def prepare(self, model: EditableModel, layers: Sequence[int], config: ConfigT, run: Run) -> None:
@@ -182,12 +192,11 @@ class LocateThenEdit(Method[ConfigT]):
                 self._contexts = (key, context_templates(model, config.contexts, seed=config.seed))
         return self._contexts[1]
 
-    def _layers(self, model: EditableModel, requests: Sequence[EditRequest], config: ConfigT, run: Run) -> list[int]:
+    def _layers(self, model: EditableModel, config: ConfigT, run: Run) -> list[int]:
         if config.layers != "auto":
             return layer_numbers(config.layers, model.num_layers)
         how_many = config.num_layers or max(1, min(MOST_LAYERS, model.num_layers // 3))
-        with run.clock.stage("tracing"):
-            layers, record = recommended_layers(model, requests, how_many, seed=config.seed, progress=run.progress)
+        layers, record = layers_by_depth(model, how_many)
         run.diagnostics.facts["layers_chosen"] = record
         return layers
 

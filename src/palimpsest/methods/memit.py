@@ -21,19 +21,19 @@ from torch import Tensor
 
 from palimpsest.methods.base import MethodConfig, Run
 from palimpsest.methods.locate_then_edit import (
-    RELATIVE_STRENGTH,
     Change,
     LocateThenEdit,
     SpreadConfig,
     record_statistics,
 )
 from palimpsest.models.editable import EditableModel
+from palimpsest.optimise.first_token import kept_rows
 from palimpsest.optimise.spreading import spread
 from palimpsest.optimise.subject_vectors import subject_rows
 from palimpsest.requests import EditRequest
 from palimpsest.solve.factorised import Factorised
 from palimpsest.solve.least_squares import equality_constrained, ridge
-from palimpsest.solve.solution import Solution
+from palimpsest.solve.solution import RELATIVE_STRENGTH, Solution
 
 
 class MemitConfig(SpreadConfig):
@@ -56,6 +56,9 @@ class Memit(LocateThenEdit[MemitConfig]):
     def prepare(self, model: EditableModel, layers: Sequence[int], config: MemitConfig, run: Run) -> None:
         factors = self.metrics(config).factors(model, layers, progress=run.progress)
         self._factors: dict[int, Factorised] = record_statistics(factors, run)
+
+    def prepared(self) -> dict[int, Factorised]:
+        return self._factors
 
     def change(
         self,
@@ -84,4 +87,5 @@ class Memit(LocateThenEdit[MemitConfig]):
         )
         with run.clock.stage("solving"):
             rows = subject_rows(model, requests, templates)
-            return spread(model, rows, wanted, spreading, solve, progress=run.progress)
+            kept = None if is_exact else kept_rows(model, requests)
+            return spread(model, rows, wanted, spreading, solve, kept=kept, progress=run.progress)

@@ -117,7 +117,7 @@ def subject_last_token(tokenizer: Any, request: EditRequest, *, chat: Chat | Non
     Raises `DataError` when the request has no subject, or none of its characters became a token.
     """
     _, end = request.subject_span()
-    for index, (first, last) in reversed(list(enumerate(_offsets(tokenizer, request.prompt, chat)))):
+    for index, (first, last) in reversed(list(enumerate(token_spans(tokenizer, request.prompt, chat=chat)))):
         if first < end <= last:
             return index
     raise DataError(
@@ -132,7 +132,7 @@ def subject_first_token(tokenizer: Any, request: EditRequest, *, chat: Chat | No
     """Index, in the prompt's ids, of the token that holds the first character of the subject."""
     start, _ = request.subject_span()
     last_token = subject_last_token(tokenizer, request, chat=chat)
-    offsets = _offsets(tokenizer, request.prompt, chat)
+    offsets = token_spans(tokenizer, request.prompt, chat=chat)
     return next((i for i, (_, last) in enumerate(offsets) if last > start), last_token)
 
 
@@ -201,7 +201,7 @@ def _between(tokenizer: Any, prompt: str, target: str) -> str:
     return separator(prompt, target)
 
 
-def _offsets(tokenizer: Any, prompt: str, chat: Chat | None) -> list[tuple[int, int]]:
+def token_spans(tokenizer: Any, prompt: str, *, chat: Chat | None) -> list[tuple[int, int]]:
     """Where each token of the prompt begins and ends, in characters of the prompt; of a chat's text, outside of it."""
     if not tokenizer.is_fast:
         raise ModelError(

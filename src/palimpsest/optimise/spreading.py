@@ -53,12 +53,16 @@ def spread(
     spreading: Spreading,
     solve: Solve,
     *,
+    kept: SubjectRows | None = None,
     progress: Progress = silent,
 ) -> dict[int, list[Solution]]:
     """The changes of each layer, one a round (MEMIT, algorithm 1); the model is as it was afterwards.
 
     At every layer, with those before it changed, the keys of the facts are read, and what is missing at the last layer
     is measured at the prompts alone.
+
+    Arguments:
+        kept: rows, (n, 1), whose values are asked to stay; together they weigh as one fact.
     """
     layers, last = spreading.layers, Point(spreading.site, spreading.layers[-1])
     solutions: dict[int, list[Solution]] = {layer: [] for layer in layers}
@@ -74,6 +78,13 @@ def spread(
             keys, weights = key_columns(subject_vectors(model, subjects, [point])[point], spreading.pooling)
             residuals = missing / spreading.share(len(layers) - index)
             residuals = residuals.repeat_interleave(len(keys) // len(residuals), dim=0)
+            if kept is not None:
+                others = subject_vectors(model, kept, [point])[point][:, 0]
+                keys, weights = (
+                    torch.cat([keys, others]),
+                    torch.cat([weights, weights.new_full((len(others),), 1 / len(others))]),
+                )
+                residuals = torch.cat([residuals, residuals.new_zeros(len(others), residuals.shape[1])])
             solution = solve(layer, keys, residuals, weights)
             solutions[layer].append(solution)
             changed.enter_context(model.patched(as_patch(model, {layer: [solution]})))

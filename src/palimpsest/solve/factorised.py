@@ -63,6 +63,11 @@ class Factorised:
         solved: Tensor = torch.linalg.solve_triangular(self.lower.T, whitened.T, upper=True)
         return solved.T
 
+    def spread(self, rows: Tensor) -> Tensor:
+        """Rows (n, in) times L, (n, in): their squared lengths are r C r, what a change does to the text's keys."""
+        spread: Tensor = self._rows(rows) @ self.lower
+        return spread
+
     def matrix(self) -> Tensor:
         """C with its ridge, (in, in)."""
         product: Tensor = self.lower @ self.lower.T

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from palimpsest.errors import DataError
 
+RELATIVE_STRENGTH = 0.1
+"""Weight of old knowledge against a typical key of the text where no strength is given; measured on small models."""
+
 VANISHING = 1e-10
 """A key whose leverage is below this share of a typical key's counts as zero: its length is below 1e-5 of it."""
 

@@ -34,6 +34,10 @@ class Spectrum:
     values: Tensor
     vectors: Tensor
 
+    def spread(self, rows: Tensor) -> Tensor:
+        """Rows (n, width) times the square root of the moment, (n, width); see `Factorised.spread`."""
+        return rows.to(self.vectors) @ self.vectors * self.values.sqrt()
+
 
 @dataclass(frozen=True)
 class Projector:

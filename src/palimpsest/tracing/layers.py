@@ -1,7 +1,8 @@
-"""Which layers to edit: those where the MLP's output at the subject's last token brings a corrupted fact back.
+"""Which layers to edit: those at a quarter of the depth, or those where a trace of facts has its peak.
 
-The layer of the peak is for methods that edit one layer; those that edit several take the layers that end there. Where
-nothing can be traced, a depth stands in for the peak.
+In a trace the MLP's output at the subject's last token brings a corrupted fact back. The layer of the peak is for
+methods that edit one layer; those that edit several take the layers that end there. Where nothing can be traced, a
+depth stands in for the peak.
 """
 
 from __future__ import annotations
@@ -53,10 +54,7 @@ def recommended_layers(
 
     Raises `ConfigError` when the model has fewer layers than wanted, and as `questions.question` does.
     """
-    if not 1 <= how_many <= model.num_layers:
-        raise ConfigError(
-            "There are not that many layers.", expected=f"1 to {model.num_layers}", found=f"{how_many} layers wanted"
-        )
+    _require_layers(model, how_many)
     options = (options or TraceOptions()).model_copy(update={"seed": seed})
     known, _ = known_questions(model, requests, at_most=MOST_FACTS)
     first = first_mixing_layer(model)
@@ -81,6 +79,22 @@ def recommended_layers(
     }
 
 
+def layers_by_depth(model: EditableModel, how_many: int = 1) -> tuple[list[int], dict[str, Any]]:
+    """The layers that suit a model, whatever the facts, and a JSON-ready record of why.
+
+    They end at a quarter of the depth, and not below the first layer whose MLP reads other tokens. One trace of one
+    fact is noise on a deep model, where the windows make a plateau of many layers; see `recommended_layers` for traces
+    of many.
+
+    Raises `ConfigError` when the model has fewer layers than wanted.
+    """
+    _require_layers(model, how_many)
+    first = first_mixing_layer(model)
+    peak = depth_layer(model.num_layers, first)
+    layers = layers_ending_at(peak, how_many, first, model.num_layers)
+    return layers, {"layers": layers, "peak": peak, "rule": f"{DEPTH:g} of the depth", "first_layer": first}
+
+
 def layers_ending_at(peak: int, how_many: int, first: int, num_layers: int) -> list[int]:
     """Consecutive layers that end at a peak; where there are too few from `first` on, they reach beyond it.
 
@@ -93,6 +107,13 @@ def layers_ending_at(peak: int, how_many: int, first: int, num_layers: int) -> l
 def depth_layer(num_layers: int, first: int = 0) -> int:
     """The layer that stands in for a peak where nothing can be traced."""
     return max(first, int(DEPTH * num_layers))
+
+
+def _require_layers(model: EditableModel, how_many: int) -> None:
+    if not 1 <= how_many <= model.num_layers:
+        raise ConfigError(
+            "There are not that many layers.", expected=f"1 to {model.num_layers}", found=f"{how_many} layers wanted"
+        )
 
 
 @torch.no_grad()

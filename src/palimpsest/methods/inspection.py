@@ -1,0 +1,94 @@
+"""A locate-then-edit result, looked at before it is handed over: what it does to its prompts and to ordinary text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from palimpsest.methods.base import Run
+from palimpsest.models.editable import EditableModel
+from palimpsest.models.linear import weight_as_out_in
+from palimpsest.optimise.spreading import SITE
+from palimpsest.patches.weights import WeightPatch
+from palimpsest.requests import EditRequest
+from palimpsest.solve.factorised import Factorised
+from palimpsest.solve.solution import Solution
+from palimpsest.statistics.subspaces import Spectrum
+
+LARGEST_CHANGE = 0.3
+"""Change of what a layer's MLP writes for ordinary text, against what it writes, above which an edit is said to damage
+the model. Single edits of pretrained models that leave neighbours alone have 0.001 to 0.05."""
+
+LARGEST_CONDITION = 1e10
+"""Condition of a solved system above which the change has few right digits."""
+
+_PROBES = 16
+_SHOWN = 5
+
+
+def inspect(
+    model: EditableModel,
+    requests: Sequence[EditRequest],
+    patch: WeightPatch,
+    change: Mapping[int, Sequence[Solution]],
+    metrics: Mapping[int, Factorised | Spectrum],
+    run: Run,
+) -> None:
+    """Writes into the diagnostics what the patch does, and a note where that is not what an edit should do.
+
+    Facts: `text_change`, by layer, how much what the MLP writes for ordinary text changes, root mean square, against
+    what it writes; `unsaid`, ids of the edits whose prompts do not get every token of the new answer first.
+
+    Arguments:
+        requests: as they were solved.
+        metrics: second moments of the text's keys, by layer.
+    """
+    facts, notes = run.diagnostics.facts, run.diagnostics.notes
+    with model.patched(patch):
+        scores = model.score([request.prompt for request in requests], [request.target_new for request in requests])
+    facts["unsaid"] = [one.id for one, score in zip(requests, scores, strict=True) if not all(score.matches)]
+    if facts["unsaid"]:
+        named = ", ".join(facts["unsaid"][:_SHOWN]) + (" ..." if len(facts["unsaid"]) > _SHOWN else "")
+        notes.append(f"{len(facts['unsaid'])} of {len(requests)} prompts do not get the new answer: edit {named}.")
+    facts["text_change"] = {str(layer): text_change(model, layer, change[layer], metrics[layer]) for layer in change}
+    worst = max(change, key=lambda layer: facts["text_change"][str(layer)])
+    if facts["text_change"][str(worst)] > LARGEST_CHANGE:
+        notes.append(
+            f"The change of layer {worst} is large: what its MLP writes for ordinary text changes by"
+            f" {facts['text_change'][str(worst)]:.0%}. Expect other answers to change; edit fewer facts at a time or"
+            " raise the option strength."
+        )
+    condition = max(one.condition for parts in change.values() for one in parts)
+    if condition > LARGEST_CONDITION:
+        notes.append(
+            f"The solved system is badly conditioned ({condition:.0e}): some facts have nearly one key. Leave out"
+            " repetitions, or raise the option strength."
+        )
+
+
+@torch.no_grad()
+def text_change(model: EditableModel, layer: int, parts: Sequence[Solution], metric: Factorised | Spectrum) -> float:
+    """Root mean square of what the changes add for a text's keys, against what the matrix writes for them."""
+    left, right = torch.cat([one.left for one in parts], dim=1), torch.cat([one.right for one in parts], dim=0)
+    added = _product_norm(left, metric.spread(right))
+    weight = weight_as_out_in(model.sites.module(SITE, layer)).to(left)
+    generator = torch.Generator().manual_seed(0)
+    # |W L|, by its action on a few random vectors: the whole product would cost as much as the factor.
+    width = weight.shape[1]
+    signs = torch.randint(0, 2, (_PROBES, width), generator=generator).to(left) * 2 - 1
+    written = float((weight @ _through(metric, signs).T).square().sum().div(_PROBES).sqrt())
+    return added / max(written, 1e-300)
+
+
+def _through(metric: Factorised | Spectrum, signs: Tensor) -> Tensor:
+    if isinstance(metric, Factorised):
+        through: Tensor = signs @ metric.lower.T
+        return through
+    return signs * metric.values.sqrt() @ metric.vectors.T
+
+
+def _product_norm(left: Tensor, right: Tensor) -> float:
+    squared = ((left.T @ left) * (right @ right.T)).sum()
+    return float(squared.clamp(min=0).sqrt())

@@ -1,0 +1,138 @@
+"""Subjects at the attention sink, and what is looked at before an edit is handed over."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import palimpsest as ps
+import tiny
+from palimpsest.methods.catalogue import method
+from palimpsest.methods.inspection import text_change
+from palimpsest.methods.rome import SMALLEST_COSINE
+from palimpsest.models.hooks import Point
+from palimpsest.optimise.first_token import ALONE, apart_from_sink
+from palimpsest.optimise.subject_vectors import subject_rows, subject_vectors
+from palimpsest.requests import EditRequest
+from palimpsest.solve.factorised import Factorised
+from palimpsest.solve.rank_one import cosine, rank_one
+from palimpsest.solve.solution import RELATIVE_STRENGTH
+from palimpsest.statistics.subspaces import decompose
+
+TEMPLATES = ("{}", "It was long ago. {}", "We know this: {}")
+REQUEST = EditRequest("The has a capital and it is", subject="The", target_new="Rome", id="one")
+KEY = Point("mlp.down", 1, "input")
+
+
+@pytest.fixture(scope="module")
+def sunk():
+    """A tiny model whose first place drowns whatever stands there."""
+    model = tiny.tiny_model("gpt2")
+    with torch.no_grad():
+        noise = torch.randn(model.sites.d_model, generator=torch.Generator().manual_seed(0))
+        model.module.transformer.wpe.weight[0] += 30 * noise
+    return model
+
+
+def options(name, **more):
+    shared = {"layers": [1], "contexts": {"given": list(TEMPLATES[1:])}, **tiny.second_moments(damping=1e-3)}
+    strength = {"strength": 1e-3} if name in ("memit", "emmet", "pmet") else {}
+    return {**shared, **strength, **more}
+
+
+def test_a_subject_at_the_sink_is_edited_in_two_places(sunk):
+    other = EditRequest("The capital of Spain is", subject="Spain", target_new="Oslo", id="two")
+    parts, record = apart_from_sink(sunk, [REQUEST, other], TEMPLATES, 1)
+    assert [part.id for part in parts] == ["one", "one" + ALONE, "two"]
+    assert [part.prompt for part in parts] == ["It was long ago. " + REQUEST.prompt, REQUEST.prompt, other.prompt]
+    assert [part.subject for part in parts] == ["The", "The h", "Spain"]
+    found = record["edits"]["one"]
+    assert list(record["edits"]) == ["one"] and found["like_others"] > 0.95 > found["like_itself"]
+    assert not record["unwritten"]
+
+
+def test_where_the_first_place_is_like_any_other_nothing_changes():
+    model = tiny.tiny_model("gptj")
+    requests = [REQUEST]
+    assert apart_from_sink(model, requests, TEMPLATES, 1) == (requests, {})
+
+
+def test_a_prompt_that_is_its_subject_alone_is_written_behind_contexts(sunk):
+    parts, record = apart_from_sink(sunk, [EditRequest("The", subject="The", target_new="Rome", id="x")], ["{}"], 1)
+    assert [part.prompt for part in parts] == ["It is said that The"] and record["unwritten"] == ["x"]
+
+
+@pytest.mark.parametrize("name", ["rome", "r-rome", "memit", "emmet", "pmet", "alphaedit"])
+def test_both_places_are_written_and_the_sink_stays(sunk, name):
+    outcome = method(name, preset="none", **options(name)).edit(sunk, [REQUEST])
+    assert any("attention sink" in note for note in outcome.diagnostics.notes)
+    # Any text begins at the sink: what is added for its key is far less than for the keys that are written.
+    delta = next(iter(outcome.patch.deltas.values())).dense()
+    parts, _ = apart_from_sink(sunk, [REQUEST], TEMPLATES, 1)
+    keys = subject_vectors(sunk, subject_rows(sunk, [REQUEST, *parts]), [KEY])[KEY][:, 0]
+    sink, behind, _ = (keys.to(delta) @ delta).norm(dim=1) / keys.norm(dim=1)
+    assert sink < 0.2 * behind
+    searched = [edit for search in outcome.diagnostics.facts["targets"] for edit in search["edits"]]
+    assert searched == ["one", "one" + ALONE]
+
+
+def test_a_tiny_divisor_is_not_divided_by():
+    model = tiny.tiny_model("gptj")
+    # Behind these contexts the mean key is far from the prompt's own, in the metric of this text.
+    editor = method("rome", preset="none", **options("rome"))
+    request = tiny.requests(1)[0]
+    outcome = editor.edit(model, [request])
+    factor = editor._factors[1]
+    key = torch.randn(2, factor.width, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    white = factor.whiten(key)
+    # A second key all but orthogonal to the first in that metric.
+    apart = white[1] - (white[1] @ white[0]) / white[0].square().sum() * white[0] + 1e-4 * white[0]
+    second = factor.lower @ apart
+    assert abs(cosine(factor, key[0], second)) < SMALLEST_COSINE
+    assert (
+        rank_one(factor, key[0], torch.ones(4), applied_to=second).norm()
+        > 100 * rank_one(factor, key[0], torch.ones(4)).norm()
+    )
+    assert not any("as r-rome does" in note for note in outcome.diagnostics.notes)
+
+
+def test_the_change_of_ordinary_text_is_what_it_is_for_the_texts_keys():
+    model = tiny.tiny_model("gptj")
+    keys = torch.randn(4000, 128, generator=torch.Generator().manual_seed(2)).double()
+    keys[:, :20] *= 5
+    moment = keys.T @ keys / len(keys)
+    factor = Factorised(moment)
+    solution = rank_one(factor, keys[0], torch.ones(32))
+    weight = model.sites.module("mlp.down", 1).weight.detach().double()
+    added, written = keys @ solution.dense().T, keys @ weight.T
+    expected = float(added.norm() / written.norm())
+    for metric in (factor, decompose(moment)):
+        assert text_change(model, 1, [solution], metric) == pytest.approx(expected, rel=0.25)
+
+
+def test_what_the_prompts_do_not_say_is_noted():
+    model = tiny.tiny_model("gptj")
+    weak = method("memit", preset="none", **{**options("memit"), "strength": 1e9})
+    outcome = weak.edit(model, tiny.requests(2))
+    assert len(outcome.diagnostics.facts["unsaid"]) == 2
+    assert any("do not get the new answer" in note for note in outcome.diagnostics.notes)
+    said = method("rome").edit(ps.load("world"), [ps.dataset("world-counterfact").sample(1).requests[0]])
+    assert said.diagnostics.facts["unsaid"] == []
+
+
+def test_a_change_that_drowns_the_text_is_noted(monkeypatch):
+    monkeypatch.setattr("palimpsest.methods.inspection.LARGEST_CHANGE", 1e-6)
+    outcome = method("rome", preset="none", **options("rome")).edit(tiny.tiny_model("gptj"), tiny.requests(1))
+    assert any("ordinary text changes by" in note for note in outcome.diagnostics.notes)
+
+
+def test_kept_keys_weigh_in_the_metric():
+    generator = torch.Generator().manual_seed(5)
+    keys = torch.randn(500, 24, generator=generator, dtype=torch.float64)
+    moment, kept, key = keys.T @ keys / 500, keys[:3] * 4, keys[7]
+    factor, residual = Factorised(moment), torch.ones(5, dtype=torch.float64)
+    found = rank_one(factor, key, residual, kept=kept).dense()
+    metric = moment + kept.T @ kept / (RELATIVE_STRENGTH * 24 * 3)
+    direction = torch.linalg.solve(metric, key)
+    torch.testing.assert_close(found, torch.outer(residual, direction) / (direction @ key), rtol=1e-9, atol=1e-12)
+    assert float((found @ kept.T).norm()) < 0.3 * float((rank_one(factor, key, residual).dense() @ kept.T).norm())

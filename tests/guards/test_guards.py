@@ -89,6 +89,7 @@ def test_methods_do_not_import_each_other():
         "catalogue",
         "checking",
         "editors",
+        "inspection",
         "locate_then_edit",
         "outcomes",
         "presets",

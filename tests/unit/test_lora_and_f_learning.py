@@ -138,7 +138,8 @@ def test_known_facts_are_forgotten_although_they_have_no_loss():
 
 def test_any_two_weight_methods_can_be_combined():
     model = tiny.tiny_model("gptj")
-    patch = f_learning("f-learning", forget="locft", learn="lora").edit(model, tiny.requests(1)).patch
+    forget = {"forget": "locft", "forget_options": {**OPTIONS, "layers": [2]}}
+    patch = f_learning("f-learning", **forget, learn="lora").edit(model, tiny.requests(1)).patch
     assert (
         "transformer.h.2.mlp.fc_out.weight" in patch.touched()
         and "transformer.h.0.mlp.fc_out.weight" in patch.touched()

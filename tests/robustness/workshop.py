@@ -100,9 +100,10 @@ class Workshop:
     Arguments:
         place: an empty folder.
         methods: whose patches are made.
+        is_small: without runs, results and editors, which take longest to make.
     """
 
-    def __init__(self, place: Path, methods: tuple[str, ...] = tuple(METHODS)) -> None:
+    def __init__(self, place: Path, methods: tuple[str, ...] = tuple(METHODS), *, is_small: bool = False) -> None:
         self.place = place
         self.model = tiny.tiny_folder(place / "model")
         self.facts = place / "facts.jsonl"
@@ -115,7 +116,9 @@ class Workshop:
         self.kinds: dict[str, Kind] = {}
         for method in methods:
             self._edit(method)
-        self._others(methods)
+        self._files()
+        if not is_small:
+            self._others(methods)
 
     def arguments(self, method: str, state: Path | None) -> list[str]:
         """A method's options on the command line."""
@@ -155,6 +158,13 @@ class Workshop:
             command = [*self.edit(method, "OUT"), "--state", "IT"]
             self.kinds[f"state {method}"] = Kind(state, (tuple(command),))
 
+    def _files(self) -> None:
+        model, place = str(self.model), self.place
+        self.kinds["recipe"] = Kind(self.recipe, (("bench", "IT", "--root", str(place), "--dry-run"),))
+        self.kinds["edits"] = Kind(self.facts, (("edit", model, "--method", "ft", "--preset", "none", "-o", "epochs=1",
+                                                 "--edits", "IT", "--out", "OUT"),
+                                                ("assess", model, "--facts", "IT")))  # fmt: skip
+
     def _others(self, methods: tuple[str, ...]) -> None:
         model, place = str(self.model), self.place
         if "ft" in methods:
@@ -181,10 +191,6 @@ class Workshop:
         looking = (("bench", str(self.recipe), "--root", str(place), "--out", "IT", "--status"),)
         looking += (("report", "IT", "--out", "OUT"),)
         self.kinds["results"] = Kind(place / "results", looking, is_run=True)
-        self.kinds["recipe"] = Kind(self.recipe, (("bench", "IT", "--root", str(place), "--dry-run"),))
-        self.kinds["edits"] = Kind(self.facts, (("edit", model, "--method", "ft", "--preset", "none", "-o", "epochs=1",
-                                                 "--edits", "IT", "--out", "OUT"),
-                                                ("assess", model, "--facts", "IT")))  # fmt: skip
         if len(methods) > 2:
             self._trained()
         if "memit" in methods:

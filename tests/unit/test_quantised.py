@@ -24,8 +24,12 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:MatMul8bitLt"),
 ]
 QUICK = {"learning_rate": 3e-2, "epochs": 30, "stop_loss": 0.05}
+ADAPTERS = {"sites": "auto", "layers": "all", "rank": 8, "alpha": 16.0, "spare": False}
 FORGET = {"only_mastered": False, "rate": 0.3, "forget_options": {"rank": 2, "epochs": 2}}
-LOW_RANK = {"lora": QUICK, "f-learning-lora": {**FORGET, "learn_options": {**QUICK, "rank": 4}}}
+LOW_RANK = {
+    "lora": {**QUICK, **ADAPTERS},
+    "f-learning-lora": {**FORGET, "learn_options": {**QUICK, **ADAPTERS, "rank": 4}},
+}
 BESIDE = [name for name in METHODS if name in LOW_RANK]
 
 

@@ -64,7 +64,7 @@ METHODS = Registry(
         "lora": Row(
             _LORA,
             "low-rank adapters on MLP down-projections, or on whatever projections are named",
-            options={**_GENTLE, "step": 5e-4, "rank": 20, "alpha": 40.0, "sites": ["mlp.down"], "layers": "early"},
+            options={**_GENTLE, "step": 5e-4, "rank": 20, "alpha": 40.0, "sites": "mlp", "layers": "early"},
             source="arXiv:2106.09685",
         ),
         "kn": Row(

@@ -65,11 +65,19 @@ class FineTuning(Method[FineTuningConfig]):
                 where="option layers",
                 remedy="leave layers out, or name the site",
             )
-        _names(model, config)
+        _names(model, self._fitting(model, config))
+
+    def _fitting(self, model: EditableModel, config: FineTuningConfig) -> FineTuningConfig:
+        """In a mixture of experts there is no one MLP: all weights, where no site was asked for."""
+        is_open = config.layers == "early" and not {"parameters", "layers"} & set(self.options)
+        if is_open and model.sites.architecture.is_mixture:
+            return config.model_copy(update={"parameters": "all", "layers": "all"})
+        return config
 
     def compute(
         self, model: EditableModel, requests: Sequence[EditRequest], config: FineTuningConfig, run: Run
     ) -> WeightPatch:
+        config = self._fitting(model, config)
         names = _names(model, config)
         if config.parameters != "all":
             run.diagnostics.facts["layers"] = _layers(model, config)

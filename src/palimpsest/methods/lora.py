@@ -32,8 +32,9 @@ class LoraConfig(FinetuneOptions, MethodConfig):
     """Inner width r of the factors."""
     alpha: float = Field(default=16.0, gt=0)
     """The update is alpha / rank times the product of the factors."""
-    sites: list[str] | Literal["auto"] = "auto"
-    """Which projections get an adapter; a fused one gets it as a whole. `auto`: queries and values, all attentions'."""
+    sites: list[str] | Literal["auto", "mlp"] = "auto"
+    """Which projections get an adapter; a fused one gets it as a whole. `auto`: queries and values, all attentions'.
+    `mlp`: the MLP's down-projection, or as `auto` in a mixture of experts."""
     layers: list[int] | Literal["all", "auto", "lower", "early"] = "all"
     """Layers of these sites; negative numbers count from the last. `auto` is one layer at 0.69 of the depth, `lower`
     one at 0.2 of it, `early` are those from 0.15 to 0.5 of it."""
@@ -72,15 +73,19 @@ def _modules(model: EditableModel, config: LoraConfig) -> list[str]:
     """The layers to adapt, each once. Raises `ConfigError` for no site or an unknown one."""
     if not config.sites:
         raise ConfigError("LoRA has nothing to adapt.", expected="at least one site", where="option sites")
+    is_without_mlp = config.sites == "mlp" and model.sites.architecture.is_mixture
+    layers = "all" if is_without_mlp else config.layers
     names = {
         model.sites.parameter_name(site, layer): None
         for site in _sites(model, config)
-        for layer in layer_numbers(config.layers, model.sites.layers_of(site))
+        for layer in layer_numbers(layers, model.sites.layers_of(site))
     }
     return [name.removesuffix(".weight") for name in names]
 
 
 def _sites(model: EditableModel, config: LoraConfig) -> list[str]:
-    if config.sites == "auto":
+    if config.sites == "auto" or (config.sites == "mlp" and model.sites.architecture.is_mixture):
         return [site for site in model.sites.names() if site.endswith((".q", ".v"))]
+    if config.sites == "mlp":
+        return ["mlp.down"]
     return list(config.sites)

@@ -136,7 +136,7 @@ class EditRequest:
         where = f"the edit {self.id or self.prompt!r}"
         require_text(self.prompt, "prompt", where=where)
         require_text(self.target_new, "target_new", where=where)
-        for name in ("fact", "id", "joiner"):
+        for name in ("target_old", "fact", "id", "joiner"):
             require_whole(getattr(self, name), name, where=where)
         object.__setattr__(self, "prompt", self._joined(self.prompt))
         object.__setattr__(self, "target_new", self.target_new.strip())

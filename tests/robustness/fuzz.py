@@ -76,7 +76,11 @@ def problem(shop: Workshop, case: Case) -> tuple[str | None, str]:
         return result.err.strip()[-1500:], "traceback"
     if result.code not in (0, 1, 2):
         return f"exit code {result.code}: {result.err[-300:]}", how
-    if result.code == 2 and result.err.count("Error: ") != 1 and "The run failed" not in result.err:
+    if (
+        result.code == 2
+        and sum(line.startswith("Error: ") for line in result.err.splitlines()) != 1
+        and "The run failed" not in result.err
+    ):
         return f"not one block: {result.err[-600:]}", how
     if result.code == 2 and (place / "out").exists():
         return f"an output beside an error: {result.err[-300:]}", how

@@ -100,7 +100,10 @@ def config_from(fields: dict[str, Any]) -> Any:
     from transformers import AutoConfig
 
     rest = {name: value for name, value in fields.items() if name != "model_type"}
-    return AutoConfig.for_model(fields["model_type"], **rest)
+    try:
+        return AutoConfig.for_model(fields["model_type"], **rest)
+    except Exception as error:  # transformers checks fields with errors of a kind of its own
+        raise ValueError(f"a config that is none: {' '.join(str(error).split())}"[:200]) from error
 
 
 def new_module(config: Any) -> Any:

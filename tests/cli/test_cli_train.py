@@ -66,7 +66,7 @@ def test_train_then_edit_and_evaluate_with_the_editor(run, workplace, facts, tmp
     ]
     result = run("eval", workplace / "model", "-d", facts, "-n", "2", *words, "--json")
     assert result.code == 0 and result.json()["status"] == "ok"
-    for model, reason in (("other", "trained for another model"), ("model", "takes no editor")):
+    for model, reason in (("other", "trained for another model"), ("model", "does not take --editor")):
         method = words if model == "other" else ("-m", "ft", *words[2:])
         result = run("edit", workplace / model, *method, *edits, "--out", tmp_path / "q")
         assert result.code == 2 and reason in result.err and not (tmp_path / "q").exists()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from palimpsest.cli import inputs, terminal
+from palimpsest.cli import completing, inputs, terminal
 from palimpsest.errors import ConfigError
 from palimpsest.files import expanded
 from palimpsest.texts import require_text
@@ -24,8 +24,16 @@ SHOWN_EDITS = 20
 
 def edit(
     model: inputs.ModelArgument,
-    method: inputs.MethodOption,
     out: Annotated[Path, typer.Option("--out", help="The patch: a new folder.", show_default=False)],
+    method: Annotated[
+        str,
+        typer.Option(
+            "--method",
+            "-m",
+            help="`auto` tests each fact and goes on until it holds; see `palimpsest list methods`.",
+            autocompletion=completing.methods,
+        ),
+    ] = "auto",
     edits: Annotated[
         Path | None, typer.Option("--edits", help="A file of edits: .csv, .tsv, .jsonl or .json.", show_default=False)
     ] = None,
@@ -36,6 +44,15 @@ def edit(
     target_new: Annotated[str | None, typer.Option("--target-new", help="The answer it should get.")] = None,
     target_old: Annotated[str | None, typer.Option("--target-old", help="The answer it gets today.")] = None,
     option: inputs.MethodOptions = None,
+    keep: Annotated[
+        float | None,
+        typer.Option(
+            "--keep", min=0, max=1, help="With `auto`: share of other answers that must stay.", show_default="0.95"
+        ),
+    ] = None,
+    max_seconds: Annotated[
+        float | None, typer.Option("--max-seconds", min=0, help="With `auto`: time for all of its attempts.")
+    ] = None,
     preset: inputs.PresetOption = "auto",
     seed: inputs.SeedOption = 0,
     chat: inputs.ChatOption = False,
@@ -72,7 +89,9 @@ def edit(
     requests, notes = _requests(edits, inputs.inline_edit(prompt, subject, target_new, target_old), skip_bad=skip_bad)
     forget = None if forget_patch is None else str(forget_patch)
     trained = None if editor is None else str(editor)
-    maker = inputs.make_method(method, preset, option, seed=seed, forget_patch=forget, editor=trained)
+    maker = inputs.make_method(
+        method, preset, option, seed=seed, forget_patch=forget, editor=trained, keep=keep, max_seconds=max_seconds
+    )
     maker.check(requests)
     carried = _carried(maker, state)
     below = inputs.read_patches(patch or [])
@@ -143,6 +162,10 @@ def _result(
     outcomes = [
         became(request, old, new, is_chat=is_chat) for request, old, new in zip(requests, before, after, strict=True)
     ]
+    tests = {
+        fact["id"]: {key: fact[key] for key in ("held_before", "elsewhere", "kept", "why")}
+        for fact in found.facts.get("facts", [])
+    }
     return {
         "patch": str(out),
         "method": editor.name,
@@ -159,6 +182,7 @@ def _result(
                 "target_old": request.target_old,
                 **one.to_dict(),
                 "is_right": one.holds,
+                **tests.get(request.id, {}),
             }
             for request, one in zip(requests, outcomes, strict=True)
         ],
@@ -176,11 +200,14 @@ def _show(result: dict[str, Any]) -> None:
     from palimpsest.report.tables import size
 
     edits = result["edits"]
+    # `auto` has tested more than the prompts.
+    more = [one for one in ("elsewhere", "kept") if edits and one in edits[0]]
     rows = [
         (one["prompt"], one["before"], one["after"], one["target_new"], WORDS[one["verdict"]])
+        + tuple("{} of {}".format(*one[key]) for key in more)
         for one in edits[:SHOWN_EDITS]
     ]
-    terminal.print_table(("prompt", "before", "after", "wanted", "ok"), rows)
+    terminal.print_table(("prompt", "before", "after", "wanted", "ok", *more), rows)
     if len(edits) > SHOWN_EDITS:
         terminal.say(f"and {len(edits) - SHOWN_EDITS} more edits; --json shows all of them")
     right = sum(one["is_right"] for one in edits)

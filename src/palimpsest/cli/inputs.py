@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -24,6 +25,15 @@ if TYPE_CHECKING:
 
 SHOWN_REASONS = 3
 SHOWN_VALUE = 40
+_OF_SOME_METHODS = MappingProxyType(
+    {
+        "forget_patch": "--method f-learning-ft, f-learning-lora or f-learning-lora-ft",
+        "editor": "a method that is trained beforehand, such as mend",
+        "keep": "--method auto, which is also what is taken without --method",
+        "max_seconds": "--method auto, which is also what is taken without --method",
+    }
+)
+"""Options that are typed by a name of their own, and which methods take them."""
 SMALL = 20_000_000
 """Parameters below which a model is small."""
 
@@ -145,20 +155,15 @@ def make_method(
         from palimpsest.methods.catalogue import method
         from palimpsest.methods.presets import presets
 
-        if options.get("forget_patch") is not None and not _takes(name, "forget_patch"):
-            raise ConfigError(
-                "Only f-learning methods take a forget patch.",
-                expected="--method f-learning-ft, f-learning-lora or f-learning-lora-ft",
-                found=f"--method {name}",
-                remedy="leave --forget-patch out, or choose one of them",
-            )
-        if options.get("editor") is not None and not _takes(name, "editor"):
-            raise ConfigError(
-                f"The method {name!r} takes no editor.",
-                expected="a method that is trained beforehand, such as mend",
-                found=f"--method {name}",
-                remedy="leave --editor out, or choose one of them",
-            )
+        for option, whose in _OF_SOME_METHODS.items():
+            if options.get(option) is not None and not _takes(name, option):
+                typed = "--" + option.replace("_", "-")
+                raise ConfigError(
+                    f"The method {name!r} does not take {typed}.",
+                    expected=whose,
+                    found=f"--method {name}",
+                    remedy=f"leave {typed} out, or choose one of them",
+                )
         made = method(name, preset=preset, **options)
     known = presets(name)
     if preset not in ("auto", "none", *known):

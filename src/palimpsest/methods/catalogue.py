@@ -35,6 +35,11 @@ METHODS = Registry(
     "method",
     "palimpsest.methods",
     {
+        "auto": Row(
+            "palimpsest.methods.auto.method:Auto",
+            "no method to choose: edits, tests every fact, goes further where one does not hold",
+            source="ours; see docs/methods/auto.md",
+        ),
         "ft": Row(
             _FINE_TUNING,
             "fine-tuning of the MLP down-projections of some layers, or of all weights, on the new answers",

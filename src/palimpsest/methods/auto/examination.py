@@ -1,0 +1,178 @@
+"""Asks a model the trials of many facts, before and after, in a few batched calls."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+
+from palimpsest.answers import gives_new, is_reply_to, new_names
+from palimpsest.babble import is_degenerate
+from palimpsest.methods.auto.trials import Trial
+from palimpsest.models.editable import EditableModel
+from palimpsest.models.generation import AnswerRoom, written
+
+_FIRST_TOKENS = 4
+"""Of an answer that has to stay."""
+_IN_A_REPLY = 16
+"""The same in a reply, which may repeat the question first."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How one fact stands.
+
+    Arguments:
+        says: whether the prompt itself gets the new answer.
+        is_degenerate: whether the reply to it babbles where the unedited model's did not.
+        elsewhere: of the prompts beside its own that must get it, which do.
+        kept: of the prompts about other subjects, which answer as before.
+        reply: what the model says to the prompt.
+        babbles: whether that repeats itself, as it may have done before any edit.
+    """
+
+    says: bool
+    is_degenerate: bool
+    elsewhere: tuple[bool, ...]
+    kept: tuple[bool, ...]
+    reply: str
+    babbles: bool = False
+
+    @property
+    def is_true(self) -> bool:
+        """Whether a user who asks by the prompt gets the new answer in a sane text."""
+        return self.says and not self.is_degenerate
+
+    def holds(self, share: float) -> bool:
+        """Whether it is true and also gets the new answer in that share of the prompts beside its own."""
+        return self.is_true and sum(self.elsewhere) >= share * len(self.elsewhere)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How all facts stand under one patch.
+
+    Arguments:
+        verdicts: one a fact.
+        unrelated: of the prompts about other things, which answer as before.
+    """
+
+    verdicts: tuple[Verdict, ...]
+    unrelated: tuple[bool, ...]
+
+    @property
+    def kept(self) -> float:
+        """Share of all prompts that must stay and did."""
+        every = self._staying()
+        return sum(every) / len(every) if every else 1.0
+
+    def keeps(self, share: float) -> bool:
+        """Whether at least that share of the prompts stayed, as a whole number of them."""
+        every = self._staying()
+        return sum(every) >= math.floor(share * len(every) + 1e-9)
+
+    def _staying(self) -> list[bool]:
+        return [*chain.from_iterable(verdict.kept for verdict in self.verdicts), *self.unrelated]
+
+    @property
+    def babbles(self) -> tuple[bool, ...]:
+        """Of the replies to the facts' own prompts, which repeat themselves."""
+        return tuple(verdict.babbles for verdict in self.verdicts)
+
+    @property
+    def elsewhere(self) -> float:
+        """Share of the prompts beside the facts' own that get the new answer."""
+        every = list(chain.from_iterable(verdict.elsewhere for verdict in self.verdicts))
+        return sum(every) / len(every) if every else 1.0
+
+
+class Examination:
+    """The trials of some facts, with what the model says before any edit.
+
+    Arguments:
+        model: without the edits.
+        trials: one a fact.
+        unrelated: prompts about other things.
+    """
+
+    def __init__(self, model: EditableModel, trials: Sequence[Trial], unrelated: Sequence[str]) -> None:
+        self.model, self.trials = model, tuple(trials)
+        self._is_chat = model.chat is not None
+        names = [name for trial in trials for name in new_names(trial.request)]
+        self._room = AnswerRoom.of(model.tokenizer, names)
+        self._babbled = {prompt: is_degenerate(text, names) for prompt, text in self._replies().items()}
+        staying = dict.fromkeys((*chain.from_iterable(trial.neighbours for trial in trials), *unrelated))
+        self._before = self._beginnings(list(staying))
+        self._unrelated = tuple(prompt for prompt in unrelated if prompt in self._before)
+
+    def standing(self) -> Standing:
+        """How the facts stand under whatever patch is on the model now."""
+        replies, heard = self._replies(), self._heard()
+        kept = self._are_said(list(self._before.items()))
+        stays = dict(zip(self._before, kept, strict=True))
+        return Standing(
+            tuple(self._verdict(trial, replies, heard, stays) for trial in self.trials),
+            tuple(stays[prompt] for prompt in self._unrelated),
+        )
+
+    def _verdict(
+        self,
+        trial: Trial,
+        replies: Mapping[str, str],
+        heard: Mapping[tuple[str, str], bool],
+        stays: Mapping[str, bool],
+    ) -> Verdict:
+        request, reply = trial.request, replies[trial.request.prompt]
+        babbles = is_degenerate(reply, new_names(request))
+        return Verdict(
+            says=gives_new(request, reply, is_chat=self._is_chat),
+            is_degenerate=babbles and not self._babbled[request.prompt],
+            elsewhere=tuple(heard[prompt, request.target_new] for prompt in trial.elsewhere),
+            kept=tuple(stays[prompt] for prompt in trial.neighbours if prompt in stays),
+            reply=reply,
+            babbles=babbles,
+        )
+
+    def _replies(self) -> dict[str, str]:
+        """What the model says to the facts' own prompts, long enough to see whether it babbles."""
+        return self._ask([trial.request.prompt for trial in self.trials], self._room)
+
+    def _heard(self) -> dict[tuple[str, str], bool]:
+        """Whether it gives the new answers where the facts must hold too; by the answers' own tokens where it can."""
+        asked = {(prompt, trial.request.target_new): trial for trial in self.trials for prompt in trial.elsewhere}
+        replies = [pair for pair in asked if is_reply_to(pair[0], is_chat=self._is_chat)]
+        texts = self._ask(list(dict.fromkeys(prompt for prompt, _ in replies)), self._room)
+        found = {
+            pair: gives_new(
+                replace(asked[pair].request, prompt=pair[0], subject=None), texts[pair[0]], is_chat=self._is_chat
+            )
+            for pair in replies
+        }
+        direct = [pair for pair in asked if pair not in found]
+        return found | dict(zip(direct, self._are_said(direct), strict=True))
+
+    def _beginnings(self, prompts: Sequence[str]) -> dict[str, str]:
+        """How the model's answers begin; those that it would not say again as they are read are left out."""
+        plain = [prompt for prompt in prompts if not is_reply_to(prompt, is_chat=self._is_chat)]
+        replies = [prompt for prompt in prompts if prompt not in plain]
+        found = {
+            prompt: text.strip()
+            for group, tokens in ((plain, _FIRST_TOKENS), (replies, _IN_A_REPLY))
+            for prompt, text in zip(group, self._written(group, tokens), strict=True)
+        }
+        pairs = [(prompt, text) for prompt, text in found.items() if text]
+        return {prompt: text for (prompt, text), said in zip(pairs, self._are_said(pairs), strict=True) if said}
+
+    def _are_said(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
+        """Whether the model would write each text behind its prompt: one pass in place of one a token."""
+        if not pairs:
+            return []
+        scores = self.model.score([prompt for prompt, _ in pairs], [text for _, text in pairs])
+        return [all(score.matches) for score in scores]
+
+    def _written(self, prompts: Sequence[str], tokens: int) -> list[str]:
+        return self.model.generate(list(prompts), max_new_tokens=tokens, until=[]) if prompts else []
+
+    def _ask(self, prompts: Sequence[str], room: AnswerRoom) -> dict[str, str]:
+        return dict(zip(prompts, written(self.model, prompts, room), strict=True)) if prompts else {}

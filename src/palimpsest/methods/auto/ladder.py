@@ -1,0 +1,78 @@
+"""What `auto` tries, in order: each attempt goes further than the one before, and costs more or keeps less."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from palimpsest.config import Config
+from palimpsest.errors import ConfigError, ModelError
+from palimpsest.methods.base import Method
+from palimpsest.methods.catalogue import method
+from palimpsest.models.editable import EditableModel
+from palimpsest.requests import EditRequest
+
+SEARCH = {"search": "gauss-newton"}
+
+
+class Attempt(Config):
+    """A method with options."""
+
+    method: str
+    """A registered name; its patches must be of weights, so that attempts add up."""
+    options: dict[str, Any] = {}
+    """Its options beyond preset and defaults."""
+    preset: str = "auto"
+    """Its preset."""
+    only_untrue: bool = False
+    """Whether it is for facts whose own prompt does not get the new answer, not for those that lack in `elsewhere`."""
+
+    def make(self, seed: int) -> Method[Any]:
+        """The method, ready to edit."""
+        return method(self.method, preset=self.preset, **{"seed": seed, **self.options})
+
+
+LADDER = (
+    # Behind other texts too: at the prompt alone, facts are often not said elsewhere.
+    Attempt(method="memit", options={"search_in": "all-contexts"}),
+    # Aims further.
+    Attempt(
+        method="memit", options={"search_in": "all-contexts", "targets": {**SEARCH, "log_odds": 6.0, "stop_loss": 0.01}}
+    ),
+    # Writes each fact exactly, in one layer.
+    Attempt(method="r-rome", only_untrue=True),
+    # Needs neither a subject nor an MLP that can be read as a memory.
+    Attempt(method="lora", only_untrue=True),
+)
+"""The order that measured best; see docs/methods/auto.md."""
+
+
+def usable(model: EditableModel, ladder: Sequence[Attempt], seed: int) -> list[tuple[Attempt, Method[Any]]]:
+    """The attempts that can edit this model, with their methods.
+
+    Raises `ModelError` when none can, with the reason of the last one.
+    """
+    found: list[tuple[Attempt, Method[Any]]] = []
+    reason: ConfigError | ModelError | None = None
+    for attempt in ladder:
+        made = attempt.make(seed)
+        try:
+            made.check_model(model, made.resolve(model)[0])
+        except (ConfigError, ModelError) as error:
+            reason = error
+            continue
+        found.append((attempt, made))
+    if not found and reason is not None:
+        raise ModelError(
+            "None of the methods that `auto` tries can edit this model.",
+            expected=f"a model that {', '.join(dict.fromkeys(one.method for one in ladder))} can edit",
+            found=reason.problem,
+            where=f"model {model.name!r}",
+            remedy="see `palimpsest doctor` for what can, and name it with --method",
+        ) from reason
+    return found
+
+
+def editable_by(made: Method[Any], requests: Sequence[EditRequest]) -> list[EditRequest]:
+    """The facts that have what a method needs."""
+    return [request for request in requests if request.subject or not made.capabilities.needs_subject]

@@ -1,0 +1,236 @@
+"""`auto`: no method to choose. It edits, tests every fact, goes further where one does not hold, back where it damages.
+
+    standing = examine(model)                                   which facts hold already, what must stay
+    for attempt in ladder:                                      each goes further than the one before
+        change = attempt.edit(model + patch, facts that do not hold)
+        factor = the largest of FACTORS at which enough stays   model + patch + factor * change, examined
+        patch  = patch + factor * change                        if more facts hold than before
+
+What is handed over was looked at: each fact has a verdict, and one that does not hold has the reason.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+from pydantic import Field
+
+from palimpsest.methods.auto.examination import Examination, Standing, Verdict
+from palimpsest.methods.auto.ladder import LADDER, Attempt, editable_by, usable
+from palimpsest.methods.auto.trials import make_trials, unrelated_prompts
+from palimpsest.methods.base import Capabilities, Method, MethodConfig, Run
+from palimpsest.models.editable import EditableModel
+from palimpsest.patches.base import Manifest
+from palimpsest.patches.weights import WeightPatch
+from palimpsest.requests import EditRequest
+from palimpsest.stopwatch import Progress
+
+FACTORS = (1.0, 0.75, 0.55)
+"""What an attempt's change is multiplied by until enough stays as it was."""
+
+
+class AutoConfig(MethodConfig):
+    """Options of `auto`."""
+
+    ladder: list[Attempt] | None = None
+    """What is tried, in order: tables of `method`, `options` and `preset`. Left out, what measured best."""
+    keep: float = Field(default=0.95, ge=0, le=1)
+    """Share of the answers about other subjects and other things that must stay as they were, as a whole number rounded
+    down (26 of 28 for 0.95); an attempt that keeps fewer is not taken."""
+    elsewhere: float = Field(default=0.75, ge=0, le=1)
+    """Share of the prompts beside its own, rephrasings and the prompt behind other texts, in which a fact must hold;
+    below it further attempts are made."""
+    max_seconds: float | None = Field(default=None, gt=0)
+    """No attempt goes on beyond this time; left out, all attempts may be made. What is found then depends on the
+    machine's speed."""
+    num_contexts: int = Field(default=3, ge=0)
+    """Texts, of the model's own, that each prompt is tested behind."""
+    num_neighbours: int = Field(default=8, ge=0)
+    """Other subjects that each prompt is asked about to see what the edit reaches, for up to twenty facts; of more
+    facts each has fewer, at least two."""
+
+
+class _OutOfTime(Exception):
+    """The time is over; raised inside an attempt, which leaves the model as it was."""
+
+
+@dataclass(frozen=True)
+class _State:
+    """The best so far."""
+
+    patch: WeightPatch
+    standing: Standing
+
+
+@final
+class Auto(Method[AutoConfig]):
+    """See the module's docstring."""
+
+    Config: ClassVar[type[MethodConfig]] = AutoConfig
+    capabilities: ClassVar[Capabilities] = Capabilities()
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        # Kept from call to call, since each method keeps what it has factorised.
+        self._usable: list[tuple[Attempt, Method[Any]]] = []
+
+    def check_model(self, model: EditableModel, config: AutoConfig) -> None:
+        """See `Method.check_model`: at least one attempt must be able to edit the model."""
+        self._usable = usable(model, LADDER if config.ladder is None else config.ladder, config.seed)
+
+    def compute(
+        self, model: EditableModel, requests: Sequence[EditRequest], config: AutoConfig, run: Run
+    ) -> WeightPatch:
+        deadline = None if config.max_seconds is None else time.monotonic() + config.max_seconds
+        with run.clock.stage("examining"):
+            count = max(2, min(config.num_neighbours, config.num_neighbours * 20 // len(requests)))
+            trials = make_trials(
+                model, requests, num_contexts=config.num_contexts, num_neighbours=count, seed=config.seed
+            )
+            examination = Examination(model, trials, unrelated_prompts(requests))
+            start = examination.standing()
+        best = _State(WeightPatch({}, Manifest(label=self.name)), start)
+        tried: list[dict[str, Any]] = []
+        for number, (attempt, made) in enumerate(self._usable):
+            share = 0.0 if attempt.only_untrue else config.elsewhere
+            left = [r for r, v in zip(requests, best.standing.verdicts, strict=True) if not v.holds(share)]
+            chosen = editable_by(made, left)
+            if not chosen:
+                continue
+            run.progress("attempts", number, len(self._usable))
+            try:
+                best = self._attempt(model, examination, best, attempt, made, chosen, config, run, deadline, tried)
+            except _OutOfTime:
+                run.diagnostics.notes.append(f"The time was over during the attempt by {attempt.method}.")
+                break
+        run.progress("attempts", len(self._usable), len(self._usable))
+        _report(requests, start, best.standing, tried, config, run)
+        return best.patch
+
+    def _attempt(
+        self,
+        model: EditableModel,
+        examination: Examination,
+        best: _State,
+        attempt: Attempt,
+        made: Method[Any],
+        requests: Sequence[EditRequest],
+        config: AutoConfig,
+        run: Run,
+        deadline: float | None,
+        tried: list[dict[str, Any]],
+    ) -> _State:
+        """The best state after an attempt: the former one, unless more facts hold or more stays."""
+        with model.patched(best.patch), run.clock.stage("editing"):
+            outcome = made.edit(model, requests, progress=_until(deadline, run.progress))
+        run.diagnostics.losses |= outcome.diagnostics.losses
+        change = outcome.patch
+        if not isinstance(change, WeightPatch):
+            raise TypeError(f"method {attempt.method!r} gave a {type(change).__name__}, and attempts add up")
+        for factor in FACTORS:
+            _require_time(deadline)
+            patch = best.patch + factor * change
+            with run.clock.stage("examining"), model.patched(patch):
+                standing = examination.standing()
+            tried.append(
+                {
+                    "method": attempt.method,
+                    "factor": factor,
+                    "facts": len(requests),
+                    "true": sum(verdict.is_true for verdict in standing.verdicts),
+                    "hold": sum(verdict.holds(config.elsewhere) for verdict in standing.verdicts),
+                    "elsewhere": standing.elsewhere,
+                    "kept": standing.kept,
+                    "keeps": standing.keeps(config.keep),
+                }
+            )
+            if standing.keeps(config.keep):
+                break
+        else:
+            return best
+        is_better = _worth(standing, config) > _worth(best.standing, config)
+        return _State(WeightPatch(patch.deltas, Manifest(label=self.name)), standing) if is_better else best
+
+
+def _worth(standing: Standing, config: AutoConfig) -> tuple[float, ...]:
+    """What makes one state better than another: facts that are true, that hold elsewhere too, then what stays."""
+    return (
+        sum(verdict.is_true for verdict in standing.verdicts),
+        sum(verdict.holds(config.elsewhere) for verdict in standing.verdicts),
+        standing.elsewhere + standing.kept,
+    )
+
+
+def _until(deadline: float | None, progress: Progress) -> Progress:
+    """A progress that ends an attempt when the time is over."""
+
+    def told(stage: str, done: int, total: int) -> None:
+        _require_time(deadline)
+        progress(stage, done, total)
+
+    return told
+
+
+def _require_time(deadline: float | None) -> None:
+    if deadline is not None and time.monotonic() > deadline:
+        raise _OutOfTime
+
+
+def _report(
+    requests: Sequence[EditRequest],
+    start: Standing,
+    end: Standing,
+    tried: Sequence[Mapping[str, Any]],
+    config: AutoConfig,
+    run: Run,
+) -> None:
+    """Puts into the diagnostics what became of every fact, and into the notes what a user should know."""
+    why = _why_not(tried, config)
+    run.diagnostics.facts |= {
+        "facts": [
+            {
+                "id": request.id,
+                "holds": after.is_true,
+                "held_before": before.is_true,
+                "elsewhere": [sum(after.elsewhere), len(after.elsewhere)],
+                "kept": [sum(after.kept), len(after.kept)],
+                "reply": after.reply,
+                "why": None if after.is_true else _babble(after) or why,
+            }
+            for request, before, after in zip(requests, start.verdicts, end.verdicts, strict=True)
+        ],
+        "attempts": list(tried),
+        "kept": end.kept,
+        "elsewhere": end.elsewhere,
+        "unrelated_kept": [sum(end.unrelated), len(end.unrelated)],
+    }
+    held = sum(verdict.is_true for verdict in start.verdicts)
+    failed = sum(not verdict.is_true for verdict in end.verdicts)
+    if held:
+        run.diagnostics.notes.append(f"{held} of {len(requests)} facts held before any edit.")
+    if failed:
+        run.diagnostics.notes.append(f"{failed} of {len(requests)} facts do not hold: {why}.")
+    if babbling := sum(start.babbles):
+        run.diagnostics.notes.append(
+            f"To {babbling} of {len(requests)} prompts the model repeats itself before any edit."
+        )
+
+
+def _why_not(tried: Sequence[Mapping[str, Any]], config: AutoConfig) -> str:
+    """Why facts are left that do not hold, as far as the attempts tell."""
+    if not tried:
+        return "no method that can edit this model had what it needs; a `subject` in each edit lets more of them try"
+    best = max(tried, key=lambda one: (one["true"], one["kept"]))
+    if not best["keeps"]:
+        return (
+            f"{best['method']} would make {best['true']} true and keep {best['kept']:.0%} of the other answers, where"
+            f" {config.keep:.0%} are asked for (keep)"
+        )
+    return "no attempt made the model give the answer"
+
+
+def _babble(verdict: Verdict) -> str | None:
+    return "the model repeats itself" if verdict.says and verdict.is_degenerate else None

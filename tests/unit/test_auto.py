@@ -1,0 +1,127 @@
+"""`auto`: every fact is tested; it goes further where one does not hold and back where too much would change."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import tiny
+from palimpsest import ConfigError, EditRequest, ModelError, Probe, load, method
+from palimpsest.methods.auto.examination import Examination, Verdict
+from palimpsest.methods.auto.method import FACTORS
+from palimpsest.methods.auto.trials import make_trials, script_of, unrelated_prompts
+
+JAPAN = EditRequest("The capital city of Japan is", "Oslo", subject="Japan", target_old="Tokyo")
+CROATIA = EditRequest("The capital of Croatia is", "Vienna", subject="Croatia", target_old="Zagreb")
+FEW = {"num_contexts": 1, "num_neighbours": 3}
+# One attempt that goes too far, and one that does nothing.
+STRONG = {"method": "ft", "preset": "none", "options": {"learning_rate": 3e-3, "epochs": 40, "stop_loss": 0.0}}
+IDLE = {"method": "ft-l", "preset": "none", "options": {"radius": 1e-7, "epochs": 1}}
+
+
+@pytest.fixture(scope="module")
+def world():
+    return load("world")
+
+
+def edited(model, requests, **options):
+    return method("auto", **{**FEW, **options}).edit(model, requests)
+
+
+def test_facts_hold_with_no_option_at_all(world):
+    outcome = method("auto").edit(world, [JAPAN, CROATIA])
+    facts = outcome.diagnostics.facts
+    assert [fact["holds"] for fact in facts["facts"]] == [True, True]
+    assert facts["attempts"][-1]["keeps"] and facts["kept"] > 0.9 and facts["attempts"][0]["method"] == "memit"
+    with world.patched(outcome.patch):
+        assert world.generate(JAPAN.prompt).startswith("Oslo")
+        assert world.generate(CROATIA.prompt).startswith("Vienna")
+
+
+def test_it_goes_further_where_a_fact_does_not_hold(world):
+    outcome = edited(world, [JAPAN], ladder=[IDLE, {"method": "memit"}])
+    attempts = outcome.diagnostics.facts["attempts"]
+    assert [(one["method"], one["true"]) for one in attempts] == [("ft-l", 0), ("memit", 1)]
+    assert outcome.diagnostics.facts["facts"][0]["holds"]
+
+
+def test_what_would_change_too_much_is_scaled_and_then_not_handed_over(world):
+    outcome = edited(world, [JAPAN], ladder=[STRONG], keep=1.0, num_neighbours=12)
+    facts = outcome.diagnostics.facts
+    assert [one["factor"] for one in facts["attempts"]] == list(FACTORS)
+    assert outcome.patch.is_empty() and not facts["facts"][0]["holds"]
+    assert "100% are asked for" in facts["facts"][0]["why"]
+    assert edited(world, [JAPAN], ladder=[STRONG], keep=0.0).diagnostics.facts["facts"][0]["holds"]
+
+
+def test_a_fact_that_holds_already_is_left_alone(world):
+    known = EditRequest("The capital city of Japan is", "Tokyo", subject="Japan")
+    outcome = edited(world, [known], elsewhere=0.0)
+    assert outcome.patch.is_empty() and outcome.diagnostics.facts["attempts"] == []
+    assert outcome.diagnostics.facts["facts"][0]["held_before"]
+
+
+def test_a_fact_without_a_subject_waits_for_a_method_that_needs_none(world):
+    bare = EditRequest("The capital city of Japan is", "Oslo")
+    outcome = edited(world, [bare], ladder=[{"method": "memit"}, {"method": "lora"}])
+    assert [one["method"] for one in outcome.diagnostics.facts["attempts"]] == ["lora"]
+    assert outcome.diagnostics.facts["facts"][0]["holds"]
+    outcome = edited(world, [bare], ladder=[{"method": "memit"}])
+    assert "`subject`" in outcome.diagnostics.facts["facts"][0]["why"]
+
+
+def test_a_time_that_is_over_ends_it_with_what_is_there(world):
+    before = {name: value.clone() for name, value in world.module.state_dict().items()}
+    outcome = edited(world, [JAPAN], max_seconds=1e-6)
+    assert outcome.patch.is_empty() and any("time was over" in note for note in outcome.diagnostics.notes)
+    assert all(torch.equal(value, before[name]) for name, value in world.module.state_dict().items())
+
+
+def test_the_same_seed_gives_the_same_patch(world):
+    first, second = (edited(world, [JAPAN], seed=3).patch for _ in range(2))
+    assert first.is_same(second) and not first.is_empty()
+
+
+def test_encoder_decoders_are_edited_too():
+    model = load("world-t5")
+    outcome = edited(model, [EditRequest("What is the capital of Japan?", "Oslo", subject="Japan")])
+    assert {one["method"] for one in outcome.diagnostics.facts["attempts"]} == {"lora"}
+    assert outcome.diagnostics.facts["facts"][0]["holds"]
+
+
+def test_a_model_that_no_attempt_can_edit_is_refused_before_anything_is_computed(monkeypatch):
+    model = tiny.tiny_model("t5")
+    monkeypatch.setattr(model, "forward", None)
+    with pytest.raises(ModelError, match="None of the methods that `auto` tries"):
+        method("auto", ladder=[{"method": "memit"}]).edit(model, [JAPAN])
+    with pytest.raises(ConfigError, match="no method 'memmit'"):
+        method("auto", ladder=[{"method": "memmit"}]).edit(model, [JAPAN])
+
+
+def test_trials_ask_about_other_subjects_and_never_about_the_edited_ones(world):
+    rephrased = Probe("generality", "Which city is the capital of Japan?", "Oslo")
+    kept = Probe("locality.neighborhood", "The capital city of Norway is", "Oslo")
+    with_probes = EditRequest(JAPAN.prompt, "Oslo", subject="Japan", probes=(rephrased, kept))
+    first, second = make_trials(world, [with_probes, CROATIA], num_contexts=2, num_neighbours=5, seed=0)
+    assert first.elsewhere[0] == rephrased.prompt and len(first.elsewhere) == 3
+    assert all(prompt.endswith(JAPAN.prompt) for prompt in first.elsewhere[1:])
+    assert first.neighbours[0] == kept.prompt and len(first.neighbours) == 6
+    assert all(one.startswith("The capital city of ") and "Japan" not in one for one in first.neighbours)
+    assert not {JAPAN.prompt, CROATIA.prompt} & {*first.neighbours, *second.neighbours}
+    assert "The capital of France is" not in unrelated_prompts([EditRequest("the capital of  France is", "Rome")])
+
+
+def test_names_are_of_the_script_of_the_subject():
+    texts = ("Japan", "Франция", "中国", "トヨタ自動車", "東京タワー", "فرنسا", "Ελλάδα", "1984", "")
+    assert [script_of(text) for text in texts] == [
+        "latin", "cyrillic", "han", "kana", "kana", "arabic", "latin", "latin", "latin"
+    ]  # fmt: skip
+
+
+def test_verdicts_by_hand(world):
+    trials = make_trials(world, [JAPAN], num_contexts=2, num_neighbours=4, seed=0)
+    found = Examination(world, trials, unrelated_prompts([JAPAN])).standing()
+    assert not found.verdicts[0].says and found.kept == 1.0 and found.elsewhere == 0.0
+    sane = Verdict(True, False, (True, False, True), (True,), "Oslo.")
+    assert sane.is_true and sane.holds(0.6) and not sane.holds(0.7)
+    assert not Verdict(True, True, (), (), "Oslo Oslo Oslo").is_true

@@ -94,7 +94,7 @@ def test_a_model_that_no_attempt_can_edit_is_refused_before_anything_is_computed
     monkeypatch.setattr(model, "forward", None)
     with pytest.raises(ModelError, match="None of the methods that `auto` tries"):
         method("auto", ladder=[{"method": "memit"}]).edit(model, [JAPAN])
-    with pytest.raises(ConfigError, match="no method 'memmit'"):
+    with pytest.raises(ConfigError, match="no method named 'memmit'"):
         method("auto", ladder=[{"method": "memmit"}]).edit(model, [JAPAN])
 
 
@@ -120,7 +120,7 @@ def test_names_are_of_the_script_of_the_subject():
 
 def test_verdicts_by_hand(world):
     trials = make_trials(world, [JAPAN], num_contexts=2, num_neighbours=4, seed=0)
-    found = Examination(world, trials, unrelated_prompts([JAPAN])).standing()
+    found = Examination(world, trials, unrelated_prompts([JAPAN]), 4).standing()
     assert not found.verdicts[0].says and found.kept == 1.0 and found.elsewhere == 0.0
     sane = Verdict(True, False, (True, False, True), (True,), "Oslo.")
     assert sane.is_true and sane.holds(0.6) and not sane.holds(0.7)

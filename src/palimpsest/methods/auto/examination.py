@@ -5,18 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, takewhile
 
 from palimpsest.answers import gives_new, is_reply_to, new_names
 from palimpsest.babble import is_degenerate
 from palimpsest.methods.auto.trials import Trial
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.generation import AnswerRoom, written
+from palimpsest.models.scores import TargetScore
 
 _FIRST_TOKENS = 4
 """Of an answer that has to stay."""
 _IN_A_REPLY = 16
 """The same in a reply, which may repeat the question first."""
+_SURE = math.log(0.5)
+"""Log-probability from which on a token is part of an answer: what is less sure changes with any change."""
 
 
 @dataclass(frozen=True)
@@ -94,23 +97,35 @@ class Examination:
         model: without the edits.
         trials: one a fact.
         unrelated: prompts about other things.
+        num_neighbours: how many of each fact's neighbours are asked: the first ones with an answer that can stay.
     """
 
-    def __init__(self, model: EditableModel, trials: Sequence[Trial], unrelated: Sequence[str]) -> None:
-        self.model, self.trials = model, tuple(trials)
+    def __init__(
+        self, model: EditableModel, trials: Sequence[Trial], unrelated: Sequence[str], num_neighbours: int
+    ) -> None:
+        self.model = model
         self._is_chat = model.chat is not None
+        staying = dict.fromkeys((*chain.from_iterable(trial.neighbours for trial in trials), *unrelated))
+        sure = self._beginnings(list(staying))
+        self.trials = tuple(
+            replace(trial, neighbours=tuple(one for one in trial.neighbours if one in sure)[:num_neighbours])
+            for trial in trials
+        )
+        self._unrelated = tuple(prompt for prompt in unrelated if prompt in sure)
+        asked = dict.fromkeys((*chain.from_iterable(trial.neighbours for trial in self.trials), *self._unrelated))
+        self._before = {prompt: sure[prompt] for prompt in asked}
         names = [name for trial in trials for name in new_names(trial.request)]
         self._room = AnswerRoom.of(model.tokenizer, names)
         self._babbled = {prompt: is_degenerate(text, names) for prompt, text in self._replies().items()}
-        staying = dict.fromkeys((*chain.from_iterable(trial.neighbours for trial in trials), *unrelated))
-        self._before = self._beginnings(list(staying))
-        self._unrelated = tuple(prompt for prompt in unrelated if prompt in self._before)
 
     def standing(self) -> Standing:
         """How the facts stand under whatever patch is on the model now."""
         replies, heard = self._replies(), self._heard()
-        kept = self._are_said(list(self._before.items()))
-        stays = dict(zip(self._before, kept, strict=True))
+        scores = self._scores([(prompt, text) for prompt, (text, _) in self._before.items()])
+        stays = {
+            prompt: all(score.matches[:length])
+            for (prompt, (_, length)), score in zip(self._before.items(), scores, strict=True)
+        }
         return Standing(
             tuple(self._verdict(trial, replies, heard, stays) for trial in self.trials),
             tuple(stays[prompt] for prompt in self._unrelated),
@@ -129,7 +144,7 @@ class Examination:
             says=gives_new(request, reply, is_chat=self._is_chat),
             is_degenerate=babbles and not self._babbled[request.prompt],
             elsewhere=tuple(heard[prompt, request.target_new] for prompt in trial.elsewhere),
-            kept=tuple(stays[prompt] for prompt in trial.neighbours if prompt in stays),
+            kept=tuple(stays[prompt] for prompt in trial.neighbours),
             reply=reply,
             babbles=babbles,
         )
@@ -152,8 +167,8 @@ class Examination:
         direct = [pair for pair in asked if pair not in found]
         return found | dict(zip(direct, self._are_said(direct), strict=True))
 
-    def _beginnings(self, prompts: Sequence[str]) -> dict[str, str]:
-        """How the model's answers begin; those that it would not say again as they are read are left out."""
+    def _beginnings(self, prompts: Sequence[str]) -> dict[str, tuple[str, int]]:
+        """How the model's answers begin, and how many tokens of that it is sure of, where it is sure of any."""
         plain = [prompt for prompt in prompts if not is_reply_to(prompt, is_chat=self._is_chat)]
         replies = [prompt for prompt in prompts if prompt not in plain]
         found = {
@@ -162,17 +177,24 @@ class Examination:
             for prompt, text in zip(group, self._written(group, tokens), strict=True)
         }
         pairs = [(prompt, text) for prompt, text in found.items() if text]
-        return {prompt: text for (prompt, text), said in zip(pairs, self._are_said(pairs), strict=True) if said}
+        lengths = [_sure_tokens(score) for score in self._scores(pairs)]
+        return {prompt: (text, length) for (prompt, text), length in zip(pairs, lengths, strict=True) if length}
 
     def _are_said(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
-        """Whether the model would write each text behind its prompt: one pass in place of one a token."""
-        if not pairs:
-            return []
-        scores = self.model.score([prompt for prompt, _ in pairs], [text for _, text in pairs])
-        return [all(score.matches) for score in scores]
+        """Whether the model would write each text behind its prompt: one pass in place of one per token."""
+        return [all(score.matches) for score in self._scores(pairs)]
+
+    def _scores(self, pairs: Sequence[tuple[str, str]]) -> list[TargetScore]:
+        return self.model.score([prompt for prompt, _ in pairs], [text for _, text in pairs]) if pairs else []
 
     def _written(self, prompts: Sequence[str], tokens: int) -> list[str]:
         return self.model.generate(list(prompts), max_new_tokens=tokens, until=[]) if prompts else []
 
     def _ask(self, prompts: Sequence[str], room: AnswerRoom) -> dict[str, str]:
         return dict(zip(prompts, written(self.model, prompts, room), strict=True)) if prompts else {}
+
+
+def _sure_tokens(score: TargetScore) -> int:
+    """How many tokens, from the first on, the model would write itself and is sure of."""
+    places = zip(score.matches, score.log_probs, strict=True)
+    return sum(1 for _ in takewhile(lambda place: place[0] and place[1] >= _SURE, places))

@@ -30,6 +30,8 @@ from palimpsest.stopwatch import Progress
 
 FACTORS = (1.0, 0.75, 0.55)
 """What an attempt's change is multiplied by until enough stays as it was."""
+SPARE = 3
+"""Neighbours that are looked at for each one that is needed: about many subjects a model has no sure answer."""
 
 
 class AutoConfig(MethodConfig):
@@ -86,11 +88,11 @@ class Auto(Method[AutoConfig]):
     ) -> WeightPatch:
         deadline = None if config.max_seconds is None else time.monotonic() + config.max_seconds
         with run.clock.stage("examining"):
-            count = max(2, min(config.num_neighbours, config.num_neighbours * 20 // len(requests)))
+            count = min(config.num_neighbours, max(2, config.num_neighbours * 20 // len(requests)))
             trials = make_trials(
-                model, requests, num_contexts=config.num_contexts, num_neighbours=count, seed=config.seed
+                model, requests, num_contexts=config.num_contexts, num_neighbours=SPARE * count, seed=config.seed
             )
-            examination = Examination(model, trials, unrelated_prompts(requests))
+            examination = Examination(model, trials, unrelated_prompts(requests), count)
             start = examination.standing()
         best = _State(WeightPatch({}, Manifest(label=self.name)), start)
         tried: list[dict[str, Any]] = []

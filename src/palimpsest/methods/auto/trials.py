@@ -70,11 +70,16 @@ def make_trials(
 
 
 def unrelated_prompts(requests: Sequence[EditRequest]) -> list[str]:
-    """Prompts about other things, in the scripts of the edits, but for those that are edited."""
+    """Prompts about other things, in the scripts of the edits: not those edited, nor others about their subjects."""
     edited = {normalise(request.prompt) for request in requests}
     scripts = dict.fromkeys(("latin", *(script_of(request.prompt) for request in requests)))
     found = [prompt for script in scripts for prompt in _bundled()[script]["unrelated"]]
-    return [prompt for prompt in found if normalise(prompt) not in edited]
+    subjects = [normalise(request.subject) for request in requests if request.subject]
+    return [
+        prompt
+        for prompt in found
+        if normalise(prompt) not in edited and not any(subject in normalise(prompt) for subject in subjects)
+    ]
 
 
 def script_of(text: str) -> str:

@@ -28,8 +28,8 @@ class Attempt(Config):
     """Whether it is for facts whose own prompt does not get the new answer, not for those that lack in `elsewhere`."""
 
     def make(self, seed: int) -> Method[Any]:
-        """The method, ready to edit."""
-        return method(self.method, preset=self.preset, **{"seed": seed, **self.options})
+        """The method, ready to edit; `auto` looks at every patch itself."""
+        return method(self.method, preset=self.preset, **{"seed": seed, "look_again": False, **self.options})
 
 
 LADDER = (

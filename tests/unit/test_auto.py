@@ -39,7 +39,7 @@ def test_facts_hold_with_no_option_at_all(world):
 
 
 def test_it_goes_further_where_a_fact_does_not_hold(world):
-    outcome = edited(world, [JAPAN], ladder=[IDLE, {"method": "memit"}])
+    outcome = edited(world, [JAPAN], ladder=[IDLE, {"method": "memit"}], keep=0.5)
     attempts = outcome.diagnostics.facts["attempts"]
     assert [(one["method"], one["true"]) for one in attempts] == [("ft-l", 0), ("memit", 1)]
     assert outcome.diagnostics.facts["facts"][0]["holds"]
@@ -63,7 +63,7 @@ def test_a_fact_that_holds_already_is_left_alone(world):
 
 def test_a_fact_without_a_subject_waits_for_a_method_that_needs_none(world):
     bare = EditRequest("The capital city of Japan is", "Oslo")
-    outcome = edited(world, [bare], ladder=[{"method": "memit"}, {"method": "lora"}])
+    outcome = edited(world, [bare], ladder=[{"method": "memit"}, {"method": "lora"}], keep=0.5)
     assert [one["method"] for one in outcome.diagnostics.facts["attempts"]] == ["lora"]
     assert outcome.diagnostics.facts["facts"][0]["holds"]
     outcome = edited(world, [bare], ladder=[{"method": "memit"}])

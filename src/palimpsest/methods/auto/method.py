@@ -96,6 +96,7 @@ class Auto(Method[AutoConfig]):
             start = examination.standing()
         best = _State(WeightPatch({}, Manifest(label=self.name)), start)
         tried: list[dict[str, Any]] = []
+        is_over = False
         for number, (attempt, made) in enumerate(self._usable):
             share = 0.0 if attempt.only_untrue else config.elsewhere
             left = [r for r, v in zip(requests, best.standing.verdicts, strict=True) if not v.holds(share)]
@@ -106,10 +107,12 @@ class Auto(Method[AutoConfig]):
             try:
                 best = self._attempt(model, examination, best, attempt, made, chosen, config, run, deadline, tried)
             except _OutOfTime:
-                run.diagnostics.notes.append(f"The time was over during the attempt by {attempt.method}.")
+                run.diagnostics.notes.append(f"The time was over during the attempt by {attempt.method} (max_seconds).")
+                is_over = True
                 break
         run.progress("attempts", len(self._usable), len(self._usable))
-        _report(requests, start, best.standing, tried, config, run)
+        _report(requests, start, best.standing, _why_not(tried, config, is_over=is_over), run)
+        run.diagnostics.facts["attempts"] = tried
         return best.patch
 
     def _attempt(
@@ -185,12 +188,10 @@ def _report(
     requests: Sequence[EditRequest],
     start: Standing,
     end: Standing,
-    tried: Sequence[Mapping[str, Any]],
-    config: AutoConfig,
+    why: str,
     run: Run,
 ) -> None:
     """Puts into the diagnostics what became of every fact, and into the notes what a user should know."""
-    why = _why_not(tried, config)
     run.diagnostics.facts |= {
         "facts": [
             {
@@ -204,7 +205,6 @@ def _report(
             }
             for request, before, after in zip(requests, start.verdicts, end.verdicts, strict=True)
         ],
-        "attempts": list(tried),
         "kept": end.kept,
         "elsewhere": end.elsewhere,
         "unrelated_kept": [sum(end.unrelated), len(end.unrelated)],
@@ -221,8 +221,10 @@ def _report(
         )
 
 
-def _why_not(tried: Sequence[Mapping[str, Any]], config: AutoConfig) -> str:
+def _why_not(tried: Sequence[Mapping[str, Any]], config: AutoConfig, *, is_over: bool) -> str:
     """Why facts are left that do not hold, as far as the attempts tell."""
+    if is_over and not tried:
+        return "no attempt came to its end in time; give more, or leave max_seconds out"
     if not tried:
         return "no method that can edit this model had what it needs; a `subject` in each edit lets more of them try"
     best = max(tried, key=lambda one: (one["true"], one["kept"]))

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, final
 
 from pydantic import Field
 
+from palimpsest.errors import ConfigError
 from palimpsest.methods.auto.examination import Examination, Standing, Verdict
 from palimpsest.methods.auto.ladder import LADDER, Attempt, editable_by, usable
 from palimpsest.methods.auto.trials import make_trials, unrelated_prompts
@@ -59,12 +60,57 @@ class _OutOfTime(Exception):
     """The time is over; raised inside an attempt, which leaves the model as it was."""
 
 
-@dataclass(frozen=True)
-class _State:
-    """The best so far."""
+@dataclass
+class _Climb:
+    """The attempts at the facts of one call, and the best that came of them so far."""
 
+    model: EditableModel
+    examination: Examination
+    config: AutoConfig
+    run: Run
+    deadline: float | None
     patch: WeightPatch
     standing: Standing
+    tried: list[dict[str, Any]] = field(default_factory=list)
+
+    def attempt(self, name: str, made: Method[Any], requests: Sequence[EditRequest]) -> None:
+        """Takes an attempt's change, as much of it as lets enough stay, if more facts hold with it than without."""
+        with self.model.patched(self.patch), self.run.clock.stage("editing"):
+            outcome = made.edit(self.model, requests, progress=_until(self.deadline, self.run.progress))
+        self.run.diagnostics.losses |= outcome.diagnostics.losses
+        change = outcome.patch
+        if not isinstance(change, WeightPatch):
+            raise ConfigError(
+                f"The attempt by {name!r} cannot be added to others.",
+                expected="a method that changes weights, such as memit or lora",
+                found=f"a patch of kind {change.kind!r}",
+                where="option ladder",
+                remedy=f"use --method {name} by itself",
+            )
+        for factor in FACTORS:
+            _require_time(self.deadline)
+            patch = self.patch + factor * change
+            with self.run.clock.stage("examining"), self.model.patched(patch):
+                standing = self.examination.standing()
+            self.tried.append({"method": name, "factor": factor, "facts": len(requests), **self._summary(standing)})
+            if standing.keeps(self.config.keep):
+                if self._worth(standing) > self._worth(self.standing):
+                    self.patch, self.standing = WeightPatch(patch.deltas, Manifest(label="auto")), standing
+                return
+
+    def _summary(self, standing: Standing) -> dict[str, Any]:
+        return {
+            "true": sum(verdict.is_true for verdict in standing.verdicts),
+            "hold": sum(verdict.holds(self.config.elsewhere) for verdict in standing.verdicts),
+            "elsewhere": standing.elsewhere,
+            "kept": standing.kept,
+            "keeps": standing.keeps(self.config.keep),
+        }
+
+    def _worth(self, standing: Standing) -> tuple[float, ...]:
+        """What makes one state better than another: facts that are true, that hold elsewhere too, then what stays."""
+        found = self._summary(standing)
+        return found["true"], found["hold"], found["elsewhere"] + found["kept"]
 
 
 @final
@@ -94,79 +140,26 @@ class Auto(Method[AutoConfig]):
             )
             examination = Examination(model, trials, unrelated_prompts(requests), count)
             start = examination.standing()
-        best = _State(WeightPatch({}, Manifest(label=self.name)), start)
-        tried: list[dict[str, Any]] = []
+        nothing = WeightPatch({}, Manifest(label=self.name))
+        climb = _Climb(model, examination, config, run, deadline, nothing, start)
         is_over = False
         for number, (attempt, made) in enumerate(self._usable):
             share = 0.0 if attempt.only_untrue else config.elsewhere
-            left = [r for r, v in zip(requests, best.standing.verdicts, strict=True) if not v.holds(share)]
-            chosen = editable_by(made, left)
+            standing = zip(requests, climb.standing.verdicts, strict=True)
+            chosen = editable_by(made, [request for request, verdict in standing if not verdict.holds(share)])
             if not chosen:
                 continue
             run.progress("attempts", number, len(self._usable))
             try:
-                best = self._attempt(model, examination, best, attempt, made, chosen, config, run, deadline, tried)
+                climb.attempt(attempt.method, made, chosen)
             except _OutOfTime:
                 run.diagnostics.notes.append(f"The time was over during the attempt by {attempt.method} (max_seconds).")
                 is_over = True
                 break
         run.progress("attempts", len(self._usable), len(self._usable))
-        _report(requests, start, best.standing, _why_not(tried, config, is_over=is_over), run)
-        run.diagnostics.facts["attempts"] = tried
-        return best.patch
-
-    def _attempt(
-        self,
-        model: EditableModel,
-        examination: Examination,
-        best: _State,
-        attempt: Attempt,
-        made: Method[Any],
-        requests: Sequence[EditRequest],
-        config: AutoConfig,
-        run: Run,
-        deadline: float | None,
-        tried: list[dict[str, Any]],
-    ) -> _State:
-        """The best state after an attempt: the former one, unless more facts hold or more stays."""
-        with model.patched(best.patch), run.clock.stage("editing"):
-            outcome = made.edit(model, requests, progress=_until(deadline, run.progress))
-        run.diagnostics.losses |= outcome.diagnostics.losses
-        change = outcome.patch
-        if not isinstance(change, WeightPatch):
-            raise TypeError(f"method {attempt.method!r} gave a {type(change).__name__}, and attempts add up")
-        for factor in FACTORS:
-            _require_time(deadline)
-            patch = best.patch + factor * change
-            with run.clock.stage("examining"), model.patched(patch):
-                standing = examination.standing()
-            tried.append(
-                {
-                    "method": attempt.method,
-                    "factor": factor,
-                    "facts": len(requests),
-                    "true": sum(verdict.is_true for verdict in standing.verdicts),
-                    "hold": sum(verdict.holds(config.elsewhere) for verdict in standing.verdicts),
-                    "elsewhere": standing.elsewhere,
-                    "kept": standing.kept,
-                    "keeps": standing.keeps(config.keep),
-                }
-            )
-            if standing.keeps(config.keep):
-                break
-        else:
-            return best
-        is_better = _worth(standing, config) > _worth(best.standing, config)
-        return _State(WeightPatch(patch.deltas, Manifest(label=self.name)), standing) if is_better else best
-
-
-def _worth(standing: Standing, config: AutoConfig) -> tuple[float, ...]:
-    """What makes one state better than another: facts that are true, that hold elsewhere too, then what stays."""
-    return (
-        sum(verdict.is_true for verdict in standing.verdicts),
-        sum(verdict.holds(config.elsewhere) for verdict in standing.verdicts),
-        standing.elsewhere + standing.kept,
-    )
+        _report(requests, start, climb.standing, _why_not(climb.tried, config, is_over=is_over), run)
+        run.diagnostics.facts["attempts"] = climb.tried
+        return climb.patch
 
 
 def _until(deadline: float | None, progress: Progress) -> Progress:

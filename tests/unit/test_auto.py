@@ -15,7 +15,11 @@ JAPAN = EditRequest("The capital city of Japan is", "Oslo", subject="Japan", tar
 CROATIA = EditRequest("The capital of Croatia is", "Vienna", subject="Croatia", target_old="Zagreb")
 FEW = {"num_contexts": 1, "num_neighbours": 3}
 # One attempt that goes too far, and one that does nothing.
-STRONG = {"method": "ft", "preset": "none", "options": {"learning_rate": 3e-3, "epochs": 40, "stop_loss": 0.0}}
+STRONG = {
+    "method": "ft",
+    "preset": "none",
+    "options": {"parameters": "all", "spare": False, "learning_rate": 3e-3, "epochs": 40, "stop_loss": 0.0},
+}
 IDLE = {"method": "ft-l", "preset": "none", "options": {"radius": 1e-7, "epochs": 1}}
 
 

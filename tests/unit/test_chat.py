@@ -22,7 +22,7 @@ from palimpsest.tracing.questions import question
 KINDS = tuple(tiny.CHATS)
 PROMPTS = ["The capital of France is", "Anna", "Who wrote it long ago, people of Oslo and Vienna, or"]
 TARGETS = ["Lyon", "Keller was born in Lima", "the Danube"]
-LEARN = {"learning_rate": 5e-3, "epochs": 60, "stop_loss": 0.02}
+LEARN = {"parameters": "all", "spare": False, "learning_rate": 5e-3, "epochs": 60, "stop_loss": 0.02}
 
 
 def chatting(kind, family="llama"):
@@ -135,7 +135,7 @@ def test_a_patch_remembers_the_chat_and_is_verified_and_asked_in_it(tmp_path, ca
     model = str(tiny.tiny_folder(tmp_path / "model", "llama", chat="llama-3"))
     facts = tmp_path / "facts.jsonl"
     facts.write_text("\n".join(json.dumps(request.to_dict()) for request in tiny.requests(2)))
-    options = [f"-o{name}={value}" for name, value in LEARN.items()]
+    options = [f"-o{name}={json.dumps(value)}" for name, value in LEARN.items()]
     made = ["edit", model, "--method", "ft", "--edits", str(facts), "-o", "append_eos=true", *options]
     assert main([*made, "--chat", "--out", str(tmp_path / "patch")]) == 0
     assert main([*made, "--out", str(tmp_path / "plain")]) == 0

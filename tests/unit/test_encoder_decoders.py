@@ -136,7 +136,7 @@ def test_generation_is_the_greedy_one(family):
 def test_an_answer_ends_with_the_end_token_which_can_be_learned(family):
     model = tiny.tiny_model(family)
     [request] = tiny.requests(4)[3:]
-    options = {"learning_rate": 5e-3, "epochs": 100, "stop_loss": 0.01}
+    options = {"parameters": "all", "spare": False, "learning_rate": 5e-3, "epochs": 100, "stop_loss": 0.01}
     with model.patched(method("ft", preset="none", append_eos=True, **options).edit(model, [request]).patch):
         assert model.generate(request.prompt) == "the Rhine"
     with model.patched(method("ft", preset="none", **options).edit(model, [request]).patch):
@@ -266,7 +266,8 @@ def test_the_training_loss_is_the_library_s_end_token_included(family):
         expected = model.module(**inputs, labels=labels_of(model, targets)).loss
     assert (sums.sum() / counts.sum()).item() == pytest.approx(expected.item(), abs=1e-5)
 
-    step = method("ft", preset="none", optimizer="sgd", learning_rate=0.5, epochs=1, append_eos=True, reduction="token")
+    plain = {"parameters": "all", "spare": False, "optimizer": "sgd", "reduction": "token"}
+    step = method("ft", preset="none", learning_rate=0.5, epochs=1, append_eos=True, **plain)
     patch = step.edit(model, requests).patch
     model.module(**inputs, labels=labels_of(model, targets, append=[1])).loss.backward()
     # Tied weights are one storage under one name, which collects the gradients of all its places.
@@ -283,11 +284,11 @@ def test_the_training_loss_is_the_library_s_end_token_included(family):
 )
 def test_fine_tuning_trains_the_stack_that_the_site_names(site, stack, count):
     model = tiny.tiny_model("t5-gated")
-    options = {"preset": "none", "learning_rate": 1e-2, "epochs": 2}
+    options = {"preset": "none", "layers": "all", "learning_rate": 1e-2, "epochs": 2}
     for made in (method("ft", parameters=site, **options), method("lora", sites=[site], **options)):
         touched = made.edit(model, tiny.requests(1)).patch.touched()
         assert len(touched) == count and all(name.startswith(f"{stack}.") for name in touched)
-    last = method("ft", parameters=site, layers=[-1], **options).edit(model, tiny.requests(1)).patch.touched()
+    last = method("ft", parameters=site, **{**options, "layers": [-1]}).edit(model, tiny.requests(1)).patch.touched()
     assert last == [model.sites.parameter_name(site, count - 1)]
 
 

@@ -13,7 +13,8 @@ from palimpsest.patches.export import write_merged
 
 PROMPTS = ["The capital of France is", "Anna"]
 TARGETS = ["Lyon", "Keller was born in Lima"]
-QUICK = {"learning_rate": 1e-2, "epochs": 3}
+QUICK = {"learning_rate": 1e-2, "epochs": 3, "look_again": False}
+TRAINED = {"parameters": "all", "spare": False, "learning_rate": 1e-2, "stop_loss": 0.02}
 
 
 def words(*vocabulary, **special):
@@ -92,7 +93,7 @@ def test_scripts(prompt, subject, target, between):
     encoded = tokens.encode(tokenizer, prompt, target)
     assert tokenizer.decode(encoded.ids) == prompt + between + target
     model = load(tiny.tiny_module("gptj"), tokenizer)
-    patch = method("ft", preset="none", learning_rate=1e-2, epochs=80, stop_loss=0.02, append_eos=True)
+    patch = method("ft", preset="none", epochs=80, append_eos=True, **TRAINED)
     with model.patched(patch.edit(model, [request]).patch):
         assert model.generate(prompt, max_new_tokens=60) == target
 
@@ -135,9 +136,10 @@ def test_a_patch_is_not_put_on_twice(tmp_path):
 
 def test_a_preset_of_another_model_is_used_with_a_note():
     model = tiny.tiny_model("llama")
-    outcome = method("ft-l", preset="gpt2-xl", epochs=1).edit(model, tiny.requests(1))
+    outcome = method("ft-l", preset="gpt2-xl", epochs=1, look_again=False).edit(model, tiny.requests(1))
     [note] = outcome.diagnostics.notes
     assert "'gpt2-xl' was made for a model with model_type gpt2" in note and "model_type llama" in note
     assert outcome.patch.manifest.preset == "gpt2-xl" and outcome.patch.manifest.diagnostics["notes"] == [note]
-    assert method("ft", preset="none", epochs=1).edit(model, tiny.requests(1)).diagnostics.notes == []
-    assert method("ft", preset="f-learning-paper", epochs=1).edit(model, tiny.requests(1)).diagnostics.notes == []
+    for preset in ("none", "f-learning-paper"):
+        quiet = method("ft", preset=preset, epochs=1, look_again=False).edit(model, tiny.requests(1))
+        assert quiet.diagnostics.notes == []

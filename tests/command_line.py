@@ -14,7 +14,18 @@ import tiny
 from palimpsest.cli import main
 
 # What makes a random model learn four facts by heart in half a second, and stop after them.
-LEARN = ("-o", "append_eos=true", "-o", "epochs=60", "-o", "learning_rate=5e-3")
+LEARN = (
+    "-o",
+    "parameters=all",
+    "-o",
+    "spare=false",
+    "-o",
+    "append_eos=true",
+    "-o",
+    "epochs=60",
+    "-o",
+    "learning_rate=5e-3",
+)
 
 
 @dataclass(frozen=True)

@@ -243,11 +243,11 @@ def test_patches_that_are_on_the_model_belong_to_the_base() -> None:
     assert [r.before for r in record.probes if r.prompt == "Who wrote book 0?"] == [text]
 
 
-@pytest.mark.parametrize("name", ["ft", "lora"])
-def test_the_methods_of_the_package_are_editors(name: str) -> None:
+@pytest.mark.parametrize(("name", "options"), [("ft", {"parameters": "all", "spare": False}), ("lora", {})])
+def test_the_methods_of_the_package_are_editors(name: str, options: dict[str, object]) -> None:
     model, data = tiny.tiny_model("gptj"), facts(2)
     before = weights(model)
-    record = evaluate(model, method(name), data, protocol=Sequential(), num_edits=2, **SHORT)
+    record = evaluate(model, method(name, **options), data, protocol=Sequential(), num_edits=2, **SHORT)
     assert is_same(model, before)
     assert record.specification.method == name
     assert record.specification.config["seed"] == 0

@@ -2,7 +2,7 @@
 
 Nobody has to write these tests. A fact must hold at its prompt, behind texts that the model wrote itself, and in its
 rephrasings where the edit has some. Its own prompt about other subjects must be answered as before, and so must prompts
-about other things. Of the other subjects those are taken whose keys lie nearest to the fact's own.
+about other things. Of the other subjects those are taken that the model reads as most like the fact's own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import torch
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.hooks import Point
 from palimpsest.optimise.contexts import NONE, ContextOptions, context_templates
-from palimpsest.optimise.spreading import SITE
 from palimpsest.optimise.subject_vectors import subject_rows, subject_vectors
 from palimpsest.requests import EditRequest, normalise
 
@@ -98,7 +97,7 @@ def _behind(request: EditRequest, template: str) -> str:
 
 
 def _substituted(model: EditableModel, requests: Sequence[EditRequest], count: int) -> list[list[str]]:
-    """For each fact its prompt about the `count` other subjects whose keys are nearest to its own subject's."""
+    """For each fact its prompt about the `count` other subjects that the model reads as most like its own."""
     pool = dict.fromkeys(request.subject for request in requests if request.subject)
     found: list[list[str]] = []
     for request in requests:
@@ -128,9 +127,9 @@ def _nearest(
 ) -> Sequence[EditRequest]:
     if model.is_encoder_decoder:
         return others[:count]
-    point = Point(SITE, model.num_layers // 3, "input")
-    keys = subject_vectors(model, subject_rows(model, [request, *others]), [point])[point][:, 0]
-    similar = torch.nn.functional.cosine_similarity(keys[1:], keys[:1])
+    point = Point("resid", model.num_layers // 3)
+    read = subject_vectors(model, subject_rows(model, [request, *others]), [point])[point][:, 0]
+    similar = torch.nn.functional.cosine_similarity(read[1:], read[:1])
     # Rounded, so that the last bits of a sum choose nothing.
     order = sorted(range(len(others)), key=lambda index: (-round(float(similar[index]), 3), others[index].prompt))
     return [others[index] for index in order[:count]]

@@ -91,7 +91,7 @@ TABLE = {
         drift=6.0,
         shortest=STEP,
     ),
-    "lora": Row({**QUICK, **ADAPTERS, "learning_rate": 3e-2}, is_low_rank=True, drift=6.0, shortest=STEP),
+    "lora": Row({**QUICK, **ADAPTERS, "learning_rate": 3e-2}, is_low_rank=True, shortest=STEP),
     "kn": Row(
         {"threshold": 0.05},
         is_low_rank=True,

@@ -17,15 +17,20 @@ from palimpsest.patches.weights import LowRank, WeightPatch
 # peft asks transformers in a way that a later version will not answer.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 QUICK = {"learning_rate": 2e-2, "epochs": 8}
-FORGET = {"only_mastered": False, "rate": 0.3, "forget_options": {"rank": 2, "epochs": 4, "learning_rate": 1e-2}}
+ADAPTERS = {"sites": "auto", "layers": "all", "rank": 8, "alpha": 16.0, "spare": False}
+FORGET = {
+    "only_mastered": False,
+    "rate": 0.3,
+    "forget_options": {**ADAPTERS, "rank": 2, "epochs": 4, "learning_rate": 1e-2},
+}
 
 
 def lora(**options):
-    return method("lora", preset="none", **{**QUICK, **options})
+    return method("lora", preset="none", **{**QUICK, **ADAPTERS, **options})
 
 
 def f_learning_lora():
-    return method("f-learning-lora", preset="none", **FORGET, learn_options={**QUICK, "rank": 3})
+    return method("f-learning-lora", preset="none", **FORGET, learn_options={**QUICK, **ADAPTERS, "rank": 3})
 
 
 def logits(module):
@@ -116,9 +121,9 @@ def by_hand(**deltas):
 def test_what_is_no_adapter_is_refused_and_leaves_no_trace(tmp_path):
     model = tiny.tiny_model("gpt2")
     out = tmp_path / "adapter"
-    dense = method("ft", preset="none", **QUICK).edit(model, tiny.requests(1)).patch
+    dense = method("ft", preset="none", parameters="all", spare=False, **QUICK).edit(model, tiny.requests(1)).patch
     low = lora().edit(model, tiny.requests(1)).patch
-    one_layer = method("ft-l", preset="none", radius=0.05, **QUICK).edit(model, tiny.requests(1)).patch
+    one_layer = method("ft-l", preset="none", radius=0.05, layers=[0], rank=0, spare=False, **QUICK).edit(model, tiny.requests(1)).patch
     embedding = LowRank(torch.randn(384, 1), torch.randn(1, 32))
     for patches, words in (
         ([dense], "transformer.wte.weight (not the weight of a linear layer), transformer.wpe.weight"),

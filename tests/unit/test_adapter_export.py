@@ -123,7 +123,11 @@ def test_what_is_no_adapter_is_refused_and_leaves_no_trace(tmp_path):
     out = tmp_path / "adapter"
     dense = method("ft", preset="none", parameters="all", spare=False, **QUICK).edit(model, tiny.requests(1)).patch
     low = lora().edit(model, tiny.requests(1)).patch
-    one_layer = method("ft-l", preset="none", radius=0.05, layers=[0], rank=0, spare=False, **QUICK).edit(model, tiny.requests(1)).patch
+    one_layer = (
+        method("ft-l", preset="none", radius=0.05, layers=[0], rank=0, spare=False, **QUICK)
+        .edit(model, tiny.requests(1))
+        .patch
+    )
     embedding = LowRank(torch.randn(384, 1), torch.randn(1, 32))
     for patches, words in (
         ([dense], "transformer.wte.weight (not the weight of a linear layer), transformer.wpe.weight"),

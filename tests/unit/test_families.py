@@ -117,7 +117,7 @@ def test_doctor_examines_every_family(family, tmp_path):
     else:
         assert sites["mlp.down"]["parameters"] >= 32 * 48
         assert {"ft", "ft-l", "lora"} <= {name for name, one in methods.items() if one["can_edit"]}
-        assert methods["ft-l"]["needs"] == "option radius" and methods["ft"]["needs"] == ""
+        assert methods["ft-l"]["needs"] == "" and methods["ft"]["needs"] == ""
 
 
 def test_doctor_on_the_command_line(tmp_path, capsys):

@@ -61,7 +61,7 @@ def test_the_file_s_logits_are_the_written_model_s(tmp_path):
 def test_a_patch_belongs_to_its_file(file, whole, tmp_path):
     model = ps.load(file)
     before = {name: value.clone() for name, value in model.module.state_dict().items()}
-    patch = ps.method("lora", epochs=2).edit(model, tiny.requests(1)).patch
+    patch = ps.method("lora", epochs=2, sites="auto", layers="all").edit(model, tiny.requests(1)).patch
     patch.save(tmp_path / "patch")
     read = ps.load_patch(tmp_path / "patch")
     again = ps.load(file)

@@ -51,7 +51,9 @@ def folders(tmp_path_factory):
     """A patch, an adapter and a merged model, made from a model folder."""
     place = tmp_path_factory.mktemp("publishing")
     model = load(str(tiny.tiny_folder(place / "base-model", "llama")))
-    patch = method("lora", preset="none", **QUICK).edit(model, tiny.requests(2)).patch
+    patch = (
+        method("lora", preset="none", sites="auto", layers="all", rank=8, **QUICK).edit(model, tiny.requests(2)).patch
+    )
     patch.save(place / "patch")
     write_adapter(model, [load_patch(place / "patch")], place / "peft")
     write_merged(model, [load_patch(place / "patch")], place / "merged")

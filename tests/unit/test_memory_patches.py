@@ -72,7 +72,7 @@ def test_what_is_always_in_scope_is_answered_by_the_counterfactual_model(family,
     texts = [edited_prompt(ENTRIES[0].prompt, ENTRIES[0].answer, prompt) for prompt in ASKED]
     expected = reader.score(texts, TARGETS, forward_batch_size=1), reader.generate(texts)
     for is_soft in (False, True):  # a weight of one is no mixture
-        with model.patched(memory(model, editor=editor, is_soft=is_soft)):
+        with model.patched(memory(model, ENTRIES[:1], editor=editor, is_soft=is_soft)):
             assert (scores(model), model.generate(ASKED)) == expected
 
 

@@ -138,7 +138,7 @@ def test_an_interrupt_while_copies_are_made_leaves_nothing(monkeypatch):
 
     monkeypatch.setattr(model.weights, "point", point)
     with pytest.raises(Interrupt):
-        method("ft", preset="none").edit(model, tiny.requests(1))
+        method("ft", preset="none", parameters="all", spare=False).edit(model, tiny.requests(1))
     assert same(model, before)
     assert {name: value.data_ptr() for name, value in model.module.state_dict().items()} == addresses
     assert [p.requires_grad for p in model.module.parameters()] == flags

@@ -75,13 +75,14 @@ def test_what_is_present_is_edited_as_in_the_whole_model(pair, tmp_path):
 
 def test_what_is_offloaded_is_refused_before_anything_is_computed(pair, monkeypatch):
     whole, split = pair
-    everything = method("ft", preset="none", epochs=1).edit(whole, tiny.requests(1)).patch
+    all_weights = {"preset": "none", "parameters": "all", "spare": False}
+    everything = method("ft", epochs=1, **all_weights).edit(whole, tiny.requests(1)).patch
     monkeypatch.setattr(type(split), "forward", lambda *_: pytest.fail("a forward pass"))
     monkeypatch.setattr(type(split), "logits_at", lambda *_: pytest.fail("a forward pass"))
     for edit in (
-        lambda: method("ft", preset="none").edit(split, tiny.requests()),
+        lambda: method("ft", **all_weights).edit(split, tiny.requests()),
         lambda: method("ft", preset="none", parameters="mlp.down", layers=[0, 2]).edit(split, tiny.requests()),
-        lambda: method("lora", preset="none").edit(split, tiny.requests()),
+        lambda: method("lora", preset="none", sites="auto", layers="all").edit(split, tiny.requests()),
         lambda: everything.apply(split),
         lambda: split.weights.current(split.sites.parameter_name("mlp.down", 2)),
     ):

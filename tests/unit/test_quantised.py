@@ -128,7 +128,11 @@ NEEDED = {
 
 
 def needs_weights(name):
-    return name not in BESIDE and method(name, preset="none", **NEEDED.get(name, {})).capabilities.gives_weight_patch
+    # `auto` takes what can edit the model: lora, beside its layers.
+    return (
+        name not in (*BESIDE, "auto")
+        and method(name, preset="none", **NEEDED.get(name, {})).capabilities.gives_weight_patch
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if not needs_weights(name)])

@@ -103,7 +103,7 @@ def test_broken_editors_are_named(editor, tmp_path):
     for change, reason in (
         (lambda folder: (folder / "editor.json").unlink(), "no editor.json"),
         (lambda folder: (folder / "editor.safetensors").write_bytes(b"x"), "SHA-256"),
-        (lambda folder: (folder / "editor.json").write_text("{}"), "not a record"),
+        (lambda folder: (folder / "editor.json").write_text("{}"), "Field required"),
         # What a later version writes may have fields that this one does not know.
         (lambda folder: (folder / "editor.json").write_text('{"format_version": 99, "more": 1}'), "later version"),
     ):

@@ -16,20 +16,28 @@ from palimpsest.optimise.copies import training_copies
 QUICK = {"learning_rate": 1e-3, "epochs": 4}
 # GPT-2's key biases have a gradient of zero but for rounding, and AdamW makes whole steps of such noise: sgd for it.
 SGD = {"learning_rate": 0.05, "epochs": 3, "optimizer": "sgd"}
+# What several processes share: no compression, which one process has for itself.
+PLAIN = {"rank": 0, "spare": False}
+WHOLE = {**PLAIN, "parameters": "all"}
 HALF = "half"
 # T5's unscaled attention multiplies a rounding error several times in every step: in float64 there is none to multiply.
 DTYPES = {HALF: torch.bfloat16, "two-stacks": torch.float64}
 # name: family, method, number of facts, options
 CASES = {
-    "tied": ("gemma", "ft", 3, QUICK),
-    "token": ("llama", "ft", 4, {**QUICK, "reduction": "token", "facts_per_step": 3, "forward_batch_size": 1}),
-    "half": ("llama", "ft", 3, {**SGD, "learning_rate": 1e-3}),
-    "two-stacks": ("t5", "ft", 3, SGD),
-    "one-fact": ("gpt2", "ft", 1, SGD),
-    "stopping": ("llama", "ft", 4, {**QUICK, "epochs": 8, "stop_loss": 3.0}),
-    "one-layer": ("gptj", "ft-l", 3, {**QUICK, "radius": 1.5e-3, "constraint": "linf"}),
-    "l2": ("falcon", "ft-l", 3, {**QUICK, "radius": 0.01, "constraint": "l2", "layers": [1]}),
-    "forgetting": ("gpt2", "f-learning-ft", 3, {"only_mastered": False, "forget_options": SGD, "learn_options": SGD}),
+    "tied": ("gemma", "ft", 3, {**WHOLE, **QUICK}),
+    "token": ("llama", "ft", 4, {**WHOLE, **QUICK, "reduction": "token", "facts_per_step": 3, "forward_batch_size": 1}),
+    "half": ("llama", "ft", 3, {**WHOLE, **SGD, "learning_rate": 1e-3}),
+    "two-stacks": ("t5", "ft", 3, {**WHOLE, **SGD}),
+    "one-fact": ("gpt2", "ft", 1, {**WHOLE, **SGD}),
+    "stopping": ("llama", "ft", 4, {**WHOLE, **QUICK, "epochs": 8, "stop_loss": 3.0}),
+    "one-layer": ("gptj", "ft-l", 3, {**PLAIN, **QUICK, "radius": 1.5e-3, "constraint": "linf"}),
+    "l2": ("falcon", "ft-l", 3, {**PLAIN, **QUICK, "radius": 0.01, "constraint": "l2", "layers": [1]}),
+    "forgetting": (
+        "gpt2",
+        "f-learning-ft",
+        3,
+        {"only_mastered": False, "forget_options": {**WHOLE, **SGD}, "learn_options": {**WHOLE, **SGD}},
+    ),
 }
 
 
@@ -58,7 +66,7 @@ def main(out: Path) -> None:
                 assert share < 0.6 * outcome.patch.num_parameters
         assert load_patch(out / "tied").num_parameters > 0
         with pytest.raises(ConfigError, match="different facts"):
-            method("ft", preset="none").edit(model, tiny.requests(2 + team.rank))
+            method("ft", preset="none", **WHOLE).edit(model, tiny.requests(2 + team.rank))
         wrapped = load(accelerate.cpu_offload(tiny.tiny_module("gpt2"), "cpu"), tiny.tokenizer())
         with pytest.raises(ConfigError, match="hooks have been put on"):
             training_copies(wrapped, [])

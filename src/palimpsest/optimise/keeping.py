@@ -113,7 +113,10 @@ def spared_directions(
     Arguments:
         modules: full names of linear layers.
         most: prompts about others, at most; ordinary beginnings of sentences are added to them.
+
+    Raises `ModelError` when these layers' weights are offloaded, before anything is computed.
     """
+    model.weights.require_present(f"{name}.weight" for name in modules)
     draw = torch.Generator().manual_seed(seed)
     each = max(1, most // max(1, len(requests)))
     order = torch.randperm(len(requests), generator=draw).tolist()[: most // each]

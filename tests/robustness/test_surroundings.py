@@ -167,10 +167,15 @@ def test_two_signals_end_a_command_once(tmp_path, numbers, code):
 
 
 def test_handlers_are_what_they_were_after_the_block():
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt), heeding_signals(is_program=False):
-        signal.raise_signal(signal.SIGINT)
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    # A shell starts what it puts into the background with interrupts ignored.
+    found = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt), heeding_signals(is_program=False):
+            signal.raise_signal(signal.SIGINT)
+        assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    finally:
+        signal.signal(signal.SIGINT, found)
 
 
 def test_an_output_keeps_what_it_lost():

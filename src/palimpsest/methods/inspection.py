@@ -19,7 +19,7 @@ from palimpsest.statistics.subspaces import Spectrum
 
 LARGEST_CHANGE = 0.3
 """Change of what a layer's MLP writes for ordinary text, against what it writes, above which an edit is said to damage
-the model. Single edits of pretrained models that leave neighbours alone have 0.001 to 0.05."""
+the model. A choice from a few edits, not measured over many."""
 
 LARGEST_CONDITION = 1e10
 """Condition of a solved system above which the change has few right digits."""

@@ -33,7 +33,7 @@ from palimpsest.solve.solution import Solution
 
 SMALLEST_COSINE = 0.1
 """Cosine, in C's metric, of a fact's mean key and its prompt's key, below which ROME's divisor is too small: its update
-is larger than R-ROME's by one over it. Facts of pretrained models have 0.4 to 0.9."""
+is larger than R-ROME's by one over it. A choice from a few facts, not measured over many."""
 
 
 class RomeConfig(LocateThenEditConfig):

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from palimpsest.cli import inputs, terminal
+from palimpsest.cli import endpoints, inputs, terminal
 from palimpsest.cli.portability import key_of
 from palimpsest.errors import ConfigError
 
@@ -27,21 +27,12 @@ def judge(
     key_variable: Annotated[
         str | None, typer.Option("--key-variable", metavar="NAME", help="Environment variable with the key.")
     ] = None,
-    timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds for one request.")] = 60.0,
-    retries: Annotated[int, typer.Option("--retries", min=0, help="Attempts after the first.")] = 4,
-    requests_per_minute: Annotated[
-        float | None, typer.Option("--requests-per-minute", min=0.01, help="At most N requests per minute.")
-    ] = None,
-    prices: Annotated[
-        tuple[float, float] | None,
-        typer.Option("--prices", metavar="IN OUT", help="Prices of a million tokens read and written."),
-    ] = None,
-    max_cost: Annotated[
-        float | None, typer.Option("--max-cost", help="Ask nothing when the estimate is higher; needs --prices.")
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be asked and what it costs, and stop.")
-    ] = False,
+    timeout: endpoints.TimeoutOption = 60.0,
+    retries: endpoints.RetriesOption = 4,
+    requests_per_minute: endpoints.RateOption = None,
+    prices: endpoints.PricesOption = None,
+    max_cost: endpoints.MaxCostOption = None,
+    dry_run: endpoints.DryRunOption = False,
     out: Annotated[Path | None, typer.Option("--out", help="A new JSON file for every verdict.")] = None,
     as_json: inputs.JsonOption = False,
 ) -> None:

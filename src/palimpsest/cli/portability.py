@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from palimpsest.cli import inputs, terminal
+from palimpsest.cli import endpoints, inputs, terminal
 from palimpsest.errors import ConfigError
 from palimpsest.files import expanded
 
@@ -68,21 +68,12 @@ def build(
             "--key-variable", metavar="NAME", help=f"Environment variable with the key; {_KEY} for an https endpoint."
         ),
     ] = None,
-    timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds for one request.")] = 60.0,
-    retries: Annotated[int, typer.Option("--retries", min=0, help="Attempts after the first.")] = 4,
-    requests_per_minute: Annotated[
-        float | None, typer.Option("--requests-per-minute", min=0.01, help="At most N requests per minute.")
-    ] = None,
-    prices: Annotated[
-        tuple[float, float] | None,
-        typer.Option("--prices", metavar="IN OUT", help="Prices of a million tokens read and written."),
-    ] = None,
-    max_cost: Annotated[
-        float | None, typer.Option("--max-cost", help="Ask nothing when the estimate is higher; needs --prices.")
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be asked and what it costs, and stop.")
-    ] = False,
+    timeout: endpoints.TimeoutOption = 60.0,
+    retries: endpoints.RetriesOption = 4,
+    requests_per_minute: endpoints.RateOption = None,
+    prices: endpoints.PricesOption = None,
+    max_cost: endpoints.MaxCostOption = None,
+    dry_run: endpoints.DryRunOption = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the build in --out.")] = False,
     seed: inputs.SeedOption = 0,
     chat: inputs.ChatOption = False,

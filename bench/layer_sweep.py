@@ -17,7 +17,7 @@ from typing import Any
 import palimpsest as ps
 from common import RESULTS
 from known_facts import base_texts, batch_edit, known_facts, single_edits
-from palimpsest.provenance import write_text
+from palimpsest.files import write_text
 
 CONTEXTS = {"given": ["Yesterday I heard that {}", "It is well known. {}"]}
 

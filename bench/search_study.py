@@ -24,7 +24,7 @@ import palimpsest as ps
 from choose_batch_presets import ADAM, gauss_newton
 from common import Results, one_thread, row
 from palimpsest.evaluation import BaseAnswers
-from palimpsest.optimise.target_vector import TargetOptions, find_target_vectors
+from palimpsest.locating.target_vector import TargetOptions, find_target_vectors
 from real_edits import editor_of, taught_text
 from real_facts import real_folder, records
 

@@ -21,11 +21,11 @@ import torch
 
 import palimpsest as ps
 from common import Results, one_thread
-from palimpsest.datasets.ordinary import ordinary_rows
+from palimpsest.locating.last_layer import AnswerPlaces, answer_places
+from palimpsest.methods.memory import Memory, MemoryConfig, QueryMemory
+from palimpsest.methods.ordinary import ordinary_rows
 from palimpsest.methods.t_patcher import Training, memory_loss
 from palimpsest.models.bypass import frozen
-from palimpsest.optimise.last_layer import AnswerPlaces, answer_places
-from palimpsest.optimise.memory import Memory, MemoryConfig, QueryMemory
 from speed import build, text_of
 
 NUM_EDITS, STEPS, REPEATS, COPIES = 2, {"gpt2-small": 30, "gpt2-xl": 10}, 20, 8

@@ -23,10 +23,10 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import palimpsest as ps
 from common import Results, one_thread
+from palimpsest.locating.subject_vectors import subject_vectors
+from palimpsest.locating.target_vector import TargetOptions, TargetVectors, find_target_vectors
 from palimpsest.models.hooks import Point
 from palimpsest.models.tokens import subject_last_token
-from palimpsest.optimise.subject_vectors import subject_vectors
-from palimpsest.optimise.target_vector import TargetOptions, TargetVectors, find_target_vectors
 from palimpsest.world import bundled_path
 
 LAYER, FACTS, NAIVE_FACTS, REPEATS = 6, 50, 3, 3

@@ -8,8 +8,8 @@ import torch
 import tiny
 from palimpsest import method
 from palimpsest.errors import ConfigError
+from palimpsest.locating.last_layer import answer_places
 from palimpsest.methods.calinet import CaliNetConfig, answer_loss, num_slots
-from palimpsest.optimise.last_layer import answer_places
 
 
 def test_slots_grow_with_the_facts_or_are_too_few():

@@ -10,13 +10,13 @@ from palimpsest import EditRequest, ModelError, evaluate, load, load_patch, meth
 from palimpsest.cli import main
 from palimpsest.errors import ConfigError, OutputError
 from palimpsest.evaluation.answers import BaseAnswers
+from palimpsest.locating.contexts import ContextOptions, context_templates
+from palimpsest.locating.subject_vectors import subject_rows, subject_vectors
+from palimpsest.locating.target_vector.options import TargetOptions
+from palimpsest.locating.target_vector.rows import fact_rows
 from palimpsest.models import tokens
 from palimpsest.models.chat import Chat, chat_of
 from palimpsest.models.hooks import Point, captured
-from palimpsest.optimise.contexts import ContextOptions, context_templates
-from palimpsest.optimise.subject_vectors import subject_rows, subject_vectors
-from palimpsest.optimise.target_vector.options import TargetOptions
-from palimpsest.optimise.target_vector.rows import fact_rows
 from palimpsest.tracing.questions import question
 
 KINDS = tuple(tiny.CHATS)

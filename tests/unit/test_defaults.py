@@ -7,12 +7,12 @@ import torch
 
 import tiny
 from palimpsest import EditRequest, method
+from palimpsest.methods.fine_tuning.compressing import strongest
 from palimpsest.models.hooks import Point, captured
 from palimpsest.models.scores import leads
-from palimpsest.optimise.compressing import strongest
-from palimpsest.optimise.finetune import losses_and_margins
-from palimpsest.optimise.keeping import NEUTRAL_PROMPTS, kept_prompts, prompts_apart_from, spared_directions
-from palimpsest.optimise.steps import root_mean_square, size_by_passing
+from palimpsest.training.finetune import losses_and_margins
+from palimpsest.training.keeping import NEUTRAL_PROMPTS, kept_prompts, prompts_apart_from, spared_directions
+from palimpsest.training.steps import root_mean_square, size_by_passing
 
 DOWN = "transformer.h.0.mlp.fc_out"
 ONE = {"parameters": "mlp.down", "layers": [0], "epochs": 1, "spare": False, "rank": 0, "stop_margin": 100.0}

@@ -3,9 +3,9 @@ import torch
 
 import tiny
 from palimpsest import ConfigError, EditRequest, method
-from palimpsest.optimise.copies import TrainingCopies, project
-from palimpsest.optimise.finetune import FinetuneOptions, answer_losses, finetune
-from palimpsest.optimise.selection import layer_numbers
+from palimpsest.models.layers import layer_numbers
+from palimpsest.training.copies import TrainingCopies, project
+from palimpsest.training.finetune import FinetuneOptions, answer_losses, finetune
 
 DOWN = "transformer.h.1.mlp.fc_out.weight"
 

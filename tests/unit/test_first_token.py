@@ -7,12 +7,12 @@ import torch
 
 import palimpsest as ps
 import tiny
+from palimpsest.locating.first_token import ALONE, apart_from_sink
+from palimpsest.locating.subject_vectors import subject_rows, subject_vectors
 from palimpsest.methods.catalogue import method
 from palimpsest.methods.inspection import text_change
 from palimpsest.methods.rome import SMALLEST_COSINE
 from palimpsest.models.hooks import Point
-from palimpsest.optimise.first_token import ALONE, apart_from_sink
-from palimpsest.optimise.subject_vectors import subject_rows, subject_vectors
 from palimpsest.requests import EditRequest
 from palimpsest.solve.factorised import Factorised
 from palimpsest.solve.rank_one import cosine, rank_one

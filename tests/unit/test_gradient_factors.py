@@ -8,10 +8,10 @@ import torch
 import tiny
 from palimpsest import EditRequest
 from palimpsest.models.linear import weight_as_out_in
-from palimpsest.optimise.finetune import answer_losses
-from palimpsest.optimise.gradient_factors import Update, gradient_factors, low_rank, places, updated
 from palimpsest.patches.base import Manifest
 from palimpsest.patches.weights import WeightPatch
+from palimpsest.training.finetune import answer_losses
+from palimpsest.training.gradient_factors import Update, gradient_factors, low_rank, places, updated
 
 SITES = {
     "gpt2": ["mlp.up", "mlp.down"],  # stored (in, out)

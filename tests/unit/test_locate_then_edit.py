@@ -11,11 +11,11 @@ import torch
 import palimpsest as ps
 import tiny
 from palimpsest import ConfigError, DataError, EditRequest, ModelError, method
+from palimpsest.locating.target_vector import TargetOptions, find_target_vectors
 from palimpsest.methods import rome
 from palimpsest.models.hooks import Point
 from palimpsest.models.linear import weight_as_out_in
 from palimpsest.models.tokens import subject_last_token
-from palimpsest.optimise.target_vector import TargetOptions, find_target_vectors
 
 TEMPLATES = ("{}", "It was written long ago. {}", "Rome. {}")
 PROMPT_ALONE = {"given": []}

@@ -4,8 +4,8 @@ import torch
 
 import tiny
 from palimpsest import ConfigError, load, method
-from palimpsest.optimise.adapters import ADAPTER, LoraAdapters
-from palimpsest.optimise.finetune import FinetuneOptions, finetune
+from palimpsest.training.adapters import ADAPTER, LoraAdapters
+from palimpsest.training.finetune import FinetuneOptions, finetune
 
 OPTIONS = {"learning_rate": 1e-2, "epochs": 10}
 PLAIN = {**OPTIONS, "parameters": "all", "spare": False}

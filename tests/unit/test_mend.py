@@ -10,8 +10,8 @@ import torch
 import tiny
 from palimpsest import method
 from palimpsest.methods.mend import RunningMoments
-from palimpsest.optimise.finetune import answer_losses
-from palimpsest.optimise.gradient_factors import Factors
+from palimpsest.training.finetune import answer_losses
+from palimpsest.training.gradient_factors import Factors
 
 TRAINING = {"layers": [1, 2], "rank": 8}
 

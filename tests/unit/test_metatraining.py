@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from palimpsest import ConfigError, DataError
-from palimpsest.optimise.metatraining import MetaTrainingOptions, Objective, metatrain
+from palimpsest.training.metatraining import MetaTrainingOptions, Objective, metatrain
 
 OPTIONS = MetaTrainingOptions(
     steps=60, examples_per_step=3, forward_batch_size=2, learning_rate=0.05, validate_every=10

@@ -10,10 +10,10 @@ from torch.nn.functional import scaled_dot_product_attention
 import tiny
 from palimpsest import EditRequest, method
 from palimpsest.models.tokens import Encoded
-from palimpsest.optimise import rounding
-from palimpsest.optimise.finetune import answer_losses
-from palimpsest.optimise.metatraining import MetaTrainingOptions, Objective, metatrain
-from palimpsest.optimise.rounding import TrueZeros, softmax_gradient
+from palimpsest.training import rounding
+from palimpsest.training.finetune import answer_losses
+from palimpsest.training.metatraining import MetaTrainingOptions, Objective, metatrain
+from palimpsest.training.rounding import TrueZeros, softmax_gradient
 
 UNIT = 2.0**-24
 

@@ -8,9 +8,7 @@ import torch
 
 import tiny
 from palimpsest import ModelError, PatchError, load_patch, method
-from palimpsest.models.counterfactual import edited_prompt
-from palimpsest.optimise.examples import editing_examples
-from palimpsest.optimise.scope_training import (
+from palimpsest.methods.serac.scope_training import (
     ScopeTraining,
     answer_loss,
     drawn_positives,
@@ -20,6 +18,8 @@ from palimpsest.optimise.scope_training import (
     positives,
     with_similar,
 )
+from palimpsest.models.counterfactual import edited_prompt
+from palimpsest.training.examples import editing_examples
 
 SIZES = {"width": 16, "layers": 1, "heads": 2, "encoder_width": 16, "encoder_layers": 1}
 QUICK = {

@@ -12,7 +12,7 @@ import torch
 
 import tiny
 from palimpsest import load_patch
-from palimpsest.optimise.sharded import twin_of
+from palimpsest.training.sharded import twin_of
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

@@ -5,11 +5,11 @@ import torch
 
 import tiny
 from palimpsest import ConfigError, DataError, EditRequest, ModelError
+from palimpsest.locating import contexts
+from palimpsest.locating.contexts import ContextOptions, context_templates
+from palimpsest.locating.subject_vectors import key_columns, subject_rows, subject_vectors
 from palimpsest.models.hooks import Point
 from palimpsest.models.tokens import subject_last_token
-from palimpsest.optimise import contexts
-from palimpsest.optimise.contexts import ContextOptions, context_templates
-from palimpsest.optimise.subject_vectors import key_columns, subject_rows, subject_vectors
 
 TEMPLATES = ("{}", "It was written long ago. {}", "Rome. {}")
 POINTS = [Point("mlp.down", 1, "input"), Point("mlp.down", 0, "input"), Point("mlp.down", 1), Point("resid", 1)]

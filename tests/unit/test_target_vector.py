@@ -8,11 +8,11 @@ import torch
 
 import tiny
 from palimpsest import ConfigError, DataError, EditRequest, ModelError
+from palimpsest.locating.target_vector import TargetOptions, find_target_vectors
+from palimpsest.locating.target_vector.chunk import Group
+from palimpsest.locating.target_vector.gauss_newton import steps_to
 from palimpsest.models.hooks import Point
 from palimpsest.models.tokens import subject_last_token
-from palimpsest.optimise.target_vector import TargetOptions, find_target_vectors
-from palimpsest.optimise.target_vector.chunk import Group
-from palimpsest.optimise.target_vector.gauss_newton import steps_to
 
 TEMPLATES = ("{}", "It was written long ago. {}", "Rome. {}")
 LAYER = 1

@@ -11,7 +11,7 @@ import torch
 import tiny
 from palimpsest import ConfigError, DataError, EditRequest, ModelError, OutputError, Probe, load, load_patch, method
 from palimpsest.methods.editors import TrainedEditor, read_record
-from palimpsest.optimise.examples import editing_examples, split_examples
+from palimpsest.training.examples import editing_examples, split_examples
 from palimpsest.world import bundled_editors
 
 QUICK = {

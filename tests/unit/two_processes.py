@@ -11,7 +11,7 @@ import torch
 
 import tiny
 from palimpsest import ConfigError, load, load_patch, method, processes
-from palimpsest.optimise.copies import training_copies
+from palimpsest.training.copies import training_copies
 
 QUICK = {"learning_rate": 1e-3, "epochs": 4}
 # GPT-2's key biases have a gradient of zero but for rounding, and AdamW makes whole steps of such noise: sgd for it.

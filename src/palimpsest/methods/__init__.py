@@ -1,1 +1,1 @@
-"""Methods: each file is one method's mathematics; what they share lives in `optimise`, `statistics` and `solve`."""
+"""Methods: one mathematics each; what they share lives in `locating`, `training`, `statistics` and `solve`."""

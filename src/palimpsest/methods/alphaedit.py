@@ -19,6 +19,9 @@ from torch import Tensor
 
 from palimpsest.errors import ConfigError
 from palimpsest.files import shaped
+from palimpsest.locating.first_token import kept_rows
+from palimpsest.locating.spreading import SITE, as_patch, spread
+from palimpsest.locating.subject_vectors import key_columns, subject_rows, subject_vectors
 from palimpsest.methods.base import MethodConfig, MethodState, Run
 from palimpsest.methods.locate_then_edit import (
     Change,
@@ -28,9 +31,6 @@ from palimpsest.methods.locate_then_edit import (
 )
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.hooks import Point
-from palimpsest.optimise.first_token import kept_rows
-from palimpsest.optimise.spreading import SITE, as_patch, spread
-from palimpsest.optimise.subject_vectors import key_columns, subject_rows, subject_vectors
 from palimpsest.requests import EditRequest
 from palimpsest.solve.null_space import EarlierKeys, null_space_projected
 from palimpsest.solve.solution import RELATIVE_STRENGTH, Solution

@@ -17,21 +17,21 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from palimpsest.datasets.ordinary import ordinary_rows
 from palimpsest.errors import ConfigError
+from palimpsest.locating.last_layer import AnswerPlaces, answer_places
 from palimpsest.methods.base import Capabilities, Method, MethodConfig, Run
+from palimpsest.methods.memory import MemoryConfig, QueryMemory
+from palimpsest.methods.ordinary import ordinary_rows
 from palimpsest.models.activations import activation, activation_of
 from palimpsest.models.bypass import frozen
 from palimpsest.models.editable import EditableModel
-from palimpsest.optimise.divergence import require_finite
-from palimpsest.optimise.last_layer import AnswerPlaces, answer_places
-from palimpsest.optimise.memory import MemoryConfig, QueryMemory
 from palimpsest.patches.base import Manifest, Patch
 from palimpsest.patches.modules import ModulePatch
 from palimpsest.patches.neurons import Neurons
 from palimpsest.provenance import digest
 from palimpsest.requests import EditRequest
 from palimpsest.statistics.writing import OWN
+from palimpsest.training.divergence import require_finite
 
 SLOTS_PER_FACT = 0.64
 """Where nobody says how many: the paper's 64 slots for 100 facts."""

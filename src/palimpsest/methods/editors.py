@@ -47,7 +47,7 @@ class EditorRecord(BaseModel):
     data: dict[str, Any]
     """What it was trained on: numbers of edits and a fingerprint."""
     curve: list[dict[str, Any]]
-    """One entry a validation; see `optimise.metatraining.Course`."""
+    """One entry a validation; see `training.metatraining.Course`."""
     best_step: int
     seconds: float
     peak_memory_bytes: int

@@ -31,12 +31,12 @@ from palimpsest.methods.base import Capabilities, MethodConfig, Run
 from palimpsest.methods.trained import HypernetworkConfig, TrainableMethod, hypernetwork_patch
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.linear import features
-from palimpsest.optimise.examples import EditExample
-from palimpsest.optimise.gradient_factors import Factors, Update, gradient_factors
-from palimpsest.optimise.hypernetwork import Hypernetwork, HypernetworkOptions, chosen_places, editing_losses
-from palimpsest.optimise.metatraining import MetaTrainingOptions, Objective
 from palimpsest.patches.weights import WeightPatch
 from palimpsest.requests import EditRequest
+from palimpsest.training.examples import EditExample
+from palimpsest.training.gradient_factors import Factors, Update, gradient_factors
+from palimpsest.training.hypernetwork import Hypernetwork, HypernetworkOptions, chosen_places, editing_losses
+from palimpsest.training.metatraining import MetaTrainingOptions, Objective
 
 # The share of validation edits that must take before the margin shrinks, and by how much it does.
 _FLIPPED, _SHRINKAGE = 0.9, 0.8

@@ -14,15 +14,15 @@ from typing import Any, ClassVar, Literal, TypeVar, final
 
 from pydantic import Field
 
+from palimpsest.locating.contexts import ContextOptions, context_templates
+from palimpsest.locating.first_token import apart_from_sink, notes
+from palimpsest.locating.spreading import SITE, Spreading, as_patch
+from palimpsest.locating.subject_vectors import Pooling
+from palimpsest.locating.target_vector import TargetOptions, TargetVectors, find_target_vectors
 from palimpsest.methods.base import Capabilities, Method, MethodConfig, Run
 from palimpsest.methods.inspection import inspect
 from palimpsest.models.editable import EditableModel
-from palimpsest.optimise.contexts import ContextOptions, context_templates
-from palimpsest.optimise.first_token import apart_from_sink, notes
-from palimpsest.optimise.selection import layer_numbers
-from palimpsest.optimise.spreading import SITE, Spreading, as_patch
-from palimpsest.optimise.subject_vectors import Pooling
-from palimpsest.optimise.target_vector import TargetOptions, TargetVectors, find_target_vectors
+from palimpsest.models.layers import layer_numbers
 from palimpsest.patches.weights import WeightPatch
 from palimpsest.provenance import digest
 from palimpsest.requests import EditRequest

@@ -15,14 +15,14 @@ from pydantic import Field
 from palimpsest.errors import ConfigError
 from palimpsest.methods.base import Capabilities, Method, MethodConfig, Run
 from palimpsest.models.editable import EditableModel
-from palimpsest.optimise.adapters import LoraAdapters
-from palimpsest.optimise.copies import NOTHING
-from palimpsest.optimise.finetune import FinetuneOptions, finetune
-from palimpsest.optimise.keeping import spared_directions
-from palimpsest.optimise.selection import layer_numbers
+from palimpsest.models.layers import layer_numbers
 from palimpsest.patches.base import Manifest
 from palimpsest.patches.weights import WeightPatch
 from palimpsest.requests import EditRequest
+from palimpsest.training.adapters import LoraAdapters
+from palimpsest.training.copies import NOTHING
+from palimpsest.training.finetune import FinetuneOptions, finetune
+from palimpsest.training.keeping import spared_directions
 
 
 class LoraConfig(FinetuneOptions, MethodConfig):

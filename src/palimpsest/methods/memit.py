@@ -19,6 +19,9 @@ from typing import ClassVar, final
 from pydantic import Field
 from torch import Tensor
 
+from palimpsest.locating.first_token import kept_rows
+from palimpsest.locating.spreading import spread
+from palimpsest.locating.subject_vectors import subject_rows
 from palimpsest.methods.base import MethodConfig, Run
 from palimpsest.methods.locate_then_edit import (
     Change,
@@ -27,9 +30,6 @@ from palimpsest.methods.locate_then_edit import (
     record_statistics,
 )
 from palimpsest.models.editable import EditableModel
-from palimpsest.optimise.first_token import kept_rows
-from palimpsest.optimise.spreading import spread
-from palimpsest.optimise.subject_vectors import subject_rows
 from palimpsest.requests import EditRequest
 from palimpsest.solve.factorised import Factorised
 from palimpsest.solve.least_squares import equality_constrained, ridge

@@ -1,6 +1,6 @@
 """MEND (Mitchell et al., arXiv:2110.11309): a network that turns the gradient of a new answer into an edit.
 
-The gradient of a weight is a sum over tokens of rank-one terms, delta u^T (`optimise/gradient_factors.py`). A network g
+The gradient of a weight is a sum over tokens of rank-one terms, delta u^T (`training/gradient_factors.py`). A network g
 maps each pair to another one, and with the learned step a of the weight
 
     W' = W - a sum over t of  delta~_t u~_t^T,      (u~, delta~) = g(u, delta)                            (section 3.1)
@@ -26,12 +26,12 @@ from palimpsest.methods.base import Capabilities, MethodConfig, Run
 from palimpsest.methods.trained import HypernetworkConfig, TrainableMethod, hypernetwork_patch
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.linear import features
-from palimpsest.optimise.examples import EditExample
-from palimpsest.optimise.gradient_factors import Factors, Update, gradient_factors
-from palimpsest.optimise.hypernetwork import Hypernetwork, HypernetworkOptions, chosen_places, editing_losses
-from palimpsest.optimise.metatraining import MetaTrainingOptions, Objective
 from palimpsest.patches.weights import WeightPatch
 from palimpsest.requests import EditRequest
+from palimpsest.training.examples import EditExample
+from palimpsest.training.gradient_factors import Factors, Update, gradient_factors
+from palimpsest.training.hypernetwork import Hypernetwork, HypernetworkOptions, chosen_places, editing_losses
+from palimpsest.training.metatraining import MetaTrainingOptions, Objective
 
 # Of the mean deviation: an entry that hardly moved in training must not be blown up when it moves for once.
 _LEAST_DEVIATION = 0.01

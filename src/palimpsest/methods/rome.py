@@ -19,13 +19,13 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import ClassVar, Literal, final
 
+from palimpsest.locating.first_token import ALONE, kept_rows
+from palimpsest.locating.spreading import SITE, as_patch
+from palimpsest.locating.subject_vectors import subject_rows, subject_vectors
 from palimpsest.methods.base import MethodConfig, Run
 from palimpsest.methods.locate_then_edit import Change, LocateThenEdit, LocateThenEditConfig, record_statistics
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.hooks import Point
-from palimpsest.optimise.first_token import ALONE, kept_rows
-from palimpsest.optimise.spreading import SITE, as_patch
-from palimpsest.optimise.subject_vectors import subject_rows, subject_vectors
 from palimpsest.requests import EditRequest
 from palimpsest.solve.factorised import Factorised
 from palimpsest.solve.rank_one import cosine, rank_one

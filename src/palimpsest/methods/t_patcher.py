@@ -24,20 +24,20 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from palimpsest.datasets.ordinary import ordinary_rows
+from palimpsest.locating.last_layer import AnswerPlaces, answer_places
 from palimpsest.methods.base import Capabilities, Method, MethodConfig, MethodState, Run
+from palimpsest.methods.memory import Memory, MemoryConfig, QueryMemory
+from palimpsest.methods.ordinary import ordinary_rows
 from palimpsest.methods.states import EditedQueries
 from palimpsest.models.activations import activation, activation_of
 from palimpsest.models.bypass import frozen
 from palimpsest.models.editable import EditableModel
-from palimpsest.optimise.divergence import require_finite
-from palimpsest.optimise.last_layer import AnswerPlaces, answer_places
-from palimpsest.optimise.memory import Memory, MemoryConfig, QueryMemory
 from palimpsest.patches.base import Manifest, Patch
 from palimpsest.patches.modules import ModulePatch
 from palimpsest.patches.neurons import Neurons
 from palimpsest.requests import EditRequest
 from palimpsest.statistics.writing import OWN
+from palimpsest.training.divergence import require_finite
 
 
 class TPatcherConfig(MethodConfig):

@@ -25,15 +25,15 @@ from palimpsest.methods.editors import (
 )
 from palimpsest.methods.presets import find_preset
 from palimpsest.models.editable import EditableModel
-from palimpsest.optimise.examples import EditExample, editing_examples, split_examples
-from palimpsest.optimise.gradient_factors import low_rank
-from palimpsest.optimise.hypernetwork import Hypernetwork
-from palimpsest.optimise.metatraining import MetaTrainingOptions, Objective, metatrain
 from palimpsest.patches.base import Manifest
 from palimpsest.patches.weights import WeightPatch
 from palimpsest.provenance import digest, peak_memory_bytes
 from palimpsest.requests import EditRequest
 from palimpsest.stopwatch import Progress, silent
+from palimpsest.training.examples import EditExample, editing_examples, split_examples
+from palimpsest.training.gradient_factors import low_rank
+from palimpsest.training.hypernetwork import Hypernetwork
+from palimpsest.training.metatraining import MetaTrainingOptions, Objective, metatrain
 
 AUTO, FRESH = "auto", "fresh"
 
@@ -81,7 +81,7 @@ class TrainableMethod(Method[ConfigT]):
         """What the module is trained for."""
 
     def examples(self, model: EditableModel, requests: Sequence[EditRequest]) -> list[EditExample]:
-        """Training examples from edits; see `optimise.examples`."""
+        """Training examples from edits; see `training.examples`."""
         return editing_examples(model, requests)
 
     def prepared(self, examples: Sequence[EditExample], training: Any) -> list[EditExample]:

@@ -16,7 +16,7 @@ def draw_curve(curve: Sequence[Mapping[str, Any]], best_step: int, *, title: str
     """One panel a loss: validation as a line, training's mean since the validation before as a thin one.
 
     Arguments:
-        curve: see `optimise.metatraining.Course`.
+        curve: see `training.metatraining.Course`.
         best_step: the step that was kept, marked in every panel.
     """
     from matplotlib.figure import Figure

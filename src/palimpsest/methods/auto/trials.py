@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
+from palimpsest.locating.contexts import NONE, ContextOptions, context_templates
+from palimpsest.locating.subject_vectors import subject_rows, subject_vectors
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.hooks import Point
-from palimpsest.optimise.contexts import NONE, ContextOptions, context_templates
-from palimpsest.optimise.subject_vectors import subject_rows, subject_vectors
 from palimpsest.requests import EditRequest, normalise
 
 _SCRIPTS = {"CYRILLIC": "cyrillic", "CJK": "han", "HIRAGANA": "kana", "KATAKANA": "kana", "ARABIC": "arabic"}

@@ -1,0 +1,149 @@
+"""Subjects at the place where a model without a start token keeps its attention sink.
+
+Many decoders let the first token of a sequence take the attention that nothing else needs. Its keys and values are then
+those of the place, not of the word: far longer than others, and nearly the same for every text. A weight that answers
+to such a key changes every text. So where a prompt begins with its subject, and nothing stands in front of it, the edit
+is written twice: behind a context, where the subject's token has a key of its own, and, for the prompt alone, at the
+token after it, which has read the subject.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from palimpsest.locating.contexts import CLEAN, in_context
+from palimpsest.locating.subject_vectors import SubjectRows, subject_rows, subject_vectors
+from palimpsest.models.editable import EditableModel
+from palimpsest.models.hooks import Point
+from palimpsest.models.tokens import subject_last_token, token_spans
+from palimpsest.requests import EditRequest
+
+ALONE = " (prompt alone)"
+"""What the name of an edit's second part ends with."""
+
+MARGIN = 0.2
+"""How much more a sink's key is like another word's at the first place than like itself behind contexts: cosines are
+1 and 0 or so in models that have a sink, and 0.5 and 0.9 where the place is like any other."""
+
+_STEM = 4
+
+OTHERS = 16
+"""Words in the subject's place whose keys are kept from changing."""
+
+OWN_CONTEXTS = ("It is said that {}", "As everyone knows, {}")
+"""Contexts to compare with, and to write in, where an edit has none."""
+
+
+def apart_from_sink(
+    model: EditableModel, requests: Sequence[EditRequest], templates: Sequence[str], layer: int
+) -> tuple[list[EditRequest], dict[str, Any]]:
+    """The requests, those at an attention sink in two parts; and a JSON-ready record, empty where there are none.
+
+    Arguments:
+        requests: facts with subjects.
+        templates: contexts of the edit, the first of which is the prompt alone.
+        layer: the layer whose keys decide: where target vectors are searched.
+
+    Raises as `subject_vectors.subject_rows` does.
+    """
+    first = [request for request in requests if subject_last_token(model.tokenizer, request, chat=model.chat) == 0]
+    if not first:
+        return list(requests), {}
+    contexts = [*templates[1:3], *OWN_CONTEXTS][:2]
+    point = Point("mlp.down", layer, "input")
+    keys = subject_vectors(model, subject_rows(model, first, (*CLEAN, *contexts)), [point])[point]
+    own = torch.cosine_similarity(keys[:, 0], keys[:, 1:].mean(1), dim=-1).tolist()
+    place = torch.cosine_similarity(keys[:, 0, None], _other_words(model, point)[None], dim=-1).mean(1).tolist()
+    # The key of a sink is the place's: it is more like another word's at the same place than like its own elsewhere.
+    sunk = {
+        request.id: {"like_itself": itself, "like_others": others}
+        for request, itself, others in zip(first, own, place, strict=True)
+        if others - itself > MARGIN
+    }
+    parts: list[EditRequest] = []
+    unwritten: list[str] = []
+    for request in requests:
+        if request.id not in sunk:
+            parts.append(request)
+            continue
+        parts.append(in_context(request, contexts[0]))
+        alone = _after_subject(model, request)
+        if alone is None:
+            unwritten.append(request.id)
+        else:
+            parts.append(alone)
+    return parts, {"edits": sunk, "contexts": contexts[:1], "unwritten": unwritten} if sunk else {}
+
+
+@torch.no_grad()
+def kept_rows(model: EditableModel, requests: Sequence[EditRequest]) -> SubjectRows | None:
+    """Rows whose keys are to be left alone beside those of second parts, (rows, 1); `None` where there is no such part.
+
+    The token after a subject reads much alike whatever the subject is. So the same rows with other words in its place,
+    those with the most similar embeddings, are kept from changing.
+    """
+    alone = [request for request in requests if request.id.endswith(ALONE)]
+    if not alone:
+        return None
+    rows: dict[tuple[int, ...], None] = {}
+    for row in subject_rows(model, alone).rows:
+        rows |= {(other, *row[1:]): None for other in _similar_words(model, row[0])}
+    return SubjectRows(tuple(rows), torch.arange(len(rows))[:, None])
+
+
+def notes(record: dict[str, Any]) -> list[str]:
+    """What a user should read of the record."""
+    if not record:
+        return []
+    sunk = record["edits"]
+    said = [
+        f"The prompt of {len(sunk)} edit(s) begins with the subject, where this model has its attention sink: edit"
+        f" {', '.join(list(sunk)[:5])}. They are written behind a context, and for the prompt alone at the token after"
+        " the subject."
+    ]
+    if record["unwritten"]:
+        said.append(
+            "No token follows the subject, so these edits hold behind other text only: edit "
+            + ", ".join(record["unwritten"][:5])
+        )
+    return said
+
+
+def _other_words(model: EditableModel, point: Point) -> Tensor:
+    """(words, width), keys of other words at the beginning of a sequence."""
+    rows = [model.encode(context.replace("{}", "")).prompt_ids[:1] for context in OWN_CONTEXTS]
+    return subject_vectors(model, SubjectRows(tuple(rows), torch.arange(len(rows))[:, None]), [point])[point][:, 0]
+
+
+def _similar_words(model: EditableModel, word: int) -> list[int]:
+    """Tokens with embeddings like a token's that begin a word as it does and are no form of the same word."""
+    weight: Tensor = model.sites.module("embed").weight  # type: ignore[assignment]
+    embeddings = weight.detach().float()
+    likeness = torch.cosine_similarity(embeddings, embeddings[word].unsqueeze(0), dim=-1)
+    special, own = set(model.tokenizer.all_special_ids), model.tokenizer.decode([word])
+    found: list[int] = []
+    for other in likeness.topk(min(50 * OTHERS, len(likeness))).indices.tolist():
+        text = model.tokenizer.decode([other])
+        begins_alike = (
+            text[:1].isspace() == own[:1].isspace() and text.strip()[:1].isupper() == own.strip()[:1].isupper()
+        )
+        stem = own.strip().casefold()[:_STEM]
+        if other not in special and begins_alike and not text.strip().casefold().startswith(stem):
+            found.append(other)
+        if len(found) == OTHERS:
+            break
+    return found
+
+
+def _after_subject(model: EditableModel, request: EditRequest) -> EditRequest | None:
+    """The same edit with the next token as a part of its subject; `None` where there is no other token."""
+    start, end = request.subject_span()
+    for _, last in token_spans(model.tokenizer, request.prompt, chat=model.chat):
+        if request.prompt[end:last].strip():
+            return replace(request, subject=request.prompt[start:last], probes=(), id=request.id + ALONE)
+    return None

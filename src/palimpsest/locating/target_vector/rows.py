@@ -1,0 +1,94 @@
+"""From facts to rows of ids: every context before every prompt, and the essence prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from palimpsest.errors import DataError
+from palimpsest.locating.contexts import check_templates, in_context
+from palimpsest.locating.target_vector.options import TargetOptions
+from palimpsest.models.editable import EditableModel
+from palimpsest.models.tokens import Encoded, subject_last_token
+from palimpsest.requests import EditRequest
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row that a fact's vector is added to.
+
+    Arguments:
+        fact: number of the fact.
+        rank: number of the row among the fact's, in the order of the contexts; None for the essence prompt.
+        ids: what the model reads. An answer's last token is not among them: nothing is predicted from it.
+        column: the subject's last token.
+        places: columns whose predictions count.
+        labels: token wanted at each place; none for the essence prompt.
+    """
+
+    fact: int
+    rank: int | None
+    ids: tuple[int, ...]
+    column: int
+    places: tuple[int, ...]
+    labels: tuple[int, ...] = ()
+
+    @property
+    def suffix_length(self) -> int:
+        """Tokens from the subject's last one on."""
+        return len(self.ids) - self.column
+
+
+def fact_rows(
+    model: EditableModel, requests: Sequence[EditRequest], templates: Sequence[str], options: TargetOptions
+) -> list[list[Row]]:
+    """All rows of each fact, its contexts in the order of the templates; nothing is computed.
+
+    Raises `ConfigError` for a template that does not end with its only `{}`, `DataError` for no facts at all, a
+    subject or a target without tokens, and a row longer than the model's context.
+    """
+    check_templates(templates)
+    if not requests:
+        raise DataError("There are no facts to search vectors for.", expected="at least one request", found="none")
+    needs_essence = options.search == "adam" and (options.kl_factor > 0 or options.relax_when_said)
+    rows = []
+    for fact, request in enumerate(requests):
+        own = [_rewriting_row(model, request, fact, rank, template) for rank, template in enumerate(templates)]
+        rows.append([*own, _essence_row(model, request, fact, options)] if needs_essence else own)
+    return rows
+
+
+def sharing_keys(rows: Sequence[Sequence[Row]]) -> list[list[int]]:
+    """Numbers of the facts, those together that the model cannot tell apart at their subjects' last tokens."""
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for fact, own in enumerate(rows):
+        alike.setdefault(own[0].ids[: own[0].column + 1], []).append(fact)
+    return list(alike.values())
+
+
+def joined(rows: Sequence[Sequence[Row]]) -> list[Row]:
+    """The rows of several facts as those of one, numbered through."""
+    every = [row for own in rows for row in own]
+    return [replace(row, rank=rank) for rank, row in enumerate(every)]
+
+
+def _rewriting_row(model: EditableModel, request: EditRequest, fact: int, rank: int, template: str) -> Row:
+    placed = in_context(request, template)
+    encoded = model.encode(placed.prompt, placed.target_new)
+    last = len(encoded.prompt_ids) - 1
+    return Row(
+        fact=fact,
+        rank=rank,
+        ids=encoded.ids[:-1],
+        column=subject_last_token(model.tokenizer, placed, chat=model.chat),
+        places=tuple(last + offset for offset in range(len(encoded.target_ids))),
+        labels=encoded.target_ids,
+    )
+
+
+def _essence_row(model: EditableModel, request: EditRequest, fact: int, options: TargetOptions) -> Row:
+    placed = replace(request, prompt=options.essence.replace("{}", request.subject or ""), probes=())
+    encoded: Encoded = model.encode(placed.prompt)
+    column = subject_last_token(model.tokenizer, placed, chat=model.chat)
+    place = column if options.kl_position == "subject" else len(encoded) - 1
+    return Row(fact=fact, rank=None, ids=encoded.ids[: place + 1], column=column, places=(place,))

@@ -1,0 +1,225 @@
+"""One call for many facts: rows checked, chunks of similar length, one search in each, one result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from palimpsest.errors import ConfigError, ModelError
+from palimpsest.locating.contexts import CLEAN
+from palimpsest.locating.target_vector.adam import search_adam
+from palimpsest.locating.target_vector.chunk import Chunk, Place, prepare_chunk
+from palimpsest.locating.target_vector.gauss_newton import search_gauss_newton
+from palimpsest.locating.target_vector.log import Log, Stop
+from palimpsest.locating.target_vector.options import DTYPES, TargetOptions
+from palimpsest.locating.target_vector.rows import Row, fact_rows, joined, sharing_keys
+from palimpsest.models.bypass import cast_above, frozen
+from palimpsest.models.editable import EditableModel
+from palimpsest.models.suffix import require_decoder
+from palimpsest.requests import EditRequest
+from palimpsest.stopwatch import Progress, silent
+
+SHOWN = 5
+SEARCHES = {"adam": search_adam, "gauss-newton": search_gauss_newton}
+
+
+@dataclass(frozen=True)
+class TargetVectors:
+    """What a search found.
+
+    Arguments:
+        ids: the facts' ids, in the order of the requests.
+        deltas: (facts, width), float32 (float64 for a model of that kind): what to add.
+        initial: (facts, width): what flowed at the site at the subject's last token of the prompt alone.
+        companions: further sites to the vectors, (facts, width), found jointly there.
+        losses: id to what the search minimised, in each pass; facts that share a vector share its record.
+        nlls: id to the negative log-likelihood per answer token, mean over contexts, in each pass; the last is that of
+            `deltas`, unless a fact diverged or, with Gauss-Newton, an earlier pass was better.
+        stopped: why each fact stopped.
+        templates: the contexts that were used.
+        is_whole_forward: whether the model could not go on from a cache, which costs time and changes nothing.
+    """
+
+    ids: tuple[str, ...]
+    deltas: Tensor
+    initial: Tensor
+    companions: dict[str, Tensor]
+    losses: dict[str, list[float]]
+    nlls: dict[str, list[float]]
+    stopped: tuple[Stop, ...]
+    templates: tuple[str, ...]
+    is_whole_forward: bool = False
+
+    @property
+    def targets(self) -> Tensor:
+        """(facts, width): the vectors wanted at the site; v* in ROME, z in MEMIT."""
+        return self.initial + self.deltas
+
+    @property
+    def passes(self) -> tuple[int, ...]:
+        """Forward passes of each fact."""
+        return tuple(len(self.losses[identity]) for identity in self.ids)
+
+    @property
+    def unreached(self) -> tuple[str, ...]:
+        """Ids of the facts that never came below the threshold."""
+        return tuple(identity for identity, why in zip(self.ids, self.stopped, strict=True) if why != "reached")
+
+    def facts(self) -> dict[str, Any]:
+        """What a patch's manifest should keep, JSON-ready."""
+        return {
+            "templates": list(self.templates),
+            "passes": list(self.passes),
+            "nll_before": [self.nlls[identity][0] for identity in self.ids],
+            "nll_after": [self.nlls[identity][-1] for identity in self.ids],
+            "delta_norms": self.deltas.norm(dim=-1).tolist(),
+            "initial_norms": self.initial.norm(dim=-1).tolist(),
+            "stopped": list(self.stopped),
+        }
+
+    def notes(self) -> list[str]:
+        """Sentences a user should read."""
+        notes = []
+        for reason, what in (("steps", "did not reach their threshold"), ("diverged", "diverged")):
+            ids = [identity for identity, why in zip(self.ids, self.stopped, strict=True) if why == reason]
+            if ids:
+                named = ", ".join(ids[:SHOWN]) + (" ..." if ids[SHOWN:] else "")
+                notes.append(f"{len(ids)} of {len(self.ids)} target vectors {what}: edit {named}.")
+        return notes
+
+
+def find_target_vectors(
+    model: EditableModel,
+    requests: Sequence[EditRequest],
+    *,
+    layer: int,
+    site: str = "mlp.down",
+    companions: Sequence[str] = (),
+    options: TargetOptions,
+    templates: Sequence[str] = CLEAN,
+    progress: Progress = silent,
+) -> TargetVectors:
+    """For every fact the vector that, added at the subject's last token of one layer, makes the model say the answer.
+
+    The model is as it was afterwards. All facts are checked before anything is computed.
+
+    Arguments:
+        requests: facts with subjects.
+        layer: the layer.
+        site: where the vector is added and its reference lengths are taken: `mlp.down`, what the MLP writes (ROME's v),
+            or `resid`, what the block hands on (MEMIT's z).
+        companions: further sites of the layer with vectors of their own, found jointly (PMET: `attn.out`).
+        templates: contexts, each ending with `{}` for the prompt; the first is `{}` alone.
+
+    Raises `ModelError` for a layer out of range, an encoder-decoder, or a first pass without finite numbers;
+    `ConfigError` for options that do not fit the model; `DataError` for a fact that cannot be used.
+    """
+    require_decoder(model)
+    place = _place(model, layer, (site, *companions))
+    last_block = _last_block(model, place, options)
+    rows = fact_rows(model, requests, templates, options)
+    is_joint = options.search == "gauss-newton" and options.joint
+    sets = sharing_keys(rows) if is_joint else [[number] for number in range(len(rows))]
+    rows = [joined([rows[number] for number in members]) if len(members) > 1 else rows[members[0]] for members in sets]
+    found = _Collected()
+    done, from_cache = 0, None
+    with frozen(model.module):
+        for numbers in _chunks(rows, max(1, options.forward_batch_size // len(templates))):
+            progress("targets", done, len(requests))
+            chunk = prepare_chunk(
+                model,
+                [rows[number] for number in numbers],
+                place,
+                last_block=last_block,
+                forward_batch_size=options.forward_batch_size,
+                from_cache=from_cache,
+            )
+            from_cache = not chunk.is_whole
+            chosen = [sets[number] for number in numbers]
+            log = Log([requests[members[0]].id for members in chosen], chunk.initial.device)
+            found.add(chosen, chunk, _search(model, chunk, place, options, log), log)
+            done += sum(map(len, chosen))
+    progress("targets", done, len(requests))
+    ids = tuple(request.id for request in requests)
+    return found.result(ids, place, templates, is_whole_forward=from_cache is False)
+
+
+def _search(model: EditableModel, chunk: Chunk, place: Place, options: TargetOptions, log: Log) -> Tensor:
+    dtype = DTYPES.get(options.compute_dtype)
+    with cast_above(model.sites, model.weights, place.entry, dtype):
+        return SEARCHES[options.search](chunk if dtype is None else chunk.cast(dtype), options, log)
+
+
+def _chunks(rows: Sequence[Sequence[Row]], size: int) -> Iterator[list[int]]:
+    """Numbers of facts, those with suffixes of like length together, so that little padding is computed."""
+    order = sorted(range(len(rows)), key=lambda fact: (-rows[fact][0].suffix_length, -len(rows[fact][0].ids), fact))
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
+@dataclass
+class _Collected:
+    """What the chunks gave, by number of fact: vectors, (sites, width), and the records of the passes."""
+
+    deltas: dict[int, Tensor] = field(default_factory=dict)
+    initial: dict[int, Tensor] = field(default_factory=dict)
+    losses: dict[int, list[float]] = field(default_factory=dict)
+    nlls: dict[int, list[float]] = field(default_factory=dict)
+    stopped: dict[int, Stop] = field(default_factory=dict)
+
+    def add(self, sets: Sequence[Sequence[int]], chunk: Chunk, deltas: Tensor, log: Log) -> None:
+        for index, members in enumerate(sets):
+            self.deltas |= dict.fromkeys(members, deltas[index])
+            self.initial |= dict.fromkeys(members, chunk.initial[index])
+            self.losses |= dict.fromkeys(members, log.losses[index])
+            self.nlls |= dict.fromkeys(members, log.nlls[index])
+            self.stopped |= dict.fromkeys(members, log.stopped[index])
+
+    def result(
+        self, ids: tuple[str, ...], place: Place, templates: Sequence[str], *, is_whole_forward: bool
+    ) -> TargetVectors:
+        order = range(len(ids))
+        deltas = torch.stack([self.deltas[number] for number in order])
+        return TargetVectors(
+            ids=ids,
+            deltas=deltas[:, 0],
+            initial=torch.stack([self.initial[number][0] for number in order]),
+            companions={site: deltas[:, at] for at, site in enumerate(place.sites) if at},
+            losses={ids[number]: self.losses[number] for number in order},
+            nlls={ids[number]: self.nlls[number] for number in order},
+            stopped=tuple(self.stopped[number] for number in order),
+            templates=tuple(templates),
+            is_whole_forward=is_whole_forward,
+        )
+
+
+def _place(model: EditableModel, layer: int, sites: tuple[str, ...]) -> Place:
+    """Where vectors are added. Raises for a site or layer that there is not, and for one that no MLP can write to."""
+    for site in sites:
+        model.sites.module(site, layer)
+    writes_residual = model.sites.architecture.mlp_writes_residual
+    if "resid" in sites and not writes_residual:
+        raise ConfigError(
+            "In this model a norm follows the MLP, whose weights cannot add a given vector to the block's output.",
+            expected="the site mlp.down",
+            found="the site resid",
+            where=f"family {model.sites.architecture.name!r}",
+            remedy="search at mlp.down, what the MLP writes before that norm",
+        )
+    return Place(layer, sites, writes_residual)
+
+
+def _last_block(model: EditableModel, place: Place, options: TargetOptions) -> int | None:
+    chosen = options.loss_layer
+    if chosen is not None and not place.layer <= chosen < model.num_layers:
+        raise ModelError(
+            "The loss cannot be read at this layer.",
+            expected=f"from the edited layer {place.layer} to {model.num_layers - 1}",
+            found=str(chosen),
+            where="option loss_layer",
+        )
+    return chosen

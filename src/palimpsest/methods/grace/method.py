@@ -1,0 +1,244 @@
+"""GRACE (Hartvigsen et al., arXiv:2211.11031): a codebook beside one layer, and nothing else changes.
+
+What the layer reads at the prompt's last token is a query q. Where the nearest key k_i has |q - k_i| <= radius_i, its
+value takes the place of what the layer writes. An edit with query q, answer y and the nearest key at distance d
+
+    d > radius + radius_i        adds (q, v, radius, y)                                               (algorithm 1)
+    else, another answer         adds (q, v, d / 2, y), and radius_i becomes d / 2, less a hair: the balls are split
+    else, the same answer        radius_i becomes d where it was less: the ball is expanded, nothing is added
+
+and v alone is trained, by Adam on the cross-entropy of y. Outside every ball the model is what it was, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar, Literal, final
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from palimpsest.errors import ConfigError
+from palimpsest.methods.base import Capabilities, Method, MethodConfig, MethodState, Run
+from palimpsest.methods.grace.replaced_values import ValuePasses, value_passes
+from palimpsest.methods.states import BranchState, foreign_state
+from palimpsest.models.bypass import frozen
+from palimpsest.models.editable import EditableModel
+from palimpsest.models.layers import layer_number
+from palimpsest.models.linear import features
+from palimpsest.patches.base import Manifest, Patch
+from palimpsest.patches.codebook import SILENCED, Codebook, Entry, Replacement
+from palimpsest.patches.modules import ModulePatch
+from palimpsest.requests import EditRequest
+from palimpsest.training.divergence import require_finite
+
+_HAIR = 1e-5
+# Two passes over one prompt, in batches of other shapes, differ by rounding.
+_SAME = 1e-4
+
+
+class GraceConfig(MethodConfig):
+    """Options of `grace`."""
+
+    site: str = "auto"
+    """The linear site: `auto` is `mlp.down`, of the encoder where there is one."""
+    layer: int | Literal["auto"] = "auto"
+    """Its layer; negative numbers count from the last. `auto` is the one at 0.69 of the depth."""
+    radius: float | None = Field(default=None, gt=0)
+    """Of a new ball, in the units of what the layer reads: the paper's epsilon. Left out, `relative_radius` says it."""
+    relative_radius: float = Field(default=0.1, gt=0)
+    """Where there is no `radius`: a new ball's, as a share of the length of what the layer reads at its centre."""
+    replacement: Replacement = "last"
+    """Where the value is put: at the prompt's last token, at the whole `prompt`, or at `all` that follows too."""
+    start: Literal["random", "written"] = "written"
+    """What a value starts from: uniform numbers, as published, or what the layer writes."""
+    learning_rate: float | None = Field(default=None, gt=0)
+    """Step size of Adam; 1 as published. Left out, `step` says it in units of the residual stream."""
+    step: float = Field(default=0.05, gt=0)
+    """Where there is no `learning_rate`: the first step's, as a share of the mean size of an entry of the residual
+    stream."""
+    growth: float = Field(default=1.1, ge=1)
+    """Where there is no `learning_rate`: factor by which each step is larger than the one before."""
+    steps: int = Field(default=50, ge=1)
+    """Steps, at most; 100 as published."""
+    stop_loss: float | None = Field(default=None, ge=0)
+    """A value is done once its loss is below this. 0: never, as published. Left out, `stop_margin` decides."""
+    stop_margin: float = Field(default=2.0, ge=0)
+    """Where there is no `stop_loss`: a value is done once each token of its answer is more probable than any other
+    token, by so many nats."""
+    max_entries: int | None = Field(default=None, ge=1)
+    """Entries that the codebook may have; left out, it grows without bound."""
+    forward_batch_size: int = Field(default=64, ge=1)
+    """Facts in one pass; smaller needs less memory and gives the same values."""
+
+
+class CodebookState(BranchState[Codebook]):
+    """The codebook of all edits so far."""
+
+    form = Codebook
+    method = "grace"
+
+
+@final
+class Grace(Method[GraceConfig]):
+    """Values of a call are found together, for they do not see each other; then they go in one after another."""
+
+    Config: ClassVar[type[MethodConfig]] = GraceConfig
+    State: ClassVar[type[MethodState] | None] = CodebookState
+    capabilities: ClassVar[Capabilities] = Capabilities(gives_weight_patch=False)
+
+    def check_model(self, model: EditableModel, config: GraceConfig) -> None:
+        site, layer = _place(model, config)
+        model.sites.parameter_name(site, layer)
+
+    def compute(self, model: EditableModel, requests: Sequence[EditRequest], config: GraceConfig, run: Run) -> Patch:
+        site, layer = _place(model, config)
+        book = _earlier(run.state, model, site, layer, config)
+        encoded = [model.encode(request.prompt, request.target_new) for request in requests]
+        scores = model.score([r.prompt for r in requests], [r.target_new for r in requests])
+        wrong = [index for index, score in enumerate(scores) if not all(score.matches)]
+        if len(wrong) < len(requests):
+            count = len(requests) - len(wrong)
+            run.diagnostics.notes.append(f"{count} edit(s) were right before, and nothing was added for them.")
+        changed: list[str] = []
+        for first in range(0, len(wrong), config.forward_batch_size):
+            run.progress("values", first, len(wrong))
+            chunk = wrong[first : first + config.forward_batch_size]
+            with run.clock.stage("values"), frozen(model.module):
+                passes = value_passes(model, [encoded[i] for i in chunk], site, layer, config.replacement)
+                values, losses = find_values(passes, config)
+            for row, index in enumerate(chunk):
+                entry = Entry(requests[index].id, encoded[index].target_ids)
+                query = passes.queries[row]
+                radius = config.relative_radius * float(query.norm()) if config.radius is None else config.radius
+                book, touched = inserted(book, query, values[row], entry, radius)
+                _require_room(book, config)
+                changed += touched
+                run.diagnostics.losses[entry.edit] = losses[row]
+        run.progress("values", len(wrong), len(wrong))
+        run.state = CodebookState(book)
+        run.diagnostics.facts |= {"entries": len(book.entries), "layer": layer, "site": site}
+        own = book.owners()
+        patch = book.select([own.index(edit) for edit in dict.fromkeys(changed)])
+        return ModulePatch([patch], Manifest(label=self.name))
+
+
+def inserted(book: Codebook, query: Tensor, value: Tensor, entry: Entry, radius: float) -> tuple[Codebook, list[str]]:
+    """The codebook with one more edit, and the edits whose entries are new or have changed (algorithm 1).
+
+    Arguments:
+        query: (in,).
+        value: (out,).
+        entry: the new one.
+        radius: that of a new ball.
+    """
+    if entry.edit in book.owners():
+        # The same edit once more takes the place of its former entry.
+        book = book.without([entry.edit]) or book.select([])
+    if not book.entries:
+        return _appended(book, query, value, radius, entry), [entry.edit]
+    index = int(book.nearest(query[None])[0])
+    distance, other = float((book.keys[index] - query).norm()), book.entries[index]
+    reach = float(book.radii[index])
+    if distance > radius + reach:
+        return _appended(book, query, value, radius, entry), [entry.edit]
+    if other.label == entry.label:
+        return _with_radius(book, index, max(reach, distance)), [other.edit]
+    entry = replace(entry, narrowed=((other.edit, reach),))
+    if distance <= _SAME * float(query.norm()):
+        # The same prompt with another answer: the former entry gives its ball away.
+        silenced = _with_radius(book, index, SILENCED)
+        return _appended(silenced, query, value, max(reach, 0.0), entry), [other.edit, entry.edit]
+    narrowed = _with_radius(book, index, min(reach, distance / 2 - _HAIR))
+    return _appended(narrowed, query, value, min(radius, distance / 2), entry), [other.edit, entry.edit]
+
+
+def find_values(passes: ValuePasses, config: GraceConfig) -> tuple[Tensor, list[list[float]]]:
+    """(facts, out) values that say the answers, and the loss of each fact at each step."""
+    start = torch.rand(passes.written.shape).to(passes.written) if config.start == "random" else passes.written
+    is_absolute = config.learning_rate is not None
+    # Adam's steps have one size for all facts, so that in units of each fact's own stream its coordinates are trained.
+    trained = nn.Parameter(start.clone() if is_absolute else torch.zeros_like(start))
+    adam = torch.optim.Adam([trained], lr=config.learning_rate or config.step)
+    found, is_done = start.clone(), torch.zeros(len(start), dtype=torch.bool)
+    losses: list[list[float]] = [[] for _ in start]
+    for step in range(config.steps):
+        adam.zero_grad()
+        values = trained if is_absolute else start + passes.scales * trained
+        per_fact, margins = passes.losses_and_margins(values)
+        require_finite(per_fact, step, config.steps, config.learning_rate or config.step)
+        for curve, loss in zip(losses, per_fact.tolist(), strict=True):
+            curve.append(loss)
+        is_new = ~is_done.to(found.device)
+        found[is_new] = values.detach()[is_new]
+        is_done |= _done(per_fact.detach(), margins, config).cpu()
+        if is_done.all():
+            return found, losses
+        per_fact.sum().backward()  # type: ignore[no-untyped-call]
+        adam.step()
+        for group in adam.param_groups:
+            group["lr"] *= 1 if is_absolute else config.growth
+    last = trained.detach() if is_absolute else start + passes.scales * trained.detach()
+    found[~is_done.to(found.device)] = last[~is_done.to(found.device)]
+    return found, losses
+
+
+def _done(losses: Tensor, margins: Tensor, config: GraceConfig) -> Tensor:
+    return margins >= config.stop_margin if config.stop_loss is None else losses < config.stop_loss
+
+
+def _appended(book: Codebook, query: Tensor, value: Tensor, radius: float, entry: Entry) -> Codebook:
+    return replace(
+        book,
+        keys=torch.cat([book.keys, query[None].to(book.keys)]),
+        values=torch.cat([book.values, value[None].to(book.values)]),
+        radii=torch.cat([book.radii, book.radii.new_tensor([radius])]),
+        entries=(*book.entries, entry),
+    )
+
+
+def _with_radius(book: Codebook, index: int, radius: float) -> Codebook:
+    radii = book.radii.clone()
+    radii[index] = radius
+    return replace(book, radii=radii)
+
+
+def _place(model: EditableModel, config: GraceConfig) -> tuple[str, int]:
+    """The site and its layer."""
+    site = config.site
+    if site == "auto":
+        site = "encoder.mlp.down" if model.is_encoder_decoder else "mlp.down"
+    count = model.sites.layers_of(site)
+    return site, layer_number(config.layer, count)
+
+
+def _earlier(state: MethodState | None, model: EditableModel, site: str, layer: int, config: GraceConfig) -> Codebook:
+    """The codebook so far. Raises `ConfigError` for another method's state, or that of another place."""
+    weight = model.sites.parameter_name(site, layer)
+    out_features, in_features = features(model.sites.module(site, layer))
+    if state is None:
+        empty = torch.zeros(0, in_features), torch.zeros(0, out_features), torch.zeros(0)
+        return Codebook(site, layer, weight, config.replacement, *empty, ())
+    book = state.branch if isinstance(state, CodebookState) else None
+    wanted = (weight, config.replacement, in_features, out_features)
+    found = None if book is None else (book.weight, book.replacement, book.keys.shape[1], book.values.shape[1])
+    if book is None or found != wanted:
+        raise foreign_state(
+            f"the codebook that grace returned for {weight}, replacement {config.replacement!r}",
+            type(state).__name__ if book is None else f"one for {book.weight}, replacement {book.replacement!r}",
+            remedy="give site, layer and replacement as options, so that all edits of a sequence have the same",
+        )
+    return book
+
+
+def _require_room(book: Codebook, config: GraceConfig) -> None:
+    if config.max_entries is not None and len(book.entries) > config.max_entries:
+        raise ConfigError(
+            "The codebook is full; nothing was changed.",
+            expected=f"at most {config.max_entries} entries",
+            found=f"{len(book.entries)}",
+            where="option max_entries",
+            remedy="raise it or leave it out, or drop entries: patch.without(id)",
+        )

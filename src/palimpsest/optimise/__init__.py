@@ -1,1 +1,0 @@
-"""Optimisation loops that methods share."""

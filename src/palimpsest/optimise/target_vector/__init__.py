@@ -1,6 +1,0 @@
-"""The search for target vectors: what, added at a subject's last token, makes the model say the new answer."""
-
-from palimpsest.optimise.target_vector.options import TargetOptions
-from palimpsest.optimise.target_vector.search import TargetVectors, find_target_vectors
-
-__all__ = ["TargetOptions", "TargetVectors", "find_target_vectors"]

@@ -1,0 +1,314 @@
+"""The one fine-tuning loop: which facts, which tokens, which loss, when to stop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, ParamSpec, Protocol, TypeVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from palimpsest import processes
+from palimpsest.config import Config
+from palimpsest.errors import ConfigError
+from palimpsest.models.editable import EditableModel
+from palimpsest.models.scores import leads
+from palimpsest.models.tokens import Encoded, by_length
+from palimpsest.provenance import digest
+from palimpsest.requests import EditRequest
+from palimpsest.stopwatch import Progress, silent
+from palimpsest.training.keeping import kept_prompts
+from palimpsest.training.rounding import TrueZeros
+from palimpsest.training.steps import Normalised
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class FinetuneOptions(Config):
+    """How to fine-tune, whatever is being trained."""
+
+    learning_rate: float | None = Field(default=None, ge=0)
+    """Step size of the optimiser. Left out, `step` says it in units of each matrix."""
+    step: float = Field(default=0.02, gt=0)
+    """Where there is no `learning_rate`: the largest share by which the first step can change what a matrix writes."""
+    growth: float = Field(default=1.0, ge=1)
+    """Where there is no `learning_rate`: factor by which each step is larger than the one before. From a small first
+    step on, the change ends close to the least that is enough, whatever the model's scale."""
+    epochs: int = Field(default=25, ge=0)
+    """Passes over the facts, at most."""
+    facts_per_step: int = Field(default=0, ge=0)
+    """Facts in one optimiser step; 0 for all of them."""
+    forward_batch_size: int = Field(default=64, ge=1)
+    """Facts in one forward pass; smaller needs less memory and gives the same step (gradients accumulate)."""
+    optimizer: Literal["adamw", "sgd", "normalised"] = "adamw"
+    """`adamw`; `sgd` without momentum; or `normalised`: along each tensor's gradient, by a step of a fixed length, so
+    that the change keeps the low rank of the gradient."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled from the gradient with `adamw`."""
+    loss_on: Literal["answer", "all"] = "answer"
+    """`answer`: the prompt is masked. `all`: every token but the first counts; not for encoder-decoders."""
+    reduction: Literal["fact", "token"] = "fact"
+    """`fact`: mean over a fact's tokens, then over facts. `token`: mean over all tokens, so long answers weigh more."""
+    append_eos: bool = False
+    """Whether the answer is followed by the end-of-sequence token; in a chat, by the one that ends the turn."""
+    stop_loss: float | None = Field(default=None, ge=0)
+    """A fact whose loss is below this takes no part in a step; training ends when that holds for all. 0: never. Left
+    out, `stop_margin` decides."""
+    stop_margin: float = Field(default=1.0, ge=0)
+    """Where there is no `stop_loss`: a fact is done when each of its answer's tokens is more probable than any other
+    token, by so many nats."""
+    spare: bool = False
+    """Whether the change is kept orthogonal to what each trained matrix reads of the edit's own prompt about other
+    subjects and of ordinary text (`training/keeping.py`), so that it writes nothing there. Ours."""
+    keep_weight: float = Field(default=0.0, ge=0)
+    """Weight of what is to be left alone: how far the model's next tokens have moved where the edit's own prompt is
+    asked about other subjects. 0, as published: without."""
+    keep_prompts: int = Field(default=3, ge=1)
+    """How many of these prompts one step looks at, drawn anew each time."""
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """How training went.
+
+    Arguments:
+        losses: request id to its loss (nats per token) in each pass, before that pass's step.
+        steps: optimiser steps taken.
+    """
+
+    losses: dict[str, list[float]]
+    steps: int
+
+    @property
+    def final_loss(self) -> float:
+        """Mean over facts of the last loss seen."""
+        last = [curve[-1] for curve in self.losses.values() if curve]
+        return sum(last) / len(last) if last else math.nan
+
+
+class Trainable(Protocol):
+    """Something with parameters to train: copies of weights, or an adapter."""
+
+    def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Calls a function that computes with these parameters; every forward pass goes through here."""
+
+    def masters(self) -> list[nn.Parameter]:
+        """What the optimiser updates."""
+
+    def units(self, optimizer: str) -> list[float]:
+        """For each of them the learning rate at which one step can change what its matrix writes by all of it."""
+
+    def before_step(self) -> None:
+        """Called with gradients in place."""
+
+    def after_step(self) -> None:
+        """Called after the optimiser's update: the place for constraints."""
+
+
+def finetune(
+    model: EditableModel,
+    requests: Sequence[EditRequest],
+    trainable: Trainable,
+    options: FinetuneOptions,
+    *,
+    seed: int,
+    progress: Progress = silent,
+) -> FinetuneResult:
+    """Trains `trainable` until the model answers each prompt with its new target.
+
+    The model is used in evaluation mode (no dropout). Logits are computed at the trained tokens only. Where several
+    processes are at work, each takes its share of a step's facts, and the step is that of one process with all.
+
+    Arguments:
+        requests: prompts and targets.
+        seed: seed of the order of facts; the order matters only when a step does not hold all of them.
+
+    Raises `ConfigError` for a loss on tokens that the model does not predict, and when the loss is not finite any
+    more.
+    """
+    _require_predicted(model, options)
+    encoded = [_with_end(model, request, options) for request in requests]
+    _require_same(encoded)
+    optimizer = optimizer_of(trainable, options)
+    order = torch.Generator().manual_seed(seed)
+    losses: dict[str, list[float]] = {request.id: [] for request in requests}
+    kept = trainable.run(kept_prompts, model, requests, seed=seed) if options.keep_weight else None
+    steps = 0
+    with TrueZeros(model.module) as zeros:
+        for epoch in range(options.epochs):
+            progress("training", epoch, options.epochs)
+            active = 0
+            for facts in _steps([len(row) for row in encoded], options, order):
+                optimizer.zero_grad(set_to_none=True)
+                seen, moving = _accumulate(model, trainable, [encoded[i] for i in facts], options)
+                for index, loss in zip(facts, seen, strict=True):
+                    losses[requests[index].id].append(loss)
+                _require_finite(seen, epoch, options)
+                if moving and kept is not None:
+                    at = torch.randperm(len(kept.encoded), generator=order)[: options.keep_prompts].tolist()
+                    apart = options.keep_weight / processes.count() * trainable.run(kept.loss, model, at)
+                    apart.backward()  # type: ignore[no-untyped-call]
+                zeros.clean()
+                if moving:
+                    trainable.before_step()
+                    optimizer.step()
+                    for group in optimizer.param_groups:
+                        group["lr"] *= options.growth if options.learning_rate is None else 1
+                    trainable.after_step()
+                    steps += 1
+                active += moving
+            if not active:
+                break
+    optimizer.zero_grad(set_to_none=True)
+    progress("training", options.epochs, options.epochs)
+    return FinetuneResult(losses, steps)
+
+
+def answer_losses(
+    model: EditableModel, encoded: Sequence[Encoded], *, loss_on: Literal["answer", "all"]
+) -> tuple[Tensor, Tensor]:
+    """Negative log-likelihoods of the trained tokens, in nats.
+
+    Returns (facts, ) sums over each fact's tokens, and (facts, ) counts of these tokens. Differentiable.
+    """
+    sums, counts, _ = losses_and_margins(model, encoded, loss_on=loss_on)
+    return sums, counts
+
+
+def losses_and_margins(
+    model: EditableModel, encoded: Sequence[Encoded], *, loss_on: Literal["answer", "all"]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`answer_losses`, and (facts, ) by how many nats each fact's least certain token leads all other tokens."""
+    if loss_on == "all":
+        # The first token has nothing before it that could predict it.
+        encoded = [Encoded(row.ids[:1], row.ids[1:]) for row in encoded]
+    batch = model.batch(encoded)
+    rows, columns, labels = model.answer_places(encoded, batch)
+    logits = model.logits_at(batch, rows, columns).float()
+    token_losses = nn.functional.cross_entropy(logits, labels, reduction="none")
+    sums = token_losses.new_zeros(len(encoded)).index_add(0, rows, token_losses)
+    counts = torch.tensor([len(row.target_ids) for row in encoded], device=sums.device)
+    with torch.no_grad():
+        own = torch.split(leads(logits, labels), [len(row.target_ids) for row in encoded])
+    return sums, counts, torch.stack([one.min() for one in own])
+
+
+def _accumulate(
+    model: EditableModel, trainable: Trainable, encoded: Sequence[Encoded], options: FinetuneOptions
+) -> tuple[list[float], int]:
+    """One step's gradients, in forward batches that fit the memory.
+
+    Returns each fact's loss per token, and how many facts took part.
+    """
+    means, moved = [0.0] * len(encoded), [False] * len(encoded)
+    total_tokens = sum(len(row.target_ids) for row in encoded)
+    rank, count = processes.rank(), processes.count()
+    for together in by_length([len(row) for row in encoded], options.forward_batch_size * count):
+        own = together[rank::count]
+        # All processes must make the same passes: one that is left without a fact computes one that does not count.
+        chunk = own or together[:1]
+        rows = [encoded[i] for i in chunk]
+        sums, counts, margins = trainable.run(losses_and_margins, model, rows, loss_on=options.loss_on)
+        per_fact = sums / counts
+        if options.stop_loss is None:
+            takes_part = (margins < options.stop_margin) & bool(own)
+        else:
+            takes_part = (per_fact.detach() >= options.stop_loss) & bool(own)
+        if options.reduction == "fact":
+            loss = (per_fact * takes_part).sum() / len(encoded)
+        else:
+            loss = (sums * takes_part).sum() / total_tokens
+        if takes_part.any() or count > 1:
+            loss.backward()  # type: ignore[no-untyped-call]
+        for index, value, part in zip(own, per_fact.detach().tolist(), takes_part.tolist(), strict=False):
+            means[index], moved[index] = value, part
+    taking = sum(any(flags) for flags in zip(*processes.gathered(moved), strict=True))
+    return [sum(values) for values in zip(*processes.gathered(means), strict=True)], taking
+
+
+def _steps(lengths: Sequence[int], options: FinetuneOptions, order: torch.Generator) -> Iterator[list[int]]:
+    """One pass over the facts: shuffled, and cut so that a step holds facts of similar length."""
+    count, size = len(lengths), options.facts_per_step
+    if size == 0 or size >= count:
+        yield list(range(count))
+        return
+    shuffled = torch.randperm(count, generator=order).tolist()
+    # Sorting within windows of a few steps saves padding and leaves the order random at large.
+    window = 8 * size
+    groups = []
+    for start in range(0, count, window):
+        near = sorted(shuffled[start : start + window], key=lambda index: lengths[index])
+        groups += [near[first : first + size] for first in range(0, len(near), size)]
+    for position in torch.randperm(len(groups), generator=order).tolist():
+        yield groups[position]
+
+
+def _require_same(encoded: Sequence[Encoded]) -> None:
+    own = digest([row.ids for row in encoded])
+    if any(other != own for other in processes.gathered(own)):
+        raise ConfigError(
+            "The processes have different facts.",
+            expected="one program with the same facts in every process; they share the facts out by themselves",
+            found=f"other prompts or answers than the {len(encoded)} of process {processes.rank()}",
+        )
+
+
+def _require_predicted(model: EditableModel, options: FinetuneOptions) -> None:
+    if options.loss_on == "all" and model.is_encoder_decoder:
+        raise ConfigError(
+            "An encoder-decoder predicts no token of its prompts.",
+            expected="'answer'",
+            found="'all'",
+            where="option loss_on",
+            remedy="set loss_on = 'answer', which counts every token that the decoder predicts",
+        )
+
+
+def _with_end(model: EditableModel, request: EditRequest, options: FinetuneOptions) -> Encoded:
+    encoded = model.encode(request.prompt, request.target_new)
+    if not options.append_eos:
+        return encoded
+    end = model.end_id
+    if end is None:
+        raise ConfigError(
+            "The tokenizer has no end-of-sequence token to append.",
+            expected="a tokenizer with eos_token",
+            found="none",
+            where="option append_eos",
+            remedy="set append_eos = false",
+        )
+    return replace(encoded, target_ids=(*encoded.target_ids, end))
+
+
+def optimizer_of(trainable: Trainable, options: FinetuneOptions) -> torch.optim.Optimizer:
+    """The optimiser: one learning rate for everything, or one for each tensor in units of that tensor."""
+    masters = trainable.masters()
+    groups: list[dict[str, Any]] = [{"params": masters, "lr": options.learning_rate}]
+    if options.learning_rate is None:
+        units = trainable.units(options.optimizer)
+        groups = [{"params": [one], "lr": options.step * unit} for one, unit in zip(masters, units, strict=True)]
+    if options.optimizer == "adamw":
+        return torch.optim.AdamW(groups, weight_decay=options.weight_decay, fused=True)
+    if options.optimizer == "sgd":
+        return torch.optim.SGD(groups, weight_decay=options.weight_decay)
+    return Normalised(groups)
+
+
+def _require_finite(losses: Sequence[float], epoch: int, options: FinetuneOptions) -> None:
+    if not all(map(math.isfinite, losses)):
+        raise ConfigError(
+            "Training diverged; the model is as it was before.",
+            expected="a finite loss",
+            found="NaN or infinity",
+            where=f"pass {epoch + 1} of {options.epochs}",
+            remedy=f"lower {_pace(options)}, or load the model with dtype float32",
+        )
+
+
+def _pace(options: FinetuneOptions) -> str:
+    name = "step" if options.learning_rate is None else "learning_rate"
+    return f"{name} (it is {getattr(options, name):g})"

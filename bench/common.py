@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from palimpsest.answers import VERSION
+from palimpsest.checkpoints.locating import BUNDLED
 from palimpsest.evaluation import RunRecord
 from palimpsest.files import write_text
-from palimpsest.models.locating import BUNDLED
 from palimpsest.provenance import hardware, now, versions
 
 RESULTS = Path(__file__).parent / "results"

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 def families(_argument: str) -> str:
     """Every row of the site table: for which models it is, how they are laid out, what is to be known."""
-    from palimpsest.models.table import architectures
+    from palimpsest.models.sites.table import architectures
 
     rows = []
     for row in architectures():

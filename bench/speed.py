@@ -35,7 +35,7 @@ from transformers import (
 import palimpsest as ps
 from common import Results, one_thread
 from palimpsest.files import write_text
-from palimpsest.models.linear import features
+from palimpsest.models.sites.linear import features
 from palimpsest.provenance import peak_memory_bytes
 from palimpsest.world import bundled_path
 from palimpsest.world.knowledge import build as world_facts

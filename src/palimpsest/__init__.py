@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from palimpsest.datasets import Dataset, dataset
     from palimpsest.errors import ConfigError, DataError, ModelError, OutputError, PalimpsestError, PatchError
     from palimpsest.evaluation import Batch, RunRecord, Sequential, Single, assess, evaluate
+    from palimpsest.loading import load
     from palimpsest.methods.base import EditOutcome, Method, MethodState
     from palimpsest.methods.catalogue import method
     from palimpsest.methods.editors import TrainedEditor
     from palimpsest.models.editable import EditableModel
-    from palimpsest.models.families import Architecture, Part
-    from palimpsest.models.loading import load
+    from palimpsest.models.sites.families import Architecture, Part
     from palimpsest.patches.base import Patch
     from palimpsest.patches.storage import load_patch
     from palimpsest.patches.weights import WeightPatch
@@ -46,8 +46,8 @@ _HOMES = {
     "palimpsest.methods.catalogue": ("method",),
     "palimpsest.methods.editors": ("TrainedEditor",),
     "palimpsest.models.editable": ("EditableModel",),
-    "palimpsest.models.families": ("Architecture", "Part"),
-    "palimpsest.models.loading": ("load",),
+    "palimpsest.models.sites.families": ("Architecture", "Part"),
+    "palimpsest.loading": ("load",),
     "palimpsest.patches.base": ("Patch",),
     "palimpsest.patches.storage": ("load_patch",),
     "palimpsest.patches.weights": ("WeightPatch",),

@@ -30,8 +30,9 @@ LEVELS = [
         "answers",
         "babble",
     },  # fmt: skip
-    {"models"},
+    {"checkpoints", "models"},
     {"patches"},
+    {"loading"},
     {"statistics", "solve", "tracing"},
     {"locating", "training"},
     {"datasets", "world"},
@@ -44,8 +45,7 @@ LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 # One import against the direction, inside functions or for the type checker only, and why.
 EXCEPTIONS = {
     ("models/editable.py", "patches"),  # `model.patched(patch)` names the type it takes
-    ("models/loading.py", "patches"),  # a folder of patches is loaded as the model that it names, with them on it
-    ("models/locating.py", "world"),  # the bundled models are found by name
+    ("checkpoints/locating.py", "world"),  # the bundled models are found by name
 }
 FAMILY_WORDS = {
     "gpt2", "gptj", "gpt_neox", "llama", "mistral", "qwen", "qwen2", "t5", "bart", "opt", "bloom", "falcon",

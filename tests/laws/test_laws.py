@@ -11,7 +11,7 @@ import torch
 import tiny
 from palimpsest import ConfigError, DataError, EditRequest, ModelError, load_patch, method
 from palimpsest.methods.catalogue import METHODS
-from palimpsest.models.table import row_for
+from palimpsest.models.sites.table import row_for
 from palimpsest.patches.weights import LowRank
 
 QUICK = {"learning_rate": 1e-2, "epochs": 30, "stop_loss": 0.05}

@@ -16,7 +16,7 @@ from palimpsest.locating.last_layer import answer_places
 from palimpsest.methods.states import EditedQueries
 from palimpsest.methods.t_patcher import TPatcherConfig, memory_loss
 from palimpsest.models.activations import activation, activation_of
-from palimpsest.models.linear import weight_as_out_in
+from palimpsest.models.sites.linear import weight_as_out_in
 from palimpsest.patches.base import Manifest
 from palimpsest.patches.export import write_merged, write_patched
 from palimpsest.patches.modules import ModulePatch

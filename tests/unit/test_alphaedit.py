@@ -13,7 +13,7 @@ from palimpsest.locating.target_vector import TargetOptions, find_target_vectors
 from palimpsest.methods.alphaedit import EditedKeys
 from palimpsest.methods.base import MethodState
 from palimpsest.models.hooks import Point
-from palimpsest.models.linear import weight_as_out_in
+from palimpsest.models.sites.linear import weight_as_out_in
 from palimpsest.models.tokens import subject_last_token
 from palimpsest.solve.null_space import EarlierKeys
 

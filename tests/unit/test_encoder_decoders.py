@@ -13,9 +13,9 @@ from palimpsest import Architecture, ConfigError, DataError, EditRequest, ModelE
 from palimpsest.answers import first_sentence
 from palimpsest.cli.examining import examine
 from palimpsest.models import tokens
-from palimpsest.models.encoder_decoders import BART, T5
 from palimpsest.models.hooks import Point
-from palimpsest.models.linear import weight_as_out_in
+from palimpsest.models.sites.encoder_decoders import BART, T5
+from palimpsest.models.sites.linear import weight_as_out_in
 from palimpsest.patches.export import write_adapter, write_merged
 from palimpsest.training.finetune import answer_losses
 

@@ -13,8 +13,8 @@ from palimpsest import Architecture, ModelError, Part, load, method
 from palimpsest.cli import main
 from palimpsest.cli.examining import examine
 from palimpsest.models.hooks import Point
-from palimpsest.models.linear import features
-from palimpsest.models.table import architectures
+from palimpsest.models.sites.linear import features
+from palimpsest.models.sites.table import architectures
 
 FUSED = (
     "gpt2", "phi3", "gpt_neox", "bloom", "falcon", "falcon-grouped", "falcon-multi-head", "gpt_bigcode", "codegen",

@@ -12,9 +12,9 @@ import torch
 import palimpsest as ps
 import tiny
 import tiny_gguf
+from palimpsest.checkpoints import gguf_files
+from palimpsest.checkpoints.gguf_header import read_header
 from palimpsest.cli import main
-from palimpsest.models import gguf_files
-from palimpsest.models.gguf_header import read_header
 
 Q8, Q4 = gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.Q4_0
 

@@ -7,7 +7,7 @@ import torch
 
 import tiny
 from palimpsest import EditRequest
-from palimpsest.models.linear import weight_as_out_in
+from palimpsest.models.sites.linear import weight_as_out_in
 from palimpsest.patches.base import Manifest
 from palimpsest.patches.weights import WeightPatch
 from palimpsest.training.finetune import answer_losses

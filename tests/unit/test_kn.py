@@ -7,10 +7,10 @@ import torch
 
 import tiny
 from palimpsest import EditRequest, ModelError, method
-from palimpsest.methods.kn.method import KnowledgeNeuronsConfig, above_threshold, answer_change, in_most, prompts_of
 from palimpsest.methods.kn.attribution import attribute
+from palimpsest.methods.kn.method import KnowledgeNeuronsConfig, above_threshold, answer_change, in_most, prompts_of
 from palimpsest.models.hooks import Point
-from palimpsest.models.linear import weight_as_out_in
+from palimpsest.models.sites.linear import weight_as_out_in
 
 FAMILIES = ("gpt2", "gptj", "llama", "gemma2", "falcon", "bloom", "opt", "t5-gated", "bart")
 PROMPT, ANSWER = "The river that flows through Vienna is", "the Danube"

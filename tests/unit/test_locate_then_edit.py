@@ -14,7 +14,7 @@ from palimpsest import ConfigError, DataError, EditRequest, ModelError, method
 from palimpsest.locating.target_vector import TargetOptions, find_target_vectors
 from palimpsest.methods import rome
 from palimpsest.models.hooks import Point
-from palimpsest.models.linear import weight_as_out_in
+from palimpsest.models.sites.linear import weight_as_out_in
 from palimpsest.models.tokens import subject_last_token
 
 TEMPLATES = ("{}", "It was written long ago. {}", "Rome. {}")

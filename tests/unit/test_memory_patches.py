@@ -6,9 +6,9 @@ from safetensors.torch import save_file
 
 import tiny
 from palimpsest import ConfigError, ModelError, PatchError, load, load_patch
-from palimpsest.models.counterfactual import edited_prompt, new_module, require_same_tokenizer, smaller_config
-from palimpsest.models.scope import scope_classifier, small_encoder
-from palimpsest.models.scoped_editor import ScopedEditor, ScopedEditorRecord, tokenizer_from, tokenizer_record
+from palimpsest.models.scoped.counterfactual import edited_prompt, new_module, require_same_tokenizer, smaller_config
+from palimpsest.models.scoped.scope import scope_classifier, small_encoder
+from palimpsest.models.scoped.scoped_editor import ScopedEditor, ScopedEditorRecord, tokenizer_from, tokenizer_record
 from palimpsest.patches.base import Manifest
 from palimpsest.patches.memory import Entry
 from palimpsest.patches.routers import EditorReference, RouterPatch, Routing

@@ -5,8 +5,8 @@ import torch
 
 import tiny
 from palimpsest import ModelError
-from palimpsest.models.mixing import log_mixture
 from palimpsest.models.routing import Route
+from palimpsest.models.routing.mixing import log_mixture
 
 PROMPTS = ["The capital of France is", "Anna Keller was born in"]
 TARGETS = ["Lyon", "Lima"]

@@ -7,10 +7,10 @@ from transformers import BertConfig, BertLMHeadModel, PersimmonConfig, Persimmon
 import tiny
 from palimpsest import Architecture, ModelError, Part, load
 from palimpsest.answers import first_sentence, is_exact
-from palimpsest.models.architecture import resolve
-from palimpsest.models.families import GPTJ
 from palimpsest.models.hooks import Point
-from palimpsest.models.linear import factors_to_storage, weight_as_out_in
+from palimpsest.models.sites.architecture import resolve
+from palimpsest.models.sites.families import GPTJ
+from palimpsest.models.sites.linear import factors_to_storage, weight_as_out_in
 
 PROMPTS = ["The capital of France is", "Anna", "Who wrote it long ago, people of Oslo and Vienna, or", "The river"]
 TARGETS = ["Lyon", "Keller was born in Lima", "the Danube", "that flows"]

@@ -3,8 +3,8 @@
 import pytest
 
 import tiny
-from palimpsest.models import prefixes
 from palimpsest.models.editable import EditableModel
+from palimpsest.models.routing import prefixes
 
 START = "New Fact: The capital of France is Lyon Prompt: The river of Rome is long ago Prompt: The capital of Rome is "
 PROMPTS = [START + end for end in ("The capital of France is", "Who wrote", "The river of Vienna is", "Lima")]

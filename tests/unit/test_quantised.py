@@ -13,7 +13,7 @@ import tiny
 from palimpsest import ConfigError, ModelError, PatchError, load, load_patch, method
 from palimpsest.cli.examining import examine
 from palimpsest.methods.catalogue import METHODS
-from palimpsest.models.linear import has_plain_weight, is_quantised, keep_form
+from palimpsest.models.sites.linear import has_plain_weight, is_quantised, keep_form
 from palimpsest.patches.base import Manifest
 from palimpsest.patches.export import write_adapter, write_merged
 from palimpsest.patches.weights import LowRank, WeightPatch

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import tiny
-from palimpsest.models.scope import (
+from palimpsest.models.scoped.scope import (
     balanced_cross_entropy,
     scope_classifier,
     small_encoder,

@@ -18,7 +18,7 @@ from palimpsest.methods.serac.scope_training import (
     positives,
     with_similar,
 )
-from palimpsest.models.counterfactual import edited_prompt
+from palimpsest.models.scoped.counterfactual import edited_prompt
 from palimpsest.training.examples import editing_examples
 
 SIZES = {"width": 16, "layers": 1, "heads": 2, "encoder_width": 16, "encoder_layers": 1}

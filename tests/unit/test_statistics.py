@@ -16,7 +16,7 @@ from palimpsest import load
 from palimpsest.errors import ConfigError, DataError
 from palimpsest.files import cache_folder
 from palimpsest.models.hooks import Point, captured
-from palimpsest.models.linear import features
+from palimpsest.models.sites.linear import features
 from palimpsest.patches.base import Manifest
 from palimpsest.patches.weights import Dense, WeightPatch
 from palimpsest.solve.factorised import Factorised

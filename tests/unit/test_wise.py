@@ -14,7 +14,7 @@ from palimpsest.errors import ConfigError
 from palimpsest.methods.wise.method import SideMemoryState, WiseConfig, margin_loss, shard_mask
 from palimpsest.methods.wise.side_passes import layer_inputs, side_passes
 from palimpsest.models.hooks import Point, captured
-from palimpsest.models.linear import weight_as_out_in
+from palimpsest.models.sites.linear import weight_as_out_in
 from palimpsest.patches.base import Manifest
 from palimpsest.patches.modules import ModulePatch
 from palimpsest.patches.side_memories import KnownEdit, SideMemories, SideMemory, indicators

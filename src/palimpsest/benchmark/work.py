@@ -95,7 +95,7 @@ class Desk:
     def _load(self, unit: WorkUnit) -> EditableModel:
         key = digest([unit.model.model_dump(exclude={"label"}), unit.root])
         if self._model is None or self._model[0] != key:
-            from palimpsest.models.loading import load
+            from palimpsest.loading import load
 
             # The former one goes first: two large models may not fit beside each other.
             self._model, self._answers = None, {}

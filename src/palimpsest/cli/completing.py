@@ -16,7 +16,7 @@ def methods(incomplete: str) -> list[tuple[str, str]]:
 
 def models(incomplete: str) -> list[str]:
     """The bundled models; the shell itself completes folders where none of them fits."""
-    from palimpsest.models.locating import BUNDLED
+    from palimpsest.checkpoints.locating import BUNDLED
 
     return _beginning(BUNDLED, incomplete)
 

@@ -78,8 +78,8 @@ def _tied(model: EditableModel) -> list[list[str]]:
 
 def _special(model: EditableModel, tied: list[list[str]]) -> list[str]:
     """What this model has that not every model has, one sentence each."""
-    from palimpsest.models.linear import is_quantised, is_transposed, qualified_name
-    from palimpsest.models.table import num_experts
+    from palimpsest.models.sites.linear import is_quantised, is_transposed, qualified_name
+    from palimpsest.models.sites.table import num_experts
 
     sites, found = model.sites, []
     fused: dict[str, list[str]] = {}
@@ -113,7 +113,7 @@ def _special(model: EditableModel, tied: list[list[str]]) -> list[str]:
 
 
 def _sites(model: EditableModel) -> list[dict[str, Any]]:
-    from palimpsest.models.linear import features, is_quantised
+    from palimpsest.models.sites.linear import features, is_quantised
 
     sites = model.sites
     rows = []

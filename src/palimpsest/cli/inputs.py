@@ -216,7 +216,7 @@ def load_model(
         terminal.quiet_libraries()
         import torch
 
-        from palimpsest.models.loading import load
+        from palimpsest.loading import load
 
         model = load(name, chat=chat, **options)
         if is_small(model):

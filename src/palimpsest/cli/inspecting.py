@@ -48,7 +48,7 @@ def _methods() -> list[dict[str, Any]]:
 
 
 def _models() -> list[dict[str, Any]]:
-    from palimpsest.models.table import architectures
+    from palimpsest.models.sites.table import architectures
 
     kinds = {"world": "decoder", "world-t5": "encoder-decoder"}
     bundled = [

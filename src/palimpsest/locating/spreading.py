@@ -14,7 +14,7 @@ from palimpsest.locating.subject_vectors import Pooling, SubjectRows, key_column
 from palimpsest.locating.target_vector import TargetVectors
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.hooks import Point
-from palimpsest.models.linear import factors_to_storage
+from palimpsest.models.sites.linear import factors_to_storage
 from palimpsest.patches.base import Manifest
 from palimpsest.patches.weights import Delta, Dense, LowRank, WeightPatch
 from palimpsest.solve.solution import Solution

@@ -10,7 +10,7 @@ from torch import Tensor
 from palimpsest.locating.spreading import SITE
 from palimpsest.methods.base import Run
 from palimpsest.models.editable import EditableModel
-from palimpsest.models.linear import weight_as_out_in
+from palimpsest.models.sites.linear import weight_as_out_in
 from palimpsest.patches.weights import WeightPatch
 from palimpsest.requests import EditRequest
 from palimpsest.solve.factorised import Factorised

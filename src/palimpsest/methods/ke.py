@@ -30,7 +30,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
 from palimpsest.methods.base import Capabilities, MethodConfig, Run
 from palimpsest.methods.trained import HypernetworkConfig, TrainableMethod, hypernetwork_patch
 from palimpsest.models.editable import EditableModel
-from palimpsest.models.linear import features
+from palimpsest.models.sites.linear import features
 from palimpsest.patches.weights import WeightPatch
 from palimpsest.requests import EditRequest
 from palimpsest.training.examples import EditExample

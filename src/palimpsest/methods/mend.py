@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from palimpsest.methods.base import Capabilities, MethodConfig, Run
 from palimpsest.methods.trained import HypernetworkConfig, TrainableMethod, hypernetwork_patch
 from palimpsest.models.editable import EditableModel
-from palimpsest.models.linear import features
+from palimpsest.models.sites.linear import features
 from palimpsest.patches.weights import WeightPatch
 from palimpsest.requests import EditRequest
 from palimpsest.training.examples import EditExample

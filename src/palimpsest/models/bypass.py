@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from palimpsest.models.hooks import first_input
 
 if TYPE_CHECKING:
-    from palimpsest.models.architecture import Sites
+    from palimpsest.models.sites.architecture import Sites
     from palimpsest.models.weights import WeightStack
 
 

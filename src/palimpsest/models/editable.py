@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 from torch import Tensor, nn
 
+from palimpsest.checkpoints.pretrained import refuse_nan
 from palimpsest.errors import DataError, ModelError
 from palimpsest.models import routing, tokens
-from palimpsest.models.architecture import Sites, resolve
 from palimpsest.models.chat import Chat, chosen_chat
-from palimpsest.models.families import Architecture
 from palimpsest.models.fingerprint import tokenizer_digest
 from palimpsest.models.generation import DEFAULT_ROWS, Until, continuations, start_id
 from palimpsest.models.hooks import Change, Point, captured, intervened
 from palimpsest.models.placement import device_of
-from palimpsest.models.pretrained import refuse_nan
 from palimpsest.models.scores import TargetScore, target_scores
+from palimpsest.models.sites.architecture import Sites, resolve
+from palimpsest.models.sites.families import Architecture
 from palimpsest.models.tokens import Batch, Encoded, PaddingSide
 from palimpsest.models.weights import WeightStack
 

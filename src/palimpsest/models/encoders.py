@@ -12,10 +12,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from palimpsest.checkpoints.config_files import check_files
+from palimpsest.checkpoints.locating import locate
+from palimpsest.checkpoints.refusals import refused_by_transformers
 from palimpsest.errors import ConfigError
-from palimpsest.models.config_files import check_files
-from palimpsest.models.locating import locate
-from palimpsest.models.refusals import refused_by_transformers
 from palimpsest.requests import normalise
 
 NGRAMS = "ngrams"

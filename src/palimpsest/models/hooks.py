@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from palimpsest.models.architecture import Sites
+    from palimpsest.models.sites.architecture import Sites
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from palimpsest.errors import ModelError, PatchError
 from palimpsest.models.fingerprint import exact_digest, fingerprint, tensor_digest
-from palimpsest.models.linear import describe, features, is_plain, is_quantised, keep_form, qualified_name
 from palimpsest.models.placement import is_offloaded, offloaded_value, require_present
+from palimpsest.models.sites.linear import describe, features, is_plain, is_quantised, keep_form, qualified_name
 from palimpsest.provenance import digest
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from palimpsest.errors import ConfigError
 from palimpsest.files import expanded, new_folder, require_absent, write_tensors
-from palimpsest.models.linear import describe, factors_to_storage, is_quantised, is_transposed, qualified_name
+from palimpsest.models.sites.linear import describe, factors_to_storage, is_quantised, is_transposed, qualified_name
 from palimpsest.patches.base import Patch
 from palimpsest.patches.card import CARD, CONTENTS, Contents, Form, card
 from palimpsest.patches.folders import PATCHES

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from palimpsest.errors import DataError, PatchError
 from palimpsest.files import FileKind, said
-from palimpsest.models.counterfactual import edited_prompt, require_same_tokenizer
 from palimpsest.models.encoders import most_similar
 from palimpsest.models.routing import Route
-from palimpsest.models.scoped_editor import ScopedEditor, ScopedEditorRecord
+from palimpsest.models.scoped.counterfactual import edited_prompt, require_same_tokenizer
+from palimpsest.models.scoped.scoped_editor import ScopedEditor, ScopedEditorRecord
 from palimpsest.patches.base import Manifest, Patch
 from palimpsest.patches.memory import Entry, MemoryPatch, read_entries
 from palimpsest.provenance import file_digest

@@ -15,7 +15,7 @@ from torch import Tensor
 from palimpsest.errors import PatchError
 from palimpsest.files import shaped
 from palimpsest.models.hooks import Attachment, Point, attach
-from palimpsest.models.linear import features
+from palimpsest.models.sites.linear import features
 from palimpsest.patches.branches import Branch, require_shapes, require_weight
 from palimpsest.patches.prompts import Decision, prompt_columns
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from palimpsest.errors import PatchError
-from palimpsest.models.linear import is_plain
 from palimpsest.models.placement import whole
+from palimpsest.models.sites.linear import is_plain
 from palimpsest.patches.base import Manifest, Patch, joined
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from palimpsest.errors import ConfigError
 from palimpsest.models.activations import activation_of
-from palimpsest.models.linear import is_quantised, is_transposed
+from palimpsest.models.sites.linear import is_quantised, is_transposed
 from palimpsest.patches.neurons import Neurons
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import torch
 from palimpsest.errors import ConfigError
 from palimpsest.files import shaped
 from palimpsest.models.hooks import Point
-from palimpsest.models.linear import features
+from palimpsest.models.sites.linear import features
 from palimpsest.statistics import rows as reading
 from palimpsest.statistics.cache import Cache, Entry, identity
 from palimpsest.statistics.moments import SecondMoment

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from palimpsest.errors import DataError
-from palimpsest.models.linear import features
+from palimpsest.models.sites.linear import features
 from palimpsest.provenance import file_digest
 from palimpsest.statistics.moments import SecondMoment
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from palimpsest import processes
 from palimpsest.models.editable import EditableModel
-from palimpsest.models.linear import is_transposed
 from palimpsest.models.placement import whole
+from palimpsest.models.sites.linear import is_transposed
 from palimpsest.patches.weights import Dense
 from palimpsest.training.steps import owner, root_mean_square, unit_of_step
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from palimpsest.models.bypass import frozen
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.hooks import Change, Point, captured, intervened
-from palimpsest.models.linear import factors_to_storage
+from palimpsest.models.sites.linear import factors_to_storage
 from palimpsest.models.tokens import Encoded
 from palimpsest.patches.weights import LowRank
 from palimpsest.training.finetune import answer_losses

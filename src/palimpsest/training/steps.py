@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from palimpsest.models.linear import features, has_plain_weight, is_transposed, weight_as_out_in
 from palimpsest.models.placement import whole
+from palimpsest.models.sites.linear import features, has_plain_weight, is_transposed, weight_as_out_in
 
 
 def root_mean_square(weight: Tensor) -> float:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from palimpsest.files import new_folder, require_absent
-from palimpsest.models.loading import load
+from palimpsest.loading import load
 from palimpsest.requests import EditRequest
 from palimpsest.stopwatch import Progress
 from palimpsest.world.ceiling import Known, ceiling

@@ -27,7 +27,7 @@ from palimpsest.methods.states import BranchState, foreign_state
 from palimpsest.models.bypass import frozen
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.layers import layer_number
-from palimpsest.models.linear import features
+from palimpsest.models.sites.linear import features
 from palimpsest.patches.base import Manifest, Patch
 from palimpsest.patches.codebook import SILENCED, Codebook, Entry, Replacement
 from palimpsest.patches.modules import ModulePatch

@@ -24,7 +24,7 @@ from palimpsest.methods.base import Capabilities, Method, MethodConfig, Run
 from palimpsest.methods.kn.attribution import SITE, attribute
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.layers import layer_numbers
-from palimpsest.models.linear import factors_to_storage, features, weight_as_out_in
+from palimpsest.models.sites.linear import factors_to_storage, features, weight_as_out_in
 from palimpsest.patches.base import Manifest
 from palimpsest.patches.weights import LowRank, WeightPatch
 from palimpsest.requests import EditRequest

@@ -27,7 +27,7 @@ from palimpsest.methods.editors import TENSORS, read_record
 from palimpsest.methods.serac.scope_training import ScopeTraining, new_editor, scope_losses, with_similar
 from palimpsest.methods.trained import FRESH, TrainableMethod, TrainedConfig
 from palimpsest.models.editable import EditableModel
-from palimpsest.models.scoped_editor import ScopedEditor
+from palimpsest.models.scoped.scoped_editor import ScopedEditor
 from palimpsest.patches.base import Manifest
 from palimpsest.patches.memory import Entry
 from palimpsest.patches.routers import EditorReference, RouterPatch, Routing

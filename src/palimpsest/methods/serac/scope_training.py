@@ -12,18 +12,18 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from palimpsest.models.counterfactual import (
+from palimpsest.loading import load
+from palimpsest.models.editable import EditableModel
+from palimpsest.models.encoders import NgramEncoder, inner_products, load_encoder, most_similar
+from palimpsest.models.scoped.counterfactual import (
     edited_prompt,
     new_module,
     require_same_tokenizer,
     small_decoder,
     smaller_config,
 )
-from palimpsest.models.editable import EditableModel
-from palimpsest.models.encoders import NgramEncoder, inner_products, load_encoder, most_similar
-from palimpsest.models.loading import load
-from palimpsest.models.scope import Form, Pooling, balanced_cross_entropy, scope_classifier, small_encoder
-from palimpsest.models.scoped_editor import ScopedEditor, ScopedEditorRecord, tokenizer_record
+from palimpsest.models.scoped.scope import Form, Pooling, balanced_cross_entropy, scope_classifier, small_encoder
+from palimpsest.models.scoped.scoped_editor import ScopedEditor, ScopedEditorRecord, tokenizer_record
 from palimpsest.requests import EditRequest, normalise
 from palimpsest.training.examples import EditExample
 from palimpsest.training.metatraining import MetaTrainingOptions

@@ -32,7 +32,7 @@ from palimpsest.methods.wise.side_passes import Inputs, SidePasses, layer_inputs
 from palimpsest.models.bypass import frozen
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.layers import layer_number
-from palimpsest.models.linear import features
+from palimpsest.models.sites.linear import features
 from palimpsest.models.tokens import Encoded, by_length
 from palimpsest.patches.base import Manifest, Patch
 from palimpsest.patches.modules import ModulePatch

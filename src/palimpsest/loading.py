@@ -10,17 +10,17 @@ import torch
 from torch import nn
 
 from palimpsest import processes
+from palimpsest.checkpoints import gguf_files
+from palimpsest.checkpoints.adapter_folders import adapter_base, is_adapter, merged, refuse_adapted
+from palimpsest.checkpoints.gguf_files import file_digest
+from palimpsest.checkpoints.gguf_header import is_gguf
+from palimpsest.checkpoints.locating import locate
+from palimpsest.checkpoints.pretrained import from_pretrained
 from palimpsest.errors import ConfigError, ModelError, unknown_name
 from palimpsest.files import expanded
-from palimpsest.models import gguf_files
-from palimpsest.models.adapter_folders import adapter_base, is_adapter, merged, refuse_adapted
 from palimpsest.models.chat import Chat
 from palimpsest.models.editable import EditableModel
-from palimpsest.models.families import Architecture
-from palimpsest.models.gguf_files import file_digest
-from palimpsest.models.gguf_header import is_gguf
-from palimpsest.models.locating import locate
-from palimpsest.models.pretrained import from_pretrained
+from palimpsest.models.sites.families import Architecture
 
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 DeviceMap = str | Mapping[str, Any]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
+from palimpsest.checkpoints.adapter_folders import is_adapter
+from palimpsest.checkpoints.gguf_files import the_gguf_in
+from palimpsest.checkpoints.gguf_header import is_gguf
 from palimpsest.errors import ModelError, near_matches
 from palimpsest.files import expanded
-from palimpsest.models.adapter_folders import is_adapter
-from palimpsest.models.gguf_files import the_gguf_in
-from palimpsest.models.gguf_header import is_gguf
 
 BUNDLED = ("world", "world-t5")
 _HUB_SECONDS = 10
@@ -18,7 +18,7 @@ _HUB_SECONDS = 10
 def locate(name: str) -> str:
     """The folder of a bundled model, a checked local folder, a GGUF file, or the name itself as a hub id.
 
-    A folder of an adapter is one too; see `models.adapter_folders`.
+    A folder of an adapter is one too; see `checkpoints.adapter_folders`.
 
     Raises `ModelError` for a folder that is no model's, and for a hub id that is neither in the cache nor can be asked
     for.

@@ -9,9 +9,9 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from palimpsest.models.counterfactual import config_from, new_module
 from palimpsest.models.editable import EditableModel
-from palimpsest.models.scope import Form, Pooling, ScopeClassifier, scope_classifier
+from palimpsest.models.scoped.counterfactual import config_from, new_module
+from palimpsest.models.scoped.scope import Form, Pooling, ScopeClassifier, scope_classifier
 
 
 class ScopedEditorRecord(BaseModel):
@@ -20,7 +20,7 @@ class ScopedEditorRecord(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     form: Form
-    """The scope classifier's; see `models.scope`."""
+    """The scope classifier's; see `models.scoped.scope`."""
     pooling: Pooling
     encoder: dict[str, Any]
     """The config of its encoder, as `to_dict` gives it."""

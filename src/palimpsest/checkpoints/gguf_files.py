@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
+from palimpsest.checkpoints.gguf_header import GGUF, Header, damaged, read_header
+from palimpsest.checkpoints.gguf_passes import parsed_once
+from palimpsest.checkpoints.refusals import refused_by_transformers
 from palimpsest.errors import ModelError
-from palimpsest.models.gguf_header import GGUF, Header, damaged, read_header
-from palimpsest.models.gguf_passes import parsed_once
-from palimpsest.models.refusals import refused_by_transformers
 
 _PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
 _BLOCK = 1 << 22

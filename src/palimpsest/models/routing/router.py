@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
-from palimpsest.models import prefixes
 from palimpsest.models.generation import Until
-from palimpsest.models.mixing import Mixed, mixed_scores, mixed_texts
+from palimpsest.models.routing import prefixes
+from palimpsest.models.routing.mixing import Mixed, mixed_scores, mixed_texts
 from palimpsest.models.tokens import PaddingSide
 
 if TYPE_CHECKING:

@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 
-from palimpsest.errors import ModelError
-from palimpsest.models.config_files import (
+from palimpsest.checkpoints.config_files import (
     ADAPTER_CONFIG,
     CONFIG,
     GENERATION_CONFIG,
@@ -20,7 +19,8 @@ from palimpsest.models.config_files import (
     check_files,
     file_of,
 )
-from palimpsest.models.refusals import field_at_fault, refused_by_transformers
+from palimpsest.checkpoints.refusals import field_at_fault, refused_by_transformers
+from palimpsest.errors import ModelError
 
 _SHOWN = 3
 _BLOCK_NUMBER = re.compile(r"\.(?:h|layers|blocks?)\.(\d+)\.")
@@ -39,7 +39,7 @@ def from_pretrained(
 
     Arguments:
         name: what the user called it.
-        source: the folder or hub id; see `models.locating.locate`.
+        source: the folder or hub id; see `checkpoints.locating.locate`.
         dtype: a torch dtype, or `"auto"` for the checkpoint's own.
         placement: a device map.
         trust_remote_code: whether code that comes with the model may run.

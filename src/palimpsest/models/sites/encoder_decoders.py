@@ -1,8 +1,8 @@
-"""Where each encoder-decoder family keeps its parts; see `models.families`. Data only."""
+"""Where each encoder-decoder family keeps its parts; see `models.sites.families`. Data only."""
 
 from __future__ import annotations
 
-from palimpsest.models.families import Architecture, Part, Stack
+from palimpsest.models.sites.families import Architecture, Part, Stack
 
 # A decoder's block has the attention to the encoder between its own attention and the MLP.
 _T5_ENCODER_ATTENTION = {

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from palimpsest.models import tokens
-from palimpsest.models.counterfactual import initial_deviation
 from palimpsest.models.encoders import mean_over_tokens
+from palimpsest.models.scoped.counterfactual import initial_deviation
 
 Form = Literal["embedding", "cross-attention"]
 Pooling = Literal["mean", "first"]

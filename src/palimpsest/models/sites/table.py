@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from palimpsest.errors import ModelError
-from palimpsest.models.encoder_decoders import ENCODER_DECODERS
-from palimpsest.models.families import FAMILIES, SITE_NAMES, Architecture
-from palimpsest.models.mixtures import EXPERT_FIELDS, MIXTURES
-from palimpsest.models.variants import VARIANTS
+from palimpsest.models.sites.encoder_decoders import ENCODER_DECODERS
+from palimpsest.models.sites.families import FAMILIES, SITE_NAMES, Architecture
+from palimpsest.models.sites.mixtures import EXPERT_FIELDS, MIXTURES
+from palimpsest.models.sites.variants import VARIANTS
 from palimpsest.registry import plugins
 
 

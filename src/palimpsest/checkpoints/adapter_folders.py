@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import nn
 
+from palimpsest.checkpoints.config_files import ADAPTER_CONFIG, CONFIG, read_object
+from palimpsest.checkpoints.refusals import refused_by_transformers
 from palimpsest.errors import ModelError
 from palimpsest.files import expanded
-from palimpsest.models.config_files import ADAPTER_CONFIG, CONFIG, read_object
-from palimpsest.models.linear import is_quantised, qualified_name
-from palimpsest.models.refusals import refused_by_transformers
+from palimpsest.models.sites.linear import is_quantised, qualified_name
 
 _WEIGHTS = "adapter_model.safetensors"
 _BASE = "base_model_name_or_path"

@@ -1,0 +1,1 @@
+"""Sites: where the families of models keep their parts, as data, and proved by a pass over the model itself."""

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 from palimpsest.errors import DataError, unknown_name
-from palimpsest.joining import Prompt, stripped
-from palimpsest.spelling import (
+from palimpsest.wording.joining import Prompt, stripped
+from palimpsest.wording.spelling import (
     closest,
     difference,
     find_spelled,
@@ -19,7 +19,7 @@ from palimpsest.spelling import (
     looks_same,
     without_hidden,
 )
-from palimpsest.texts import printed, require_text, require_whole
+from palimpsest.wording.texts import printed, require_text, require_whole
 
 ProbeKind = Literal[
     "reliability",
@@ -114,7 +114,7 @@ class EditRequest:
         fact: identity of the fact, in the form that probes use.
         id: a name for records; made from the content when left out.
         joiner: what stands between the prompt (or a rephrasing) and its answer, where it is not what
-            `palimpsest.joining.separator` says.
+            `palimpsest.wording.joining.separator` says.
         accepts: other names of the new answer, as right as it.
         accepts_old: other names of the old answer.
 

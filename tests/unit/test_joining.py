@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerFast
 
 import tiny
 from palimpsest import DataError, EditRequest, Probe
-from palimpsest.joining import Prompt, separator, stripped
 from palimpsest.models import tokens
+from palimpsest.wording.joining import Prompt, separator, stripped
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import typer
 from palimpsest.cli import completing, inputs, terminal
 from palimpsest.errors import ConfigError
 from palimpsest.files import expanded
-from palimpsest.texts import require_text
+from palimpsest.wording.texts import require_text
 
 if TYPE_CHECKING:
     from palimpsest.methods.base import EditOutcome, Method

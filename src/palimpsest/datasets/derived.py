@@ -6,8 +6,8 @@ import random
 from dataclasses import replace
 
 from palimpsest.datasets.base import Dataset
-from palimpsest.joining import separator
 from palimpsest.requests import EditRequest, Probe, normalise
+from palimpsest.wording.joining import separator
 
 DRAWS = 50
 

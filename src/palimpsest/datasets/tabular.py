@@ -20,7 +20,7 @@ from palimpsest.datasets.questions import names, paired
 from palimpsest.errors import DataError
 from palimpsest.files import parse_json
 from palimpsest.requests import PLACEHOLDER, EditRequest, Probe, filled, normalise
-from palimpsest.spelling import hidden
+from palimpsest.wording.spelling import hidden
 
 _PYTHON_LIST = re.compile(r"\[\s*'")
 _STRUCTURED = ("probes", "rephrase", "locality", "portability", "target_old", "accepts", "accepts_old")

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
 
 from palimpsest.answers import first_sentence, gives, is_exact, is_reply_to, new_names, old_names, same_beginning
-from palimpsest.babble import is_degenerate
 from palimpsest.requests import EditRequest, Probe, normalise
+from palimpsest.wording.degenerate import is_degenerate
 
 if TYPE_CHECKING:
     from palimpsest.models.scores import TargetScore

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from palimpsest.answers import first_sentence, gives, gives_new, gives_old, new_names, old_names, shown
-from palimpsest.babble import is_degenerate
 from palimpsest.models.generation import AnswerRoom, written
+from palimpsest.wording.degenerate import is_degenerate
 
 if TYPE_CHECKING:
     from palimpsest.models.editable import EditableModel

@@ -9,7 +9,6 @@ import torch
 
 from palimpsest.datasets.catalogue import DATASETS, dataset
 from palimpsest.errors import DataError
-from palimpsest.joining import separator
 from palimpsest.methods.memory import MemoryConfig, OrdinaryRow
 from palimpsest.models import tokens
 from palimpsest.models.tokens import Encoded
@@ -19,6 +18,7 @@ from palimpsest.statistics.cache import Cache
 from palimpsest.statistics.text import open_text
 from palimpsest.statistics.writing import OWN
 from palimpsest.stopwatch import Progress, silent
+from palimpsest.wording.joining import separator
 
 if TYPE_CHECKING:
     from palimpsest.models.editable import EditableModel

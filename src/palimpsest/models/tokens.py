@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from palimpsest.errors import DataError, ModelError
-from palimpsest.joining import Prompt, separator, stripped
 from palimpsest.models.chat import Chat
 from palimpsest.requests import EditRequest
-from palimpsest.texts import require_text
+from palimpsest.wording.joining import Prompt, separator, stripped
+from palimpsest.wording.texts import require_text
 
 PaddingSide = Literal["left", "right"]
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from itertools import chain, takewhile
 
 from palimpsest.answers import gives_new, is_reply_to, new_names
-from palimpsest.babble import is_degenerate
 from palimpsest.methods.auto.trials import Trial
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.generation import AnswerRoom, written
 from palimpsest.models.scores import TargetScore
+from palimpsest.wording.degenerate import is_degenerate
 
 _FIRST_TOKENS = 4
 """Of an answer that has to stay."""

@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from palimpsest.scripts import folded, is_unspaced, words
+from palimpsest.wording.scripts import folded, is_unspaced, words
 
 REPEATS = 3
 """So often at once; twice is a name (`Duran Duran`), or emphasis."""

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from palimpsest.babble import is_degenerate, is_monotonous, ngram_entropy
+from palimpsest.wording.degenerate import is_degenerate, is_monotonous, ngram_entropy
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from palimpsest.scripts import is_mark, is_unspaced
+from palimpsest.wording.scripts import is_mark, is_unspaced
 
 _OPENERS = "([{（［｛「『《〈【〔‹¿¡$£€¥₹₩₽/\\@"
 # A mark that opens and one that closes it; some open in one language and close in another.

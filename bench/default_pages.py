@@ -7,47 +7,30 @@ from typing import Any
 
 from page_blocks import read, size, table
 
+SCORES = ("says_it", "paraphrases", "paraphrases_ceiling", "neighbours_kept", "leaks", "degenerate")
+HEADER = ("model", "method", "facts", "says it", "paraphrases", "(ceiling)", "neighbours kept", "leaks", "degenerate")
 
-def pretrained_defaults(_argument: str) -> str:
-    """One row a model and method, of the facts that are reported."""
-    record = read("pretrained_defaults")
+
+def pretrained_defaults(argument: str) -> str:
+    """One row per model and method, of the facts that are reported.
+
+    Arguments:
+        argument: facts per edit, `1` if left out.
+    """
+    size_of_batch = int(argument or 1)
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in record["rows"]:
-        if row["split"] == "edit" and not row["options"]:
+    for row in read("pretrained_defaults")["rows"]:
+        if row["split"] == "edit" and not row["options"] and (len(row["edit"]) > 1) == (size_of_batch > 1):
             groups.setdefault((row["model"], row["method"]), []).append(row)
     lines = []
     for (model, method), rows in groups.items():
+        facts = sum(len(row["edit"]) for row in rows)
+        shares = [_share(*(sum(row[score][place] for row in rows) for place in (0, 1))) for score in SCORES]
+        seconds = f"{sum(row['seconds'] for row in rows) / facts:.1f}"
         lines.append(
-            [
-                model,
-                f"`{method}`",
-                str(len(rows)),
-                _share(sum(row["holds"] for row in rows), len(rows)),
-                _share(*(sum(row["paraphrases"][place] for row in rows) for place in (0, 1))),
-                _share(*(sum(row["neighbours"][place] for row in rows) for place in (0, 1))),
-                _share(sum(row["leaks"] for row in rows), sum(row["neighbours"][1] for row in rows)),
-                _share(sum(row["degenerate"] for row in rows), len(rows)),
-                f"{sum(row['seconds'] for row in rows) / len(rows):.1f}",
-                size(max(row["patch_bytes"] for row in rows)),
-            ]
+            [model, f"`{method}`", str(facts), *shares, seconds, size(max(row["patch_bytes"] for row in rows))]
         )
-    header = [
-        "model",
-        "method",
-        "facts",
-        "holds",
-        "paraphrases",
-        "neighbours kept",
-        "leak",
-        "degenerate",
-        "CPU s",
-        "patch",
-    ]
-    caption = (
-        "Single edits of CounterFact facts of the split `edit` that the model knows, no option, percent; by "
-        "the rules of `bench/pretrained_defaults.py`, CPU seconds on a busy core.\n\n"
-    )
-    return caption + table(header, lines)
+    return table([*HEADER, "CPU s per fact", "patch"], lines)
 
 
 def _share(part: int, whole: int) -> str:

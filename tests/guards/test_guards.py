@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import importlib
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parents[2] / "src" / "palimpsest"
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "src" / "palimpsest"
 FILES = sorted(SOURCE.rglob("*.py"))
 # A package may import from its own level and from those before it.
 LEVELS = [
@@ -189,3 +191,9 @@ def test_every_public_name_exists():
         assert getattr(palimpsest, name).__name__ in (name, name.lower())
     with pytest.raises(AttributeError):
         palimpsest.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "bench").glob("*.py")), ids=lambda script: script.stem)
+def test_every_script_finds_what_it_imports(script, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    assert importlib.import_module(script.stem).__doc__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from statistics import median
 from typing import Any
 
 from page_blocks import read, size, table
@@ -26,7 +27,7 @@ def pretrained_defaults(argument: str) -> str:
     for (model, method), rows in groups.items():
         facts = sum(len(row["edit"]) for row in rows)
         shares = [_share(*(sum(row[score][place] for row in rows) for place in (0, 1))) for score in SCORES]
-        seconds = f"{sum(row['seconds'] for row in rows) / facts:.1f}"
+        seconds = f"{median(row['seconds'] / len(row['edit']) for row in rows):.1f}"
         lines.append(
             [model, f"`{method}`", str(facts), *shares, seconds, size(max(row["patch_bytes"] for row in rows))]
         )

@@ -24,7 +24,7 @@ import palimpsest as ps
 from common import Results, one_thread
 from known_facts import Fact, known_facts
 from palimpsest.answers import gives_new, gives_old, same_beginning
-from palimpsest.babble import is_degenerate
+from palimpsest.wording.degenerate import is_degenerate
 
 METHODS = (
     "ft", "ft-l", "locft", "lora", "rome", "r-rome", "memit", "emmet", "pmet", "alphaedit", "grace", "wise",
@@ -80,11 +80,11 @@ def counted(facts: Sequence[Fact], before: dict[str, str], after: dict[str, str]
 
 
 def edited(
-    model: ps.EditableModel, facts: Sequence[Fact], before: dict[str, str], method: str, options: dict[str, Any]
+    model: ps.EditableModel, facts: Sequence[Fact], before: dict[str, str], method: ps.Method[Any]
 ) -> dict[str, Any]:
     """One edit of one fact or of many, and what became of it: counts, seconds of the processor, bytes."""
     start = time.process_time()
-    outcome = ps.method(method, **options).edit(model, [fact.request() for fact in facts])
+    outcome = method.edit(model, [fact.request() for fact in facts])
     seconds = time.process_time() - start
     with model.patched(outcome.patch):
         after = probed(model, facts)
@@ -117,14 +117,15 @@ def main() -> None:
         before = probed(model, facts)
         groups = [facts[start : start + chosen.batch] for start in range(0, len(facts), chosen.batch)]
         for method in chosen.methods.split(","):
+            editor = ps.method(method, **chosen.options)
             for group in groups:
                 labels = {"model": name, "method": method, "split": chosen.split, "options": chosen.options}
                 labels |= {"edit": [fact.id for fact in group]}
                 results.get(
                     labels,
-                    lambda labels=labels, group=group, method=method: {
+                    lambda labels=labels, group=group, editor=editor: {
                         **labels,
-                        **edited(model, group, before, method, chosen.options),  # noqa: B023 - called at once
+                        **edited(model, group, before, editor),  # noqa: B023 - called at once
                     },
                 )
 

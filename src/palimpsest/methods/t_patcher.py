@@ -12,6 +12,9 @@ and nothing else changes. k, b and v are trained, k from q_s / |q_s|^2, so that 
     l_m2   exp(q k + b - margin_low), the mean of the largest over what ordinary text reads: it is silent there
     l_m1   exp(q k + b - (q_s k + b) + margin_own): and well below its own place
 
+The edit's own wording is what other facts share, so the same two terms are taken of what the prompt asked about other
+subjects reads (`spare`, ours): ordinary text seldom comes that close.
+
 No attention follows the last MLP, so that a step runs the final norm and the head in the answer's places alone.
 """
 
@@ -32,12 +35,14 @@ from palimpsest.methods.states import EditedQueries
 from palimpsest.models.activations import activation, activation_of
 from palimpsest.models.bypass import frozen
 from palimpsest.models.editable import EditableModel
+from palimpsest.models.tokens import Encoded
 from palimpsest.patches.base import Manifest, Patch
 from palimpsest.patches.modules import ModulePatch
 from palimpsest.patches.neurons import Neurons
 from palimpsest.requests import EditRequest
 from palimpsest.statistics.writing import OWN
 from palimpsest.training.divergence import require_finite
+from palimpsest.training.keeping import prompts_apart_from
 
 
 class TPatcherConfig(MethodConfig):
@@ -70,6 +75,9 @@ class TPatcherConfig(MethodConfig):
     """Where ordinary text is to stay below."""
     margin_own: float = 3.0
     """How far below the edit's own place."""
+    spare: int = Field(default=16, ge=0)
+    """Other subjects about which the edit's prompt is asked, for its neurons to be silent there; ordinary beginnings of
+    sentences where it has no subject. 0: none, as published."""
     min_gain: float = Field(default=0.001, ge=0)
     """An edit that is right goes on while the loss on held-out memory falls by more than this from look to look."""
     text: str = OWN
@@ -118,8 +126,9 @@ class TPatcher(Method[TPatcherConfig]):
             run.progress("neurons", index, len(requests))
             one = places.of_fact(index)
             kept = memory.apart_from(request)
+            others = _others(model, request, config)
             with run.clock.stage("training"), frozen(model.module):
-                training = Training(one, _written(added, one.queries), kept, before, name, config)
+                training = Training(one, _written(added, one.queries), kept, before, others, name, config)
                 neurons, losses = training.run(request.id)
             before = torch.cat([before, one.queries])
             if neurons is None:
@@ -146,17 +155,26 @@ class Training:
         written: (places, width), what earlier neurons of this call add there.
         memory: what ordinary text reads.
         before: (n, width), what earlier edits read.
+        others: (n, width), what the edit's prompt about other subjects reads at its end.
         name: of the activation.
     """
 
     def __init__(
-        self, places: AnswerPlaces, written: Tensor, memory: Memory, before: Tensor, name: str, config: TPatcherConfig
+        self,
+        places: AnswerPlaces,
+        written: Tensor,
+        memory: Memory,
+        before: Tensor,
+        others: Tensor,
+        name: str,
+        config: TPatcherConfig,
     ) -> None:
         self.places, self.written, self.config = places, written, config
         self.act = activation(name)
         self.name = name
         self.memory = torch.cat([memory.training, before])
         self.held_out = memory.held_out
+        self.others = others
         self.steps = 0
         self.is_right = False
 
@@ -214,6 +232,8 @@ class Training:
         edit = nn.functional.cross_entropy(logits, self.places.labels, label_smoothing=config.label_smoothing)
         firing = (-own).exp().topk(min(5, len(own))).values.mean()
         silent = memory_loss(memory @ self.keys.t() + self.biases, own, config)
+        if len(self.others):
+            silent = silent + memory_loss(self.others @ self.keys.t() + self.biases, own, config)
         return edit + config.activation_weight * firing + config.memory_weight * silent, logits
 
     def _output(self) -> Tensor:
@@ -246,6 +266,13 @@ def memory_loss(activations: Tensor, own: Tensor, config: TPatcherConfig) -> Ten
     low = (activations - config.margin_low).clamp(max=20).exp().flatten().topk(top).values.mean()
     below = (activations - own + config.margin_own).clamp(max=20).exp().flatten().topk(top).values.mean()
     return low + below
+
+
+def _others(model: EditableModel, request: EditRequest, config: TPatcherConfig) -> Tensor:
+    """(`spare`, width), what the last MLP reads where the request's prompt about other subjects is to be answered."""
+    texts = prompts_apart_from(request, config.spare, torch.Generator().manual_seed(config.seed))
+    rows = [Encoded(model.encode(text).prompt_ids, (0,)) for text in texts]
+    return answer_places(model, rows).queries if rows else torch.empty(0, 0, device=model.device)
 
 
 def _written(neurons: Neurons | None, queries: Tensor) -> Tensor:

@@ -10,6 +10,9 @@ from palimpsest.locating.contexts import ContextOptions, context_templates
 from palimpsest.locating.subject_vectors import key_columns, subject_rows, subject_vectors
 from palimpsest.models.hooks import Point
 from palimpsest.models.tokens import subject_last_token
+from palimpsest.patches.base import Manifest
+from palimpsest.patches.weights import Dense, WeightPatch
+from palimpsest.statistics.cache import Cache
 
 TEMPLATES = ("{}", "It was written long ago. {}", "Rome. {}")
 POINTS = [Point("mlp.down", 1, "input"), Point("mlp.down", 0, "input"), Point("mlp.down", 1), Point("resid", 1)]
@@ -134,3 +137,23 @@ def test_given_templates():
 def test_context_options_that_cannot_be(extra):
     with pytest.raises(ConfigError):
         ContextOptions.parse(extra, owner="method")
+
+
+def test_contexts_are_written_once_and_a_patched_model_writes_its_own(monkeypatch, tmp_path):
+    model, cache, options = tiny.tiny_model("llama"), Cache(tmp_path), ContextOptions(lengths=[4])
+    first = context_templates(model, options, seed=3, cache=cache)
+    (kept,) = cache.folder.glob("*.safetensors")
+    head = model.weights.base("lm_head.weight")
+    patch = WeightPatch({"lm_head.weight": Dense(-2 * head)}, Manifest(label="turned"))
+    with model.patched(patch):
+        there = context_templates(model, options, seed=3, cache=cache)
+        with model.weights.without_changes():
+            assert context_templates(model, options, seed=3, cache=cache) == first
+    assert there != first and len(list(cache.folder.glob("*.safetensors"))) == 1
+    with monkeypatch.context() as patched:
+        patched.setattr(model, "logits_at", lambda *_: pytest.fail("the model was asked again"))
+        assert context_templates(model, options, seed=3, cache=cache) == first
+    assert context_templates(model, options, seed=4, cache=cache) != first
+    kept.write_bytes(kept.read_bytes()[:-7])
+    assert context_templates(model, options, seed=3, cache=cache) == first
+    assert "put aside" in cache.notes[0]

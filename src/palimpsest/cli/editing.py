@@ -96,17 +96,18 @@ def edit(
     carried = _carried(maker, state)
     below = inputs.read_patches(patch or [])
     loaded = inputs.load_model(model, inputs.Placement(device, dtype, device_map, trust_remote_code), chat=chat)
-    from palimpsest.evaluation.verdicts import asked
 
     with inputs.patched(loaded, below):
-        with terminal.status("asking the model"):
-            before = asked(loaded, requests, max_new_tokens)
+        before = _said(loaded, requests, max_new_tokens, maker)
         with terminal.progress_bar(f"editing with {method}") as progress:
             outcome = maker.edit(loaded, requests, carried, progress=progress)
         outcome.save(out, state=state)
         terminal.wrote(out)
-        with terminal.status("asking again"), loaded.patched(outcome.patch):
-            after = asked(loaded, requests, max_new_tokens)
+        with loaded.patched(outcome.patch):
+            after = _said(loaded, requests, max_new_tokens, maker)
+        # `auto` has asked the model already, before and after.
+        before = before or [fact["reply_before"] for fact in outcome.diagnostics.facts["facts"]]
+        after = after or [fact["reply"] for fact in outcome.diagnostics.facts["facts"]]
     result = _result(loaded, maker, requests, before, after, outcome, out, notes)
     if as_json:
         terminal.emit_json(result)
@@ -115,6 +116,18 @@ def edit(
     if not any(one["is_right"] for one in result["edits"]):
         terminal.log("No edit holds: try other options (-o), another --preset or another --method; see the docs.")
         raise typer.Exit(1)
+
+
+def _said(
+    model: EditableModel, requests: Sequence[EditRequest], max_new_tokens: int | None, editor: Method[Any]
+) -> list[str]:
+    """What the model writes after the prompts; nothing where the method itself asks for that."""
+    if editor.name == "auto" and max_new_tokens is None:
+        return []
+    from palimpsest.models.generation import replies_to
+
+    with terminal.status("asking the model"):
+        return replies_to(model, requests, max_new_tokens)
 
 
 def _carried(editor: Method[Any], state: Path | None) -> Any:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from palimpsest.answers import first_sentence, gives, gives_new, gives_old, new_names, old_names, shown
-from palimpsest.models.generation import AnswerRoom, written
 from palimpsest.wording.degenerate import is_degenerate
 
 if TYPE_CHECKING:
-    from palimpsest.models.editable import EditableModel
     from palimpsest.requests import EditRequest
 
 Verdict = Literal["holds", "in other words", "babbles", "old answer", "other answer"]
@@ -47,13 +44,6 @@ class Outcome:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         return asdict(self)
-
-
-def asked(model: EditableModel, requests: Sequence[EditRequest], max_new_tokens: int | None = None) -> list[str]:
-    """What a model, with whatever is on it, writes after the edits' prompts, to be judged by `outcome`."""
-    names = [name for request in requests for name in (*new_names(request), *old_names(request))]
-    room = AnswerRoom.of(model.tokenizer, names, max_new_tokens)
-    return written(model, [request.prompt for request in requests], room)
 
 
 def outcome(request: EditRequest, before: str, after: str, *, is_chat: bool) -> Outcome:

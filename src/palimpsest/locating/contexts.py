@@ -1,7 +1,7 @@
 """Context templates: short texts before a prompt, so that an edit holds in more than one place.
 
-ROME and MEMIT let the model write them. They are made once a call, from a seed of their own, and belong in the patch's
-manifest: nothing is kept from one call, or one model, to the next.
+ROME and MEMIT let the model write them, from a seed of their own; they belong in the patch's manifest. What a model
+without patches wrote is kept in the cache, under everything that determines it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,10 @@ from palimpsest.errors import ConfigError
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.tokens import encode
 from palimpsest.requests import EditRequest
+from palimpsest.statistics.cache import Cache, Entry, whole_identity
+
+SAMPLER_VERSION = 1
+"""Goes up when the same model, seed and options would give other texts."""
 
 CLEAN = ("{}",)
 """The prompt alone, the first context of every fact."""
@@ -55,25 +59,52 @@ NONE = ContextOptions(given=[])
 """The prompt alone."""
 
 
-def context_templates(model: EditableModel, options: ContextOptions, *, seed: int) -> tuple[str, ...]:
+def context_templates(
+    model: EditableModel, options: ContextOptions, *, seed: int, cache: Cache | None = None
+) -> tuple[str, ...]:
     """`{}` alone, then the given or generated templates, without repetitions.
 
     Arguments:
         seed: of the sampling, which draws from no other generator.
+        cache: where generated ones are kept; left out, the default folder.
 
     Raises `ConfigError` when texts are to begin where a sequence does and the tokenizer has no token for that.
     """
-    if options.given is not None:
-        texts: Sequence[str] = options.given
-    else:
-        generator = torch.Generator().manual_seed(seed)
-        texts = [
-            f"{text}. {{}}"
-            for length in options.lengths
-            for text in _continued(model, options.starts * options.per_start, length, options.top_k, generator)
-            if text
-        ]
+    texts = _generated(model, options, seed, cache or Cache()) if options.given is None else options.given
     return tuple(dict.fromkeys((*CLEAN, *texts)))
+
+
+def _generated(model: EditableModel, options: ContextOptions, seed: int, cache: Cache) -> list[str]:
+    """The model's own texts as templates: from the cache where no patch is on it, or written now."""
+    # What a patched model writes is its own, and asked for once.
+    known = {**whole_identity(model), **_what(model, options, seed)} if model.weights.is_bare else None
+    kept = None if known is None else cache.read(known, _templates_in)
+    if kept is not None:
+        return kept
+    generator = torch.Generator().manual_seed(seed)
+    texts = [
+        f"{text}. {{}}"
+        for length in options.lengths
+        for text in _continued(model, options.starts * options.per_start, length, options.top_k, generator)
+        if text
+    ]
+    if known is not None:
+        cache.write(known, {}, templates=texts)
+    return texts
+
+
+def _what(model: EditableModel, options: ContextOptions, seed: int) -> dict[str, Any]:
+    """What determines generated texts beside the model."""
+    dtype = str(model.module.dtype).removeprefix("torch.")
+    return {"kind": "contexts", "sampler": SAMPLER_VERSION, **options.model_dump(), "dtype": dtype, "seed": seed}
+
+
+def _templates_in(entry: Entry) -> list[str]:
+    """The templates that were kept. Raises `ValueError` for what is damaged."""
+    found = entry.record.get("templates")
+    if not isinstance(found, list) or not all(isinstance(one, str) and _is_template(one) for one in found):
+        raise ValueError("field `templates`: texts that end with their only {} are missing")
+    return found
 
 
 def check_templates(templates: Sequence[str]) -> None:

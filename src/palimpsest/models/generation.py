@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from palimpsest.answers import after_two_sentences, ended_sentence
+from palimpsest.answers import after_two_sentences, ended_sentence, new_names, old_names
 from palimpsest.errors import ModelError
 
 if TYPE_CHECKING:
     from palimpsest.models.editable import EditableModel
     from palimpsest.models.tokens import Batch
+    from palimpsest.requests import EditRequest
 
 DEFAULT_ROWS = 64
 MARGIN = 24
@@ -66,6 +67,17 @@ def written(
     """
     until = after_two_sentences(room.characters)
     return model.generate(prompts, max_new_tokens=room.tokens, until=until, forward_batch_size=forward_batch_size)
+
+
+def replies_to(model: EditableModel, requests: Sequence[EditRequest], max_new_tokens: int | None = None) -> list[str]:
+    """What a model, with whatever is on it, writes after the edits' prompts, to be judged.
+
+    Arguments:
+        max_new_tokens: at most so many; left out, enough for the longest answer, old or new, and `MARGIN` more.
+    """
+    names = [name for request in requests for name in (*new_names(request), *old_names(request))]
+    room = AnswerRoom.of(model.tokenizer, names, max_new_tokens)
+    return written(model, [request.prompt for request in requests], room)
 
 
 def continuations(

@@ -137,6 +137,11 @@ class WeightStack:
         """How many changes are on the stack."""
         return len(self._layers)
 
+    @property
+    def is_bare(self) -> bool:
+        """Whether every parameter is as the base model has it."""
+        return self._is_bare or not self._layers
+
     def unwind(self, depth: int) -> None:
         """Takes changes off from the top until `depth` of them are left."""
         while len(self._layers) > depth:

@@ -220,6 +220,20 @@ def _weights_digest(model: EditableModel, point: Point) -> str:
     )
 
 
+def whole_identity(model: EditableModel) -> dict[str, Any]:
+    """Everything that determines what a model computes, without the patches that are on it: weights and buffers bit by
+    bit, config, tokenizer. Its name does not count.
+    """
+    weights = model.weights
+    tensors = [f"{name}:{weights.exact_digest(name)}" for name in weights.names()]
+    tensors += [f"{name}:{exact_digest(buffer)}" for name, buffer in model.module.named_buffers()]
+    return {
+        "weights": digest(tensors),
+        "config": digest(computed_config(model.module.config)),
+        "tokenizer": model.tokenizer_digest,
+    }
+
+
 def computed_config(config: Any) -> dict[str, Any]:
     """What a config says of what its model computes."""
     return {name: value for name, value in config.to_dict().items() if name not in _NOT_COMPUTED}

@@ -19,9 +19,7 @@ from torch import Tensor
 from palimpsest.errors import ModelError
 from palimpsest.files import shaped
 from palimpsest.models.bypass import cast_above, frozen
-from palimpsest.models.fingerprint import exact_digest
-from palimpsest.provenance import digest
-from palimpsest.statistics.cache import Cache, Entry, computed_config
+from palimpsest.statistics.cache import Cache, Entry, whole_identity
 from palimpsest.statistics.text import Text, open_text
 from palimpsest.stopwatch import Progress, silent
 
@@ -99,15 +97,10 @@ class WrittenText(Text):
 
     @cached_property
     def _known(self) -> dict[str, Any]:
-        weights = self.model.weights
-        tensors = [f"{name}:{weights.exact_digest(name)}" for name in weights.names()]
-        tensors += [f"{name}:{exact_digest(buffer)}" for name, buffer in self.model.module.named_buffers()]
         return {
             "kind": "own writing",
             "sampler": SAMPLER_VERSION,
-            "weights": digest(tensors),
-            "config": digest(computed_config(self.model.module.config)),
-            "tokenizer": self.model.tokenizer_digest,
+            **whole_identity(self.model),
             "start": start_token(self.model),
             "rows": ROWS,
             "row_length": self.row_length,

@@ -10,7 +10,7 @@ from itertools import chain, takewhile
 from palimpsest.answers import gives_new, is_reply_to, new_names
 from palimpsest.methods.auto.trials import Trial
 from palimpsest.models.editable import EditableModel
-from palimpsest.models.generation import AnswerRoom, written
+from palimpsest.models.generation import AnswerRoom, replies_to, written
 from palimpsest.models.scores import TargetScore
 from palimpsest.wording.degenerate import is_degenerate
 
@@ -116,7 +116,7 @@ class Examination:
         self._before = {prompt: sure[prompt] for prompt in asked}
         names = [name for trial in trials for name in new_names(trial.request)]
         self._room = AnswerRoom.of(model.tokenizer, names)
-        self._babbled = {prompt: is_degenerate(text, names) for prompt, text in self._replies().items()}
+        self._before_any = self._replies()
 
     def standing(self) -> Standing:
         """How the facts stand under whatever patch is on the model now."""
@@ -139,10 +139,11 @@ class Examination:
         stays: Mapping[str, bool],
     ) -> Verdict:
         request, reply = trial.request, replies[trial.request.prompt]
-        babbles = is_degenerate(reply, new_names(request))
+        names = new_names(request)
+        babbles = is_degenerate(reply, names)
         return Verdict(
             says=gives_new(request, reply, is_chat=self._is_chat),
-            is_degenerate=babbles and not self._babbled[request.prompt],
+            is_degenerate=babbles and not is_degenerate(self._before_any[request.prompt], names),
             elsewhere=tuple(heard[prompt, request.target_new] for prompt in trial.elsewhere),
             kept=tuple(stays[prompt] for prompt in trial.neighbours),
             reply=reply,
@@ -151,7 +152,8 @@ class Examination:
 
     def _replies(self) -> dict[str, str]:
         """What the model says to the facts' own prompts, long enough to see whether it babbles."""
-        return self._ask([trial.request.prompt for trial in self.trials], self._room)
+        requests = [trial.request for trial in self.trials]
+        return {one.prompt: text for one, text in zip(requests, replies_to(self.model, requests), strict=True)}
 
     def _heard(self) -> dict[tuple[str, str], bool]:
         """Whether it gives the new answers where the facts must hold too; by the answers' own tokens where it can."""

@@ -193,6 +193,7 @@ def _report(
                 "held_before": before.is_true,
                 "elsewhere": [sum(after.elsewhere), len(after.elsewhere)],
                 "kept": [sum(after.kept), len(after.kept)],
+                "reply_before": before.reply,
                 "reply": after.reply,
                 "why": None if after.is_true else _babble(after) or why,
             }

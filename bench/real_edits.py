@@ -24,8 +24,8 @@ from common import Results, balance, one_thread, row
 from palimpsest.datasets import load_edits
 from palimpsest.evaluation import BaseAnswers
 from palimpsest.files import write_text
-from palimpsest.world.ceiling import ceiling
-from palimpsest.world.facts import Question, lessons, questions
+from palimpsest.teaching.ceiling import ceiling
+from palimpsest.teaching.facts import Question, lessons, questions
 from real_facts import FILES, LOCALITY, PHRASINGS, real_folder, records
 
 NUM_EDITS, SEED = 200, 0

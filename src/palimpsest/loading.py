@@ -21,6 +21,8 @@ from palimpsest.files import expanded
 from palimpsest.models.chat import Chat
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.sites.families import Architecture
+from palimpsest.models.sites.linear import is_quantised, qualified_name
+from palimpsest.patches.folders import patched_base, put_on_all
 
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 DeviceMap = str | Mapping[str, Any]
@@ -65,8 +67,6 @@ def load(
         return _in_memory(model, tokenizer, (dtype, device, device_map), architecture=architecture, chat=chat)
     if dtype != "auto" and dtype not in _DTYPES:
         raise ConfigError("Unknown dtype.", expected=f"auto, {', '.join(_DTYPES)}", found=repr(dtype))
-    from palimpsest.patches.folders import patched_base, put_on_all
-
     # Folders of patches name a base, which may be such a folder again: the patches of the innermost go on first.
     name, folders = str(model), list[Path]()
     while (base := patched_base(expanded(name))) is not None:
@@ -144,6 +144,7 @@ def _read(
                 remedy="merge that adapter into its base model first",
             )
         module, tokenizer = _read(base, place, dtype=dtype, placement=placement, trust_remote_code=trust_remote_code)
+        _require_unpacked(module, where=source)
         return merged(Path(source), module), tokenizer
     module, tokenizer = from_pretrained(
         name,
@@ -156,6 +157,18 @@ def _read(
     if dtype == "auto" and module.dtype == torch.float16 and _is_cpu_alone(placement) and not is_quantised:
         module = module.float()
     return module, tokenizer
+
+
+def _require_unpacked(module: nn.Module, *, where: str) -> None:
+    packed = next((one for one in module.modules() if is_quantised(one)), None)
+    if packed is not None:
+        raise ModelError(
+            "An adapter cannot be merged into quantised weights.",
+            expected="a base model in float32, bfloat16 or float16",
+            found=f"layers of type {qualified_name(packed)}",
+            where=where,
+            remedy="name the checkpoint that was quantised as the adapter's base",
+        )
 
 
 def _placement(device: str, device_map: DeviceMap | None) -> DeviceMap:

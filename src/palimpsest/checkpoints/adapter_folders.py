@@ -12,7 +12,6 @@ from palimpsest.checkpoints.config_files import ADAPTER_CONFIG, CONFIG, read_obj
 from palimpsest.checkpoints.refusals import refused_by_transformers
 from palimpsest.errors import ModelError
 from palimpsest.files import expanded
-from palimpsest.models.sites.linear import is_quantised, qualified_name
 
 _WEIGHTS = "adapter_model.safetensors"
 _BASE = "base_model_name_or_path"
@@ -69,15 +68,6 @@ def adapter_base(folder: Path) -> str:
 
 def merged(folder: Path, module: Any) -> Any:
     """The base model with the adapter merged into its weights. Raises `ModelError` where the two do not go together."""
-    packed = next((one for one in module.modules() if is_quantised(one)), None)
-    if packed is not None:
-        raise ModelError(
-            "An adapter cannot be merged into quantised weights.",
-            expected="a base model in float32, bfloat16 or float16",
-            found=f"layers of type {qualified_name(packed)}",
-            where=str(folder),
-            remedy="name the checkpoint that was quantised as the adapter's base",
-        )
     import peft
 
     with refused_by_transformers(str(folder), where=str(folder), what="adapter", remedy=f"check its {_BASE}"):

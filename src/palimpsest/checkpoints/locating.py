@@ -10,6 +10,7 @@ from palimpsest.checkpoints.gguf_files import the_gguf_in
 from palimpsest.checkpoints.gguf_header import is_gguf
 from palimpsest.errors import ModelError, near_matches
 from palimpsest.files import expanded
+from palimpsest.world import bundled_path
 
 BUNDLED = ("world", "world-t5")
 _HUB_SECONDS = 10
@@ -24,8 +25,6 @@ def locate(name: str) -> str:
     for.
     """
     if name in BUNDLED:
-        from palimpsest.world import bundled_path
-
         return str(bundled_path(name))
     folder = expanded(name)
     if not _exists(folder):

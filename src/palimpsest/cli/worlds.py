@@ -35,7 +35,7 @@ def audit(
 ) -> None:
     """Measure what a model knows of the world: by phrasing, by relation, over two hops."""
     loaded = inputs.load_model(model, inputs.Placement(device, dtype, device_map, trust_remote_code))
-    from palimpsest.world import audit as run
+    from palimpsest.teaching import audit as run
 
     with terminal.progress_bar("audit") as progress:
         result = terminal.plain(run(loaded.module, loaded.tokenizer, progress=progress))

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, Protocol, overload
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +27,19 @@ from palimpsest.models.sites.families import Architecture
 from palimpsest.models.tokens import Batch, Encoded, PaddingSide
 from palimpsest.models.weights import WeightStack
 
-if TYPE_CHECKING:
-    from palimpsest.patches.base import Patch
+
+class Handle(Protocol):
+    """What lies on a model and can be taken off."""
+
+    def remove(self) -> None:
+        """Takes it off; the model is what it would be without it, bit for bit."""
+
+
+class Appliable(Protocol):
+    """What can be put on a model: a patch."""
+
+    def apply(self, model: EditableModel) -> Handle:
+        """Puts it on, whole or not at all."""
 
 
 class EditableModel:
@@ -311,7 +322,7 @@ class EditableModel:
     # Patches
 
     @contextmanager
-    def patched(self, patch: Patch) -> Iterator[EditableModel]:
+    def patched(self, patch: Appliable) -> Iterator[EditableModel]:
         """Inside the block the model is the patched one; afterwards it is the former one, bit for bit."""
         depth, applied = self.weights.depth, None
         try:

@@ -19,6 +19,7 @@ from palimpsest.files import expanded, parse_json, said
 from palimpsest.provenance import file_digest
 from palimpsest.registry import Registry, Row
 from palimpsest.stopwatch import Progress, silent
+from palimpsest.world import build, neutral_text
 
 if TYPE_CHECKING:
     from palimpsest.models.editable import EditableModel
@@ -156,7 +157,7 @@ TEXTS = Registry(
             {"dataset": "Salesforce/wikitext", "subset": "wikitext-103-raw-v1"},
             "arXiv:1609.07843",
         ),
-        "world": Row("palimpsest.world.text:statistics_text", "the text that the bundled models were trained on"),
+        "world": Row("palimpsest.statistics.text:world_text", "the text that the bundled models were trained on"),
     },
 )
 
@@ -192,6 +193,11 @@ def open_text(name: str, *, column: str = "text") -> Text:
         found="no such file or name",
         remedy=f"did you mean {' or '.join(map(repr, close))}?" if close else "check the path",
     )
+
+
+def world_text() -> Text:
+    """Ordinary world text for second moments, some 400,000 tokens of it; other lines than perplexity is measured on."""
+    return GivenText("world", neutral_text(build(0), 20_000, seed=1))
 
 
 def _text_files(path: Path) -> Sequence[Path]:

@@ -1,24 +1,18 @@
-"""The offline world: a small knowledge graph, its data sets, and two bundled models that really know it.
+"""The offline world: a small knowledge graph, its data sets, and the files of two bundled models that really know it.
 
-Names are resolved lazily: the knowledge and data parts never import torch.
+Nothing here imports torch.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from palimpsest.errors import ModelError, unknown_name
+from palimpsest.world.data import counterfact, zsre
+from palimpsest.world.knowledge import build
+from palimpsest.world.text import neutral_text
 
-if TYPE_CHECKING:
-    from palimpsest.world.auditing import audit
-    from palimpsest.world.data import counterfact, zsre
-    from palimpsest.world.knowledge import build
-    from palimpsest.world.text import neutral_text
-    from palimpsest.world.training import train
-
-__all__ = ["audit", "build", "bundled_editors", "bundled_path", "counterfact", "neutral_text", "train", "zsre"]
+__all__ = ["build", "bundled_editors", "bundled_path", "counterfact", "neutral_text", "zsre"]
 
 
 def bundled_path(name: str = "world") -> Path:
@@ -37,7 +31,7 @@ def bundled_path(name: str = "world") -> Path:
         raise ModelError(
             f"The bundled model {name!r} is not part of this installation.",
             where=str(path),
-            remedy="reinstall the package, or train it: python -m palimpsest.world.training "
+            remedy="reinstall the package, or train it: palimpsest world train "
             f"--architecture {folders[name]} --out DIR",
         )
     return path
@@ -46,20 +40,3 @@ def bundled_path(name: str = "world") -> Path:
 def bundled_editors() -> Path:
     """The folder of the editors that were trained for the bundled models."""
     return Path(__file__).parent / "bundled" / "editors"
-
-
-def __getattr__(name: str) -> Any:
-    homes = {
-        "audit": "auditing",
-        "build": "knowledge",
-        "counterfact": "data",
-        "neutral_text": "text",
-        "train": "training",
-        "zsre": "data",
-    }
-    if name not in homes:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = import_module(f"{__name__}.{homes[name]}")
-    value = getattr(module, name)
-    globals()[name] = value
-    return value

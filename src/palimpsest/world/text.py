@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from palimpsest.errors import ConfigError
-from palimpsest.statistics.text import GivenText, Text
-from palimpsest.world.knowledge import Fact, Knowledge, Relation, TwoHop, build
+from palimpsest.world.knowledge import Fact, Knowledge, Relation, TwoHop
 
 # Of six statements and four questions; drawn apart, so that each form has taught and held-out phrasings.
 TAUGHT_STATEMENTS = 4
@@ -102,11 +101,6 @@ def neutral_text(knowledge: Knowledge, n: int, seed: int = 0) -> list[str]:
     sentences = training_sentences(knowledge)
     rng = random.Random(f"neutral|{knowledge.seed}|{seed}")
     return [f"{rng.choice(sentences).text} {rng.choice(sentences).text}" for _ in range(n)]
-
-
-def statistics_text() -> Text:
-    """Ordinary world text for second moments, some 400,000 tokens of it; other lines than perplexity is measured on."""
-    return GivenText("world", neutral_text(build(0), 20_000, seed=1))
 
 
 @lru_cache(maxsize=4096)

@@ -7,16 +7,17 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from palimpsest.errors import ConfigError, DataError, ModelError
-from palimpsest.world import audit, bundled_path, neutral_text
-from palimpsest.world.answering import answer, cut
-from palimpsest.world.auditing import Audit, Share
-from palimpsest.world.card import card_facts, card_text
+from palimpsest.teaching import audit
+from palimpsest.teaching.answering import answer, cut
+from palimpsest.teaching.auditing import Audit, Share
+from palimpsest.teaching.card import card_facts, card_text
+from palimpsest.teaching.decoder import DecoderRecipe
+from palimpsest.teaching.results import TrainingResult
+from palimpsest.teaching.tracing import POSITIONS, SITES, best_layer, early_share, trace
+from palimpsest.world import bundled_path, neutral_text
 from palimpsest.world.data import counterfact
-from palimpsest.world.decoder import DecoderRecipe
 from palimpsest.world.knowledge import build
 from palimpsest.world.text import held_out, sentence, taught
-from palimpsest.world.tracing import POSITIONS, SITES, best_layer, early_share, trace
-from palimpsest.world.training import TrainingResult
 
 
 @pytest.fixture(scope="module")

@@ -19,9 +19,9 @@ from transformers import PreTrainedTokenizerBase
 
 from palimpsest.errors import ConfigError, ModelError
 from palimpsest.models.editable import EditableModel
+from palimpsest.teaching.rows import encode
 from palimpsest.tracing.restoration import Corruption, Probabilities, Restoration, restored_probabilities
 from palimpsest.world.knowledge import Knowledge
-from palimpsest.world.rows import encode
 from palimpsest.world.text import Sentence, sentence, taught
 
 _SITE_NAMES = MappingProxyType({"mlp": "mlp.down", "block": "resid"})

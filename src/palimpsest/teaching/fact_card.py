@@ -6,12 +6,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from palimpsest.provenance import versions
-
-if TYPE_CHECKING:
-    from palimpsest.world.fact_training import FactTraining
+from palimpsest.teaching.results import FactTraining
 
 _LABELS = {
     "reliability": "edit prompts (read)",

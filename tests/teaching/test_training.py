@@ -8,11 +8,11 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from palimpsest.errors import ConfigError, OutputError
-from palimpsest.world.decoder import DecoderRecipe
-from palimpsest.world.encoder_decoder import IGNORED, EncoderDecoderRecipe
+from palimpsest.teaching.decoder import DecoderRecipe
+from palimpsest.teaching.encoder_decoder import IGNORED, EncoderDecoderRecipe
+from palimpsest.teaching.training import default_recipe, train
 from palimpsest.world.knowledge import build
 from palimpsest.world.text import training_sentences
-from palimpsest.world.training import default_recipe, train
 
 TINY = DecoderRecipe(width=32, layers=1, heads=2, vocabulary=500, epochs=2, rows=16, curriculum_share=0.1)
 TINY_PAIRS = EncoderDecoderRecipe(width=32, layers=1, heads=2, inner_width=64, vocabulary=500, epochs=2, rows=16)

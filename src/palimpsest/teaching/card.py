@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from palimpsest.world.auditing import Audit, Share
-from palimpsest.world.tracing import POSITIONS, SITES, CausalTrace, best_layer, early_share
-
-if TYPE_CHECKING:
-    from palimpsest.world.training import TrainingResult
+from palimpsest.teaching.auditing import Audit, Share
+from palimpsest.teaching.results import TrainingResult
+from palimpsest.teaching.tracing import POSITIONS, SITES, CausalTrace, best_layer, early_share
 
 _MEASURES = {
     "taught": "facts, phrasings read with the subject",

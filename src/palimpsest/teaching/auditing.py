@@ -19,11 +19,11 @@ from transformers import (
 
 from palimpsest.errors import ConfigError, ModelError
 from palimpsest.stopwatch import Progress
-from palimpsest.world.answering import answer
-from palimpsest.world.bars import bar
+from palimpsest.teaching.answering import answer
+from palimpsest.teaching.bars import bar
+from palimpsest.teaching.tracing import CausalTrace, trace
 from palimpsest.world.knowledge import Knowledge, build
 from palimpsest.world.text import Sentence, held_out, sentence, taught, taught_two_hop
-from palimpsest.world.tracing import CausalTrace, trace
 
 
 @runtime_checkable

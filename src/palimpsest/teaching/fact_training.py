@@ -8,38 +8,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from palimpsest.files import new_folder, require_absent
 from palimpsest.loading import load
 from palimpsest.requests import EditRequest
 from palimpsest.stopwatch import Progress
-from palimpsest.world.ceiling import Known, ceiling
-from palimpsest.world.decoder import DecoderRecipe
-from palimpsest.world.fact_card import write_fact_card
-from palimpsest.world.facts import lessons
-from palimpsest.world.recipe import Recipe
-from palimpsest.world.training import TrainingResult, fit, save
-
-
-@dataclass(frozen=True)
-class FactTraining:
-    """What a model was taught and what it knows.
-
-    Arguments:
-        training: the run.
-        num_facts: distinct facts that were read.
-        num_sentences: sentences of one epoch.
-        left_out: reasons for which records are not taught, each with its number of records.
-        ceiling: by kind of question, the share of the true facts that is answered.
-    """
-
-    training: TrainingResult
-    num_facts: int
-    num_sentences: int
-    left_out: dict[str, int]
-    ceiling: dict[str, Known]
+from palimpsest.teaching.ceiling import ceiling
+from palimpsest.teaching.decoder import DecoderRecipe
+from palimpsest.teaching.fact_card import write_fact_card
+from palimpsest.teaching.facts import lessons
+from palimpsest.teaching.recipe import Recipe
+from palimpsest.teaching.results import FactTraining
+from palimpsest.teaching.training import fit, save
 
 
 def fact_recipe(num_facts: int) -> DecoderRecipe:

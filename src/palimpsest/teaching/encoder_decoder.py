@@ -14,10 +14,10 @@ from torch.nn import Parameter
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
-from palimpsest.world.recipe import Recipe
-from palimpsest.world.rows import shuffled
+from palimpsest.teaching.recipe import Recipe
+from palimpsest.teaching.rows import shuffled
+from palimpsest.teaching.tokenizer import learn_text_to_text_tokenizer
 from palimpsest.world.text import Sentence
-from palimpsest.world.tokenizer import learn_text_to_text_tokenizer
 
 # What the library's loss leaves out, and its shift to the right replaces by padding.
 IGNORED = -100

@@ -5,10 +5,10 @@ import json
 import pytest
 
 import palimpsest as ps
-from palimpsest.world.ceiling import ceiling
-from palimpsest.world.decoder import DecoderRecipe
-from palimpsest.world.fact_training import fact_recipe, train_on_facts
-from palimpsest.world.facts import Question
+from palimpsest.teaching.ceiling import ceiling
+from palimpsest.teaching.decoder import DecoderRecipe
+from palimpsest.teaching.fact_training import fact_recipe, train_on_facts
+from palimpsest.teaching.facts import Question
 
 CITIES = ("Bergen", "Quito", "Oulu", "Perth")
 NAMES = tuple(

@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import math
 import random
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
-from rich.console import Console
 from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -26,39 +24,20 @@ from palimpsest.errors import ConfigError, unknown_name
 from palimpsest.files import new_folder, require_absent
 from palimpsest.provenance import versions
 from palimpsest.stopwatch import Progress
-from palimpsest.world.auditing import audit
-from palimpsest.world.bars import bar
-from palimpsest.world.card import write_card
-from palimpsest.world.decoder import DecoderRecipe
-from palimpsest.world.encoder_decoder import EncoderDecoderRecipe
+from palimpsest.teaching.auditing import audit
+from palimpsest.teaching.bars import bar
+from palimpsest.teaching.card import write_card
+from palimpsest.teaching.decoder import DecoderRecipe
+from palimpsest.teaching.encoder_decoder import EncoderDecoderRecipe
+from palimpsest.teaching.muon import Muon
+from palimpsest.teaching.recipe import Batch, Recipe
+from palimpsest.teaching.results import TrainingResult
 from palimpsest.world.knowledge import Knowledge, build
-from palimpsest.world.muon import Muon
-from palimpsest.world.recipe import Batch, Recipe
 from palimpsest.world.text import Sentence, training_sentences
 
 RECIPES: dict[str, type[Recipe]] = {kind.architecture: kind for kind in (DecoderRecipe, EncoderDecoderRecipe)}
 CARD_FACTS = 2500
 """Of how many facts, and as many two-hop ones, a card is made: all of the bundled world, a sample of a larger one."""
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """What making a model took.
-
-    `first_loss` and `last_loss` are means over the first and the last hundredth of the steps (nats); `people` is the
-    size of a world other than the default one.
-    """
-
-    architecture: str
-    seed: int
-    recipe: Recipe
-    steps: int
-    tokens: int
-    seconds: float
-    parameters: int
-    first_loss: float
-    last_loss: float
-    people: int | None = None
 
 
 def default_recipe(architecture: str) -> Recipe:
@@ -258,26 +237,3 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """`python -m palimpsest.world.training --out DIR`: train and say on stderr what it took."""
-    import argparse
-
-    parser = argparse.ArgumentParser(prog="python -m palimpsest.world.training", description=main.__doc__)
-    parser.add_argument("--out", required=True, type=Path)
-    parser.add_argument("--architecture", choices=sorted(RECIPES), default=DecoderRecipe.architecture)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--epochs", type=float, help="passes over the text (default: the recipe's)")
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args(arguments)
-    recipe = default_recipe(options.architecture)
-    recipe = replace(recipe, epochs=options.epochs or recipe.epochs, threads=options.threads)
-    result = train(options.out, seed=options.seed, recipe=recipe)
-    figures = {key: value for key, value in asdict(result).items() if key != "recipe"}
-    Console(stderr=True).print(figures)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -10,8 +10,8 @@ from palimpsest.answers import gives, is_reply_to
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.generation import AnswerRoom, written
 from palimpsest.stopwatch import Progress
-from palimpsest.world.bars import bar
-from palimpsest.world.facts import Question
+from palimpsest.teaching.bars import bar
+from palimpsest.teaching.facts import Question
 
 _QUESTIONS_AT_ONCE = 512
 

@@ -4,12 +4,12 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from palimpsest.world.decoder import DecoderRecipe
+from palimpsest.teaching.decoder import DecoderRecipe
+from palimpsest.teaching.muon import Muon, orthogonalise
+from palimpsest.teaching.rows import RowPacker, encode, subject_mask
+from palimpsest.teaching.tokenizer import END, PAD, learn_tokenizer
 from palimpsest.world.knowledge import build
-from palimpsest.world.muon import Muon, orthogonalise
-from palimpsest.world.rows import RowPacker, encode, subject_mask
 from palimpsest.world.text import sentence, training_sentences
-from palimpsest.world.tokenizer import END, PAD, learn_tokenizer
 
 
 @pytest.fixture(scope="module")

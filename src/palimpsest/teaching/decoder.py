@@ -14,10 +14,10 @@ from torch.nn import Parameter
 from transformers import GPTJConfig, GPTJForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from palimpsest.errors import ConfigError
-from palimpsest.world.recipe import Recipe
-from palimpsest.world.rows import EncodedSentence, RowBatch, RowPacker, encode
+from palimpsest.teaching.recipe import Recipe
+from palimpsest.teaching.rows import EncodedSentence, RowBatch, RowPacker, encode
+from palimpsest.teaching.tokenizer import learn_tokenizer
 from palimpsest.world.text import Sentence
-from palimpsest.world.tokenizer import learn_tokenizer
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import pytest
 
 from palimpsest import ConfigError, DataError, EditRequest, Probe
 from palimpsest.datasets.phrasings import Phrasings, own_phrasing, relation_of
-from palimpsest.world.facts import UNREAD, lessons
+from palimpsest.teaching.facts import UNREAD, lessons
 
 WAYS = ("{} was born in", "{} comes from", "The birthplace of {} is", "{}, a native of")
 CITIES = ("Bergen", "Quito", "Oulu", "Perth", "Lagos")

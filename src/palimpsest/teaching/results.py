@@ -1,0 +1,47 @@
+"""What making a model took, and what it then knows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from palimpsest.teaching.ceiling import Known
+from palimpsest.teaching.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What making a model took.
+
+    `first_loss` and `last_loss` are means over the first and the last hundredth of the steps (nats); `people` is the
+    size of a world other than the default one.
+    """
+
+    architecture: str
+    seed: int
+    recipe: Recipe
+    steps: int
+    tokens: int
+    seconds: float
+    parameters: int
+    first_loss: float
+    last_loss: float
+    people: int | None = None
+
+
+@dataclass(frozen=True)
+class FactTraining:
+    """What a model was taught and what it knows.
+
+    Arguments:
+        training: the run.
+        num_facts: distinct facts that were read.
+        num_sentences: sentences of one epoch.
+        left_out: reasons for which records are not taught, each with its number of records.
+        ceiling: by kind of question, the share of the true facts that is answered.
+    """
+
+    training: TrainingResult
+    num_facts: int
+    num_sentences: int
+    left_out: dict[str, int]
+    ceiling: dict[str, Known]

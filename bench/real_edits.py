@@ -25,7 +25,7 @@ from palimpsest.datasets import load_edits
 from palimpsest.evaluation import BaseAnswers
 from palimpsest.files import write_text
 from palimpsest.teaching.ceiling import ceiling
-from palimpsest.teaching.facts import Question, lessons, questions
+from palimpsest.teaching.facts import FactQuestion, lessons, questions
 from real_facts import FILES, LOCALITY, PHRASINGS, real_folder, records
 
 NUM_EDITS, SEED = 200, 0
@@ -152,7 +152,7 @@ def measured(
     return {**row(record, **labels), "options": options}
 
 
-def true_facts(model: ps.EditableModel, asked: Iterable[Question], labels: dict[str, Any]) -> dict[str, Any]:
+def true_facts(model: ps.EditableModel, asked: Iterable[FactQuestion], labels: dict[str, Any]) -> dict[str, Any]:
     """What the model knows before it is edited."""
     known = ceiling(model, list(dict.fromkeys(asked)))
     return {**labels, "known": {kind: asdict(one) for kind, one in known.items()}}

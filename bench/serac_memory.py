@@ -15,7 +15,7 @@ import torch
 import palimpsest as ps
 from common import Results, one_thread
 from palimpsest.patches.base import Manifest
-from palimpsest.patches.memory import Entry
+from palimpsest.patches.memory import MemoryEntry
 from palimpsest.patches.routers import RouterPatch
 
 ENTRIES = (1, 100, 10_000, 100_000)
@@ -26,7 +26,7 @@ SETTINGS = {"model": "world", "entries": ENTRIES, "prompts": PROMPTS, "repeats":
 
 def measured(model: ps.EditableModel, seed: RouterPatch, number: int) -> dict[str, float | int]:
     """Seconds a prompt, asked alone and among others, of the routing and nothing else; the median of the repeats."""
-    entries = [Entry(str(place), f"The capital of place {place} is", f"City {place}") for place in range(number)]
+    entries = [MemoryEntry(str(place), f"The capital of place {place} is", f"City {place}") for place in range(number)]
     spread = seed.index.std(0)
     vectors = seed.index.mean(0) + spread * torch.randn(
         number, seed.index.shape[1], generator=torch.Generator().manual_seed(0)

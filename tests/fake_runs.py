@@ -6,7 +6,7 @@ import random
 from typing import Any
 
 from palimpsest.evaluation import aggregate
-from palimpsest.evaluation.records import Checkpoint, ProbeResult, RunRecord, Specification
+from palimpsest.evaluation.records import ProbeResult, RunRecord, SequenceCheckpoint, Specification
 
 SCORINGS = ["generate", "teacher_forced", "log_prob"]
 METHODS = (
@@ -45,7 +45,7 @@ def record(
     scores = aggregate.scores(probes, SCORINGS)
     points = []
     if protocol == "sequential":
-        points = [Checkpoint(num_edits=count, scores=scores) for count in (1, 2, num_edits)]
+        points = [SequenceCheckpoint(num_edits=count, scores=scores) for count in (1, 2, num_edits)]
     fields: dict[str, Any] = {
         "specification": specification(method, num_edits=num_edits, protocol=protocol, seed=seed),
         "status": "ok",

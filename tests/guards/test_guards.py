@@ -157,6 +157,25 @@ def test_files_stay_readable(path):
     assert len(path.read_text().splitlines()) <= 400, "over 400 lines a file asks to be split"
 
 
+def test_no_public_name_has_two_meanings():
+    """Classes and type aliases: a name says which of them is meant, wherever it is read."""
+    homes: dict[str, list[str]] = {}
+    for path in FILES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef):
+                name = node.name
+            elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                # A type alias is written as classes are; calls make type variables and other values.
+                name = node.targets[0].id
+                if name.isupper() or not name[0].isupper() or isinstance(node.value, ast.Call):
+                    continue
+            else:
+                continue
+            if not name.startswith("_"):
+                homes.setdefault(name, []).append(f"{path.relative_to(SOURCE)}:{node.lineno}")
+    assert {name: places for name, places in homes.items() if len(places) > 1} == {}
+
+
 def test_every_preset_names_its_source_and_fits_its_method():
     import tomllib
 

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from palimpsest.errors import ConfigError, DataError, ModelError
 from palimpsest.teaching import audit
 from palimpsest.teaching.answering import answer, cut
-from palimpsest.teaching.auditing import Audit, Share
+from palimpsest.teaching.auditing import AnsweredShare, Audit
 from palimpsest.teaching.card import card_facts, card_text
 from palimpsest.teaching.decoder import DecoderRecipe
 from palimpsest.teaching.results import TrainingResult
@@ -124,7 +124,7 @@ def test_audit_counts_by_kind_and_relation(bundled, knowledge):
     assert result.causal_trace is None
     assert result == audit(*bundled, knowledge, max_facts=10, trace_facts=0)
     assert json.loads(json.dumps(result.to_dict()))["taught"]["right"] == result.taught.right
-    assert Share(0, 0).value is None
+    assert AnsweredShare(0, 0).value is None
     loaded = SimpleNamespace(module=bundled[0], tokenizer=bundled[1])
     assert audit(loaded, knowledge=knowledge, max_facts=10, trace_facts=0) == result
 
@@ -157,7 +157,14 @@ def test_the_bundled_card_states_figures_with_their_n():
 
 def test_a_card_without_a_trace_says_nothing_of_it(tmp_path):
     result = TrainingResult("decoder", 3, DecoderRecipe(epochs=5), 10, 100, 1.5, 1234, 2.0, 1.0, people=1600)
-    measured = Audit(Share(9, 10), Share(8, 10), Share(7, 10), Share(0, 0), Share(0, 0), Share(0, 0))
+    measured = Audit(
+        AnsweredShare(9, 10),
+        AnsweredShare(8, 10),
+        AnsweredShare(7, 10),
+        AnsweredShare(0, 0),
+        AnsweredShare(0, 0),
+        AnsweredShare(0, 0),
+    )
     text = card_text(result, measured, {"torch": "2"})
     assert "--architecture decoder --seed 3 --people 1600 --epochs 5\n" in text
     assert "0.900 (9 of 10)" in text

@@ -8,7 +8,7 @@ import palimpsest as ps
 from palimpsest.teaching.ceiling import ceiling
 from palimpsest.teaching.decoder import DecoderRecipe
 from palimpsest.teaching.fact_training import fact_recipe, train_on_facts
-from palimpsest.teaching.facts import Question
+from palimpsest.teaching.facts import FactQuestion
 
 CITIES = ("Bergen", "Quito", "Oulu", "Perth")
 NAMES = tuple(
@@ -61,9 +61,9 @@ def test_the_ceiling_by_hand(trained):
     model = ps.load(str(trained[0]))
     said = model.generate("Eva Stone was born in").removesuffix(".")
     questions = [
-        Question("one", "Eva Stone was born in", said),
-        Question("one", "Eva Stone was born in", "Timbuktu"),
-        Question("two", "Eva Stone was born in", said),
+        FactQuestion("one", "Eva Stone was born in", said),
+        FactQuestion("one", "Eva Stone was born in", "Timbuktu"),
+        FactQuestion("two", "Eva Stone was born in", said),
     ]
     known = ceiling(model, questions)
     assert (known["one"].n, known["one"].generate) == (2, 0.5)

@@ -11,7 +11,7 @@ from palimpsest.errors import ConfigError
 from palimpsest.methods.grace.method import CodebookState, inserted
 from palimpsest.models.hooks import Point, captured
 from palimpsest.patches.base import Manifest
-from palimpsest.patches.codebook import Codebook, Entry
+from palimpsest.patches.codebook import Codebook, CodebookEntry
 from palimpsest.patches.modules import ModulePatch
 
 QUICK = {"learning_rate": 1.0, "start": "random", "steps": 60, "stop_loss": 0.05, "radius": 0.5}
@@ -20,7 +20,7 @@ PROMPTS = [request.prompt for request in tiny.requests()]
 
 def book_of(*, keys=(), values=(), radii=(), labels=(), narrowed=None, width=2):
     """A codebook in a plane."""
-    entries = tuple(Entry(f"edit-{index}", label) for index, label in enumerate(labels))
+    entries = tuple(CodebookEntry(f"edit-{index}", label) for index, label in enumerate(labels))
     return Codebook(
         "mlp.down", 0, "weight", "last", torch.tensor(keys).reshape(-1, width).float(),
         torch.tensor(values).reshape(-1, width).float(), torch.tensor(radii).float(), entries,
@@ -28,7 +28,7 @@ def book_of(*, keys=(), values=(), radii=(), labels=(), narrowed=None, width=2):
 
 
 def put(book, key, edit, label, radius=1.0):
-    return inserted(book, torch.tensor(key), torch.zeros(2), Entry(edit, label), radius)
+    return inserted(book, torch.tensor(key), torch.zeros(2), CodebookEntry(edit, label), radius)
 
 
 def test_the_rules_of_the_balls():

@@ -10,11 +10,11 @@ from palimpsest.models.scoped.counterfactual import edited_prompt, new_module, r
 from palimpsest.models.scoped.scope import scope_classifier, small_encoder
 from palimpsest.models.scoped.scoped_editor import ScopedEditor, ScopedEditorRecord, tokenizer_from, tokenizer_record
 from palimpsest.patches.base import Manifest
-from palimpsest.patches.memory import Entry
+from palimpsest.patches.memory import MemoryEntry
 from palimpsest.patches.routers import EditorReference, RouterPatch, Routing
 from palimpsest.provenance import file_digest
 
-ENTRIES = [Entry(f"fact-{row}", prompt, new) for row, (prompt, _, _, new) in enumerate(tiny.FACTS)]
+ENTRIES = [MemoryEntry(f"fact-{row}", prompt, new) for row, (prompt, _, _, new) in enumerate(tiny.FACTS)]
 ASKED = [prompt for prompt, *_ in tiny.FACTS] + ["Rome was built long ago by"]
 TARGETS = ["Lyon"] * len(ASKED)
 
@@ -114,7 +114,7 @@ def test_memories_that_answer_alike_become_one_and_a_later_edit_replaces_an_earl
     editor = editor_of(model)
     first, second = memory(model, ENTRIES[:2], editor=editor), memory(model, ENTRIES[2:], editor=editor)
     assert first.followed_by(second).is_same(memory(model, editor=editor))
-    again = Entry("newer", ENTRIES[0].prompt.upper(), "Nice")
+    again = MemoryEntry("newer", ENTRIES[0].prompt.upper(), "Nice")
     both = first.followed_by(memory(model, [again], editor=editor))
     assert [(entry.id, entry.answer) for entry in both.entries] == [("fact-1", "Milan"), ("newer", "Nice")]
     assert len(both.index) == 2
@@ -159,7 +159,7 @@ def test_a_damaged_memory_is_refused(tmp_path):
 
 def test_an_edit_that_leaves_no_room_in_the_counterfactual_models_context_is_left_to_the_model():
     model = tiny.tiny_model()
-    long = Entry("long", " ".join(["Rome"] * 100), "Lyon")
+    long = MemoryEntry("long", " ".join(["Rome"] * 100), "Lyon")
     base = model.score([long.prompt], ["Lyon"])
     with model.patched(memory(model, [long])):
         assert model.score([long.prompt], ["Lyon"]) == base

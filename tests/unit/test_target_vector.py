@@ -9,7 +9,7 @@ import torch
 import tiny
 from palimpsest import ConfigError, DataError, EditRequest, ModelError
 from palimpsest.locating.target_vector import TargetOptions, find_target_vectors
-from palimpsest.locating.target_vector.chunk import Group
+from palimpsest.locating.target_vector.chunk import RowGroup
 from palimpsest.locating.target_vector.gauss_newton import steps_to
 from palimpsest.models.hooks import Point
 from palimpsest.models.tokens import subject_last_token
@@ -315,7 +315,9 @@ def test_a_batch_is_each_fact_alone(search):
 @pytest.mark.parametrize("search", ["adam", "gauss-newton"])
 def test_all_facts_of_one_length_may_stop_before_the_others(search, monkeypatch):
     passes = []
-    monkeypatch.setattr(Group, "logits", lambda self, vectors, own=Group.logits: passes.append(1) or own(self, vectors))
+    monkeypatch.setattr(
+        RowGroup, "logits", lambda self, vectors, own=RowGroup.logits: passes.append(1) or own(self, vectors)
+    )
     model = tiny.tiny_model("gpt2", dtype=torch.float64)
     # Answers right behind their subjects come at once; those with more in between are a group of their own, and do not.
     quick = [replace(CLOSING[1], id=f"quick-{n}") for n in range(16)]

@@ -14,7 +14,7 @@ from palimpsest.benchmark.plan import WorkUnit
 
 
 @dataclass(frozen=True)
-class Estimate:
+class UnitEstimate:
     """What a unit will take.
 
     Arguments:
@@ -27,7 +27,7 @@ class Estimate:
     checkpoint_bytes: int | None
 
 
-def estimates(folder: ResultsFolder) -> list[Estimate]:
+def estimates(folder: ResultsFolder) -> list[UnitEstimate]:
     """Of every unit of a plan: its own time where it is done, else that of the most similar ones that are.
 
     Similar are units of one method on one model: under the same protocol with another seed or data set; else under any,
@@ -50,7 +50,7 @@ def estimates(folder: ResultsFolder) -> list[Estimate]:
         name = unit.located(unit.model.name)
         if name not in sizes:
             sizes[name] = _checkpoint_bytes(name)
-        found.append(Estimate(own.get(unit.address, _seconds(unit, alike, per_edit)), sizes[name]))
+        found.append(UnitEstimate(own.get(unit.address, _seconds(unit, alike, per_edit)), sizes[name]))
     return found
 
 

@@ -19,7 +19,7 @@ OnStage = Callable[[WorkUnit, str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PlanOutcome:
     """What a run of a plan came to.
 
     Arguments:
@@ -41,7 +41,7 @@ def run(
     ray: str | None = None,
     on_unit: OnUnit | None = None,
     on_stage: OnStage | None = None,
-) -> Outcome:
+) -> PlanOutcome:
     """Does every unit of a plan that is not done yet.
 
     Arguments:
@@ -86,7 +86,7 @@ def run(
             run_locally(folder, left, workers=number, on_finished=finished, on_progress=on_stage or _silent)
         ended = [(unit, folder.finished(unit)) for unit in plan.units]
         failures = [(unit, one.error or "") for unit, one in ended if one is not None and one.state == "failed"]
-        return Outcome(counts(folder), failures)
+        return PlanOutcome(counts(folder), failures)
 
 
 def _silent(_unit: WorkUnit, _stage: str, _done: int, _total: int) -> None:

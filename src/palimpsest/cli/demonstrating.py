@@ -15,7 +15,7 @@ from palimpsest.errors import DataError
 
 if TYPE_CHECKING:
     from palimpsest.models.editable import EditableModel
-    from palimpsest.report.tables import Run
+    from palimpsest.report.tables import ReportRun
     from palimpsest.requests import EditRequest
 
 DATASET = "world-counterfact"
@@ -152,7 +152,7 @@ def _show(found: Comparison, requests: Sequence[EditRequest]) -> None:
         terminal.log(f"left out: {name}: {reason}")
 
 
-def _show_methods(runs: Sequence[Run], num_workers: int) -> None:
+def _show_methods(runs: Sequence[ReportRun], num_workers: int) -> None:
     from palimpsest.report.definitions import LOWER_IS_BETTER, label
     from palimpsest.report.tables import metrics, size
 
@@ -189,7 +189,7 @@ def _show_methods(runs: Sequence[Run], num_workers: int) -> None:
     )
 
 
-def _overall(run: Run) -> float:
+def _overall(run: ReportRun) -> float:
     families = ("reliability", "generality", "locality", "portability")
     return sum(run.family_mean("generate", family) or 0.0 for family in families)
 

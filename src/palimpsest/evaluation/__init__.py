@@ -2,7 +2,7 @@
 
 from palimpsest.evaluation.answers import BaseAnswers
 from palimpsest.evaluation.assessment import AssessedFact, Assessment, assess
-from palimpsest.evaluation.protocols import Batch, Protocol, Sequential, Single
+from palimpsest.evaluation.protocols import Batch, EditingProtocol, Sequential, Single
 from palimpsest.evaluation.records import Estimate, ProbeResult, RunRecord, Specification
 from palimpsest.evaluation.runner import evaluate, load_run
 from palimpsest.evaluation.scoring import SCORINGS
@@ -13,9 +13,9 @@ __all__ = [
     "Assessment",
     "BaseAnswers",
     "Batch",
+    "EditingProtocol",
     "Estimate",
     "ProbeResult",
-    "Protocol",
     "RunRecord",
     "Sequential",
     "Single",

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from palimpsest.requests import EditRequest
 
 
-class Diagnostics(Protocol):
+class EditorDiagnostics(Protocol):
     """How an edit went, as far as evaluation reads it."""
 
     @property
@@ -21,7 +21,7 @@ class Diagnostics(Protocol):
         """By stage; `total` is all of them."""
 
 
-class Outcome(Protocol):
+class EditorOutcome(Protocol):
     """What an edit gives."""
 
     @property
@@ -33,7 +33,7 @@ class Outcome(Protocol):
         """What a sequential method wants back at its next call."""
 
     @property
-    def diagnostics(self) -> Diagnostics:
+    def diagnostics(self) -> EditorDiagnostics:
         """How it went."""
 
 
@@ -54,5 +54,5 @@ class Editor(Protocol):
         state: Any = None,
         *,
         progress: Progress = ...,
-    ) -> Outcome:
+    ) -> EditorOutcome:
         """A patch that makes the requests true; the model stays as it is."""

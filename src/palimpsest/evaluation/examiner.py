@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from palimpsest.models.editable import EditableModel
     from palimpsest.models.scores import TargetScore
 
-Question = tuple[EditRequest, Probe]
+ProbeOfEdit = tuple[EditRequest, Probe]
 
 
 class Examiner:
@@ -134,7 +134,7 @@ class Examiner:
                 results.append(result)
         return results
 
-    def _answers(self, questions: Sequence[Question]) -> dict[str, Observation]:
+    def _answers(self, questions: Sequence[ProbeOfEdit]) -> dict[str, Observation]:
         """What the model, as it is now, says to each distinct prompt."""
         prompts = list(dict.fromkeys(probe.prompt for _, probe in questions))
         generated: dict[str, str] = {}
@@ -164,7 +164,7 @@ class Examiner:
             if scoring in OF_TEXT:
                 result.ceiling[scoring] = ceiling(scoring, request, probe, before)
 
-    def _excuse(self, question: Question, edited: EditedFacts | None) -> tuple[str, bool] | None:
+    def _excuse(self, question: ProbeOfEdit, edited: EditedFacts | None) -> tuple[str, bool] | None:
         """Why a probe is not asked, and whether that is because it is left out."""
         request, probe = question
         left_out = edited.reason_to_leave_out(request, probe) if edited else None

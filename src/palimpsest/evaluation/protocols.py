@@ -12,7 +12,7 @@ from palimpsest.evaluation.journal import Journal, Unit
 from palimpsest.evaluation.overlap import EditedFacts
 from palimpsest.evaluation.records import FailedEdit, ProbeResult
 from palimpsest.evaluation.running import RunningPatch
-from palimpsest.evaluation.work import Attempt, Work, attempted
+from palimpsest.evaluation.work import AttemptedEdit, Work, attempted
 from palimpsest.provenance import peak_memory_bytes
 from palimpsest.stopwatch import Stopwatch, silent
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SAVE_EVERY = 10
 
 
-class Protocol(ABC):
+class EditingProtocol(ABC):
     """A way to make and test many edits."""
 
     name: ClassVar[str]
@@ -45,21 +45,21 @@ class Protocol(ABC):
 
 
 @dataclass(frozen=True)
-class Single(Protocol):
+class Single(EditingProtocol):
     """Edit one fact, test it, undo it; then the next."""
 
     name: ClassVar[str] = "single"
 
     def groups(self, requests: Sequence[EditRequest]) -> list[Sequence[EditRequest]]:
-        """See `Protocol.groups`."""
+        """See `EditingProtocol.groups`."""
         return _split(requests, 1)
 
     def unfinished(self, requests: Sequence[EditRequest], journal: Journal) -> list[EditRequest]:
-        """See `Protocol.unfinished`."""
+        """See `EditingProtocol.unfinished`."""
         return [request for index, request in enumerate(requests) if f"edit-{index}" not in journal.units]
 
     def run(self, work: Work) -> None:
-        """See `Protocol.run`."""
+        """See `EditingProtocol.run`."""
         for index, request in enumerate(work.requests):
             if f"edit-{index}" not in work.journal.units:
                 _edit_and_undo(work, f"edit-{index}", [request])
@@ -67,7 +67,7 @@ class Single(Protocol):
 
 
 @dataclass(frozen=True)
-class Batch(Protocol):
+class Batch(EditingProtocol):
     """Edit several facts in one call, test them all, undo them; then the next batch.
 
     Arguments:
@@ -82,20 +82,20 @@ class Batch(Protocol):
             _require_positive(self.batch_size, "batch_size", self.name)
 
     def options(self) -> dict[str, Any]:
-        """See `Protocol.options`."""
+        """See `EditingProtocol.options`."""
         return {"batch_size": self.batch_size}
 
     def groups(self, requests: Sequence[EditRequest]) -> list[Sequence[EditRequest]]:
-        """See `Protocol.groups`."""
+        """See `EditingProtocol.groups`."""
         return _split(requests, self.batch_size)
 
     def unfinished(self, requests: Sequence[EditRequest], journal: Journal) -> list[EditRequest]:
-        """See `Protocol.unfinished`."""
+        """See `EditingProtocol.unfinished`."""
         groups = enumerate(self.groups(requests))
         return [request for index, group in groups if f"batch-{index}" not in journal.units for request in group]
 
     def run(self, work: Work) -> None:
-        """See `Protocol.run`."""
+        """See `EditingProtocol.run`."""
         done = 0
         for index, group in enumerate(self.groups(work.requests)):
             if f"batch-{index}" not in work.journal.units:
@@ -105,7 +105,7 @@ class Batch(Protocol):
 
 
 @dataclass(frozen=True)
-class Sequential(Protocol):
+class Sequential(EditingProtocol):
     """One edit after another on the same model, each on top of all before.
 
     Right after each edit its own reliability and generality are tested (`immediate`); at each checkpoint, and
@@ -141,19 +141,19 @@ class Sequential(Protocol):
         _require_positive(self.batch_size, "batch_size", self.name)
 
     def options(self) -> dict[str, Any]:
-        """See `Protocol.options`."""
+        """See `EditingProtocol.options`."""
         return {"checkpoints": list(self.checkpoints), "batch_size": self.batch_size}
 
     def groups(self, requests: Sequence[EditRequest]) -> list[Sequence[EditRequest]]:
-        """See `Protocol.groups`."""
+        """See `EditingProtocol.groups`."""
         return _split(requests, self.batch_size)
 
     def unfinished(self, requests: Sequence[EditRequest], journal: Journal) -> list[EditRequest]:
-        """See `Protocol.unfinished`."""
+        """See `EditingProtocol.unfinished`."""
         return [] if f"checkpoint-{len(requests)}" in journal.units else list(requests)
 
     def run(self, work: Work) -> None:
-        """See `Protocol.run`."""
+        """See `EditingProtocol.run`."""
         journal, total = work.journal, len(work.requests)
         if not self.unfinished(work.requests, journal):
             return
@@ -238,7 +238,7 @@ class _Segment:
     results: list[ProbeResult] = field(default_factory=list)
     failed: list[FailedEdit] = field(default_factory=list)
 
-    def take(self, work: Work, group: Sequence[EditRequest], attempt: Attempt, done: int) -> None:
+    def take(self, work: Work, group: Sequence[EditRequest], attempt: AttemptedEdit, done: int) -> None:
         """Tests edits right after they were made."""
         self.edit_seconds += attempt.seconds
         if attempt.error is None:

@@ -139,7 +139,7 @@ class ProbeResult(BaseModel):
         return "failed" if self.is_failed else "unscored"
 
 
-class Checkpoint(BaseModel):
+class SequenceCheckpoint(BaseModel):
     """All edits so far, tested after some number of them."""
 
     model_config = ConfigDict(extra="forbid")
@@ -176,7 +176,7 @@ class RunRecord(BaseModel):
     """What the unedited model reaches for its true answers at the same probes, where they are known."""
     immediate: Scores = Field(default_factory=dict)
     """Sequential only: each edit's own reliability and generality right after it."""
-    checkpoints: list[Checkpoint] = Field(default_factory=list)
+    checkpoints: list[SequenceCheckpoint] = Field(default_factory=list)
     """Sequential only: retention, all edits so far after some number of them."""
     perplexity: dict[str, float | int | None] = Field(default_factory=dict)
     """`before`, `after` (the mean over patches that were undone one by one, `median` besides), and `n`: how many
@@ -271,7 +271,7 @@ class RunRecord(BaseModel):
         return ", ".join(parts)
 
 
-def _by_checkpoint(points: list[Checkpoint]) -> Scores:
+def _by_checkpoint(points: list[SequenceCheckpoint]) -> Scores:
     """Scoring to a line a checkpoint, as `_grid` takes it."""
     found: Scores = {}
     for point in points:

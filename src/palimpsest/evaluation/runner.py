@@ -18,8 +18,8 @@ from palimpsest.evaluation.examiner import Examiner, room_for
 from palimpsest.evaluation.former import renamed
 from palimpsest.evaluation.journal import Journal, Unit, read_run, write_last_status
 from palimpsest.evaluation.measures import find_measure
-from palimpsest.evaluation.protocols import Protocol, Single
-from palimpsest.evaluation.records import Checkpoint, ProbeResult, RunRecord, Specification, Status
+from palimpsest.evaluation.protocols import EditingProtocol, Single
+from palimpsest.evaluation.records import ProbeResult, RunRecord, SequenceCheckpoint, Specification, Status
 from palimpsest.evaluation.scoring import SCORINGS
 from palimpsest.evaluation.work import Work
 from palimpsest.files import expanded
@@ -39,7 +39,7 @@ def evaluate(
     editor: Editor,
     dataset: Dataset | Sequence[EditRequest],
     *,
-    protocol: Protocol | None = None,
+    protocol: EditingProtocol | None = None,
     num_edits: int | None = None,
     seed: int = 0,
     scorings: Sequence[str] = SCORINGS,
@@ -159,7 +159,7 @@ def load_run(folder: str | Path) -> RunRecord:
     return _record(specification, journal, known, error, sentences)
 
 
-def _ask_base(work: Work, protocol: Protocol) -> None:
+def _ask_base(work: Work, protocol: EditingProtocol) -> None:
     """The base model's answers and perplexity, before any edit; from the folder when it has them."""
     clock = Stopwatch()
     with clock.stage("base_answers"):
@@ -243,8 +243,8 @@ def _immediate(probes: Iterable[ProbeResult], scorings: Sequence[str]) -> Any:
     return aggregate.scores([result for result in probes if result.phase == "immediate"], scorings)
 
 
-def _checkpoint(unit: Unit, results: list[ProbeResult], scorings: Sequence[str]) -> Checkpoint:
-    return Checkpoint(
+def _checkpoint(unit: Unit, results: list[ProbeResult], scorings: Sequence[str]) -> SequenceCheckpoint:
+    return SequenceCheckpoint(
         num_edits=unit.num_edits,
         scores=aggregate.scores(results, scorings),
         perplexity=unit.perplexity,
@@ -309,7 +309,7 @@ def _sample(dataset: Dataset | Sequence[EditRequest], num_edits: int | None, see
     return whole if num_edits is None else whole.sample(num_edits, seed)
 
 
-def _refuse_hopeless(editor: Editor, protocol: Protocol, requests: Sequence[EditRequest]) -> None:
+def _refuse_hopeless(editor: Editor, protocol: EditingProtocol, requests: Sequence[EditRequest]) -> None:
     """Raises when the editor already knows that it can do none of it; some that fail are recorded as they come."""
     check = getattr(editor, "check", None)
     if check is None:

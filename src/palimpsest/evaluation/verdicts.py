@@ -11,7 +11,7 @@ from palimpsest.wording.degenerate import is_degenerate
 if TYPE_CHECKING:
     from palimpsest.requests import EditRequest
 
-Verdict = Literal["holds", "in other words", "babbles", "old answer", "other answer"]
+EditVerdict = Literal["holds", "in other words", "babbles", "old answer", "other answer"]
 WORDS: dict[str, str] = {
     "holds": "yes",
     "in other words": "in other words",
@@ -22,7 +22,7 @@ WORDS: dict[str, str] = {
 
 
 @dataclass(frozen=True)
-class Outcome:
+class VerifiedEdit:
     """What became of one edit.
 
     Arguments:
@@ -34,7 +34,7 @@ class Outcome:
 
     before: str
     after: str
-    verdict: Verdict
+    verdict: EditVerdict
 
     @property
     def holds(self) -> bool:
@@ -46,14 +46,14 @@ class Outcome:
         return asdict(self)
 
 
-def outcome(request: EditRequest, before: str, after: str, *, is_chat: bool) -> Outcome:
+def outcome(request: EditRequest, before: str, after: str, *, is_chat: bool) -> VerifiedEdit:
     """What became of an edit, from the texts written before and after it."""
     names = [*new_names(request), *old_names(request)]
     verdict = verdict_on(request, before, after, is_chat=is_chat)
-    return Outcome(shown(before, names), after.strip() if verdict == "babbles" else shown(after, names), verdict)
+    return VerifiedEdit(shown(before, names), after.strip() if verdict == "babbles" else shown(after, names), verdict)
 
 
-def verdict_on(request: EditRequest, before: str, after: str, *, is_chat: bool) -> Verdict:
+def verdict_on(request: EditRequest, before: str, after: str, *, is_chat: bool) -> EditVerdict:
     """The word for what became of an edit."""
     if is_degenerate(after, new_names(request)) and not is_degenerate(before):
         return "babbles"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from palimpsest.errors import PalimpsestError
 from palimpsest.evaluation import drift
-from palimpsest.evaluation.editor import Editor, Outcome
+from palimpsest.evaluation.editor import Editor, EditorOutcome
 from palimpsest.evaluation.examiner import Examiner
 from palimpsest.evaluation.journal import Journal
 from palimpsest.evaluation.measures import Measure
@@ -50,17 +50,17 @@ class Work:
 
 
 @dataclass
-class Attempt:
+class AttemptedEdit:
     """What became of an edit: its outcome, or why there is none."""
 
-    outcome: Outcome | None
+    outcome: EditorOutcome | None
     error: str | None
     seconds: float
 
 
 def attempted(
     work: Work, requests: Sequence[EditRequest], state: Any, clock: Stopwatch, progress: Progress = silent
-) -> Attempt:
+) -> AttemptedEdit:
     """Makes an edit. What goes wrong with it is recorded; a mistake in a program is not caught.
 
     The editor does not see the probes, which are what it is tested by.
@@ -72,10 +72,10 @@ def attempted(
     except PalimpsestError as error:
         spent = perf_counter() - start
         clock.add({"other": spent})
-        return Attempt(None, f"{type(error).__name__}: {error}", spent)
+        return AttemptedEdit(None, f"{type(error).__name__}: {error}", spent)
     spent = perf_counter() - start
     stages = {name: seconds for name, seconds in outcome.diagnostics.seconds.items() if name != "total"}
     # What the editor did outside its own stages took time as well.
     clock.add(stages)
     clock.add({"other": max(0.0, spent - sum(stages.values()))})
-    return Attempt(outcome, None, spent)
+    return AttemptedEdit(outcome, None, spent)

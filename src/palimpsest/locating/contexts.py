@@ -19,7 +19,7 @@ from palimpsest.errors import ConfigError
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.tokens import encode
 from palimpsest.requests import EditRequest
-from palimpsest.statistics.cache import Cache, Entry, whole_identity
+from palimpsest.statistics.cache import Cache, CacheEntry, whole_identity
 
 SAMPLER_VERSION = 1
 """Goes up when the same model, seed and options would give other texts."""
@@ -99,7 +99,7 @@ def _what(model: EditableModel, options: ContextOptions, seed: int) -> dict[str,
     return {"kind": "contexts", "sampler": SAMPLER_VERSION, **options.model_dump(), "dtype": dtype, "seed": seed}
 
 
-def _templates_in(entry: Entry) -> list[str]:
+def _templates_in(entry: CacheEntry) -> list[str]:
     """The templates that were kept. Raises `ValueError` for what is damaged."""
     found = entry.record.get("templates")
     if not isinstance(found, list) or not all(isinstance(one, str) and _is_template(one) for one in found):

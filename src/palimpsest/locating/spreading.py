@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from palimpsest.locating.subject_vectors import Pooling, SubjectRows, key_columns, subject_vectors
+from palimpsest.locating.subject_vectors import KeyPooling, SubjectRows, key_columns, subject_vectors
 from palimpsest.locating.target_vector import TargetVectors
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.hooks import Point
@@ -41,7 +41,7 @@ class Spreading:
 
     layers: Sequence[int]
     site: str
-    pooling: Pooling
+    pooling: KeyPooling
     share: Callable[[int], float] = float
     rounds: int = 1
 

@@ -17,7 +17,7 @@ from palimpsest.models.suffix import require_decoder
 from palimpsest.models.tokens import by_length, subject_last_token
 from palimpsest.requests import EditRequest
 
-Pooling = Literal["mean", "half-clean", "columns"]
+KeyPooling = Literal["mean", "half-clean", "columns"]
 """How the keys of a fact's contexts are put together; see `key_columns`."""
 
 
@@ -93,7 +93,7 @@ def subject_vectors(
     return {point: torch.stack(vectors)[places.to(vectors[0].device)] for point, vectors in found.items()}
 
 
-def key_columns(vectors: Tensor, pooling: Pooling) -> tuple[Tensor, Tensor]:
+def key_columns(vectors: Tensor, pooling: KeyPooling) -> tuple[Tensor, Tensor]:
     """The keys that a solve gets, and the weight of each.
 
     Arguments:

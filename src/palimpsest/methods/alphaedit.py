@@ -22,10 +22,10 @@ from palimpsest.files import shaped
 from palimpsest.locating.first_token import kept_rows
 from palimpsest.locating.spreading import SITE, as_patch, spread
 from palimpsest.locating.subject_vectors import key_columns, subject_rows, subject_vectors
-from palimpsest.methods.base import MethodConfig, MethodState, Run
+from palimpsest.methods.base import EditRun, MethodConfig, MethodState
 from palimpsest.methods.locate_then_edit import (
-    Change,
     LocateThenEdit,
+    Solutions,
     SpreadConfig,
     record_statistics,
 )
@@ -87,7 +87,7 @@ class AlphaEdit(LocateThenEdit[AlphaEditConfig]):
     Config: ClassVar[type[MethodConfig]] = AlphaEditConfig
     State: ClassVar[type[MethodState] | None] = EditedKeys
 
-    def prepare(self, model: EditableModel, layers: Sequence[int], config: AlphaEditConfig, run: Run) -> None:
+    def prepare(self, model: EditableModel, layers: Sequence[int], config: AlphaEditConfig, run: EditRun) -> None:
         spectra = record_statistics(self.metrics(config).spectra(model, layers, progress=run.progress), run)
         self._spectra: dict[int, Spectrum] = spectra
         self._projectors: dict[int, Projector] = {
@@ -118,8 +118,8 @@ class AlphaEdit(LocateThenEdit[AlphaEditConfig]):
         layers: Sequence[int],
         templates: Sequence[str],
         config: AlphaEditConfig,
-        run: Run,
-    ) -> Change:
+        run: EditRun,
+    ) -> Solutions:
         before = earlier_keys(run.state, {layer: len(self._projectors[layer].basis) for layer in layers})
 
         def solve(layer: int, keys: Tensor, residuals: Tensor, weights: Tensor) -> Solution:

@@ -25,7 +25,7 @@ from palimpsest.requests import EditRequest, check_requests, without_duplicates
 from palimpsest.stopwatch import Progress, Stopwatch, silent
 from palimpsest.training.finetune import FinetuneResult
 
-__all__ = ["Capabilities", "Diagnostics", "EditOutcome", "Method", "MethodConfig", "MethodState", "Run"]
+__all__ = ["Capabilities", "Diagnostics", "EditOutcome", "EditRun", "Method", "MethodConfig", "MethodState"]
 
 
 class MethodConfig(Config):
@@ -63,7 +63,7 @@ class Capabilities:
 
 
 @dataclass
-class Run:
+class EditRun:
     """What a method's mathematics gets to work with, beside the model and the requests."""
 
     state: MethodState | None
@@ -132,7 +132,7 @@ class Method(ABC, Generic[ConfigT]):
         self.check_model(model, config)
         unique = without_duplicates(requests)
         require_new_tokens(model, unique)
-        run = Run(state, Stopwatch(), Diagnostics(notes=unknown_tokens(model, unique)), progress)
+        run = EditRun(state, Stopwatch(), Diagnostics(notes=unknown_tokens(model, unique)), progress)
         if preset is not None:
             run.diagnostics.notes += preset.mismatches(model)
         if len(unique) < len(requests):
@@ -167,7 +167,7 @@ class Method(ABC, Generic[ConfigT]):
         return EditOutcome(patch, run.state, run.diagnostics)
 
     @abstractmethod
-    def compute(self, model: EditableModel, requests: Sequence[EditRequest], config: ConfigT, run: Run) -> Patch:
+    def compute(self, model: EditableModel, requests: Sequence[EditRequest], config: ConfigT, run: EditRun) -> Patch:
         """The method's mathematics: from checked, distinct, non-empty requests to a patch.
 
         Must leave the model as it found it, also when it raises.
@@ -271,14 +271,14 @@ def _nothing() -> WeightPatch:
     return WeightPatch({}, Manifest(label="nothing"))
 
 
-def _look_again(model: EditableModel, requests: Sequence[EditRequest], patch: Patch, run: Run) -> None:
+def _look_again(model: EditableModel, requests: Sequence[EditRequest], patch: Patch, run: EditRun) -> None:
     with run.clock.stage("checking"):
         look = look_again(model, requests, patch, neutral_scores(model))
     run.diagnostics.facts["checked"] = look.facts
     run.diagnostics.notes += look.notes
 
 
-def _finish(run: Run) -> None:
+def _finish(run: EditRun) -> None:
     seconds = {name: spent for name, spent in run.clock.seconds.items() if name != "other" or spent > 1e-4}
     run.diagnostics.seconds = {**seconds, "total": sum(run.clock.seconds.values())}
     run.diagnostics.peak_memory_bytes = peak_memory_bytes()

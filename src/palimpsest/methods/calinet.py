@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from palimpsest.errors import ConfigError
 from palimpsest.locating.last_layer import AnswerPlaces, answer_places
-from palimpsest.methods.base import Capabilities, Method, MethodConfig, Run
+from palimpsest.methods.base import Capabilities, EditRun, Method, MethodConfig
 from palimpsest.methods.memory import MemoryConfig, QueryMemory
 from palimpsest.methods.ordinary import ordinary_rows
 from palimpsest.models.activations import activation, activation_of
@@ -81,7 +81,9 @@ class CaliNet(Method[CaliNetConfig]):
         for site in ("mlp.up", "mlp.down"):
             model.sites.parameter_name(site, model.num_layers - 1)
 
-    def compute(self, model: EditableModel, requests: Sequence[EditRequest], config: CaliNetConfig, run: Run) -> Patch:
+    def compute(
+        self, model: EditableModel, requests: Sequence[EditRequest], config: CaliNetConfig, run: EditRun
+    ) -> Patch:
         slots, layer = num_slots(len(requests), config), model.num_layers - 1
         phrasings = [(prompt, r) for r in requests for prompt in (r.prompt, *config.prompts.get(r.id, []))]
         with run.clock.stage("targets"):
@@ -99,7 +101,7 @@ class CaliNet(Method[CaliNetConfig]):
         added = Neurons(layer, weight, name, keys, None, values, (owner,) * slots)
         return ModulePatch([added], Manifest(label=self.name))
 
-    def _ordinary(self, model: EditableModel, config: CaliNetConfig, run: Run) -> Tensor | None:
+    def _ordinary(self, model: EditableModel, config: CaliNetConfig, run: EditRun) -> Tensor | None:
         if not config.memory_weight:
             return None
         options = config.memory
@@ -129,7 +131,7 @@ def num_slots(facts: int, config: CaliNetConfig) -> int:
 
 
 def train(
-    places: AnswerPlaces, memory: Tensor | None, slots: int, name: str, config: CaliNetConfig, run: Run
+    places: AnswerPlaces, memory: Tensor | None, slots: int, name: str, config: CaliNetConfig, run: EditRun
 ) -> tuple[Tensor, Tensor, list[float]]:
     """(slots, width) keys and values, and the loss of each step."""
     width, act = places.queries.shape[1], activation(name)

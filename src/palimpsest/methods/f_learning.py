@@ -18,7 +18,7 @@ from pydantic import Field
 from palimpsest.answers import gives_new, new_names
 from palimpsest.errors import ConfigError
 from palimpsest.files import expanded
-from palimpsest.methods.base import Capabilities, Method, MethodConfig, Run
+from palimpsest.methods.base import Capabilities, EditRun, Method, MethodConfig
 from palimpsest.methods.catalogue import METHODS, method
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.generation import AnswerRoom, written
@@ -62,7 +62,7 @@ class FLearning(Method[FLearningConfig]):
             one.check_model(model, one.resolve(model)[0])
 
     def compute(
-        self, model: EditableModel, requests: Sequence[EditRequest], config: FLearningConfig, run: Run
+        self, model: EditableModel, requests: Sequence[EditRequest], config: FLearningConfig, run: EditRun
     ) -> WeightPatch:
         forgetter, learner = _learners(config)
         for part in (forgetter, learner):
@@ -88,7 +88,7 @@ class FLearning(Method[FLearningConfig]):
         requests: Sequence[EditRequest],
         forgetter: Method[Any],
         config: FLearningConfig,
-        run: Run,
+        run: EditRun,
     ) -> WeightPatch:
         """The change towards the old answers, unscaled: computed, or read from where it was kept."""
         old = [request.reversed_to_old() for request in requests]
@@ -122,7 +122,7 @@ def read_forget_patch(folder: str) -> WeightPatch:
     return patch
 
 
-def _read_for(old: Sequence[EditRequest], folder: str, run: Run) -> WeightPatch:
+def _read_for(old: Sequence[EditRequest], folder: str, run: EditRun) -> WeightPatch:
     """An earlier forget patch, if it was made by learning old answers; says which of these it does not cover.
 
     Raises `ConfigError` for a patch that taught something else: subtracting it would unlearn that.
@@ -143,7 +143,7 @@ def _read_for(old: Sequence[EditRequest], folder: str, run: Run) -> WeightPatch:
     return patch
 
 
-def _mastered(model: EditableModel, old: list[EditRequest], run: Run) -> list[EditRequest]:
+def _mastered(model: EditableModel, old: list[EditRequest], run: EditRun) -> list[EditRequest]:
     """The requests whose old answer the model gives by itself, under whichever of its names; notes tell how many.
 
     Forgetting what was never learned damages other knowledge (section 4.1 of the paper).

@@ -23,16 +23,16 @@ from torch import Tensor
 
 from palimpsest.datasets.catalogue import training_edits
 from palimpsest.errors import ConfigError
-from palimpsest.methods.base import Capabilities, Method, MethodConfig, Run
+from palimpsest.methods.base import Capabilities, EditRun, Method, MethodConfig
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.encoders import TextEncoder, inner_products, most_similar, text_encoder
 from palimpsest.patches.base import Manifest
 from palimpsest.patches.inputs import InputPatch, filled
-from palimpsest.patches.memory import Entry
+from palimpsest.patches.memory import MemoryEntry
 from palimpsest.requests import EditRequest, normalise
 
-Kind = Literal["copy", "update", "retain"]
-KINDS: tuple[Kind, ...] = ("copy", "update", "retain")
+DemonstrationKind = Literal["copy", "update", "retain"]
+KINDS: tuple[DemonstrationKind, ...] = ("copy", "update", "retain")
 _RETAINED = tuple(f"locality.{one}" for one in ("neighborhood", "namesake", "other_relation", "out_of_scope"))
 
 
@@ -96,7 +96,9 @@ class Ike(Method[IkeConfig]):
                 " -o use_demonstrations=false for the bare edit",
             )
 
-    def compute(self, model: EditableModel, requests: Sequence[EditRequest], config: IkeConfig, run: Run) -> InputPatch:
+    def compute(
+        self, model: EditableModel, requests: Sequence[EditRequest], config: IkeConfig, run: EditRun
+    ) -> InputPatch:
         encoder = self._encoders.setdefault(config.encoder, text_encoder(config.encoder))
         shown: list[list[str]] = []
         chosen: dict[str, list[str]] = {}
@@ -113,7 +115,7 @@ class Ike(Method[IkeConfig]):
             else:
                 shown.append([])
         run.progress("demonstrations", len(requests), len(requests))
-        entries = [Entry.of(request, texts) for request, texts in zip(requests, shown, strict=True)]
+        entries = [MemoryEntry.of(request, texts) for request, texts in zip(requests, shown, strict=True)]
         index = encoder.encode([request.prompt for request in requests])
         patch = InputPatch(
             entries,
@@ -196,7 +198,7 @@ def kind_counts(number: int, proportions: Sequence[int]) -> list[int]:
     return counts
 
 
-def _pairs(other: EditRequest, kind: Kind, subject: str | None) -> list[tuple[str, str]]:
+def _pairs(other: EditRequest, kind: DemonstrationKind, subject: str | None) -> list[tuple[str, str]]:
     """The (prompt, answer) pairs of a kind that an edit offers."""
     if kind == "copy":
         return [(other.prompt, other.target_new)]

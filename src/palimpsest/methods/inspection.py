@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from palimpsest.locating.spreading import SITE
-from palimpsest.methods.base import Run
+from palimpsest.methods.base import EditRun
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.sites.linear import weight_as_out_in
 from palimpsest.patches.weights import WeightPatch
@@ -34,7 +34,7 @@ def inspect(
     patch: WeightPatch,
     change: Mapping[int, Sequence[Solution]],
     metrics: Mapping[int, Factorised | Spectrum],
-    run: Run,
+    run: EditRun,
 ) -> None:
     """Writes into the diagnostics what the patch does, and a note where that is not what an edit should do.
 

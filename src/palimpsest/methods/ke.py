@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
 
-from palimpsest.methods.base import Capabilities, MethodConfig, Run
+from palimpsest.methods.base import Capabilities, EditRun, MethodConfig
 from palimpsest.methods.trained import HypernetworkConfig, TrainableMethod, hypernetwork_patch
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.sites.linear import features
@@ -106,7 +106,7 @@ class KnowledgeEditor(TrainableMethod[HypernetworkConfig]):
         return super().examples(model, requests)
 
     def compute(
-        self, model: EditableModel, requests: Sequence[EditRequest], config: HypernetworkConfig, run: Run
+        self, model: EditableModel, requests: Sequence[EditRequest], config: HypernetworkConfig, run: EditRun
     ) -> WeightPatch:
         return hypernetwork_patch(model, self.trained(model, config), requests, config, run)
 

@@ -17,9 +17,9 @@ from pydantic import Field
 from palimpsest.locating.contexts import ContextOptions, context_templates
 from palimpsest.locating.first_token import apart_from_sink, notes
 from palimpsest.locating.spreading import SITE, Spreading, as_patch
-from palimpsest.locating.subject_vectors import Pooling
+from palimpsest.locating.subject_vectors import KeyPooling
 from palimpsest.locating.target_vector import TargetOptions, TargetVectors, find_target_vectors
-from palimpsest.methods.base import Capabilities, Method, MethodConfig, Run
+from palimpsest.methods.base import Capabilities, EditRun, Method, MethodConfig
 from palimpsest.methods.inspection import inspect
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.layers import layer_numbers
@@ -67,7 +67,7 @@ class SpreadConfig(LocateThenEditConfig):
     its MLP writes; `auto` is the first, or the second where a norm follows the MLP."""
     companions: list[str] = []
     """Sites beside it that get a vector of their own in the search, which is then dropped: `attn.out` for PMET."""
-    pooling: Pooling = "half-clean"
+    pooling: KeyPooling = "half-clean"
     """How the keys of a fact's contexts are put together: `mean`; `half-clean`, the mean with half of the weight on the
     prompt alone; or `columns`, each as a key of its own. Values that are written exactly are so at the mean in place of
     columns."""
@@ -85,7 +85,7 @@ class SpreadConfig(LocateThenEditConfig):
 
 
 ConfigT = TypeVar("ConfigT", bound=LocateThenEditConfig)
-Change = dict[int, list[Solution]]
+Solutions = dict[int, list[Solution]]
 
 
 class LocateThenEdit(Method[ConfigT]):
@@ -107,7 +107,9 @@ class LocateThenEdit(Method[ConfigT]):
         _ = self.metrics(config).source
 
     @final
-    def compute(self, model: EditableModel, requests: Sequence[EditRequest], config: ConfigT, run: Run) -> WeightPatch:
+    def compute(
+        self, model: EditableModel, requests: Sequence[EditRequest], config: ConfigT, run: EditRun
+    ) -> WeightPatch:
         layers = self._layers(model, config, run)
         run.diagnostics.notes += self.metrics(config).check(model, layers, is_asked_for="text" in self.options)
         with run.clock.stage("statistics"):
@@ -133,7 +135,7 @@ class LocateThenEdit(Method[ConfigT]):
         """What `prepare` got, by layer."""
 
     @abstractmethod
-    def prepare(self, model: EditableModel, layers: Sequence[int], config: ConfigT, run: Run) -> None:
+    def prepare(self, model: EditableModel, layers: Sequence[int], config: ConfigT, run: EditRun) -> None:
         """Asks for what the solves need of the text's keys, which may take long."""
 
     @abstractmethod
@@ -144,8 +146,8 @@ class LocateThenEdit(Method[ConfigT]):
         layers: Sequence[int],
         templates: Sequence[str],
         config: ConfigT,
-        run: Run,
-    ) -> Change:
+        run: EditRun,
+    ) -> Solutions:
         """The changes of each layer's matrix, which add up; the model is left as it was."""
 
     def targets(
@@ -156,7 +158,7 @@ class LocateThenEdit(Method[ConfigT]):
         site: str,
         templates: Sequence[str],
         config: ConfigT,
-        run: Run,
+        run: EditRun,
         *,
         companions: Sequence[str] = (),
     ) -> TargetVectors:
@@ -192,7 +194,7 @@ class LocateThenEdit(Method[ConfigT]):
                 self._contexts = (key, context_templates(model, config.contexts, seed=config.seed))
         return self._contexts[1]
 
-    def _layers(self, model: EditableModel, config: ConfigT, run: Run) -> list[int]:
+    def _layers(self, model: EditableModel, config: ConfigT, run: EditRun) -> list[int]:
         if config.layers != "auto":
             return layer_numbers(config.layers, model.num_layers)
         how_many = config.num_layers or max(1, min(MOST_LAYERS, model.num_layers // 3))
@@ -201,7 +203,7 @@ class LocateThenEdit(Method[ConfigT]):
         return layers
 
 
-def record_statistics(prepared: dict[int, Prepared[Any]], run: Run) -> dict[int, Any]:
+def record_statistics(prepared: dict[int, Prepared[Any]], run: EditRun) -> dict[int, Any]:
     """The prepared values by layer; what is worth knowing of each goes to the diagnostics."""
     run.diagnostics.notes += dict.fromkeys(note for one in prepared.values() for note in one.notes)
     run.diagnostics.facts["statistics"] = {str(layer): one.facts for layer, one in prepared.items()}

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal, final
 from pydantic import Field
 
 from palimpsest.errors import ConfigError
-from palimpsest.methods.base import Capabilities, Method, MethodConfig, Run
+from palimpsest.methods.base import Capabilities, EditRun, Method, MethodConfig
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.layers import layer_numbers
 from palimpsest.patches.base import Manifest
@@ -51,7 +51,7 @@ class Lora(Method[LoraConfig]):
         _modules(model, config)
 
     def compute(
-        self, model: EditableModel, requests: Sequence[EditRequest], config: LoraConfig, run: Run
+        self, model: EditableModel, requests: Sequence[EditRequest], config: LoraConfig, run: EditRun
     ) -> WeightPatch:
         modules = _modules(model, config)
         spared = NOTHING

@@ -22,10 +22,10 @@ from torch import Tensor
 from palimpsest.locating.first_token import kept_rows
 from palimpsest.locating.spreading import spread
 from palimpsest.locating.subject_vectors import subject_rows
-from palimpsest.methods.base import MethodConfig, Run
+from palimpsest.methods.base import EditRun, MethodConfig
 from palimpsest.methods.locate_then_edit import (
-    Change,
     LocateThenEdit,
+    Solutions,
     SpreadConfig,
     record_statistics,
 )
@@ -53,7 +53,7 @@ class Memit(LocateThenEdit[MemitConfig]):
 
     Config: ClassVar[type[MethodConfig]] = MemitConfig
 
-    def prepare(self, model: EditableModel, layers: Sequence[int], config: MemitConfig, run: Run) -> None:
+    def prepare(self, model: EditableModel, layers: Sequence[int], config: MemitConfig, run: EditRun) -> None:
         factors = self.metrics(config).factors(model, layers, progress=run.progress)
         self._factors: dict[int, Factorised] = record_statistics(factors, run)
 
@@ -67,8 +67,8 @@ class Memit(LocateThenEdit[MemitConfig]):
         layers: Sequence[int],
         templates: Sequence[str],
         config: MemitConfig,
-        run: Run,
-    ) -> Change:
+        run: EditRun,
+    ) -> Solutions:
         is_exact = config.strength == 0 or (config.exact_for_one and len(requests) == 1)
 
         def solve(layer: int, keys: Tensor, residuals: Tensor, weights: Tensor) -> Solution:

@@ -22,7 +22,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from palimpsest.methods.base import Capabilities, MethodConfig, Run
+from palimpsest.methods.base import Capabilities, EditRun, MethodConfig
 from palimpsest.methods.trained import HypernetworkConfig, TrainableMethod, hypernetwork_patch
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.sites.linear import features
@@ -82,7 +82,7 @@ class Mend(TrainableMethod[HypernetworkConfig]):
         return Objective(module, losses, groups)
 
     def compute(
-        self, model: EditableModel, requests: Sequence[EditRequest], config: HypernetworkConfig, run: Run
+        self, model: EditableModel, requests: Sequence[EditRequest], config: HypernetworkConfig, run: EditRun
     ) -> WeightPatch:
         return hypernetwork_patch(model, self.trained(model, config), requests, config, run)
 

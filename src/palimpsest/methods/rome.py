@@ -22,8 +22,8 @@ from typing import ClassVar, Literal, final
 from palimpsest.locating.first_token import ALONE, kept_rows
 from palimpsest.locating.spreading import SITE, as_patch
 from palimpsest.locating.subject_vectors import subject_rows, subject_vectors
-from palimpsest.methods.base import MethodConfig, Run
-from palimpsest.methods.locate_then_edit import Change, LocateThenEdit, LocateThenEditConfig, record_statistics
+from palimpsest.methods.base import EditRun, MethodConfig
+from palimpsest.methods.locate_then_edit import LocateThenEdit, LocateThenEditConfig, Solutions, record_statistics
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.hooks import Point
 from palimpsest.requests import EditRequest
@@ -51,7 +51,7 @@ class Rome(LocateThenEdit[RomeConfig]):
 
     Config: ClassVar[type[MethodConfig]] = RomeConfig
 
-    def prepare(self, model: EditableModel, layers: Sequence[int], config: RomeConfig, run: Run) -> None:
+    def prepare(self, model: EditableModel, layers: Sequence[int], config: RomeConfig, run: EditRun) -> None:
         factors = self.metrics(config).factors(model, layers, progress=run.progress)
         self._factors: dict[int, Factorised] = record_statistics(factors, run)
 
@@ -65,9 +65,9 @@ class Rome(LocateThenEdit[RomeConfig]):
         layers: Sequence[int],
         templates: Sequence[str],
         config: RomeConfig,
-        run: Run,
-    ) -> Change:
-        changes: Change = {layer: [] for layer in layers}
+        run: EditRun,
+    ) -> Solutions:
+        changes: Solutions = {layer: [] for layer in layers}
         with ExitStack() as edited:
             for done, request in enumerate(requests):
                 run.progress("edits", done, len(requests))
@@ -85,7 +85,7 @@ class Rome(LocateThenEdit[RomeConfig]):
         layer: int,
         templates: Sequence[str],
         config: RomeConfig,
-        run: Run,
+        run: EditRun,
     ) -> Solution:
         if request.id.endswith(ALONE):
             # Written for the prompt alone: the first part holds behind contexts.

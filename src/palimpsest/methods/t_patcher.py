@@ -28,7 +28,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from palimpsest.locating.last_layer import AnswerPlaces, answer_places
-from palimpsest.methods.base import Capabilities, Method, MethodConfig, MethodState, Run
+from palimpsest.methods.base import Capabilities, EditRun, Method, MethodConfig, MethodState
 from palimpsest.methods.memory import Memory, MemoryConfig, QueryMemory
 from palimpsest.methods.ordinary import ordinary_rows
 from palimpsest.methods.states import EditedQueries
@@ -104,7 +104,9 @@ class TPatcher(Method[TPatcherConfig]):
         for site in ("mlp.up", "mlp.down"):
             model.sites.parameter_name(site, model.num_layers - 1)
 
-    def compute(self, model: EditableModel, requests: Sequence[EditRequest], config: TPatcherConfig, run: Run) -> Patch:
+    def compute(
+        self, model: EditableModel, requests: Sequence[EditRequest], config: TPatcherConfig, run: EditRun
+    ) -> Patch:
         layer = model.num_layers - 1
         before = EditedQueries.before(run.state, model)
         with run.clock.stage("memory"):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from palimpsest.errors import ConfigError, DataError
 from palimpsest.files import expanded
-from palimpsest.methods.base import Method, MethodConfig, Run, merged, seeded
+from palimpsest.methods.base import EditRun, Method, MethodConfig, merged, seeded
 from palimpsest.methods.editors import (
     EDITOR,
     EditorRecord,
@@ -226,7 +226,7 @@ class TrainableMethod(Method[ConfigT]):
 
 
 def hypernetwork_patch(
-    model: EditableModel, network: nn.Module, requests: Sequence[EditRequest], config: HypernetworkConfig, run: Run
+    model: EditableModel, network: nn.Module, requests: Sequence[EditRequest], config: HypernetworkConfig, run: EditRun
 ) -> WeightPatch:
     """The changes that a hypernetwork proposes for the requests, added up: one low-rank delta a weight."""
     if not isinstance(network, Hypernetwork):

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from palimpsest.models.hooks import first_input
 
 if TYPE_CHECKING:
+    from palimpsest.models.patch_stack import PatchStack
     from palimpsest.models.sites.architecture import Sites
-    from palimpsest.models.weights import WeightStack
 
 
 @contextmanager
@@ -84,7 +84,7 @@ def frozen(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def cast_above(sites: Sites, weights: WeightStack, entry: int, dtype: torch.dtype | None) -> Iterator[None]:
+def cast_above(sites: Sites, weights: PatchStack, entry: int, dtype: torch.dtype | None) -> Iterator[None]:
     """Inside the block all weights but those of the blocks below `entry` are copies in another dtype.
 
     Afterwards the parameters point to their own tensors again. `None` leaves them alone.

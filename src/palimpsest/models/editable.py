@@ -19,13 +19,13 @@ from palimpsest.models import routing, tokens
 from palimpsest.models.chat import Chat, chosen_chat
 from palimpsest.models.fingerprint import tokenizer_digest
 from palimpsest.models.generation import DEFAULT_ROWS, Until, continuations, start_id
-from palimpsest.models.hooks import Change, Point, captured, intervened
+from palimpsest.models.hooks import Intervention, Point, captured, intervened
+from palimpsest.models.patch_stack import PatchStack
 from palimpsest.models.placement import device_of
 from palimpsest.models.scores import TargetScore, target_scores
 from palimpsest.models.sites.architecture import Sites, resolve
 from palimpsest.models.sites.families import Architecture
-from palimpsest.models.tokens import Batch, Encoded, PaddingSide
-from palimpsest.models.weights import WeightStack
+from palimpsest.models.tokens import Encoded, PaddedBatch, PaddingSide
 
 
 class Handle(Protocol):
@@ -70,13 +70,13 @@ class EditableModel:
         self.name = name
         self.file_digest: str | None = None
         """SHA-256 of the GGUF file that the model was read from; `None` for any other."""
-        self.reading: Batch | None = None
+        self.reading: PaddedBatch | None = None
         # What has been found out about the model's code, and so holds whatever its weights become.
         self.findings: dict[object, Any] = {}
         self.chat = chosen_chat(chat, tokenizer, where=f"model {name!r}")
         self._check_vocabulary()
         # Before the first forward pass, which may turn quantised weights into another form.
-        self.weights = WeightStack(self.module)
+        self.weights = PatchStack(self.module)
         self.sites: Sites = resolve(self.module, architecture)
         self.is_encoder_decoder: bool = self.sites.architecture.encoder is not None
         self._decoder_start = start_id(self.module) if self.is_encoder_decoder else None
@@ -137,7 +137,7 @@ class EditableModel:
         end: int | None = self.tokenizer.eos_token_id if own is None else own
         return end
 
-    def batch(self, rows: Sequence[Encoded | Sequence[int]], *, side: PaddingSide = "right") -> Batch:
+    def batch(self, rows: Sequence[Encoded | Sequence[int]], *, side: PaddingSide = "right") -> PaddedBatch:
         """Encoded rows, or plain ids of prompts, padded, on the model's device.
 
         An encoder-decoder's decoder reads its start token and then the target, shifted right: in each place the
@@ -169,7 +169,7 @@ class EditableModel:
 
     # The forward path
 
-    def inputs(self, batch: Batch) -> dict[str, Tensor]:
+    def inputs(self, batch: PaddedBatch) -> dict[str, Tensor]:
         """What the module is given for a padded batch."""
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         if self.takes_positions:
@@ -179,13 +179,13 @@ class EditableModel:
             inputs["decoder_attention_mask"] = batch.decoder.attention_mask
         return inputs
 
-    def forward(self, batch: Batch, **kwargs: Any) -> Any:
+    def forward(self, batch: PaddedBatch, **kwargs: Any) -> Any:
         """The model's own output for a padded batch: mask in, positions counted from each row's first real token."""
         with self.reads(batch):
             return self.module(**self.inputs(batch), **kwargs)
 
     @contextmanager
-    def reads(self, batch: Batch) -> Iterator[None]:
+    def reads(self, batch: PaddedBatch) -> Iterator[None]:
         """Inside the block `reading` is this batch, for hooks that have to know where its prompts end."""
         former, self.reading = self.reading, batch
         try:
@@ -193,7 +193,7 @@ class EditableModel:
         finally:
             self.reading = former
 
-    def logits_at(self, batch: Batch, rows: Tensor, columns: Tensor) -> Tensor:
+    def logits_at(self, batch: PaddedBatch, rows: Tensor, columns: Tensor) -> Tensor:
         """Logits at chosen places only, (places, vocabulary); the head is not computed anywhere else.
 
         Arguments:
@@ -227,7 +227,7 @@ class EditableModel:
                 scores[index] = score
         return [score for score in scores if score is not None]
 
-    def answer_places(self, encoded: Sequence[Encoded], batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def answer_places(self, encoded: Sequence[Encoded], batch: PaddedBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Where the target tokens of each row are predicted: (rows, columns, target ids), each (places,).
 
         Columns are those of what the decoder reads: prompt and target, or, behind an encoder, the target alone.
@@ -303,7 +303,7 @@ class EditableModel:
 
     def capture(
         self, prompts: Sequence[str], points: list[Point], *, side: PaddingSide = "right"
-    ) -> tuple[Batch, dict[Point, Tensor]]:
+    ) -> tuple[PaddedBatch, dict[Point, Tensor]]:
         """The tensors, (rows, tokens, width), that flow through the points for a batch of prompts.
 
         An encoder-decoder's decoder has read its start token alone.
@@ -314,7 +314,7 @@ class EditableModel:
         return batch, found
 
     @contextmanager
-    def intervene(self, changes: Mapping[Point, Change]) -> Iterator[None]:
+    def intervene(self, changes: Mapping[Point, Intervention]) -> Iterator[None]:
         """Inside the block, what flows through the points is what the functions return."""
         with intervened(self.sites, changes):
             yield
@@ -352,7 +352,7 @@ class EditableModel:
             )
         return room
 
-    def _pad(self, rows: Sequence[Sequence[int]], side: PaddingSide) -> Batch:
+    def _pad(self, rows: Sequence[Sequence[int]], side: PaddingSide) -> PaddedBatch:
         return tokens.pad(rows, pad_id=tokens.pad_id(self.tokenizer), side=side, device=self.device)
 
     @torch.no_grad()

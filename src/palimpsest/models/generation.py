@@ -16,7 +16,7 @@ from palimpsest.errors import ModelError
 
 if TYPE_CHECKING:
     from palimpsest.models.editable import EditableModel
-    from palimpsest.models.tokens import Batch
+    from palimpsest.models.tokens import PaddedBatch
     from palimpsest.requests import EditRequest
 
 DEFAULT_ROWS = 64
@@ -82,7 +82,7 @@ def replies_to(model: EditableModel, requests: Sequence[EditRequest], max_new_to
 
 def continuations(
     model: EditableModel,
-    batch: Batch,
+    batch: PaddedBatch,
     *,
     max_new_tokens: int,
     until: Until = None,
@@ -141,7 +141,7 @@ Steps = Generator[Tensor, Tensor, None]
 """Logits after the last token of each row, (rows, vocabulary); takes the ids that were chosen from them, (rows,)."""
 
 
-def logits_by_step(model: EditableModel, batch: Batch) -> Steps:
+def logits_by_step(model: EditableModel, batch: PaddedBatch) -> Steps:
     """A model's logits for what follows a batch of prompts, token by token."""
     return (
         _encoder_decoder_steps(model, batch) if batch.decoder is not None else decoder_steps(model, model.inputs(batch))
@@ -163,7 +163,7 @@ def decoder_steps(model: EditableModel, inputs: dict[str, Any]) -> Steps:
         }
 
 
-def _encoder_decoder_steps(model: EditableModel, batch: Batch) -> Steps:
+def _encoder_decoder_steps(model: EditableModel, batch: PaddedBatch) -> Steps:
     """Every row of the decoder grows by one at each step, so that it is never padded."""
     output = model.forward(batch, use_cache=True)
     encoded = (output.encoder_last_hidden_state,)

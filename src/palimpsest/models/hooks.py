@@ -22,7 +22,7 @@ class Point:
     side: Literal["input", "output"] = "output"
 
 
-Change = Callable[[Tensor], Tensor]
+Intervention = Callable[[Tensor], Tensor]
 
 
 class _Reached(Exception):  # noqa: N818 - no error: it ends a forward pass of which nothing more is wanted
@@ -55,7 +55,7 @@ def captured(sites: Sites, points: Sequence[Point], *, stops: bool = False) -> I
 
 
 @contextmanager
-def intervened(sites: Sites, changes: Mapping[Point, Change]) -> Iterator[None]:
+def intervened(sites: Sites, changes: Mapping[Point, Intervention]) -> Iterator[None]:
     """Inside the block the tensors of the points are replaced by what the functions return.
 
     A function gets the whole tensor, (batch, tokens, width), and returns one of the same shape; it must not change

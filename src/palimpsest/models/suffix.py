@@ -23,8 +23,8 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from palimpsest.errors import ModelError
 from palimpsest.models.bypass import bypassed, head_at, recorded_arity
 from palimpsest.models.editable import EditableModel
-from palimpsest.models.hooks import Change, Point, captured, intervened
-from palimpsest.models.tokens import Batch
+from palimpsest.models.hooks import Intervention, Point, captured, intervened
+from palimpsest.models.tokens import PaddedBatch
 
 # A wrong mask or position moves logits by a sizeable part of their range, rounding by far less than this.
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 8e-2}
@@ -70,7 +70,7 @@ class Suffix:
     """
 
     model: EditableModel
-    whole: Batch
+    whole: PaddedBatch
     lengths: Tensor
     columns: Tensor
     entry: int
@@ -96,7 +96,7 @@ class Suffix:
         sites = self.model.sites
         hidden = (self.entering if entering is None else entering).to(self.dtype)
         handed: dict[int, Tensor | None] = dict.fromkeys(range(self.end, self.model.num_layers))
-        changes: dict[Point, Change] = {}
+        changes: dict[Point, Intervention] = {}
         if self.prefix is None:
             changes[_entrance(self.entry)] = lambda found: self._placed(found, hidden)
         elif self.entry == 0:
@@ -113,7 +113,7 @@ class Suffix:
     def select(self, rows: Tensor) -> Suffix:
         """The same for some of the rows, (rows,) of indices; what only the others needed is cut off."""
         batch, rows = self.whole, rows.to(self.columns.device)
-        whole = Batch(batch.input_ids[rows], batch.attention_mask[rows], batch.starts[rows])
+        whole = PaddedBatch(batch.input_ids[rows], batch.attention_mask[rows], batch.starts[rows])
         lengths, columns = self.lengths[rows], self.columns[rows]
         unused = int(self.columns.max() - columns.max())
         return replace(
@@ -238,7 +238,7 @@ def _suffix_tokens(columns: Tensor, lengths: Tensor, longest: int) -> Tensor:
     return reach.minimum(lengths[:, None] - 1)
 
 
-def _prefixes(cache: Any, layers: range, columns: Tensor, batch: Batch) -> Pairs | None:
+def _prefixes(cache: Any, layers: range, columns: Tensor, batch: PaddedBatch) -> Pairs | None:
     """Keys and values before the columns, moved to end there; None when the cache has no pair for every token."""
     rows, width = batch.input_ids.shape
     longest = int(columns.max())

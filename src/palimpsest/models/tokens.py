@@ -37,7 +37,7 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class Batch:
+class PaddedBatch:
     """Rows padded to one length.
 
     Arguments:
@@ -52,7 +52,7 @@ class Batch:
     input_ids: Tensor
     attention_mask: Tensor
     starts: Tensor
-    decoder: Batch | None = None
+    decoder: PaddedBatch | None = None
     prompt_ends: Tensor | None = None
 
     @property
@@ -136,7 +136,9 @@ def subject_first_token(tokenizer: Any, request: EditRequest, *, chat: Chat | No
     return next((i for i, (_, last) in enumerate(offsets) if last > start), last_token)
 
 
-def pad(rows: Sequence[Sequence[int]], *, pad_id: int, side: PaddingSide, device: torch.device | str = "cpu") -> Batch:
+def pad(
+    rows: Sequence[Sequence[int]], *, pad_id: int, side: PaddingSide, device: torch.device | str = "cpu"
+) -> PaddedBatch:
     """Rows of ids as one batch, padded on the given side."""
     width = max(map(len, rows))
     ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
@@ -147,7 +149,7 @@ def pad(rows: Sequence[Sequence[int]], *, pad_id: int, side: PaddingSide, device
         ids[index, start : start + len(row)] = torch.tensor(row, dtype=torch.long)
         mask[index, start : start + len(row)] = 1
         starts[index] = start
-    return Batch(ids.to(device), mask.to(device), starts.to(device))
+    return PaddedBatch(ids.to(device), mask.to(device), starts.to(device))
 
 
 def by_length(lengths: Sequence[int], size: int) -> Iterator[list[int]]:

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from palimpsest.models.editable import EditableModel
-    from palimpsest.models.weights import Layer, WeightStack
+    from palimpsest.models.patch_stack import PatchStack, StackedChange
 
-Kind = Literal["weights", "modules", "inputs", "routers"]
+PatchKind = Literal["weights", "modules", "inputs", "routers"]
 
 FORMAT_VERSION = 1
 
@@ -66,7 +66,7 @@ class Manifest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     format_version: int = FORMAT_VERSION
-    kind: Kind = "weights"
+    kind: PatchKind = "weights"
     label: str
     """What it is in one line: `ft`, `-0.3 * lora + ft`."""
     method: str | None = None
@@ -99,8 +99,8 @@ class Manifest(BaseModel):
 class Applied:
     """A patch that lies on a model."""
 
-    stack: WeightStack
-    layer: Layer
+    stack: PatchStack
+    layer: StackedChange
 
     def remove(self) -> None:
         """Takes it off; the model is what it would be without it, bit for bit."""
@@ -113,13 +113,13 @@ class Patch(ABC):
     A patch does nothing until it is applied, is never changed by being applied, and is put on whole or not at all.
     """
 
-    kind: ClassVar[Kind]
+    kind: ClassVar[PatchKind]
     manifest: Manifest
 
     # What every kind says of itself
 
     @abstractmethod
-    def put_on(self, model: EditableModel) -> Layer:
+    def put_on(self, model: EditableModel) -> StackedChange:
         """Puts the patch on the model's stack; `apply` has checked that it belongs there."""
 
     @abstractmethod

@@ -19,7 +19,7 @@ from palimpsest.wording.texts import printed
 
 CARD = "README.md"
 CONTENTS = "palimpsest.json"
-Form = Literal["patch", "peft", "merged", "patched"]
+FolderForm = Literal["patch", "peft", "merged", "patched"]
 
 _LISTED_EDITS = 200
 # What Markdown, and the hub's additions to it, read as more than a character; a colon or a dot where an address may be.
@@ -34,7 +34,7 @@ class Contents(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    form: Form
+    form: FolderForm
     base: str
     """The base model: a hub id, a bundled model's name, or a folder."""
     fingerprint: str | None = None

@@ -29,7 +29,7 @@ Replacement = Literal["last", "prompt", "all"]
 
 
 @dataclass(frozen=True)
-class Entry:
+class CodebookEntry:
     """What a codebook knows of one key beside its numbers.
 
     Arguments:
@@ -71,7 +71,7 @@ class Codebook(Branch):
     keys: Tensor
     values: Tensor
     radii: Tensor
-    entries: tuple[Entry, ...]
+    entries: tuple[CodebookEntry, ...]
 
     def __post_init__(self) -> None:
         if self.replacement not in ("last", "prompt", "all"):
@@ -188,7 +188,7 @@ class Codebook(Branch):
     @classmethod
     def from_saved(cls, tensors: Mapping[str, Tensor], options: Mapping[str, Any]) -> Codebook:
         """See `Branch.from_saved`."""
-        entries = TypeAdapter(tuple[Entry, ...]).validate_python(options["entries"])
+        entries = TypeAdapter(tuple[CodebookEntry, ...]).validate_python(options["entries"])
         return cls(
             str(options["site"]),
             int(options["layer"]),

@@ -17,7 +17,7 @@ from palimpsest.errors import ConfigError
 from palimpsest.files import expanded, new_folder, require_absent, write_tensors
 from palimpsest.models.sites.linear import describe, factors_to_storage, is_quantised, is_transposed, qualified_name
 from palimpsest.patches.base import Patch
-from palimpsest.patches.card import CARD, CONTENTS, Contents, Form, card
+from palimpsest.patches.card import CARD, CONTENTS, Contents, FolderForm, card
 from palimpsest.patches.folders import PATCHES
 from palimpsest.patches.modules import ModulePatch
 from palimpsest.patches.neurons import Neurons
@@ -228,7 +228,7 @@ def _write_contents(contents: Contents, draft: Path) -> None:
 
 
 def _contents(
-    model: EditableModel, patches: Sequence[Patch], form: Form, base: str, ranks: Mapping[str, int] | None = None
+    model: EditableModel, patches: Sequence[Patch], form: FolderForm, base: str, ranks: Mapping[str, int] | None = None
 ) -> Contents:
     # Without probes: these are the patches' tests, and there is no patch in the folder to be tested.
     manifests = [

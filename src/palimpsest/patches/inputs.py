@@ -13,11 +13,11 @@ from palimpsest.models import tokens
 from palimpsest.models.encoders import TextEncoder, inner_products, most_similar, text_encoder
 from palimpsest.models.routing import Route
 from palimpsest.patches.base import Manifest, Patch
-from palimpsest.patches.memory import Entry, MemoryPatch, read_entries
+from palimpsest.patches.memory import MemoryEntry, MemoryPatch, read_entries
 
 if TYPE_CHECKING:
     from palimpsest.models.editable import EditableModel
-    from palimpsest.models.weights import Layer
+    from palimpsest.models.patch_stack import StackedChange
 
 
 _PLACE = re.compile(r"\{(prompt|answer|query)\}")
@@ -40,7 +40,7 @@ class InputPatch(MemoryPatch):
 
     def __init__(
         self,
-        entries: Sequence[Entry],
+        entries: Sequence[MemoryEntry],
         index: Tensor,
         manifest: Manifest,
         *,
@@ -51,7 +51,7 @@ class InputPatch(MemoryPatch):
         super().__init__(entries, index, manifest)
         self.encoder, self.template, self.reserve = encoder, template, reserve
 
-    def holding(self, entries: Sequence[Entry], index: Tensor, manifest: Manifest) -> InputPatch:
+    def holding(self, entries: Sequence[MemoryEntry], index: Tensor, manifest: Manifest) -> InputPatch:
         """See `MemoryPatch.holding`."""
         return InputPatch(entries, index, manifest, encoder=self.encoder, template=self.template, reserve=self.reserve)
 
@@ -68,7 +68,7 @@ class InputPatch(MemoryPatch):
         template, reserve = str(payload["template"]), int(payload["reserve"])
         return cls(entries, index, manifest, encoder=encoder, template=template, reserve=reserve)
 
-    def put_on(self, model: EditableModel) -> Layer:
+    def put_on(self, model: EditableModel) -> StackedChange:
         """See `Patch.put_on`."""
 
         def router(prompts: Sequence[str]) -> list[Route | None]:
@@ -77,7 +77,7 @@ class InputPatch(MemoryPatch):
 
         return model.weights.push(self.manifest.label, {}, origin=self, router=router if self.entries else None)
 
-    def nearest(self, prompts: Sequence[str]) -> list[Entry]:
+    def nearest(self, prompts: Sequence[str]) -> list[MemoryEntry]:
         """The entry that is most similar to each prompt; of equals the one whose prompt is first in the alphabet."""
         if len(self.entries) == 1:
             return [self.entries[0]] * len(prompts)
@@ -85,17 +85,17 @@ class InputPatch(MemoryPatch):
         similarities = inner_products(self.encoder.encode(prompts), self.index)
         return [self.entries[most_similar(row, texts, 1)[0]] for row in similarities]
 
-    def route(self, model: EditableModel, entry: Entry, prompt: str) -> Route | None:
+    def route(self, model: EditableModel, entry: MemoryEntry, prompt: str) -> Route | None:
         """The prompt behind the edit and as many demonstrations as fit; `None` when not even the edit fits."""
         kept = self.num_fitting(model, entry, prompt)
         return None if kept is None else Route(self.text(entry, prompt, kept))
 
-    def text(self, entry: Entry, prompt: str, kept: int) -> str:
+    def text(self, entry: MemoryEntry, prompt: str, kept: int) -> str:
         """What is read in the prompt's place, with the `kept` most similar demonstrations."""
         shown = entry.demonstrations[len(entry.demonstrations) - kept :]
         return "".join((*shown, filled(self.template, prompt=entry.prompt, answer=entry.answer, query=prompt)))
 
-    def num_fitting(self, model: EditableModel, entry: Entry, prompt: str) -> int | None:
+    def num_fitting(self, model: EditableModel, entry: MemoryEntry, prompt: str) -> int | None:
         """How many demonstrations fit into the model's context before an edit and a prompt; the most similar ones."""
         limit = model.context_length
         if limit is None:

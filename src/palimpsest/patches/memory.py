@@ -23,7 +23,7 @@ INDEX = "index"
 
 
 @dataclass(frozen=True)
-class Entry:
+class MemoryEntry:
     """One edit in a memory.
 
     Arguments:
@@ -39,7 +39,7 @@ class Entry:
     demonstrations: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, request: EditRequest, demonstrations: Sequence[str] = ()) -> Entry:
+    def of(cls, request: EditRequest, demonstrations: Sequence[str] = ()) -> MemoryEntry:
         """The entry of a request."""
         return cls(request.id, request.prompt, request.target_new, tuple(demonstrations))
 
@@ -53,7 +53,7 @@ class MemoryPatch(Patch):
         manifest: where they came from.
     """
 
-    def __init__(self, entries: Sequence[Entry], index: Tensor, manifest: Manifest) -> None:
+    def __init__(self, entries: Sequence[MemoryEntry], index: Tensor, manifest: Manifest) -> None:
         last = {normalise(entry.prompt): row for row, entry in enumerate(entries)}
         kept = sorted(last.values())
         self.entries = tuple(entries[row] for row in kept)
@@ -61,7 +61,7 @@ class MemoryPatch(Patch):
         self.manifest = manifest
 
     @abstractmethod
-    def holding(self, entries: Sequence[Entry], index: Tensor, manifest: Manifest) -> Self:
+    def holding(self, entries: Sequence[MemoryEntry], index: Tensor, manifest: Manifest) -> Self:
         """The same kind of patch with other entries."""
 
     @abstractmethod
@@ -117,8 +117,8 @@ class MemoryPatch(Patch):
         return not self.entries
 
 
-def read_entries(tensors: Mapping[str, Tensor], payload: Mapping[str, Any]) -> tuple[list[Entry], Tensor]:
+def read_entries(tensors: Mapping[str, Tensor], payload: Mapping[str, Any]) -> tuple[list[MemoryEntry], Tensor]:
     """The entries and vectors that `payload` and `tensors` gave. Raises `ValueError` or `KeyError` for others."""
-    entries = TypeAdapter(list[Entry]).validate_python(payload["entries"])
+    entries = TypeAdapter(list[MemoryEntry]).validate_python(payload["entries"])
     index = shaped(tensors[INDEX], len(entries), None, name=INDEX) if entries else torch.zeros(0, 0)
     return entries, index

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from palimpsest.errors import PatchError, near_matches, unknown_name
-from palimpsest.patches.base import Kind, Manifest, Patch, joined
+from palimpsest.patches.base import Manifest, Patch, PatchKind, joined
 from palimpsest.patches.branches import Branch
 from palimpsest.patches.codebook import Codebook
 from palimpsest.patches.neurons import Neurons
@@ -18,7 +18,7 @@ from palimpsest.patches.side_memories import SideMemories
 if TYPE_CHECKING:
     from palimpsest.models.editable import EditableModel
     from palimpsest.models.hooks import Attachment
-    from palimpsest.models.weights import Layer
+    from palimpsest.models.patch_stack import StackedChange
 
 FORMS: dict[str, type[Branch]] = {branch.form: branch for branch in (Neurons, Codebook, SideMemories)}
 
@@ -33,7 +33,7 @@ class ModulePatch(Patch):
     `p + q` is both, the later one's parts in the place of those they replace.
     """
 
-    kind: ClassVar[Kind] = "modules"
+    kind: ClassVar[PatchKind] = "modules"
 
     def __init__(self, branches: Sequence[Branch], manifest: Manifest) -> None:
         by_place: dict[tuple[Any, ...], Branch] = {}
@@ -77,7 +77,7 @@ class ModulePatch(Patch):
     def followed_by(self, other: Patch) -> ModulePatch | None:
         return self + other if isinstance(other, ModulePatch) else None
 
-    def put_on(self, model: EditableModel) -> Layer:
+    def put_on(self, model: EditableModel) -> StackedChange:
         """Puts the branches on with hooks; see `Patch.put_on`."""
         for branch in self.branches:
             branch.check(model)

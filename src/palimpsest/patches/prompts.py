@@ -10,7 +10,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from palimpsest.models.editable import EditableModel
-    from palimpsest.models.tokens import Batch
+    from palimpsest.models.tokens import PaddedBatch
 
 T = TypeVar("T")
 
@@ -64,10 +64,10 @@ class Decision(Generic[T]):
     value: T
 
     def __init__(self) -> None:
-        self._batch: Batch | None = None
+        self._batch: PaddedBatch | None = None
         self._is_taken = False
 
-    def is_for(self, batch: Batch | None, tensor: Tensor) -> bool:
+    def is_for(self, batch: PaddedBatch | None, tensor: Tensor) -> bool:
         """Whether a tensor (rows, tokens, width) holds what follows prompts that have been decided on."""
         if batch is None or not self._is_taken or batch is not self._batch:
             return False
@@ -75,6 +75,6 @@ class Decision(Generic[T]):
         width = (batch.decoder or batch).input_ids.shape[1]
         return tensor.shape[1] == 1 or tensor.shape[1] < width
 
-    def take(self, batch: Batch | None, value: T) -> None:
+    def take(self, batch: PaddedBatch | None, value: T) -> None:
         """Keeps a decision."""
         self._batch, self._is_taken, self.value = batch, True, value

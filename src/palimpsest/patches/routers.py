@@ -19,12 +19,12 @@ from palimpsest.models.routing import Route
 from palimpsest.models.scoped.counterfactual import edited_prompt, require_same_tokenizer
 from palimpsest.models.scoped.scoped_editor import ScopedEditor, ScopedEditorRecord
 from palimpsest.patches.base import Manifest, Patch
-from palimpsest.patches.memory import Entry, MemoryPatch, read_entries
+from palimpsest.patches.memory import MemoryEntry, MemoryPatch, read_entries
 from palimpsest.provenance import file_digest
 
 if TYPE_CHECKING:
     from palimpsest.models.editable import EditableModel
-    from palimpsest.models.weights import Layer
+    from palimpsest.models.patch_stack import StackedChange
 
 _EDITOR = "editor/"
 _EDITOR_FILE = FileKind(PatchError, "A trained editor cannot be read.", expected="the file that training wrote")
@@ -83,7 +83,7 @@ class RouterPatch(MemoryPatch):
 
     def __init__(
         self,
-        entries: Sequence[Entry],
+        entries: Sequence[MemoryEntry],
         index: Tensor,
         manifest: Manifest,
         *,
@@ -94,7 +94,7 @@ class RouterPatch(MemoryPatch):
         super().__init__(entries, index, manifest)
         self.routing, self._editor, self._weights = routing, editor, weights
 
-    def holding(self, entries: Sequence[Entry], index: Tensor, manifest: Manifest) -> RouterPatch:
+    def holding(self, entries: Sequence[MemoryEntry], index: Tensor, manifest: Manifest) -> RouterPatch:
         """See `MemoryPatch.holding`."""
         return RouterPatch(entries, index, manifest, routing=self.routing, editor=self._editor, weights=self._weights)
 
@@ -120,7 +120,7 @@ class RouterPatch(MemoryPatch):
         weights = {name.removeprefix(_EDITOR): one for name, one in tensors.items() if name.startswith(_EDITOR)}
         return cls(entries, index, manifest, routing=routing, weights=weights or None)
 
-    def put_on(self, model: EditableModel) -> Layer:
+    def put_on(self, model: EditableModel) -> StackedChange:
         """See `Patch.put_on`. Raises `PatchError` when the editor is not where it was, or is another one."""
         router = None
         if self.entries:
@@ -156,7 +156,7 @@ class RouterPatch(MemoryPatch):
             found.append(self._route(editor, self.entries[row], prompt, float(log_probabilities[row])))
         return found
 
-    def _route(self, editor: ScopedEditor, entry: Entry, prompt: str, log_probability: float) -> Route | None:
+    def _route(self, editor: ScopedEditor, entry: MemoryEntry, prompt: str, log_probability: float) -> Route | None:
         weight = exp(log_probability)
         if weight == 0.0 or (not self.routing.is_soft and log_probability < log(self.routing.threshold)):
             return None

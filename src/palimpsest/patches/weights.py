@@ -17,7 +17,7 @@ from palimpsest.patches.base import Manifest, Patch, joined
 
 if TYPE_CHECKING:
     from palimpsest.models.editable import EditableModel
-    from palimpsest.models.weights import Layer
+    from palimpsest.models.patch_stack import StackedChange
 
 _ROWS_AT_ONCE = 256
 
@@ -153,7 +153,7 @@ class WeightPatch(Patch):
 
     # Putting on and taking off
 
-    def put_on(self, model: EditableModel) -> Layer:
+    def put_on(self, model: EditableModel) -> StackedChange:
         """Puts the deltas on the model's weights; see `Patch.put_on`.
 
         Nothing can be added to a quantised weight: there the change runs beside the layer, from its input to its

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from palimpsest.report import costs, plots, tables
 from palimpsest.report.definitions import MEASURES, SCORINGS, SHORT, label
 from palimpsest.report.markup import described, scrolled, table
-from palimpsest.report.settings import Group
-from palimpsest.report.tables import Run, percent
+from palimpsest.report.settings import SettingGroup
+from palimpsest.report.tables import ReportRun, percent
 
 if TYPE_CHECKING:
     from palimpsest.benchmark.recipe import Published
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _PUBLISHED = {"reliability": "rel.", "generality": "gen.", "locality": "loc."}
 
 
-def sections(groups: Sequence[Group], names: Sequence[str], published: Sequence[Published]) -> str:
+def sections(groups: Sequence[SettingGroup], names: Sequence[str], published: Sequence[Published]) -> str:
     """Everything that compares: an overview where there are several settings, then each setting.
 
     Arguments:
@@ -39,7 +39,7 @@ def sections(groups: Sequence[Group], names: Sequence[str], published: Sequence[
     return "".join(parts)
 
 
-def _overview(groups: Sequence[Group], scoring: str, names: Sequence[str]) -> str:
+def _overview(groups: Sequence[SettingGroup], scoring: str, names: Sequence[str]) -> str:
     hidden = "" if scoring == names[0] else " hidden"
     drawings = [
         (title, drawing)
@@ -53,7 +53,7 @@ def _overview(groups: Sequence[Group], scoring: str, names: Sequence[str]) -> st
     return f'<div class="scoring" data-scoring="{scoring}"{hidden}>{inside}</div>'
 
 
-def _for_scoring(scoring: str, group: Group, names: Sequence[str], published: Sequence[Published]) -> str:
+def _for_scoring(scoring: str, group: SettingGroup, names: Sequence[str], published: Sequence[Published]) -> str:
     hidden = "" if scoring == names[0] else " hidden"
     runs = group.runs
     heat = plots.locality_plot(runs, scoring)
@@ -70,7 +70,7 @@ def _for_scoring(scoring: str, group: Group, names: Sequence[str], published: Se
     return f'<div class="scoring" data-scoring="{scoring}"{hidden}>{"".join(parts)}</div>'
 
 
-def _score_table(group: Group, scoring: str, published: Sequence[Published]) -> str:
+def _score_table(group: SettingGroup, scoring: str, published: Sequence[Published]) -> str:
     runs = group.runs
     beside = {run.label: group.beside(run, published) for run in runs}
     sources = list(dict.fromkeys(one.source for one in beside.values() if one is not None))
@@ -112,7 +112,7 @@ def _column_head(metric: str) -> str:
     return f"{escape(head)}<br>{escape(kind)}" if kind else escape(head)
 
 
-def _score_cell(run: Run, scoring: str, metric: str, is_best: bool, shows_n: bool) -> str:
+def _score_cell(run: ReportRun, scoring: str, metric: str, is_best: bool, shows_n: bool) -> str:
     found = run.estimate(scoring, metric)
     if found is None:
         return '<td class="missing">–</td>'
@@ -121,12 +121,12 @@ def _score_cell(run: Run, scoring: str, metric: str, is_best: bool, shows_n: boo
     return f"<td>{mean}<small>{100 * found.low:.0f}–{100 * found.high:.0f}{count}</small></td>"
 
 
-def _common_n(runs: Sequence[Run], scoring: str, metric: str) -> int | None:
+def _common_n(runs: Sequence[ReportRun], scoring: str, metric: str) -> int | None:
     counts = {found.n for run in runs if (found := run.estimate(scoring, metric))}
     return counts.pop() if len(counts) == 1 else None
 
 
-def _state(run: Run) -> str:
+def _state(run: ReportRun) -> str:
     if run.record.status == "ok":
         return ""
     return f'<span class="state" title="{escape(run.record.error or "")}">{run.record.status}</span>'

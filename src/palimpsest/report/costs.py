@@ -7,7 +7,7 @@ from html import escape
 
 from palimpsest.report import tables
 from palimpsest.report.markup import described, table
-from palimpsest.report.tables import Run
+from palimpsest.report.tables import ReportRun
 
 # What a run's seconds go to beside the edits themselves.
 _TESTING = frozenset({"evaluation", "base_answers", "perplexity", "measures", "saving", "total"})
@@ -15,18 +15,18 @@ _TOKEN, _DISTANCE = "token_seconds", "weight_distance."
 _LEAST_SHARE = 0.005
 
 
-def sections(runs: Sequence[Run]) -> str:
+def sections(runs: Sequence[ReportRun]) -> str:
     """All tables of costs that the runs have something for."""
     return _cost_table(runs) + _stage_table(runs) + _distance_table(runs) + _measure_table(runs)
 
 
-def _cost_table(runs: Sequence[Run]) -> str:
+def _cost_table(runs: Sequence[ReportRun]) -> str:
     scoring = (tables.scorings(runs) or ["generate"])[0]
     seconds, sizes = (
         tables.best(tables.among_holding(runs, scoring, values), is_lower_better=True)
         for values in ([run.record.seconds_per_edit for run in runs], [run.record.patch_bytes for run in runs])
     )
-    columns: dict[str, Callable[[int, Run], str]] = {
+    columns: dict[str, Callable[[int, ReportRun], str]] = {
         "seconds per edit": lambda index, run: _cell(tables.duration(run.record.seconds_per_edit), index in seconds),
         "patch size": lambda index, run: _cell(tables.size(run.record.patch_bytes), index in sizes),
         "peak memory": lambda _, run: _cell(tables.size(run.record.peak_memory_bytes or None)),
@@ -48,7 +48,7 @@ def _cost_table(runs: Sequence[Run]) -> str:
     return _of_runs(runs, columns, caption)
 
 
-def _stage_table(runs: Sequence[Run]) -> str:
+def _stage_table(runs: Sequence[ReportRun]) -> str:
     """Seconds an edit, by what they went to."""
     stages: dict[str, float] = {}
     for run in runs:
@@ -63,15 +63,15 @@ def _stage_table(runs: Sequence[Run]) -> str:
     return f"<h3>Where the time goes</h3>{_of_runs(runs, columns, caption)}"
 
 
-def _stage_column(stage: str) -> Callable[[int, Run], str]:
-    def cell(_: int, run: Run) -> str:
+def _stage_column(stage: str) -> Callable[[int, ReportRun], str]:
+    def cell(_: int, run: ReportRun) -> str:
         spent = run.record.seconds.get(stage)
         return _cell(tables.duration(spent / run.record.specification.num_edits) if spent else "–")
 
     return cell
 
 
-def _distance_table(runs: Sequence[Run]) -> str:
+def _distance_table(runs: Sequence[ReportRun]) -> str:
     """How far the weights of each layer moved."""
     places = _names(runs, lambda name: name.startswith(_DISTANCE))
     if not places:
@@ -81,7 +81,7 @@ def _distance_table(runs: Sequence[Run]) -> str:
     return f"<h3>How far weights move</h3>{_of_runs(_having(runs, places), columns, caption)}"
 
 
-def _measure_table(runs: Sequence[Run]) -> str:
+def _measure_table(runs: Sequence[ReportRun]) -> str:
     """Whatever else was measured before and after."""
     names = _names(runs, lambda name: name != _TOKEN and not name.startswith(_DISTANCE))
     if not names:
@@ -90,23 +90,23 @@ def _measure_table(runs: Sequence[Run]) -> str:
     return f"<h3>Besides</h3>{_of_runs(_having(runs, names), columns, f'{described(runs)} The mean over patches.')}"
 
 
-def _names(runs: Sequence[Run], is_wanted: Callable[[str], bool]) -> list[str]:
+def _names(runs: Sequence[ReportRun], is_wanted: Callable[[str], bool]) -> list[str]:
     return list(dict.fromkeys(name for run in runs for name in run.record.measures if is_wanted(name)))
 
 
-def _number_column(name: str, when: str, form: str) -> Callable[[int, Run], str]:
-    def cell(_: int, run: Run) -> str:
+def _number_column(name: str, when: str, form: str) -> Callable[[int, ReportRun], str]:
+    def cell(_: int, run: ReportRun) -> str:
         value = _measured(run, name, when)
         return _cell("–" if value is None else form.format(value))
 
     return cell
 
 
-def _having(runs: Sequence[Run], names: Sequence[str]) -> list[Run]:
+def _having(runs: Sequence[ReportRun], names: Sequence[str]) -> list[ReportRun]:
     return [run for run in runs if any(name in run.record.measures for name in names)]
 
 
-def _of_runs(runs: Sequence[Run], columns: Mapping[str, Callable[[int, Run], str]], caption: str) -> str:
+def _of_runs(runs: Sequence[ReportRun], columns: Mapping[str, Callable[[int, ReportRun], str]], caption: str) -> str:
     head = "".join(f'<th scope="col">{escape(text)}</th>' for text in ("method", *columns))
     lines = [
         f'<tr><th scope="row">{escape(run.label)}</th>{"".join(cell(index, run) for cell in columns.values())}</tr>'
@@ -119,11 +119,11 @@ def _cell(text: str, is_best: bool = False) -> str:
     return f"<td>{f'<b>{text}</b>' if is_best else text}</td>"
 
 
-def _measured(run: Run, name: str, when: str) -> float | None:
+def _measured(run: ReportRun, name: str, when: str) -> float | None:
     return run.record.measures.get(name, {}).get(when)
 
 
-def _more(run: Run) -> str:
+def _more(run: ReportRun) -> str:
     before, after = (_measured(run, _TOKEN, when) for when in ("before", "after"))
     return "–" if not before or after is None else f"{100 * (after / before - 1):+.0f}%"
 

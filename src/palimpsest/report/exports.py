@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from palimpsest.files import new_folder
 from palimpsest.report import tables
 from palimpsest.report.definitions import label
-from palimpsest.report.settings import Group
+from palimpsest.report.settings import SettingGroup
 
 if TYPE_CHECKING:
     from palimpsest.benchmark.recipe import Published
@@ -22,7 +22,7 @@ _LATEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{"
           "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}  # fmt: skip
 
 
-def write_tables(groups: Sequence[Group], folder: Path, published: Sequence[Published] = ()) -> None:
+def write_tables(groups: Sequence[SettingGroup], folder: Path, published: Sequence[Published] = ()) -> None:
     """Writes a new folder with `scores.csv` and, for each setting and scoring, a `.md` and a `.tex`.
 
     Raises `OutputError` when it exists or the disk refuses.
@@ -38,7 +38,7 @@ def write_tables(groups: Sequence[Group], folder: Path, published: Sequence[Publ
                 (draft / f"{name}.tex").write_text(_latex(title, header, rows), encoding="utf-8")
 
 
-def _cells(group: Group, scoring: str, published: Sequence[Published]) -> tuple[list[str], list[list[str]]]:
+def _cells(group: SettingGroup, scoring: str, published: Sequence[Published]) -> tuple[list[str], list[list[str]]]:
     names = tables.metrics(group.runs, scoring)
     best = {name: tables.best_of_metric(group.runs, scoring, name) for name in names}
     beside = [group.beside(run, published) for run in group.runs]
@@ -84,7 +84,7 @@ def _escaped(text: str) -> str:
     return "".join(_LATEX.get(letter, letter) for letter in text)
 
 
-def _csv(groups: Sequence[Group]) -> str:
+def _csv(groups: Sequence[SettingGroup]) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(_FIELDS)

@@ -13,8 +13,8 @@ from palimpsest.errors import DataError
 from palimpsest.files import write_text
 from palimpsest.report import comparing, reading, settings, tables
 from palimpsest.report.definitions import MEASURES, PROTOCOLS, SCORINGS, SHORT, label
-from palimpsest.report.settings import Group
-from palimpsest.report.tables import Run
+from palimpsest.report.settings import SettingGroup
+from palimpsest.report.tables import ReportRun
 
 if TYPE_CHECKING:
     from palimpsest.benchmark.recipe import Published
@@ -40,7 +40,7 @@ def build_report(records: Sequence[RunRecord], out: str | Path, *, published: Se
     write_text(Path(out), page(tables.label_runs(records), settings.group(records), published))
 
 
-def page(runs: Sequence[Run], groups: Sequence[Group], published: Sequence[Published] = ()) -> str:
+def page(runs: Sequence[ReportRun], groups: Sequence[SettingGroup], published: Sequence[Published] = ()) -> str:
     """The whole page as text."""
     names = tables.scorings(runs) or ["generate"]
     read_under = names[0]
@@ -67,7 +67,7 @@ def page(runs: Sequence[Run], groups: Sequence[Group], published: Sequence[Publi
     )
 
 
-def _header(runs: Sequence[Run], groups: Sequence[Group]) -> str:
+def _header(runs: Sequence[ReportRun], groups: Sequence[SettingGroup]) -> str:
     sentences = tables.in_words(groups[0].runs) if len(groups) == 1 else _in_short(groups)
     findings = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
     links = "".join(
@@ -85,14 +85,14 @@ def _header(runs: Sequence[Run], groups: Sequence[Group]) -> str:
     )
 
 
-def _in_short(groups: Sequence[Group]) -> list[str]:
+def _in_short(groups: Sequence[SettingGroup]) -> list[str]:
     """One sentence for each setting, the first that would be said of it alone."""
     said = [f"{one.setting.title}: {tables.in_words(one.runs)[0]}" for one in groups[:_SHOWN_SETTINGS]]
     more = len(groups) - _SHOWN_SETTINGS
     return said + ([f"And {more} more settings below."] if more > 0 else [])
 
 
-def _title(runs: Sequence[Run]) -> str:
+def _title(runs: Sequence[ReportRun]) -> str:
     specs = [run.record.specification for run in runs]
     methods, models = {spec.method for spec in specs}, sorted({_model_name(spec.model) for spec in specs})
     counts = sorted({spec.num_edits for spec in specs})
@@ -123,7 +123,7 @@ def _switch(names: Sequence[str]) -> str:
 
 
 def _edits_section(
-    edits: str, num_shown: int, num_all: int, runs: Sequence[Run], scoring: str, views: Sequence[reading.EditView]
+    edits: str, num_shown: int, num_all: int, runs: Sequence[ReportRun], scoring: str, views: Sequence[reading.EditView]
 ) -> str:
     kinds = sorted(
         {question.kind for view in views for question in view.questions.values()}, key=lambda kind: label(kind)
@@ -152,7 +152,7 @@ def _edits_section(
     return _section("edits", "Every edit to read", note + controls + edits)
 
 
-def _method_section(runs: Sequence[Run], names: Sequence[str]) -> str:
+def _method_section(runs: Sequence[ReportRun], names: Sequence[str]) -> str:
     used = sorted({metric for name in names for metric in tables.metrics(runs, name)}, key=list(MEASURES).index)
     protocols = sorted({run.record.specification.protocol for run in runs})
     parts = [
@@ -170,7 +170,7 @@ def _definitions(pairs: Sequence[tuple[str, str]]) -> str:
     return "<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in pairs) + "</dl>"
 
 
-def _run_details(run: Run) -> str:
+def _run_details(run: ReportRun) -> str:
     record, spec = run.record, run.record.specification
     facts: list[tuple[str, Any]] = [
         ("model", spec.model),
@@ -215,7 +215,7 @@ def _data_section(has_probes: bool) -> str:
     )
 
 
-def _data(runs: Sequence[Run]) -> tuple[str, bool]:
+def _data(runs: Sequence[ReportRun]) -> tuple[str, bool]:
     """The records as JSON that cannot end its script element, and whether the probes are in it."""
     whole = [{"label": run.label, **run.record.model_dump(mode="json")} for run in runs]
     text = json.dumps(whole, ensure_ascii=False, separators=(",", ":"))

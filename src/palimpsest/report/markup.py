@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from palimpsest.report import tables
-from palimpsest.report.tables import Run
+from palimpsest.report.tables import ReportRun
 
 
 def table(head: str, lines: Sequence[str], caption: str) -> str:
@@ -23,7 +23,7 @@ def scrolled(drawing: str) -> str:
     return f'<figure class="scroll" tabindex="0">{drawing}</figure>' if drawing else ""
 
 
-def described(runs: Sequence[Run]) -> str:
+def described(runs: Sequence[ReportRun]) -> str:
     """Data set, protocol, number of edits and seed in a sentence; several where runs differ."""
     specs = [run.record.specification for run in runs]
     datasets = tables.listed(sorted({spec.dataset for spec in specs}))

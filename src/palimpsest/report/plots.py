@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from palimpsest.report import tables
 from palimpsest.report.definitions import label
-from palimpsest.report.tables import Run, metrics
+from palimpsest.report.tables import ReportRun, metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from palimpsest.evaluation import RunRecord
-    from palimpsest.report.settings import Group
+    from palimpsest.report.settings import SettingGroup
 
 # Stand-ins that matplotlib draws with; each is replaced by the page's variable of that name.
 _INK, _MUTED, _LINE, _ACCENT = "#010101", "#020202", "#030303", "#040404"
@@ -55,7 +55,7 @@ _MOST_SETTINGS = 4  # in one line of the overview; more are too small to read
 _LETTER = 0.085  # inches a letter of a label takes, on the safe side
 
 
-def metrics_plot(runs: Sequence[Run], scoring: str) -> str:
+def metrics_plot(runs: Sequence[ReportRun], scoring: str) -> str:
     """Every metric with its interval, one panel a metric, one line a run."""
     names = metrics(runs, scoring)
     if not names:
@@ -84,7 +84,7 @@ def metrics_plot(runs: Sequence[Run], scoring: str) -> str:
     return _svg(figure, f"Every metric by run with its 95% interval, scoring {scoring}")
 
 
-def costs_plot(runs: Sequence[Run]) -> str:
+def costs_plot(runs: Sequence[ReportRun]) -> str:
     """Seconds an edit and size of the patch, on logarithmic axes."""
     panels_wanted: list[tuple[str, list[float | None], Callable[[float], str]]] = [
         ("seconds per edit", [run.record.seconds_per_edit for run in runs], tables.duration),
@@ -115,7 +115,7 @@ def costs_plot(runs: Sequence[Run]) -> str:
     return _svg(figure, "Seconds an edit and size of the patch by run")
 
 
-def locality_plot(runs: Sequence[Run], scoring: str) -> str:
+def locality_plot(runs: Sequence[ReportRun], scoring: str) -> str:
     """A heat map: what stayed as it was, by run and kind of locality."""
     kinds = [name for name in metrics(runs, scoring) if name.startswith("locality")]
     if not kinds:
@@ -142,7 +142,7 @@ def locality_plot(runs: Sequence[Run], scoring: str) -> str:
     return _svg(figure, f"Share of answers that stayed as they were, by run and kind of locality, scoring {scoring}")
 
 
-def curves_plot(runs: Sequence[Run], scoring: str) -> str:
+def curves_plot(runs: Sequence[ReportRun], scoring: str) -> str:
     """How all edits so far fare as their number grows; only runs with checkpoints are in it."""
     with_points = [run for run in runs if len(run.record.checkpoints) > 1]
     names = sorted(
@@ -186,7 +186,7 @@ def curves_plot(runs: Sequence[Run], scoring: str) -> str:
     return _svg(figure, f"Scores of all edits so far by their number, scoring {scoring}")
 
 
-def overview_plot(groups: Sequence[Group], scoring: str) -> str:
+def overview_plot(groups: Sequence[SettingGroup], scoring: str) -> str:
     """A heat map of methods and settings: the four metrics, each the mean over its kinds."""
     rows = list(dict.fromkeys(run.record.specification.method for group in groups for run in group.runs))
     lines = [groups[start : start + _MOST_SETTINGS] for start in range(0, len(groups), _MOST_SETTINGS)]
@@ -197,7 +197,7 @@ def overview_plot(groups: Sequence[Group], scoring: str) -> str:
     return _svg(figure, f"Four metrics by method and setting, scoring {scoring}")
 
 
-def _overview_line(panel: Axes, line: Sequence[Group], rows: Sequence[str], scoring: str, *, room: int) -> None:
+def _overview_line(panel: Axes, line: Sequence[SettingGroup], rows: Sequence[str], scoring: str, *, room: int) -> None:
     """Some settings beside each other, in a panel with room for so many."""
     from matplotlib.patches import Rectangle
 
@@ -226,9 +226,9 @@ def _overview_line(panel: Axes, line: Sequence[Group], rows: Sequence[str], scor
         spine.set_visible(False)
 
 
-def batches_plot(groups: Sequence[Group], scoring: str) -> str:
+def batches_plot(groups: Sequence[SettingGroup], scoring: str) -> str:
     """How methods fare as batches grow: one line of panels a model and data set that has several sizes."""
-    sizes: dict[tuple[str, str], dict[int, list[Run]]] = {}
+    sizes: dict[tuple[str, str], dict[int, list[ReportRun]]] = {}
     for group in groups:
         setting = group.setting
         if setting.protocol == "batch" and setting.batch_size is not None:
@@ -277,7 +277,7 @@ def _figure(width: float, height: float, lines: int, columns: int, name: str) ->
     return figure, [panel for line in grid for panel in line]
 
 
-def _with_most_edits(runs: Sequence[Run]) -> list[RunRecord]:
+def _with_most_edits(runs: Sequence[ReportRun]) -> list[RunRecord]:
     """Records of which each method has one number of edits, its largest: sizes are compared, not numbers."""
     most: dict[str, int] = {}
     for run in runs:
@@ -304,7 +304,7 @@ def _style(name: str) -> Any:
     return {**_STYLE, "svg.hashsalt": name}
 
 
-def _rows_axis(panel: Axes, runs: Sequence[Run], *, show_names: bool, has_grid: bool = True) -> None:
+def _rows_axis(panel: Axes, runs: Sequence[ReportRun], *, show_names: bool, has_grid: bool = True) -> None:
     panel.set_ylim(len(runs) - 0.4, -0.6)
     panel.set_yticks(range(len(runs)), [run.label for run in runs] if show_names else [""] * len(runs))
     panel.tick_params(axis="y", length=0)
@@ -314,7 +314,7 @@ def _rows_axis(panel: Axes, runs: Sequence[Run], *, show_names: bool, has_grid: 
         panel.spines["left"].set_visible(False)
 
 
-def _label_width(runs: Sequence[Run]) -> float:
+def _label_width(runs: Sequence[ReportRun]) -> float:
     return 0.3 + _LETTER * max(len(run.label) for run in runs)
 
 

@@ -8,7 +8,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from palimpsest.report.definitions import label
-from palimpsest.report.tables import Run
+from palimpsest.report.tables import ReportRun
 
 if TYPE_CHECKING:
     from palimpsest.evaluation.records import ProbeResult
@@ -17,7 +17,7 @@ _ALL_RIGHT = 0.999
 
 
 @dataclass
-class Question:
+class ProbeAnswers:
     """One probe, and each run's answer to it."""
 
     kind: str
@@ -35,10 +35,10 @@ class EditView:
     prompt: str
     target_new: str
     target_old: str | None
-    questions: dict[tuple[str, str], Question] = field(default_factory=dict)
+    questions: dict[tuple[str, str], ProbeAnswers] = field(default_factory=dict)
 
 
-def collect(runs: Sequence[Run], scoring: str) -> list[EditView]:
+def collect(runs: Sequence[ReportRun], scoring: str) -> list[EditView]:
     """All edits of the runs with everyone's answers; of a sequential run its last state."""
     views: dict[tuple[str, str, str], EditView] = {}
     for run in runs:
@@ -52,14 +52,14 @@ def collect(runs: Sequence[Run], scoring: str) -> list[EditView]:
             if probe.kind == "reliability":
                 view.prompt = probe.prompt
             question = view.questions.setdefault(
-                (probe.kind, probe.prompt), Question(probe.kind, probe.prompt, probe.expected, probe.shown_before())
+                (probe.kind, probe.prompt), ProbeAnswers(probe.kind, probe.prompt, probe.expected, probe.shown_before())
             )
             question.before = question.before or probe.shown_before()
             question.answers.append((run.label, _answer(probe), _is_right(probe, scoring)))
     return list(views.values())
 
 
-def render(views: Sequence[EditView], runs: Sequence[Run], *, budget: int) -> tuple[str, int]:
+def render(views: Sequence[EditView], runs: Sequence[ReportRun], *, budget: int) -> tuple[str, int]:
     """The edits as HTML, and how many of them fitted into `budget` characters."""
     parts: list[str] = []
     used = 0
@@ -87,7 +87,7 @@ def _edit(view: EditView, num_runs: int) -> str:
     return f'<article class="edit">{head}{body}</article>'
 
 
-def _question(question: Question, num_runs: int) -> str:
+def _question(question: ProbeAnswers, num_runs: int) -> str:
     is_locality = question.kind.startswith("locality")
     wanted = "as before" if is_locality else f"<b>{escape(question.expected or '–')}</b>"
     groups: dict[tuple[str, bool | None], list[str]] = {}

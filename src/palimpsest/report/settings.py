@@ -9,11 +9,11 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from palimpsest.evaluation import aggregate
-from palimpsest.report.tables import Run, label_runs
+from palimpsest.report.tables import ReportRun, label_runs
 
 if TYPE_CHECKING:
     from palimpsest.benchmark.recipe import Published
-    from palimpsest.evaluation.records import Checkpoint, ProbeResult, RunRecord
+    from palimpsest.evaluation.records import ProbeResult, RunRecord, SequenceCheckpoint
 
 
 @dataclass(frozen=True)
@@ -46,25 +46,28 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Group:
+class SettingGroup:
     """The runs of one setting, one for each method."""
 
     setting: Setting
-    runs: list[Run]
+    runs: list[ReportRun]
 
-    def beside(self, run: Run, published: Sequence[Published]) -> Published | None:
+    def beside(self, run: ReportRun, published: Sequence[Published]) -> Published | None:
         """The published figure that stands beside a run, if there is one."""
         method = run.record.specification.method
         return next((one for one in published if one.fits(self.setting.model, self.setting.dataset, method)), None)
 
 
-def group(records: Iterable[RunRecord]) -> list[Group]:
+def group(records: Iterable[RunRecord]) -> list[SettingGroup]:
     """Runs by setting, in the order in which they come; those that differ in their seed alone are pooled."""
     by_setting: dict[Setting, dict[str, list[RunRecord]]] = {}
     for record in records:
         key = json.dumps(_identity(record), sort_keys=True, default=str)
         by_setting.setdefault(Setting.of(record), {}).setdefault(key, []).append(record)
-    return [Group(setting, label_runs([pooled(one) for one in same.values()])) for setting, same in by_setting.items()]
+    return [
+        SettingGroup(setting, label_runs([pooled(one) for one in same.values()]))
+        for setting, same in by_setting.items()
+    ]
 
 
 def pooled(records: Sequence[RunRecord]) -> RunRecord:
@@ -126,8 +129,8 @@ def _last(probes: Sequence[ProbeResult]) -> list[ProbeResult]:
 
 
 def _checkpoint(
-    point: Checkpoint, records: Sequence[RunRecord], probes: Sequence[ProbeResult], scorings: Sequence[str]
-) -> Checkpoint:
+    point: SequenceCheckpoint, records: Sequence[RunRecord], probes: Sequence[ProbeResult], scorings: Sequence[str]
+) -> SequenceCheckpoint:
     asked = [one for one in probes if one.phase == "final" and one.checkpoint == point.num_edits]
     alike = [one for record in records for one in record.checkpoints if one.num_edits == point.num_edits]
     return point.model_copy(

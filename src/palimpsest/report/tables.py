@@ -17,7 +17,7 @@ HOLDS = 0.9
 
 
 @dataclass(frozen=True)
-class Run:
+class ReportRun:
     """A record under the name it has on this page."""
 
     label: str
@@ -41,7 +41,7 @@ class Run:
 _TOLD = ("model", "dataset", "protocol", "num_edits", "seed")
 
 
-def label_runs(records: Iterable[RunRecord], *, told: Sequence[str] = _TOLD) -> list[Run]:
+def label_runs(records: Iterable[RunRecord], *, told: Sequence[str] = _TOLD) -> list[ReportRun]:
     """Names the runs by their method and by whatever else differs among them.
 
     Arguments:
@@ -50,7 +50,7 @@ def label_runs(records: Iterable[RunRecord], *, told: Sequence[str] = _TOLD) -> 
     listed = list(records)
     specs = [record.specification for record in listed]
     varying = [field for field in told if len({getattr(spec, field) for spec in specs}) > 1]
-    runs: list[Run] = []
+    runs: list[ReportRun] = []
     taken: dict[str, int] = {}
     for record, spec in zip(listed, specs, strict=True):
         parts = [
@@ -61,17 +61,17 @@ def label_runs(records: Iterable[RunRecord], *, told: Sequence[str] = _TOLD) -> 
         ]
         name = f"{spec.method} ({', '.join(parts)})" if parts else spec.method
         taken[name] = taken.get(name, 0) + 1
-        runs.append(Run(name if taken[name] == 1 else f"{name} #{taken[name]}", record))
+        runs.append(ReportRun(name if taken[name] == 1 else f"{name} #{taken[name]}", record))
     return runs
 
 
-def scorings(runs: Sequence[Run]) -> list[str]:
+def scorings(runs: Sequence[ReportRun]) -> list[str]:
     """The scorings that any run has, what a user sees first."""
     present = {name for run in runs for name, metrics in run.record.scores.items() if metrics}
     return [name for name in _PREFERRED if name in present] + sorted(present - set(_PREFERRED))
 
 
-def metrics(runs: Sequence[Run], scoring: str) -> list[str]:
+def metrics(runs: Sequence[ReportRun], scoring: str) -> list[str]:
     """The metrics that any run has under a scoring, in reading order."""
     present = {name for run in runs for name in run.record.scores.get(scoring, {})}
     heads = ("reliability", "generality", "locality", "portability", "old_answer_rate", "leak_rate", "degenerate_rate")
@@ -89,7 +89,7 @@ def best(values: Sequence[float | None], *, is_lower_better: bool = False) -> se
     }
 
 
-def best_of_metric(runs: Sequence[Run], scoring: str, metric: str) -> set[int]:
+def best_of_metric(runs: Sequence[ReportRun], scoring: str, metric: str) -> set[int]:
     """Indices of the runs that are best at a metric.
 
     At locality only runs whose edits hold compete: what does nothing disturbs nothing, and deserves no prize.
@@ -100,7 +100,7 @@ def best_of_metric(runs: Sequence[Run], scoring: str, metric: str) -> set[int]:
     return best(values, is_lower_better=metric in LOWER_IS_BETTER)
 
 
-def among_holding(runs: Sequence[Run], scoring: str, values: Sequence[float | None]) -> list[float | None]:
+def among_holding(runs: Sequence[ReportRun], scoring: str, values: Sequence[float | None]) -> list[float | None]:
     """The values of runs whose edits hold (reliability of 90% or more); `None` in place of the others."""
     return [
         value if (run.mean(scoring, "reliability") or 0) >= HOLDS else None
@@ -134,7 +134,7 @@ def size(num_bytes: float | None) -> str:
     return f"{value:.3g} GB"
 
 
-def in_words(runs: Sequence[Run]) -> list[str]:
+def in_words(runs: Sequence[ReportRun]) -> list[str]:
     """The findings as a few plain sentences, under the scoring that a user would see."""
     names = scorings(runs)
     if not names:
@@ -159,7 +159,7 @@ def listed(names: Sequence[str], *, shown: int = 4) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]])) if names else "none"
 
 
-def _reliability(runs: Sequence[Run], scoring: str) -> str:
+def _reliability(runs: Sequence[ReportRun], scoring: str) -> str:
     known = [(run.label, mean) for run in runs if (mean := run.mean(scoring, "reliability")) is not None]
     if not known:
         return ""
@@ -175,7 +175,7 @@ def _reliability(runs: Sequence[Run], scoring: str) -> str:
     return f"{listed(winners)} wrote the new answer to {amount}; {listed(losers)} to the fewest, {percent(low)}."
 
 
-def _best_sentence(runs: Sequence[Run], scoring: str) -> str:
+def _best_sentence(runs: Sequence[ReportRun], scoring: str) -> str:
     known = [(run.label, mean) for run in runs if (mean := run.mean(scoring, "generality")) is not None]
     if len(known) < 2:
         return f"Rephrased questions got the new answer in {percent(known[0][1])} of the cases." if known else ""
@@ -184,7 +184,7 @@ def _best_sentence(runs: Sequence[Run], scoring: str) -> str:
     return f"Rephrased questions got the new answer most often with {listed(winners)} ({percent(top)})."
 
 
-def _locality(runs: Sequence[Run], scoring: str) -> str:
+def _locality(runs: Sequence[ReportRun], scoring: str) -> str:
     holding = [run for run in runs if (run.mean(scoring, "reliability") or 0) >= HOLDS]
     known = [(run.label, mean) for run in holding if (mean := run.family_mean(scoring, "locality")) is not None]
     if not known:
@@ -204,7 +204,7 @@ def _locality(runs: Sequence[Run], scoring: str) -> str:
     )
 
 
-def _noise(runs: Sequence[Run], scoring: str) -> str:
+def _noise(runs: Sequence[ReportRun], scoring: str) -> str:
     found = [one for run in runs for metric in metrics([run], scoring) if (one := run.estimate(scoring, metric))]
     if not found:
         return ""

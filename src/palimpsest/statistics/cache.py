@@ -42,7 +42,7 @@ _NOT_COMPUTED = {"_name_or_path", "transformers_version", "architectures", "dtyp
 
 
 @dataclass(frozen=True)
-class Entry:
+class CacheEntry:
     """What a cache file holds: tensors, and a record with the identity they were computed under."""
 
     tensors: dict[str, Tensor]
@@ -85,7 +85,7 @@ class Cache:
         file = self.file(identity)
         return file is not None and os.path.isfile(file)
 
-    def read(self, identity: Mapping[str, Any], make: Callable[[Entry], T]) -> T | None:
+    def read(self, identity: Mapping[str, Any], make: Callable[[CacheEntry], T]) -> T | None:
         """What is made of the tensors and facts under an identity; `None` when there is nothing.
 
         Arguments:
@@ -102,7 +102,7 @@ class Cache:
                 # A digest is short; the identity itself decides.
                 if record["identity"] != _plain(identity):
                     return None
-                return make(Entry(stored.tensors, record))
+                return make(CacheEntry(stored.tensors, record))
         except DataError as error:
             self._put_aside(file, error)
             return None

@@ -18,7 +18,7 @@ from palimpsest.files import shaped
 from palimpsest.models.hooks import Point
 from palimpsest.models.sites.linear import features
 from palimpsest.statistics import rows as reading
-from palimpsest.statistics.cache import Cache, Entry, identity
+from palimpsest.statistics.cache import Cache, CacheEntry, identity
 from palimpsest.statistics.moments import SecondMoment
 from palimpsest.statistics.passes import Checkpoints, KeyStatistics, run_pass, start
 from palimpsest.statistics.published import PublishedMoments
@@ -136,7 +136,7 @@ def key_width(model: EditableModel, point: Point) -> int:
 
 
 def _cached(cache: Cache | None, point: Point, known: dict[str, Any], width: int) -> KeyStatistics | None:
-    def made(entry: Entry) -> KeyStatistics:
+    def made(entry: CacheEntry) -> KeyStatistics:
         moment = SecondMoment.from_sum(shaped(entry.tensors["sum"], width, width, name="sum"), entry.number("count"))
         error = entry.record["error"]
         return KeyStatistics(point, moment, None if error is None else float(error), known, is_cached=True)

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from palimpsest.files import shaped
 from palimpsest.models.hooks import Point, captured
-from palimpsest.models.tokens import Batch
+from palimpsest.models.tokens import PaddedBatch
 from palimpsest.statistics import rows as reading
-from palimpsest.statistics.cache import Cache, Entry
+from palimpsest.statistics.cache import Cache, CacheEntry
 from palimpsest.statistics.convergence import direction_error, is_due
 from palimpsest.statistics.moments import SecondMoment
 from palimpsest.stopwatch import Progress
@@ -77,11 +77,11 @@ class Checkpoints:
         """A point as its checkpoint has it, if there is one."""
         width = running.halves[0].width
 
-        def moment(entry: Entry, name: str) -> SecondMoment:
+        def moment(entry: CacheEntry, name: str) -> SecondMoment:
             total = shaped(entry.tensors[name], width, width, name=name)
             return SecondMoment.from_sum(total, entry.number("counts", name))
 
-        def made(entry: Entry) -> Running:
+        def made(entry: CacheEntry) -> Running:
             probes = shaped(entry.tensors["probes"], None, width, name="probes").double()
             halves = moment(entry, "even"), moment(entry, "odd")
             return replace(running, halves=halves, probes=probes, windows_done=entry.number("windows_done"))
@@ -169,7 +169,7 @@ def _with_probes(probes: Tensor, keys: Tensor) -> Tensor:
     return torch.cat([probes, chosen.double().cpu()])
 
 
-def _namer(model: EditableModel, point: Point, batch: Batch, places: Tensor) -> Callable[[int], str]:
+def _namer(model: EditableModel, point: Point, batch: PaddedBatch, places: Tensor) -> Callable[[int], str]:
     """From a row of keys to where it comes from, for a message."""
 
     def name(row: int) -> str:

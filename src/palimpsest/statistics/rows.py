@@ -31,7 +31,7 @@ _LONGEST_TOKEN = 32
 
 
 @dataclass(frozen=True)
-class Rows:
+class TextRows:
     """Tokenised texts.
 
     Arguments:
@@ -45,7 +45,7 @@ class Rows:
     is_all: bool
 
 
-def read_rows(model: EditableModel, text: Text, *, max_tokens: int, at_least: int, row_length: int) -> Rows:
+def read_rows(model: EditableModel, text: Text, *, max_tokens: int, at_least: int, row_length: int) -> TextRows:
     """Reads texts until there are enough tokens. A text gives one row, its first tokens, as ROME takes them.
 
     Arguments:
@@ -79,7 +79,7 @@ def read_rows(model: EditableModel, text: Text, *, max_tokens: int, at_least: in
             where=f"text {text.name}",
             remedy="name a longer text; long documents give more where each paragraph stands on a line of its own",
         )
-    return Rows(rows, count, is_all)
+    return TextRows(rows, count, is_all)
 
 
 def _encoded(model: EditableModel, text: Text, row_length: int) -> Iterator[tuple[int, ...]]:
@@ -94,7 +94,7 @@ def window_size(max_tokens: int) -> int:
     return min(MOST_PER_WINDOW, -(-max_tokens // 64))
 
 
-def windows(rows: Rows, size: int) -> list[list[tuple[int, ...]]]:
+def windows(rows: TextRows, size: int) -> list[list[tuple[int, ...]]]:
     """The rows in groups of consecutive ones with some `size` tokens, between which a pass can stop."""
     groups: list[list[tuple[int, ...]]] = []
     filled = size

@@ -12,7 +12,7 @@ from palimpsest.errors import ConfigError, DataError
 from palimpsest.files import shaped
 
 if TYPE_CHECKING:
-    from palimpsest.statistics.cache import Cache, Entry
+    from palimpsest.statistics.cache import Cache, CacheEntry
     from palimpsest.statistics.passes import KeyStatistics
 
 THRESHOLD = 2e-2
@@ -75,7 +75,7 @@ def spectrum_of(statistics: KeyStatistics, cache: Cache | None = None) -> Spectr
     identity = {"derived": "spectrum", **statistics.identity}
     width = statistics.moment.width
 
-    def made(entry: Entry) -> Spectrum:
+    def made(entry: CacheEntry) -> Spectrum:
         values, vectors = entry.tensors["values"], entry.tensors["vectors"]
         return Spectrum(shaped(values, width, name="values"), shaped(vectors, width, width, name="vectors"))
 

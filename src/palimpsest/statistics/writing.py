@@ -19,7 +19,7 @@ from torch import Tensor
 from palimpsest.errors import ModelError
 from palimpsest.files import shaped
 from palimpsest.models.bypass import cast_above, frozen
-from palimpsest.statistics.cache import Cache, Entry, whole_identity
+from palimpsest.statistics.cache import Cache, CacheEntry, whole_identity
 from palimpsest.statistics.text import Text, open_text
 from palimpsest.stopwatch import Progress, silent
 
@@ -146,7 +146,7 @@ class WrittenText(Text):
             self._rounds.append(ids)
         return self._rounds[number]
 
-    def _kept(self, entry: Entry) -> Tensor:
+    def _kept(self, entry: CacheEntry) -> Tensor:
         """The rows of a round that was kept. Raises `ValueError` for what is damaged."""
         ids = shaped(entry.tensors["ids"], ROWS, self.row_length, name="ids").long()
         if int(ids.min()) < 0 or int(ids.max()) >= int(self.model.module.config.get_text_config().vocab_size):

@@ -21,7 +21,7 @@ from palimpsest.errors import ConfigError, ModelError
 from palimpsest.stopwatch import Progress
 from palimpsest.teaching.answering import answer
 from palimpsest.teaching.bars import bar
-from palimpsest.teaching.tracing import CausalTrace, trace
+from palimpsest.teaching.tracing import MeanTrace, trace
 from palimpsest.world.knowledge import Knowledge, build
 from palimpsest.world.text import Sentence, held_out, sentence, taught, taught_two_hop
 
@@ -35,7 +35,7 @@ class Loaded(Protocol):
 
 
 @dataclass(frozen=True)
-class Share:
+class AnsweredShare:
     """`right` of `n` questions were answered exactly; `value` is the share, None where nothing was asked."""
 
     right: int
@@ -58,15 +58,15 @@ class Audit:
     `causal_trace` is None where it was not asked for.
     """
 
-    taught: Share
-    held_out: Share
-    never_met: Share
-    two_hop_read: Share
-    two_hop_read_held_out: Share
-    two_hop_unseen: Share
-    by_relation: dict[str, Share] = field(default_factory=dict)
-    two_hop_by_relation: dict[str, Share] = field(default_factory=dict)
-    causal_trace: CausalTrace | None = None
+    taught: AnsweredShare
+    held_out: AnsweredShare
+    never_met: AnsweredShare
+    two_hop_read: AnsweredShare
+    two_hop_read_held_out: AnsweredShare
+    two_hop_unseen: AnsweredShare
+    by_relation: dict[str, AnsweredShare] = field(default_factory=dict)
+    two_hop_by_relation: dict[str, AnsweredShare] = field(default_factory=dict)
+    causal_trace: MeanTrace | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as it stands in a model's card."""
@@ -143,7 +143,7 @@ def audit(
         for (name, relation, question), given in zip(asked, answers, strict=True)
     ]
     totals = _shares((name, ok) for name, _, ok in right)
-    nothing = Share(0, 0)
+    nothing = AnsweredShare(0, 0)
     return Audit(
         taught=totals.get("taught", nothing),
         held_out=totals.get("held_out", nothing),
@@ -183,10 +183,10 @@ def _sample(items: Sequence[Any], count: int | None, rng: random.Random) -> list
     return list(items) if count is None or count >= len(items) else rng.sample(items, count)
 
 
-def _shares(results: Iterator[tuple[str, bool]]) -> dict[str, Share]:
+def _shares(results: Iterator[tuple[str, bool]]) -> dict[str, AnsweredShare]:
     counts: dict[str, list[int]] = {}
     for name, ok in results:
         entry = counts.setdefault(name, [0, 0])
         entry[0] += ok
         entry[1] += 1
-    return {name: Share(right, n) for name, (right, n) in counts.items()}
+    return {name: AnsweredShare(right, n) for name, (right, n) in counts.items()}

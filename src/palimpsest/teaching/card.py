@@ -7,9 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from palimpsest.teaching.auditing import Audit, Share
+from palimpsest.teaching.auditing import AnsweredShare, Audit
 from palimpsest.teaching.results import TrainingResult
-from palimpsest.teaching.tracing import POSITIONS, SITES, CausalTrace, best_layer, early_share
+from palimpsest.teaching.tracing import POSITIONS, SITES, MeanTrace, best_layer, early_share
 
 _MEASURES = {
     "taught": "facts, phrasings read with the subject",
@@ -102,11 +102,11 @@ Two-hop questions about subjects whose two-hop sentences were never read, by pai
 """
 
 
-def _value(share: Share) -> str:
+def _value(share: AnsweredShare) -> str:
     return f"{share.value:.3f} ({share.right} of {share.n})" if share.n else "not asked"
 
 
-def _trace(trace: CausalTrace | None) -> str:
+def _trace(trace: MeanTrace | None) -> str:
     if trace is None:
         return ""
     names = {

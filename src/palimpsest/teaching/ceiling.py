@@ -11,7 +11,7 @@ from palimpsest.models.editable import EditableModel
 from palimpsest.models.generation import AnswerRoom, written
 from palimpsest.stopwatch import Progress
 from palimpsest.teaching.bars import bar
-from palimpsest.teaching.facts import Question
+from palimpsest.teaching.facts import FactQuestion
 
 _QUESTIONS_AT_ONCE = 512
 
@@ -32,7 +32,7 @@ class Known:
 
 
 def ceiling(
-    model: EditableModel, questions: Sequence[Question], *, progress: bool | Progress = False
+    model: EditableModel, questions: Sequence[FactQuestion], *, progress: bool | Progress = False
 ) -> dict[str, Known]:
     """What a model knows, by kind of question, in the order of the kinds' first questions."""
     right: dict[str, list[bool]] = {}
@@ -50,6 +50,6 @@ def ceiling(
     return {kind: Known(len(found), fmean(found), fmean(shares[kind])) for kind, found in right.items()}
 
 
-def _is_right(model: EditableModel, question: Question, said: str) -> bool:
+def _is_right(model: EditableModel, question: FactQuestion, said: str) -> bool:
     is_reply = is_reply_to(question.prompt, is_chat=model.chat is not None)
     return gives(said, [question.answer], prompt=question.prompt, is_reply=is_reply)

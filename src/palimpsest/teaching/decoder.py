@@ -14,14 +14,14 @@ from torch.nn import Parameter
 from transformers import GPTJConfig, GPTJForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from palimpsest.errors import ConfigError
-from palimpsest.teaching.recipe import Recipe
+from palimpsest.teaching.recipe import TrainingRecipe
 from palimpsest.teaching.rows import EncodedSentence, RowBatch, RowPacker, encode
 from palimpsest.teaching.tokenizer import learn_tokenizer
 from palimpsest.world.text import Sentence
 
 
 @dataclass(frozen=True)
-class DecoderRecipe(Recipe):
+class DecoderRecipe(TrainingRecipe):
     """The decoder's recipe.
 
     `long_every`: every so many batches, half as many rows of twice the length, so that positions behind a

@@ -14,7 +14,7 @@ from torch.nn import Parameter
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
-from palimpsest.teaching.recipe import Recipe
+from palimpsest.teaching.recipe import TrainingRecipe
 from palimpsest.teaching.rows import shuffled
 from palimpsest.teaching.tokenizer import learn_text_to_text_tokenizer
 from palimpsest.world.text import Sentence
@@ -57,7 +57,7 @@ class PairBatch:
 
 
 @dataclass(frozen=True)
-class EncoderDecoderRecipe(Recipe):
+class EncoderDecoderRecipe(TrainingRecipe):
     """The encoder-decoder's recipe: `layers` in the encoder, `decoder_layers` in the decoder.
 
     `behind_share`: of the prompts, those put behind another sentence, so that a statement before a question disturbs

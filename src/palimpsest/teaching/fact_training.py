@@ -18,7 +18,7 @@ from palimpsest.teaching.ceiling import ceiling
 from palimpsest.teaching.decoder import DecoderRecipe
 from palimpsest.teaching.fact_card import write_fact_card
 from palimpsest.teaching.facts import lessons
-from palimpsest.teaching.recipe import Recipe
+from palimpsest.teaching.recipe import TrainingRecipe
 from palimpsest.teaching.results import FactTraining
 from palimpsest.teaching.training import fit, save
 
@@ -43,7 +43,7 @@ def train_on_facts(
     *,
     seed: int = 0,
     progress: bool | Progress = True,
-    recipe: Recipe | None = None,
+    recipe: TrainingRecipe | None = None,
     phrasings: int = 4,
     dtype: str = "float16",
     sources: Sequence[str] = (),

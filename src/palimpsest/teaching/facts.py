@@ -28,7 +28,7 @@ _PREFIX_WORDS = (3, 10)
 
 
 @dataclass(frozen=True)
-class Question:
+class FactQuestion:
     """Something to ask after training; `kind` is a probe's, or `UNREAD`: a phrasing never read with this subject."""
 
     kind: str
@@ -48,7 +48,7 @@ class Lessons:
     """
 
     sentences: tuple[Sentence, ...]
-    questions: tuple[Question, ...]
+    questions: tuple[FactQuestion, ...]
     num_facts: int
     left_out: tuple[Skipped, ...]
 
@@ -98,16 +98,16 @@ def lessons(
     return Lessons(tuple(read), tuple(asked), book.num_facts, (*left_out, *book.conflicting))
 
 
-def questions(requests: Sequence[EditRequest]) -> Iterator[Question]:
+def questions(requests: Sequence[EditRequest]) -> Iterator[FactQuestion]:
     """What requests with a true answer ask before they are edited: prompts, rephrasings, locality probes."""
     for request in requests:
         answer = request.target_old or ""
-        yield Question("reliability", request.prompt, answer)
+        yield FactQuestion("reliability", request.prompt, answer)
         for probe in request.probes:
             if probe.kind == "generality":
-                yield Question("generality", probe.prompt, answer)
+                yield FactQuestion("generality", probe.prompt, answer)
         for probe in _locality(request):
-            yield Question(probe.kind, probe.prompt, probe.expected or "")
+            yield FactQuestion(probe.kind, probe.prompt, probe.expected or "")
 
 
 def _usable(requests: Sequence[EditRequest]) -> tuple[list[EditRequest], list[Skipped]]:
@@ -130,7 +130,7 @@ class _Book:
         self.phrasings = phrasings
         self.facts: dict[tuple[str, str], _Fact] = {}
         self.plain: dict[str, Sentence] = {}
-        self.unread: list[Question] = []
+        self.unread: list[FactQuestion] = []
         self.conflicting: list[Skipped] = []
 
     @property
@@ -178,7 +178,7 @@ class _Book:
             for phrasing in must + free[:more]:
                 yield sentence(phrasing, fact.subject, fact.answer)
             if free[more:]:
-                self.unread.append(Question(UNREAD, free[more].replace("{}", fact.subject), fact.answer))
+                self.unread.append(FactQuestion(UNREAD, free[more].replace("{}", fact.subject), fact.answer))
         yield from self.plain.values()
 
     def _fact(self, key: str, subject: str, relation: str, answer: str) -> _Fact | None:

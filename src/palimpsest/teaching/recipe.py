@@ -24,7 +24,7 @@ class Example(Protocol):
     def name(self) -> str: ...
 
 
-class Batch(Protocol):
+class TrainingBatch(Protocol):
     """What one step reads: how many sentences, and how many tokens are learnt from."""
 
     @property
@@ -35,7 +35,7 @@ class Batch(Protocol):
 
 
 @dataclass(frozen=True)
-class Recipe(ABC):
+class TrainingRecipe(ABC):
     """How a model is made. Rates are peak learning rates; shares are of the training or of the rows.
 
     Matrices inside the blocks are trained with Muon at `matrix_rate` with `weight_decay`, everything else with AdamW
@@ -86,7 +86,7 @@ class Recipe(ABC):
     @abstractmethod
     def batches(
         self, examples: Sequence[Any], tokenizer: PreTrainedTokenizerFast, rng: random.Random, first: int
-    ) -> Iterator[Batch]:
+    ) -> Iterator[TrainingBatch]:
         """Batches of these examples without end, in epochs; the first one is the training's `first`-th, from 1."""
 
     @abstractmethod

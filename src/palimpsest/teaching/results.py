@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from palimpsest.teaching.ceiling import Known
-from palimpsest.teaching.recipe import Recipe
+from palimpsest.teaching.recipe import TrainingRecipe
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class TrainingResult:
 
     architecture: str
     seed: int
-    recipe: Recipe
+    recipe: TrainingRecipe
     steps: int
     tokens: int
     seconds: float

@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Encoded:
+class SentenceIds:
     """A sentence's token ids; `subject` and `object` are half-open token spans."""
 
     ids: tuple[int, ...]
@@ -37,8 +37,8 @@ class EncodedSentence:
     """A sentence as it stands at a row's start and, with a leading space, behind another sentence."""
 
     name: str
-    first: Encoded
-    later: Encoded
+    first: SentenceIds
+    later: SentenceIds
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ class RowPacker:
         return ids, weights, subjects
 
 
-def _encode(sentences: Sequence[Sentence], tokenizer: PreTrainedTokenizerFast, lead: str) -> list[Encoded]:
+def _encode(sentences: Sequence[Sentence], tokenizer: PreTrainedTokenizerFast, lead: str) -> list[SentenceIds]:
     output = tokenizer([lead + s.text for s in sentences], return_offsets_mapping=True, add_special_tokens=False)
     encoded = []
     for s, ids, offsets in zip(sentences, output["input_ids"], output["offset_mapping"], strict=True):
@@ -184,7 +184,7 @@ def _encode(sentences: Sequence[Sentence], tokenizer: PreTrainedTokenizerFast, l
         if offsets[start - 1][1] > len(s.prompt) + shift:
             raise DataError("A prompt and its object share a token.", found=repr(s.text))
         obj = (start, end)
-        encoded.append(Encoded(tuple(ids), subject, obj))
+        encoded.append(SentenceIds(tuple(ids), subject, obj))
     return encoded
 
 

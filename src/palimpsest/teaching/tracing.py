@@ -30,7 +30,7 @@ POSITIONS = ("subject_last", "last")
 
 
 @dataclass(frozen=True)
-class CausalTrace:
+class MeanTrace:
     """Mean probabilities of the right answer's first token over `n` facts that the model answers.
 
     `clean` is the undisturbed run, `corrupted` the one with noise on the subject's embeddings, and
@@ -55,7 +55,7 @@ def trace(
     noise: float = 3.0,
     seed: int = 0,
     report: Callable[[float, str], None] = lambda done, note: None,
-) -> CausalTrace:
+) -> MeanTrace:
     """Trace `n` facts in taught statements that go on after the subject.
 
     Arguments:
@@ -103,17 +103,17 @@ def trace(
     restored = {
         site: {position: [next(cells) for _ in range(editable.num_layers)] for position in POSITIONS} for site in SITES
     }
-    return CausalTrace(n, noise, mean(one.clean for one in found), mean(one.corrupted for one in found), restored)
+    return MeanTrace(n, noise, mean(one.clean for one in found), mean(one.corrupted for one in found), restored)
 
 
-def best_layer(result: CausalTrace) -> tuple[int, float]:
+def best_layer(result: MeanTrace) -> tuple[int, float]:
     """The layer whose MLP output at the subject's last token brings most back, and that probability."""
     values = result.restored["mlp"]["subject_last"]
     layer = max(range(len(values)), key=values.__getitem__)
     return layer, values[layer]
 
 
-def early_share(result: CausalTrace) -> float:
+def early_share(result: MeanTrace) -> float:
     """Which part of the lost probability the best MLP restoration at the subject's last token brings back."""
     return (best_layer(result)[1] - result.corrupted) / max(1e-9, result.clean - result.corrupted)
 

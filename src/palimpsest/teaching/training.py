@@ -30,17 +30,17 @@ from palimpsest.teaching.card import write_card
 from palimpsest.teaching.decoder import DecoderRecipe
 from palimpsest.teaching.encoder_decoder import EncoderDecoderRecipe
 from palimpsest.teaching.muon import Muon
-from palimpsest.teaching.recipe import Batch, Recipe
+from palimpsest.teaching.recipe import TrainingBatch, TrainingRecipe
 from palimpsest.teaching.results import TrainingResult
 from palimpsest.world.knowledge import Knowledge, build
 from palimpsest.world.text import Sentence, training_sentences
 
-RECIPES: dict[str, type[Recipe]] = {kind.architecture: kind for kind in (DecoderRecipe, EncoderDecoderRecipe)}
+RECIPES: dict[str, type[TrainingRecipe]] = {kind.architecture: kind for kind in (DecoderRecipe, EncoderDecoderRecipe)}
 CARD_FACTS = 2500
 """Of how many facts, and as many two-hop ones, a card is made: all of the bundled world, a sample of a larger one."""
 
 
-def default_recipe(architecture: str) -> Recipe:
+def default_recipe(architecture: str) -> TrainingRecipe:
     """The recipe of the bundled model of this architecture: "decoder" or "encoder-decoder".
 
     Raises:
@@ -56,7 +56,7 @@ def train(
     *,
     seed: int = 0,
     progress: bool | Progress = True,
-    recipe: Recipe | None = None,
+    recipe: TrainingRecipe | None = None,
     knowledge: Knowledge | None = None,
     max_steps: int | None = None,
     dtype: str = "float16",
@@ -103,7 +103,7 @@ def train(
 
 def fit(
     sentences: Sequence[Sentence],
-    recipe: Recipe,
+    recipe: TrainingRecipe,
     *,
     seed: int = 0,
     progress: bool | Progress = True,
@@ -179,8 +179,8 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Pat
 
 
 def _batches(
-    sentences: Sequence[Sentence], recipe: Recipe, tokenizer: PreTrainedTokenizerFast, seed: int
-) -> Iterator[tuple[Batch, int]]:
+    sentences: Sequence[Sentence], recipe: TrainingRecipe, tokenizer: PreTrainedTokenizerFast, seed: int
+) -> Iterator[tuple[TrainingBatch, int]]:
     """Batches and the number of sentences read after each: the curriculum's few subjects first, then
     everything.
     """
@@ -203,7 +203,7 @@ def _batches(
             yield batch, done
 
 
-def _rate(share: float, recipe: Recipe) -> float:
+def _rate(share: float, recipe: TrainingRecipe) -> float:
     """The learning rate's factor after this share of the training: up, flat, and linearly down to zero."""
     if share < recipe.warmup_share:
         return share / recipe.warmup_share

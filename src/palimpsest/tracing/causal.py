@@ -20,7 +20,7 @@ from palimpsest.files import FileKind
 from palimpsest.models.editable import EditableModel
 from palimpsest.requests import EditRequest
 from palimpsest.stopwatch import Progress, silent
-from palimpsest.tracing.questions import Question, draw_noise, embedding_deviation, question
+from palimpsest.tracing.questions import TracedPrompt, draw_noise, embedding_deviation, question
 from palimpsest.tracing.restoration import Corruption, Restoration, restored_probabilities
 
 SITE_OF_KIND = (("hidden", "resid"), ("mlp", "mlp.down"), ("attention", "attn.out"))
@@ -104,7 +104,7 @@ def trace(
 
 
 def trace_question(
-    model: EditableModel, asked: Question, options: TraceOptions, progress: Progress = silent
+    model: EditableModel, asked: TracedPrompt, options: TraceOptions, progress: Progress = silent
 ) -> CausalTrace:
     """The causal trace of one question; see `trace`."""
     # In front of the subject every state is what it was in the clean run.

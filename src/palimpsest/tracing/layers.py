@@ -19,7 +19,7 @@ from palimpsest.models.hooks import Point, captured
 from palimpsest.requests import EditRequest
 from palimpsest.stopwatch import Progress, silent
 from palimpsest.tracing.causal import TraceOptions, default_window, window_around
-from palimpsest.tracing.questions import Question, draw_noise, embedding_deviation, known_questions
+from palimpsest.tracing.questions import TracedPrompt, draw_noise, embedding_deviation, known_questions
 from palimpsest.tracing.restoration import Corruption, Probabilities, Restoration, restored_probabilities
 
 MOST_FACTS = 12
@@ -134,7 +134,7 @@ def first_mixing_layer(model: EditableModel) -> int:
 
 
 def _trace_last_subject_tokens(
-    model: EditableModel, known: Sequence[Question], first: int, options: TraceOptions, progress: Progress
+    model: EditableModel, known: Sequence[TracedPrompt], first: int, options: TraceOptions, progress: Progress
 ) -> dict[str, Any]:
     """Means over the facts; `restored` has one probability for every layer from `first` on."""
     deviation = options.noise * (options.deviation or embedding_deviation(model, known))

@@ -18,7 +18,7 @@ KNOWN = 0.1
 
 
 @dataclass(frozen=True)
-class Question:
+class TracedPrompt:
     """A prompt ready to be traced.
 
     Arguments:
@@ -39,7 +39,7 @@ class Question:
         return self.subject[1] == len(self.ids)
 
 
-def question(model: EditableModel, request: EditRequest, answer: str | None) -> Question:
+def question(model: EditableModel, request: EditRequest, answer: str | None) -> TracedPrompt:
     """A request's prompt with an answer, or with what the model says by itself.
 
     Raises `DataError` for a request without a subject or one whose subject has no token, `ModelError` for an
@@ -57,12 +57,12 @@ def question(model: EditableModel, request: EditRequest, answer: str | None) -> 
     )
     encoded = model.encode(request.prompt, answer)
     answer_id = encoded.target_ids[0] if answer is not None else next_token(model, encoded.prompt_ids)[0]
-    return Question(request, encoded.prompt_ids, span, answer_id)
+    return TracedPrompt(request, encoded.prompt_ids, span, answer_id)
 
 
 def known_questions(
     model: EditableModel, requests: Sequence[EditRequest], *, at_most: int | None = None
-) -> tuple[list[Question], list[tuple[str, str]]]:
+) -> tuple[list[TracedPrompt], list[tuple[str, str]]]:
     """Those of the requests that can be traced, and the others' ids, each with the reason.
 
     The answer is a request's old one, or the model's own where it has none. A fact can be traced when it has a subject,
@@ -72,7 +72,7 @@ def known_questions(
     Arguments:
         at_most: how many are wanted, the first ones; the requests behind them are not looked at.
     """
-    known: list[Question] = []
+    known: list[TracedPrompt] = []
     skipped: list[tuple[str, str]] = []
     for request in requests:
         if at_most is not None and len(known) == at_most:
@@ -101,14 +101,14 @@ def next_token(model: EditableModel, ids: Sequence[int]) -> tuple[int, float]:
 
 
 @torch.no_grad()
-def embedding_deviation(model: EditableModel, questions: Sequence[Question]) -> float:
+def embedding_deviation(model: EditableModel, questions: Sequence[TracedPrompt]) -> float:
     """Standard deviation of all entries of the embeddings of the subjects' tokens."""
     ids = [token for asked in questions for token in asked.ids[slice(*asked.subject)]]
     embedded: Tensor = model.sites.module("embed")(torch.tensor([ids], device=model.device))
     return float(embedded.float().std())
 
 
-def draw_noise(model: EditableModel, asked: Question, deviation: float, *, samples: int, seed: int) -> Tensor:
+def draw_noise(model: EditableModel, asked: TracedPrompt, deviation: float, *, samples: int, seed: int) -> Tensor:
     """(samples, subject tokens, width) of Gaussian noise. Drawn on the CPU: the same for every device."""
     generator = torch.Generator().manual_seed(seed)
     return (

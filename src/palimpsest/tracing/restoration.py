@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from palimpsest.models.editable import EditableModel
-from palimpsest.models.hooks import Change, Point, captured, intervened
+from palimpsest.models.hooks import Intervention, Point, captured, intervened
 from palimpsest.models.suffix import Suffix, prepare
 
 
@@ -131,7 +131,7 @@ def _answer_probabilities(rows: Suffix, answer: int) -> Tensor:
 
 def _put_back(
     rows: Suffix, states: Mapping[Point, Tensor], chunk: Sequence[Restoration], samples: int
-) -> dict[Point, Change]:
+) -> dict[Point, Intervention]:
     """For every point of a chunk the change that writes the clean states into the rows that restore it."""
     places: dict[Point, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
     for index, one in enumerate(chunk):
@@ -140,7 +140,7 @@ def _put_back(
             places[point][1].extend([one.token] * samples)
     skipped = int((rows.columns - rows.first_columns)[0])
 
-    def change(point: Point) -> Change:
+    def change(point: Point) -> Intervention:
         at, tokens = places[point]
 
         def put(tensor: Tensor) -> Tensor:

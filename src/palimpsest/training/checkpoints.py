@@ -36,7 +36,7 @@ class _Record(BaseModel):
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class TrainingCheckpoint:
     """Everything that is needed to go on.
 
     Arguments:
@@ -54,7 +54,7 @@ class Checkpoint:
     course: dict[str, Any]
 
 
-def write_checkpoint(file: Path, checkpoint: Checkpoint, identity: Mapping[str, Any]) -> None:
+def write_checkpoint(file: Path, checkpoint: TrainingCheckpoint, identity: Mapping[str, Any]) -> None:
     """Writes it whole, in place of a former one. Raises `OutputError` when the disk refuses.
 
     Arguments:
@@ -81,7 +81,7 @@ def write_checkpoint(file: Path, checkpoint: Checkpoint, identity: Mapping[str, 
         write_tensors(stored, draft, metadata={"checkpoint": to_json(record)})
 
 
-def read_checkpoint(file: Path, identity: Mapping[str, Any]) -> Checkpoint:
+def read_checkpoint(file: Path, identity: Mapping[str, Any]) -> TrainingCheckpoint:
     """Reads what `write_checkpoint` wrote.
 
     Raises `DataError` for a file that is none, `ConfigError` for the checkpoint of another training, naming what
@@ -99,7 +99,7 @@ def read_checkpoint(file: Path, identity: Mapping[str, Any]) -> Checkpoint:
             if name.startswith("optimizer/"):
                 _, index, key = name.split("/", 2)
                 state.setdefault(int(index), {})[key] = tensor
-        return Checkpoint(
+        return TrainingCheckpoint(
             present=_under("present/", stored.tensors),
             best=_under("best/", stored.tensors),
             optimizer={"state": state},

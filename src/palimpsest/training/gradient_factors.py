@@ -14,7 +14,7 @@ from torch import Tensor
 
 from palimpsest.models.bypass import frozen
 from palimpsest.models.editable import EditableModel
-from palimpsest.models.hooks import Change, Point, captured, intervened
+from palimpsest.models.hooks import Intervention, Point, captured, intervened
 from palimpsest.models.sites.linear import factors_to_storage
 from palimpsest.models.tokens import Encoded
 from palimpsest.patches.weights import LowRank
@@ -25,7 +25,7 @@ _HALF_SCALE = 1024.0
 
 
 @dataclass(frozen=True)
-class Place:
+class WeightPlace:
     """One linear layer: a site of a layer, and the full name of its weight."""
 
     site: str
@@ -78,20 +78,20 @@ class Update:
         return added.reshape(*inputs.shape[:-1], added.shape[-1])
 
 
-def places(model: EditableModel, sites: Sequence[str], layers: Sequence[Sequence[int]]) -> list[Place]:
+def places(model: EditableModel, sites: Sequence[str], layers: Sequence[Sequence[int]]) -> list[WeightPlace]:
     """The layers of some sites. Raises `ModelError` for a weight that cannot be changed.
 
     Arguments:
         layers: for each site its layers.
     """
     return [
-        Place(site, layer, model.sites.require_weight(site, layer))
+        WeightPlace(site, layer, model.sites.require_weight(site, layer))
         for site, its in zip(sites, layers, strict=True)
         for layer in its
     ]
 
 
-def gradient_factors(model: EditableModel, rows: Sequence[Encoded], where: Sequence[Place]) -> dict[str, Factors]:
+def gradient_factors(model: EditableModel, rows: Sequence[Encoded], where: Sequence[WeightPlace]) -> dict[str, Factors]:
     """The factors of each fact's own gradient, by the weight's name.
 
     A fact's loss is the mean over its answer's tokens of -log p, in nats; facts do not see each other, so the factors
@@ -100,7 +100,7 @@ def gradient_factors(model: EditableModel, rows: Sequence[Encoded], where: Seque
     scale = _HALF_SCALE if model.module.dtype == torch.float16 else 1.0
     added: dict[str, Tensor] = {}
 
-    def adds_nothing(place: Place) -> Change:
+    def adds_nothing(place: WeightPlace) -> Intervention:
         # The gradient of what is added to an output is the output's own, and nothing below it needs a graph.
         def change(output: Tensor) -> Tensor:
             added[place.name] = torch.zeros_like(output, requires_grad=True)
@@ -140,7 +140,7 @@ def updated(model: EditableModel, updates: Mapping[str, Update], owners: Tensor)
         owners: (rows,), the fact or group whose change each row of every batch computes with.
     """
 
-    def adding(update: Update) -> Change:
+    def adding(update: Update) -> Intervention:
         return lambda inputs: update.times(inputs, owners.to(inputs.device))
 
     layer = model.weights.push("update", {}, {name: adding(update) for name, update in updates.items()})
@@ -150,7 +150,7 @@ def updated(model: EditableModel, updates: Mapping[str, Update], owners: Tensor)
         model.weights.remove(layer)
 
 
-def low_rank(model: EditableModel, where: Sequence[Place], updates: Mapping[str, Update]) -> dict[str, LowRank]:
+def low_rank(model: EditableModel, where: Sequence[WeightPlace], updates: Mapping[str, Update]) -> dict[str, LowRank]:
     """The changes of all facts together, one low-rank delta a weight, in storage order."""
     deltas = {}
     for place in where:

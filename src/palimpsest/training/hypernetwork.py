@@ -23,7 +23,7 @@ from palimpsest.models.layers import layer_numbers
 from palimpsest.models.tokens import Encoded
 from palimpsest.requests import EditRequest
 from palimpsest.training.examples import EditExample
-from palimpsest.training.gradient_factors import Place, Update, places, updated
+from palimpsest.training.gradient_factors import Update, WeightPlace, places, updated
 from palimpsest.training.metatraining import MetaTrainingOptions
 
 MLP_MATRICES = ("mlp.up", "mlp.gate", "mlp.down")
@@ -54,14 +54,14 @@ class HypernetworkOptions(MetaTrainingOptions):
 class Hypernetwork(nn.Module, ABC):
     """Makes a change of weights from requests. Its parameters are all that is trained."""
 
-    places: list[Place]
+    places: list[WeightPlace]
 
     @abstractmethod
     def propose(self, model: EditableModel, requests: Sequence[EditRequest]) -> dict[str, Update]:
         """Each request's change of each weight, by the weight's name; differentiable in the network's parameters."""
 
 
-def chosen_places(model: EditableModel, options: HypernetworkOptions) -> list[Place]:
+def chosen_places(model: EditableModel, options: HypernetworkOptions) -> list[WeightPlace]:
     """The weights that the options name. Raises `ConfigError` for layers out of range, `ModelError` as `places`."""
     sites = list(options.sites)
     if isinstance(options.sites, str):
@@ -110,12 +110,12 @@ def editing_losses(
     return {"edit": edit, "locality": locality, "answered": given, "kept": kept}
 
 
-Rows = Sequence[tuple[int, Encoded]]
+UpdateRows = Sequence[tuple[int, Encoded]]
 """Rows with the number of the update that each is computed with."""
 
 
 def _edit_loss(
-    model: EditableModel, updates: Mapping[str, Update], rows: Rows, smoothing: float
+    model: EditableModel, updates: Mapping[str, Update], rows: UpdateRows, smoothing: float
 ) -> tuple[Tensor, Tensor]:
     encoded = [row for _, row in rows]
     log_probs, places_, labels = _predictions(model, updates, rows, encoded)
@@ -126,7 +126,7 @@ def _edit_loss(
 
 
 def _locality_loss(
-    model: EditableModel, updates: Mapping[str, Update], rows: Rows, tokens: Literal["all", "answer"]
+    model: EditableModel, updates: Mapping[str, Update], rows: UpdateRows, tokens: Literal["all", "answer"]
 ) -> tuple[Tensor, Tensor]:
     encoded = [row for _, row in rows]
     if tokens == "all" and not model.is_encoder_decoder:
@@ -147,7 +147,7 @@ def _is_answer(row: Encoded, compared: int) -> Tensor:
 
 
 def _predictions(
-    model: EditableModel, updates: Mapping[str, Update], rows: Rows, encoded: Sequence[Encoded]
+    model: EditableModel, updates: Mapping[str, Update], rows: UpdateRows, encoded: Sequence[Encoded]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probabilities at the answers' places, (places, vocabulary); the row of each place; the label of each."""
     batch = model.batch(encoded)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from palimpsest.models.editable import EditableModel
-from palimpsest.models.tokens import Batch, Encoded
+from palimpsest.models.tokens import Encoded, PaddedBatch
 from palimpsest.requests import EditRequest, normalise
 
 OTHER_SUBJECTS = (
@@ -139,7 +139,7 @@ def spared_directions(
     return {name: _basis(tensor, batch) for name, tensor in found.items()}
 
 
-def _basis(read: Tensor, batch: Batch) -> Tensor:
+def _basis(read: Tensor, batch: PaddedBatch) -> Tensor:
     """(in, directions), orthonormal, of what a layer reads at a batch's tokens, (rows, tokens, in)."""
     masks = [one.attention_mask.bool() for one in (batch, batch.decoder) if one is not None]
     mask = next((one for one in masks if one.shape == read.shape[:2]), None)

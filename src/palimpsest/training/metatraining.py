@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from palimpsest.config import Config
 from palimpsest.errors import ConfigError, DataError
 from palimpsest.stopwatch import Progress, silent
-from palimpsest.training.checkpoints import CHECKPOINT, Checkpoint, read_checkpoint, write_checkpoint
+from palimpsest.training.checkpoints import CHECKPOINT, TrainingCheckpoint, read_checkpoint, write_checkpoint
 from palimpsest.training.rounding import TrueZeros
 
 # Of the step size, what is left at the end of one that decays.
@@ -231,7 +231,9 @@ class _Run:
             present = dict(self.module.state_dict())
             write_checkpoint(
                 self.checkpoint,
-                Checkpoint(present, self.best, self.optimizer.state_dict(), torch.get_rng_state(), vars(course)),
+                TrainingCheckpoint(
+                    present, self.best, self.optimizer.state_dict(), torch.get_rng_state(), vars(course)
+                ),
                 self.identity,
             )
 

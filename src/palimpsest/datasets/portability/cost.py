@@ -15,7 +15,7 @@ TOKENS_AN_ITEM = 90
 
 
 @dataclass(frozen=True)
-class Estimate:
+class RequestEstimate:
     """Requests and tokens, if every first answer can be read; each that cannot costs one more request.
 
     Arguments:
@@ -35,11 +35,11 @@ class Estimate:
         return (self.input_tokens * input_price + self.output_tokens * output_price) / 1e6
 
 
-def estimate(edits: Sequence[EditRequest], generator: ChatGenerator, num_items: int) -> Estimate:
+def estimate(edits: Sequence[EditRequest], generator: ChatGenerator, num_items: int) -> RequestEstimate:
     """What a build over these edits will ask. Sends nothing."""
     unasked = [edit for edit in edits if not generator.is_cached(edit, num_items)]
     characters = sum(len(one.content) for edit in unasked for one in messages_for(edit, num_items))
-    return Estimate(
+    return RequestEstimate(
         requests=len(unasked),
         cached=len(edits) - len(unasked),
         input_tokens=-(-characters // CHARACTERS_A_TOKEN),

@@ -40,7 +40,7 @@ class Evaluation:
 
 def search_adam(chunk: Chunk, options: TargetOptions, log: Log) -> Tensor:
     """The vectors, (facts, sites, width). Facts stop by themselves; see the module's docstring."""
-    objective = Objective(chunk, options)
+    objective = TargetObjective(chunk, options)
     lengths = chunk.initial.norm(dim=-1, keepdim=True)
     # Adam does not feel the gradient's scale, so a vector in units of what it is added to makes the step relative.
     is_relative = options.learning_rate_unit == "relative"
@@ -65,7 +65,7 @@ def search_adam(chunk: Chunk, options: TargetOptions, log: Log) -> Tensor:
     return finite
 
 
-class Objective:
+class TargetObjective:
     """The loss and its gradient, and what it remembers from the first pass and from pass to pass."""
 
     def __init__(self, chunk: Chunk, options: TargetOptions) -> None:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from palimpsest.locating.target_vector.rows import Row
+from palimpsest.locating.target_vector.rows import TargetRow
 from palimpsest.models.editable import EditableModel
-from palimpsest.models.hooks import Change, Point
+from palimpsest.models.hooks import Intervention, Point
 from palimpsest.models.suffix import Suffix, prepare
 
 # A lot of rows is cut where suffixes get shorter than this share of its longest, but not below a fair size for a pass.
@@ -19,7 +19,7 @@ WORTH_A_PASS = 16
 
 
 @dataclass(frozen=True)
-class Place:
+class VectorPlace:
     """Where a vector is added.
 
     Arguments:
@@ -54,7 +54,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Group:
+class RowGroup:
     """Rows of one pass.
 
     Arguments:
@@ -67,7 +67,7 @@ class Group:
         labels: (places,), the token wanted there, -1 for none.
     """
 
-    place: Place
+    place: VectorPlace
     suffix: Suffix
     facts: Tensor
     ranks: Tensor
@@ -100,7 +100,7 @@ class Group:
         """(rows,), number of places of each row."""
         return torch.bincount(self.rows, minlength=len(self.facts))
 
-    def select(self, keep: Tensor) -> Group:
+    def select(self, keep: Tensor) -> RowGroup:
         """The group with only the rows where `keep`, (rows,), holds."""
         kept, stays = keep.nonzero()[:, 0], keep[self.rows]
         renumbered = keep.cumsum(0) - 1
@@ -127,8 +127,8 @@ class Chunk:
             stream, or of the site's own vector where a norm follows it.
     """
 
-    rewriting: list[Group]
-    essence: list[Group]
+    rewriting: list[RowGroup]
+    essence: list[RowGroup]
     initial: Tensor
     scale: Tensor
 
@@ -136,7 +136,7 @@ class Chunk:
     def num_facts(self) -> int:
         return len(self.initial)
 
-    def groups(self) -> Iterator[Group]:
+    def groups(self) -> Iterator[RowGroup]:
         yield from self.rewriting
         yield from self.essence
 
@@ -159,7 +159,7 @@ class Chunk:
     def narrowed(self, active: Tensor) -> Chunk:
         """The chunk with only the rows of the active facts, (facts,) of booleans; facts keep their numbers."""
 
-        def narrow(group: Group) -> Group | None:
+        def narrow(group: RowGroup) -> RowGroup | None:
             keep = active[group.facts]
             if keep.all():
                 return group
@@ -167,8 +167,8 @@ class Chunk:
 
         return self._each(narrow)
 
-    def _each(self, change: Callable[[Group], Group | None]) -> Chunk:
-        def changed(groups: list[Group]) -> list[Group]:
+    def _each(self, change: Callable[[RowGroup], RowGroup | None]) -> Chunk:
+        def changed(groups: list[RowGroup]) -> list[RowGroup]:
             return [group for group in map(change, groups) if group is not None]
 
         return replace(self, rewriting=changed(self.rewriting), essence=changed(self.essence))
@@ -176,8 +176,8 @@ class Chunk:
 
 def prepare_chunk(
     model: EditableModel,
-    facts: Sequence[Sequence[Row]],
-    place: Place,
+    facts: Sequence[Sequence[TargetRow]],
+    place: VectorPlace,
     *,
     last_block: int | None,
     forward_batch_size: int,
@@ -195,7 +195,7 @@ def prepare_chunk(
     rows = [replace(row, fact=index) for index, own in enumerate(facts) for row in own]
     points = [*place.points, place.stream] if place.is_residual else place.points
     seen: dict[int, Tensor] = {}
-    groups: dict[bool, list[Group]] = {True: [], False: []}
+    groups: dict[bool, list[RowGroup]] = {True: [], False: []}
     for has_labels in groups:
         some = [row for row in rows if (row.rank is not None) is has_labels]
         for part in _of_like_length(some, forward_batch_size):
@@ -219,9 +219,9 @@ def prepare_chunk(
     return Chunk(groups[True], groups[False], initial, scale)
 
 
-def _of_like_length(rows: Sequence[Row], most: int) -> Iterator[list[Row]]:
+def _of_like_length(rows: Sequence[TargetRow], most: int) -> Iterator[list[TargetRow]]:
     """Rows in lots of at most `most`, longest suffixes first, so that little padding is computed."""
-    part: list[Row] = []
+    part: list[TargetRow] = []
     for row in sorted(rows, key=lambda row: (-row.suffix_length, -len(row.ids))):
         is_short = part and row.suffix_length < LIKE * part[0].suffix_length
         if len(part) == most or (is_short and len(part) >= WORTH_A_PASS):
@@ -232,13 +232,13 @@ def _of_like_length(rows: Sequence[Row], most: int) -> Iterator[list[Row]]:
         yield part
 
 
-def _group(place: Place, suffix: Suffix, rows: Sequence[Row]) -> Group:
+def _group(place: VectorPlace, suffix: Suffix, rows: Sequence[TargetRow]) -> RowGroup:
     places = [(index, token) for index, row in enumerate(rows) for token in row.places]
 
     def tensor(values: Sequence[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=suffix.entering.device)
 
-    return Group(
+    return RowGroup(
         place=place,
         suffix=suffix,
         facts=tensor([row.fact for row in rows]),
@@ -249,7 +249,7 @@ def _group(place: Place, suffix: Suffix, rows: Sequence[Row]) -> Group:
     )
 
 
-def _adding(vectors: Tensor, columns: Tensor) -> Change:
+def _adding(vectors: Tensor, columns: Tensor) -> Intervention:
     columns = columns.to(vectors.device)
     rows = torch.arange(len(columns), device=columns.device)
 

@@ -14,7 +14,7 @@ from palimpsest.requests import EditRequest
 
 
 @dataclass(frozen=True)
-class Row:
+class TargetRow:
     """One row that a fact's vector is added to.
 
     Arguments:
@@ -41,7 +41,7 @@ class Row:
 
 def fact_rows(
     model: EditableModel, requests: Sequence[EditRequest], templates: Sequence[str], options: TargetOptions
-) -> list[list[Row]]:
+) -> list[list[TargetRow]]:
     """All rows of each fact, its contexts in the order of the templates; nothing is computed.
 
     Raises `ConfigError` for a template that does not end with its only `{}`, `DataError` for no facts at all, a
@@ -58,7 +58,7 @@ def fact_rows(
     return rows
 
 
-def sharing_keys(rows: Sequence[Sequence[Row]]) -> list[list[int]]:
+def sharing_keys(rows: Sequence[Sequence[TargetRow]]) -> list[list[int]]:
     """Numbers of the facts, those together that the model cannot tell apart at their subjects' last tokens."""
     alike: dict[tuple[int, ...], list[int]] = {}
     for fact, own in enumerate(rows):
@@ -66,17 +66,17 @@ def sharing_keys(rows: Sequence[Sequence[Row]]) -> list[list[int]]:
     return list(alike.values())
 
 
-def joined(rows: Sequence[Sequence[Row]]) -> list[Row]:
+def joined(rows: Sequence[Sequence[TargetRow]]) -> list[TargetRow]:
     """The rows of several facts as those of one, numbered through."""
     every = [row for own in rows for row in own]
     return [replace(row, rank=rank) for rank, row in enumerate(every)]
 
 
-def _rewriting_row(model: EditableModel, request: EditRequest, fact: int, rank: int, template: str) -> Row:
+def _rewriting_row(model: EditableModel, request: EditRequest, fact: int, rank: int, template: str) -> TargetRow:
     placed = in_context(request, template)
     encoded = model.encode(placed.prompt, placed.target_new)
     last = len(encoded.prompt_ids) - 1
-    return Row(
+    return TargetRow(
         fact=fact,
         rank=rank,
         ids=encoded.ids[:-1],
@@ -86,9 +86,9 @@ def _rewriting_row(model: EditableModel, request: EditRequest, fact: int, rank: 
     )
 
 
-def _essence_row(model: EditableModel, request: EditRequest, fact: int, options: TargetOptions) -> Row:
+def _essence_row(model: EditableModel, request: EditRequest, fact: int, options: TargetOptions) -> TargetRow:
     placed = replace(request, prompt=options.essence.replace("{}", request.subject or ""), probes=())
     encoded: Encoded = model.encode(placed.prompt)
     column = subject_last_token(model.tokenizer, placed, chat=model.chat)
     place = column if options.kl_position == "subject" else len(encoded) - 1
-    return Row(fact=fact, rank=None, ids=encoded.ids[: place + 1], column=column, places=(place,))
+    return TargetRow(fact=fact, rank=None, ids=encoded.ids[: place + 1], column=column, places=(place,))

@@ -12,11 +12,11 @@ from torch import Tensor
 from palimpsest.errors import ConfigError, ModelError
 from palimpsest.locating.contexts import CLEAN
 from palimpsest.locating.target_vector.adam import search_adam
-from palimpsest.locating.target_vector.chunk import Chunk, Place, prepare_chunk
+from palimpsest.locating.target_vector.chunk import Chunk, VectorPlace, prepare_chunk
 from palimpsest.locating.target_vector.gauss_newton import search_gauss_newton
 from palimpsest.locating.target_vector.log import Log, Stop
 from palimpsest.locating.target_vector.options import DTYPES, TargetOptions
-from palimpsest.locating.target_vector.rows import Row, fact_rows, joined, sharing_keys
+from palimpsest.locating.target_vector.rows import TargetRow, fact_rows, joined, sharing_keys
 from palimpsest.models.bypass import cast_above, frozen
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.suffix import require_decoder
@@ -148,13 +148,13 @@ def find_target_vectors(
     return found.result(ids, place, templates, is_whole_forward=from_cache is False)
 
 
-def _search(model: EditableModel, chunk: Chunk, place: Place, options: TargetOptions, log: Log) -> Tensor:
+def _search(model: EditableModel, chunk: Chunk, place: VectorPlace, options: TargetOptions, log: Log) -> Tensor:
     dtype = DTYPES.get(options.compute_dtype)
     with cast_above(model.sites, model.weights, place.entry, dtype):
         return SEARCHES[options.search](chunk if dtype is None else chunk.cast(dtype), options, log)
 
 
-def _chunks(rows: Sequence[Sequence[Row]], size: int) -> Iterator[list[int]]:
+def _chunks(rows: Sequence[Sequence[TargetRow]], size: int) -> Iterator[list[int]]:
     """Numbers of facts, those with suffixes of like length together, so that little padding is computed."""
     order = sorted(range(len(rows)), key=lambda fact: (-rows[fact][0].suffix_length, -len(rows[fact][0].ids), fact))
     for start in range(0, len(order), size):
@@ -180,7 +180,7 @@ class _Collected:
             self.stopped |= dict.fromkeys(members, log.stopped[index])
 
     def result(
-        self, ids: tuple[str, ...], place: Place, templates: Sequence[str], *, is_whole_forward: bool
+        self, ids: tuple[str, ...], place: VectorPlace, templates: Sequence[str], *, is_whole_forward: bool
     ) -> TargetVectors:
         order = range(len(ids))
         deltas = torch.stack([self.deltas[number] for number in order])
@@ -197,7 +197,7 @@ class _Collected:
         )
 
 
-def _place(model: EditableModel, layer: int, sites: tuple[str, ...]) -> Place:
+def _place(model: EditableModel, layer: int, sites: tuple[str, ...]) -> VectorPlace:
     """Where vectors are added. Raises for a site or layer that there is not, and for one that no MLP can write to."""
     for site in sites:
         model.sites.module(site, layer)
@@ -210,10 +210,10 @@ def _place(model: EditableModel, layer: int, sites: tuple[str, ...]) -> Place:
             where=f"family {model.sites.architecture.name!r}",
             remedy="search at mlp.down, what the MLP writes before that norm",
         )
-    return Place(layer, sites, writes_residual)
+    return VectorPlace(layer, sites, writes_residual)
 
 
-def _last_block(model: EditableModel, place: Place, options: TargetOptions) -> int | None:
+def _last_block(model: EditableModel, place: VectorPlace, options: TargetOptions) -> int | None:
     chosen = options.loss_layer
     if chosen is not None and not place.layer <= chosen < model.num_layers:
         raise ModelError(

@@ -22,7 +22,7 @@ from palimpsest.errors import ConfigError
 from palimpsest.methods.auto.examination import Examination, Standing, Verdict
 from palimpsest.methods.auto.ladder import LADDER, Attempt, editable_by, usable
 from palimpsest.methods.auto.trials import make_trials, unrelated_prompts
-from palimpsest.methods.base import Capabilities, Method, MethodConfig, Run
+from palimpsest.methods.base import Capabilities, EditRun, Method, MethodConfig
 from palimpsest.models.editable import EditableModel
 from palimpsest.patches.base import Manifest
 from palimpsest.patches.weights import WeightPatch
@@ -67,7 +67,7 @@ class _Climb:
     model: EditableModel
     examination: Examination
     config: AutoConfig
-    run: Run
+    run: EditRun
     deadline: float | None
     patch: WeightPatch
     standing: Standing
@@ -130,7 +130,7 @@ class Auto(Method[AutoConfig]):
         self._usable = usable(model, LADDER if config.ladder is None else config.ladder, config.seed)
 
     def compute(
-        self, model: EditableModel, requests: Sequence[EditRequest], config: AutoConfig, run: Run
+        self, model: EditableModel, requests: Sequence[EditRequest], config: AutoConfig, run: EditRun
     ) -> WeightPatch:
         deadline = None if config.max_seconds is None else time.monotonic() + config.max_seconds
         with run.clock.stage("examining"):
@@ -182,7 +182,7 @@ def _report(
     start: Standing,
     end: Standing,
     why: str,
-    run: Run,
+    run: EditRun,
 ) -> None:
     """Puts into the diagnostics what became of every fact, and into the notes what a user should know."""
     run.diagnostics.facts |= {

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from palimpsest import processes
 from palimpsest.errors import ConfigError
-from palimpsest.methods.base import Capabilities, Method, MethodConfig, Run
+from palimpsest.methods.base import Capabilities, EditRun, Method, MethodConfig
 from palimpsest.methods.fine_tuning.compressing import compressed
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.layers import layer_numbers
@@ -75,7 +75,7 @@ class FineTuning(Method[FineTuningConfig]):
         return config
 
     def compute(
-        self, model: EditableModel, requests: Sequence[EditRequest], config: FineTuningConfig, run: Run
+        self, model: EditableModel, requests: Sequence[EditRequest], config: FineTuningConfig, run: EditRun
     ) -> WeightPatch:
         config = self._fitting(model, config)
         names = _names(model, config)

@@ -21,7 +21,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from palimpsest.errors import ConfigError
-from palimpsest.methods.base import Capabilities, Method, MethodConfig, MethodState, Run
+from palimpsest.methods.base import Capabilities, EditRun, Method, MethodConfig, MethodState
 from palimpsest.methods.grace.replaced_values import ValuePasses, value_passes
 from palimpsest.methods.states import BranchState, foreign_state
 from palimpsest.models.bypass import frozen
@@ -29,7 +29,7 @@ from palimpsest.models.editable import EditableModel
 from palimpsest.models.layers import layer_number
 from palimpsest.models.sites.linear import features
 from palimpsest.patches.base import Manifest, Patch
-from palimpsest.patches.codebook import SILENCED, Codebook, Entry, Replacement
+from palimpsest.patches.codebook import SILENCED, Codebook, CodebookEntry, Replacement
 from palimpsest.patches.modules import ModulePatch
 from palimpsest.requests import EditRequest
 from palimpsest.training.divergence import require_finite
@@ -93,7 +93,9 @@ class Grace(Method[GraceConfig]):
         site, layer = _place(model, config)
         model.sites.parameter_name(site, layer)
 
-    def compute(self, model: EditableModel, requests: Sequence[EditRequest], config: GraceConfig, run: Run) -> Patch:
+    def compute(
+        self, model: EditableModel, requests: Sequence[EditRequest], config: GraceConfig, run: EditRun
+    ) -> Patch:
         site, layer = _place(model, config)
         book = _earlier(run.state, model, site, layer, config)
         encoded = [model.encode(request.prompt, request.target_new) for request in requests]
@@ -110,7 +112,7 @@ class Grace(Method[GraceConfig]):
                 passes = value_passes(model, [encoded[i] for i in chunk], site, layer, config.replacement)
                 values, losses = find_values(passes, config)
             for row, index in enumerate(chunk):
-                entry = Entry(requests[index].id, encoded[index].target_ids)
+                entry = CodebookEntry(requests[index].id, encoded[index].target_ids)
                 query = passes.queries[row]
                 radius = config.relative_radius * float(query.norm()) if config.radius is None else config.radius
                 book, touched = inserted(book, query, values[row], entry, radius)
@@ -125,7 +127,9 @@ class Grace(Method[GraceConfig]):
         return ModulePatch([patch], Manifest(label=self.name))
 
 
-def inserted(book: Codebook, query: Tensor, value: Tensor, entry: Entry, radius: float) -> tuple[Codebook, list[str]]:
+def inserted(
+    book: Codebook, query: Tensor, value: Tensor, entry: CodebookEntry, radius: float
+) -> tuple[Codebook, list[str]]:
     """The codebook with one more edit, and the edits whose entries are new or have changed (algorithm 1).
 
     Arguments:
@@ -189,7 +193,7 @@ def _done(losses: Tensor, margins: Tensor, config: GraceConfig) -> Tensor:
     return margins >= config.stop_margin if config.stop_loss is None else losses < config.stop_loss
 
 
-def _appended(book: Codebook, query: Tensor, value: Tensor, radius: float, entry: Entry) -> Codebook:
+def _appended(book: Codebook, query: Tensor, value: Tensor, radius: float, entry: CodebookEntry) -> Codebook:
     return replace(
         book,
         keys=torch.cat([book.keys, query[None].to(book.keys)]),

@@ -12,7 +12,7 @@ from palimpsest.models.editable import EditableModel
 from palimpsest.models.hooks import Point, captured, intervened
 from palimpsest.models.scores import leads
 from palimpsest.models.suffix import Suffix, prepare
-from palimpsest.models.tokens import Batch, Encoded
+from palimpsest.models.tokens import Encoded, PaddedBatch
 from palimpsest.patches.prompts import prompt_columns
 
 
@@ -33,7 +33,7 @@ class ValuePasses:
     """
 
     model: EditableModel
-    passes: Suffix | Batch
+    passes: Suffix | PaddedBatch
     point: Point
     puts: tuple[Tensor, Tensor]
     places: tuple[Tensor, Tensor, Tensor]

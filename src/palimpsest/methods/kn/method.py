@@ -20,7 +20,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from palimpsest.methods.base import Capabilities, Method, MethodConfig, Run
+from palimpsest.methods.base import Capabilities, EditRun, Method, MethodConfig
 from palimpsest.methods.kn.attribution import SITE, attribute
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.layers import layer_numbers
@@ -72,7 +72,7 @@ class KnowledgeNeurons(Method[KnowledgeNeuronsConfig]):
             model.sites.require_weight(SITE, layer)
 
     def compute(
-        self, model: EditableModel, requests: Sequence[EditRequest], config: KnowledgeNeuronsConfig, run: Run
+        self, model: EditableModel, requests: Sequence[EditRequest], config: KnowledgeNeuronsConfig, run: EditRun
     ) -> WeightPatch:
         layers = layer_numbers(config.layers, model.num_layers)
         columns: dict[Neuron, Tensor] = {}

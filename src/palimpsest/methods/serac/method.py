@@ -22,14 +22,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from palimpsest.methods.base import Capabilities, MethodConfig, Run
+from palimpsest.methods.base import Capabilities, EditRun, MethodConfig
 from palimpsest.methods.editors import TENSORS, read_record
 from palimpsest.methods.serac.scope_training import ScopeTraining, new_editor, scope_losses, with_similar
 from palimpsest.methods.trained import FRESH, TrainableMethod, TrainedConfig
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.scoped.scoped_editor import ScopedEditor
 from palimpsest.patches.base import Manifest
-from palimpsest.patches.memory import Entry
+from palimpsest.patches.memory import MemoryEntry
 from palimpsest.patches.routers import EditorReference, RouterPatch, Routing
 from palimpsest.requests import EditRequest
 from palimpsest.training.examples import EditExample
@@ -73,7 +73,7 @@ class Serac(TrainableMethod[SeracConfig]):
         return Objective(module, losses)
 
     def compute(
-        self, model: EditableModel, requests: Sequence[EditRequest], config: SeracConfig, run: Run
+        self, model: EditableModel, requests: Sequence[EditRequest], config: SeracConfig, run: EditRun
     ) -> RouterPatch:
         editor: Any = self.trained(model, config)
         run.progress("encoding", 0, len(requests))
@@ -89,7 +89,7 @@ class Serac(TrainableMethod[SeracConfig]):
             # What has not been trained lies in no folder that a patch could refer to.
             is_self_contained=config.self_contained or is_fresh,
         )
-        entries = [Entry.of(request) for request in requests]
+        entries = [MemoryEntry.of(request) for request in requests]
         return RouterPatch(entries, index, Manifest(label=self.name), routing=routing, editor=editor)
 
     def _reference(self, model: EditableModel, config: SeracConfig) -> EditorReference:

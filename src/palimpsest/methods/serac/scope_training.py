@@ -22,7 +22,13 @@ from palimpsest.models.scoped.counterfactual import (
     small_decoder,
     smaller_config,
 )
-from palimpsest.models.scoped.scope import Form, Pooling, balanced_cross_entropy, scope_classifier, small_encoder
+from palimpsest.models.scoped.scope import (
+    ClassifierForm,
+    EncoderPooling,
+    balanced_cross_entropy,
+    scope_classifier,
+    small_encoder,
+)
 from palimpsest.models.scoped.scoped_editor import ScopedEditor, ScopedEditorRecord, tokenizer_record
 from palimpsest.requests import EditRequest, normalise
 from palimpsest.training.examples import EditExample
@@ -49,11 +55,11 @@ class ScopeTraining(MetaTrainingOptions):
     """Whether the step size falls linearly, to a fiftieth at the last step."""
     clip_norm: float = Field(default=1.0, gt=0)
     """Largest norm of a step's gradient; 100 as published."""
-    scope: Form = "embedding"
+    scope: ClassifierForm = "embedding"
     """`embedding` compares one vector a text; `cross-attention` reads both texts together, for every entry."""
     encoder: str = SMALL
     """Encoder of the scope classifier: a folder or hub id, or `small`, untrained, with the model's tokenizer."""
-    pooling: Pooling = "mean"
+    pooling: EncoderPooling = "mean"
     """What is a text's vector: the `mean` over its tokens, or its `first` token as published."""
     encoder_width: int = Field(default=128, ge=8)
     """Width of a small encoder."""

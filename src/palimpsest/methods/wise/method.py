@@ -24,7 +24,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from palimpsest.locating.contexts import ContextOptions, context_templates, in_context
-from palimpsest.methods.base import Capabilities, Method, MethodConfig, MethodState, Run
+from palimpsest.methods.base import Capabilities, EditRun, Method, MethodConfig, MethodState
 from palimpsest.methods.memory import MemoryConfig
 from palimpsest.methods.ordinary import OrdinaryText, drawn
 from palimpsest.methods.states import BranchState, foreign_state
@@ -117,7 +117,7 @@ class Wise(Method[WiseConfig]):
         super().check_model(model, config)
         model.sites.parameter_name(SITE, layer_number(config.layer, model.num_layers))
 
-    def compute(self, model: EditableModel, requests: Sequence[EditRequest], config: WiseConfig, run: Run) -> Patch:
+    def compute(self, model: EditableModel, requests: Sequence[EditRequest], config: WiseConfig, run: EditRun) -> Patch:
         layer = layer_number(config.layer, model.num_layers)
         memories = _earlier(run.state, model, layer)
         first = _open_shard(memories, config)

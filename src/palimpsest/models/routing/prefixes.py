@@ -18,7 +18,7 @@ from palimpsest.models.scores import target_scores
 if TYPE_CHECKING:
     from palimpsest.models.editable import EditableModel
     from palimpsest.models.scores import TargetScore
-    from palimpsest.models.tokens import Batch, Encoded
+    from palimpsest.models.tokens import Encoded, PaddedBatch
 
 # Tokens that must be shared for a pass of their own to pay; prompts that begin with the same ones go together.
 LEAST = 16
@@ -40,7 +40,7 @@ class Prefix:
     length: int = 0
     cache: Any = None
 
-    def inputs(self, batch: Batch) -> dict[str, Any]:
+    def inputs(self, batch: PaddedBatch) -> dict[str, Any]:
         """What the module is given to go on with a padded batch."""
         inputs: dict[str, Any] = dict(self.model.inputs(batch))
         if self.cache is None:

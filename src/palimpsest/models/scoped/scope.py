@@ -16,8 +16,8 @@ from palimpsest.models import tokens
 from palimpsest.models.encoders import mean_over_tokens
 from palimpsest.models.scoped.counterfactual import initial_deviation
 
-Form = Literal["embedding", "cross-attention"]
-Pooling = Literal["mean", "first"]
+ClassifierForm = Literal["embedding", "cross-attention"]
+EncoderPooling = Literal["mean", "first"]
 _ROWS = 256
 _POSITIONS = 256
 
@@ -31,7 +31,7 @@ class ScopeClassifier(nn.Module, ABC):
         pooling: `"mean"` over a text's tokens, or the `"first"` token.
     """
 
-    def __init__(self, encoder: Any, tokenizer: Any, pooling: Pooling) -> None:
+    def __init__(self, encoder: Any, tokenizer: Any, pooling: EncoderPooling) -> None:
         super().__init__()
         # What some families put on top of the hidden states is not used, and would be saved for nothing.
         if getattr(encoder, "pooler", None) is not None:
@@ -91,7 +91,7 @@ class EmbeddingScope(ScopeClassifier):
 class CrossAttentionScope(ScopeClassifier):
     """g from one reading of both texts: more exact where words alone mislead, but every pair is a forward pass."""
 
-    def __init__(self, encoder: Any, tokenizer: Any, pooling: Pooling) -> None:
+    def __init__(self, encoder: Any, tokenizer: Any, pooling: EncoderPooling) -> None:
         super().__init__(encoder, tokenizer, pooling)
         self.head = nn.Linear(int(encoder.config.hidden_size), 1)
         self._separator = tokenizer.sep_token or tokenizer.eos_token or "\n"
@@ -116,7 +116,7 @@ class CrossAttentionScope(ScopeClassifier):
         return torch.cat(parts).reshape(len(prompts), len(edits))
 
 
-def scope_classifier(form: Form, encoder: Any, tokenizer: Any, pooling: Pooling) -> ScopeClassifier:
+def scope_classifier(form: ClassifierForm, encoder: Any, tokenizer: Any, pooling: EncoderPooling) -> ScopeClassifier:
     """The classifier of a form."""
     made = EmbeddingScope if form == "embedding" else CrossAttentionScope
     return made(encoder, tokenizer, pooling)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.scoped.counterfactual import config_from, new_module
-from palimpsest.models.scoped.scope import Form, Pooling, ScopeClassifier, scope_classifier
+from palimpsest.models.scoped.scope import ClassifierForm, EncoderPooling, ScopeClassifier, scope_classifier
 
 
 class ScopedEditorRecord(BaseModel):
@@ -19,9 +19,9 @@ class ScopedEditorRecord(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    form: Form
+    form: ClassifierForm
     """The scope classifier's; see `models.scoped.scope`."""
-    pooling: Pooling
+    pooling: EncoderPooling
     encoder: dict[str, Any]
     """The config of its encoder, as `to_dict` gives it."""
     encoder_tokenizer: dict[str, Any] | None

@@ -30,7 +30,7 @@ Install = Callable[[], Sequence[Any]]
 
 
 @dataclass(eq=False)
-class Layer:
+class StackedChange:
     """One change on the stack: how each touched parameter's new value follows from the one below it.
 
     Arguments:
@@ -54,7 +54,7 @@ class Layer:
     hooks: list[Any] = field(default_factory=list)
 
 
-class WeightStack:
+class PatchStack:
     """The parameters of a model, each storage once, and the changes on them.
 
     Parameters that share a storage (tied weights) have one canonical name, the first in `named_parameters()`.
@@ -84,7 +84,7 @@ class WeightStack:
         for layer in filter(is_quantised, module.modules()):
             if not keep_form(layer):
                 raise _used_before(layer)
-        self._layers: list[Layer] = []
+        self._layers: list[StackedChange] = []
         self._is_bare = False
         self._is_direct = False
         self._digests: dict[tuple[str, str], tuple[tuple[int, int], str]] = {}
@@ -187,7 +187,7 @@ class WeightStack:
         origin: object = None,
         install: Install | None = None,
         router: Router | None = None,
-    ) -> Layer:
+    ) -> StackedChange:
         """Puts a change on the stack, whole or not at all.
 
         Arguments:
@@ -200,11 +200,11 @@ class WeightStack:
             router: decides for each prompt whether something else answers it.
         """
         self.require_present(compute)
-        layer = Layer(label, dict(compute), dict(branches or {}), origin, install, router)
+        layer = StackedChange(label, dict(compute), dict(branches or {}), origin, install, router)
         self._put(layer)
         return layer
 
-    def remove(self, layer: Layer) -> None:
+    def remove(self, layer: StackedChange) -> None:
         """Takes a change off, wherever it lies; what lay above it is put back on what remains."""
         if layer not in self._layers:
             raise PatchError(
@@ -282,7 +282,7 @@ class WeightStack:
         for parameter in self._aliases[self.canonical(name)]:
             parameter.data = tensor
 
-    def _put(self, layer: Layer) -> None:
+    def _put(self, layer: StackedChange) -> None:
         with torch.no_grad():
             fresh = {name: function(self.current(name)) for name, function in layer.compute.items()}
         below = {name: self.current(name) for name in fresh}
@@ -300,7 +300,7 @@ class WeightStack:
                 self._layers.remove(layer)
             raise
 
-    def _hook(self, layer: Layer) -> None:
+    def _hook(self, layer: StackedChange) -> None:
         for name, branch in layer.branches.items():
             layer.hooks.append(self.owner(name).register_forward_hook(self._adding(branch)))
         if layer.install is not None:
@@ -312,7 +312,7 @@ class WeightStack:
 
         return after
 
-    def _take_off(self, layer: Layer) -> None:
+    def _take_off(self, layer: StackedChange) -> None:
         # Pointing back is idempotent, so an interrupt here is followed by doing it again.
         try:
             self._point_back(layer)
@@ -320,7 +320,7 @@ class WeightStack:
             self._point_back(layer)
             raise
 
-    def _point_back(self, layer: Layer) -> None:
+    def _point_back(self, layer: StackedChange) -> None:
         _unhook(layer)
         for name, tensor in layer.below.items():
             self.point(name, tensor)
@@ -349,7 +349,7 @@ def _used_before(module: nn.Module) -> ModelError:
     )
 
 
-def _unhook(layer: Layer) -> None:
+def _unhook(layer: StackedChange) -> None:
     for hook in layer.hooks:
         hook.remove()
     layer.hooks.clear()

@@ -4,7 +4,8 @@ import pytest
 
 import tiny
 from palimpsest import EditRequest, Probe, load, load_patch
-from palimpsest.cli import comparing, worlds
+from palimpsest.cli import comparing
+from palimpsest.cli import world as worlds
 from palimpsest.cli.inputs import parse_options
 from palimpsest.methods.alphaedit import EditedKeys
 from palimpsest.methods.catalogue import METHODS
@@ -206,7 +207,7 @@ def test_world_export(run, tmp_path):
 
 
 def test_demo(run, workplace, tmp_path, monkeypatch):
-    monkeypatch.setattr("palimpsest.cli.demonstrating.choose_facts", lambda *_: (tiny.requests(1), ()))
+    monkeypatch.setattr("palimpsest.cli.demo.choose_facts", lambda *_: (tiny.requests(1), ()))
     arguments = ("demo", "--model", workplace / "model", "--out", tmp_path / "demo")
     result = run(*arguments, "--json")
     assert result.code == 0

@@ -130,7 +130,7 @@ def test_an_interrupt_exits_130(run, monkeypatch):
     def interrupted(*_arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("palimpsest.cli.inspecting._methods", interrupted)
+    monkeypatch.setattr("palimpsest.cli.list._methods", interrupted)
     assert run("list", "methods").code == 130
 
 
@@ -138,7 +138,7 @@ def test_a_mistake_of_ours_shows_its_traceback(run, monkeypatch):
     def broken():
         raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr("palimpsest.cli.inspecting._methods", broken)
+    monkeypatch.setattr("palimpsest.cli.list._methods", broken)
     result = run("list", "methods")
     assert (result.code, result.out) == (2, "")
     assert "Traceback" in result.err

@@ -6,7 +6,7 @@ from unittest import mock
 
 import pytest
 
-from palimpsest.cli.collecting import parse_layers
+from palimpsest.cli.stats import parse_layers
 from palimpsest.errors import ConfigError
 from palimpsest.statistics.cache import Cache
 

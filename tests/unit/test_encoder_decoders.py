@@ -11,7 +11,7 @@ from transformers import AutoModelForSeq2SeqLM
 import tiny
 from palimpsest import Architecture, ConfigError, DataError, EditRequest, ModelError, load, method
 from palimpsest.answers import first_sentence
-from palimpsest.cli.examining import examine
+from palimpsest.cli.doctor import examine
 from palimpsest.models import tokens
 from palimpsest.models.hooks import Point
 from palimpsest.models.sites.encoder_decoders import BART, T5

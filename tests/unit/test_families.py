@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 import tiny
 from palimpsest import Architecture, ModelError, Part, load, method
 from palimpsest.cli import main
-from palimpsest.cli.examining import examine
+from palimpsest.cli.doctor import examine
 from palimpsest.models.hooks import Point
 from palimpsest.models.sites.linear import features
 from palimpsest.models.sites.table import architectures

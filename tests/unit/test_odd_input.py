@@ -7,7 +7,7 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 import tiny
 from palimpsest import ConfigError, DataError, EditRequest, ModelError, PatchError, load, load_patch, method
-from palimpsest.cli.examining import examine
+from palimpsest.cli.doctor import examine
 from palimpsest.models import tokens
 from palimpsest.patches.export import write_merged
 

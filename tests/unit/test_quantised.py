@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 import tiny
 from palimpsest import ConfigError, ModelError, PatchError, load, load_patch, method
-from palimpsest.cli.examining import examine
+from palimpsest.cli.doctor import examine
 from palimpsest.methods.catalogue import METHODS
 from palimpsest.models.sites.linear import has_plain_weight, is_quantised, keep_form
 from palimpsest.patches.base import Manifest

@@ -12,23 +12,23 @@ import typer
 
 from palimpsest import processes
 from palimpsest.cli import terminal
-from palimpsest.cli.assessing import assess
-from palimpsest.cli.benching import bench
-from palimpsest.cli.collecting import stats
-from palimpsest.cli.demonstrating import demo
-from palimpsest.cli.editing import ask, edit
-from palimpsest.cli.examining import doctor
-from palimpsest.cli.inspecting import list_
-from palimpsest.cli.judging import judge
-from palimpsest.cli.measuring import evaluate, report
-from palimpsest.cli.patching import apply, verify
+from palimpsest.cli.assess import assess
+from palimpsest.cli.bench import bench
+from palimpsest.cli.demo import demo
+from palimpsest.cli.doctor import doctor
+from palimpsest.cli.edit import ask, edit
+from palimpsest.cli.eval import evaluate, report
+from palimpsest.cli.judge import judge
+from palimpsest.cli.list import list_
+from palimpsest.cli.memory import memory
 from palimpsest.cli.portability import portability
-from palimpsest.cli.pushing import push
-from palimpsest.cli.remembering import memory
-from palimpsest.cli.tasking import tasks
-from palimpsest.cli.tracing import trace
-from palimpsest.cli.training import train
-from palimpsest.cli.worlds import world
+from palimpsest.cli.push import push
+from palimpsest.cli.stats import stats
+from palimpsest.cli.tasks import tasks
+from palimpsest.cli.trace import trace
+from palimpsest.cli.train import train
+from palimpsest.cli.verify import apply, verify
+from palimpsest.cli.world import world
 from palimpsest.errors import ConfigError, PalimpsestError
 
 app = typer.Typer(

@@ -35,7 +35,7 @@ def protocols(incomplete: str) -> list[str]:
 
 def topics(incomplete: str) -> list[str]:
     """What `list` lists."""
-    from palimpsest.cli.inspecting import TOPICS
+    from palimpsest.cli.list import TOPICS
 
     return _beginning(TOPICS, incomplete)
 

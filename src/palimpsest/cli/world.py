@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from palimpsest.cli import inputs, teaching, terminal
+from palimpsest.cli import inputs, terminal, world_train
 
 world = typer.Typer(
     help="The offline world: train its model, audit one, export its data sets.",
@@ -17,7 +17,7 @@ world = typer.Typer(
 )
 
 
-world.command("train", epilog=teaching.EXAMPLES, no_args_is_help=True)(teaching.train)
+world.command("train", epilog=world_train.EXAMPLES, no_args_is_help=True)(world_train.train)
 
 
 @world.command(

@@ -12,7 +12,6 @@ from torch import nn
 from palimpsest import processes
 from palimpsest.checkpoints import gguf_files
 from palimpsest.checkpoints.adapter_folders import adapter_base, is_adapter, merged, refuse_adapted
-from palimpsest.checkpoints.gguf_files import file_digest
 from palimpsest.checkpoints.gguf_header import is_gguf
 from palimpsest.checkpoints.locating import locate
 from palimpsest.checkpoints.pretrained import from_pretrained
@@ -23,6 +22,7 @@ from palimpsest.models.editable import EditableModel
 from palimpsest.models.sites.families import Architecture
 from palimpsest.models.sites.linear import is_quantised, qualified_name
 from palimpsest.patches.folders import patched_base, put_on_all
+from palimpsest.provenance import file_digest
 
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 DeviceMap = str | Mapping[str, Any]

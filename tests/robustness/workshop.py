@@ -1,16 +1,20 @@
-"""Everything that the command line reads and writes, made once of a tiny model; and the commands that read it again."""
+"""Everything that the command line reads and writes, made once of a tiny model; and the commands that read it again.
+
+What is of our own making is here; `foreign` has models, tables, texts and answers, which others make.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-from dataclasses import dataclass
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import tiny
-from palimpsest.cli import main
+from robustness import foreign
+from robustness.commands import Kind, Result, run
 
 RECIPE = """
 name = "tiny"
@@ -57,41 +61,19 @@ METHODS: dict[str, tuple[str, ...]] = {
                   "-o", "first_check=5", "--state", "STATE"),
     "ike": ("-o", "corpus=CORPUS", "-o", "encoder=ngrams", "-o", "num_demonstrations=2"),
     "serac": ("-o", "editor=fresh", "-o", "self_contained=true"),
+    "kn": (),
+    "f-learning-lora-ft": ("-o", "forget_options.epochs=1", "-o", "learn_options.epochs=1"),
+    "auto": ("-o", "ladder=[{method='ft', preset='none', options={epochs=2}}]", "-o", "num_neighbours=2"),
 }  # fmt: skip
 STATES = ("alphaedit", "grace", "wise", "t-patcher")
 TRAINED = ("-o", "steps=2", "-o", "examples_per_step=4", "-o", "validate_every=1", "-o", "layers=[1]", "-o", "rank=4")
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a command came to."""
-
-    code: int
-    out: str
-    err: str
-
-
-def run(*arguments: object) -> Result:
-    """A command in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = main([str(one) for one in arguments])
-    return Result(code, out.getvalue(), err.getvalue())
-
-
-@dataclass(frozen=True)
-class Kind:
-    """Something of ours that can be damaged.
-
-    Arguments:
-        source: it, whole.
-        commands: what reads it; `IT` stands for the damaged copy, `OUT` for an output that is not there yet.
-        is_run: it is a run or results, which commands go on with in place.
-    """
-
-    source: Path
-    commands: tuple[tuple[str, ...], ...]
-    is_run: bool = False
+EDITORS: dict[str, tuple[str, ...]] = {
+    "mend": TRAINED,
+    "ke": ("-o", "steps=2", "-o", "examples_per_step=4", "-o", "validate_every=1", "-o", "layers=[1]"),
+    "serac": ("-o", "steps=2", "-o", "examples_per_step=4", "-o", "validate_every=1"),
+}
+DAMAGED = (".json", ".jsonl", ".safetensors", ".jinja", ".csv", ".txt", ".npz", ".parquet")
+"""Endings of the files of a folder that are damaged."""
 
 
 class Workshop:
@@ -101,9 +83,17 @@ class Workshop:
         place: an empty folder.
         methods: whose patches are made.
         is_small: without runs, results and editors, which take longest to make.
+        only: the first words of the kinds that are wanted; all if left out.
     """
 
-    def __init__(self, place: Path, methods: tuple[str, ...] = tuple(METHODS), *, is_small: bool = False) -> None:
+    def __init__(
+        self,
+        place: Path,
+        methods: tuple[str, ...] = tuple(METHODS),
+        *,
+        is_small: bool = False,
+        only: tuple[str, ...] = (),
+    ) -> None:
         self.place = place
         self.model = tiny.tiny_folder(place / "model")
         self.facts = place / "facts.jsonl"
@@ -114,11 +104,29 @@ class Workshop:
         self.recipe = place / "tiny.toml"
         self.recipe.write_text(RECIPE)
         self.kinds: dict[str, Kind] = {}
+
+        def is_wanted(*names: str) -> bool:
+            return not only or any(name in only for name in names)
+
         for method in methods:
-            self._edit(method)
+            uses = {"lora": ("adapter",), "ft": ("record", "folder")}
+            if is_wanted("patch", "state", *uses.get(method, ())):
+                self._edit(method)
         self._files()
         if not is_small:
-            self._others(methods)
+            makers: dict[tuple[str, ...], Callable[[], None]] = {
+                ("run", "record", "judge", "endpoint"): self._runs,
+                ("results",): self._results,
+                ("folder",): lambda: self._folder(methods),
+                ("editor", "checkpoint"): self._trained,
+                ("cache",): self._cache,
+            }
+            for names, make in makers.items():
+                if is_wanted(*names):
+                    make()
+            foreign.add(self, is_wanted)
+        if only:
+            self.kinds = {name: kind for name, kind in self.kinds.items() if name.split()[0] in only}
 
     def arguments(self, method: str, state: Path | None) -> list[str]:
         """A method's options on the command line."""
@@ -133,30 +141,40 @@ class Workshop:
             found[at : at + 2] = [] if state is None else ["--state", str(state)]
         return found
 
-    def edit(self, method: str, out: object, state: Path | None = None) -> list[str]:
+    def edit(self, method: str, out: object, state: Path | None = None, edits: object = None) -> list[str]:
         """The command that edits with a method."""
         given = ["edit", str(self.model), "--method", method, "--preset", "none", "--out", str(out)]
-        return [*given, "--edits", str(self.facts), *self.arguments(method, state)]
+        return [*given, "--edits", str(edits or self.facts), *self.arguments(method, state)]
 
-    def _made(self, *arguments: object) -> None:
+    def evaluation(self, data: object, *more: object) -> tuple[str, ...]:
+        """The command that measures fine-tuning on a file."""
+        given = ("eval", self.model, "--dataset", data, "--method", "ft", "--preset", "none", "-o", "epochs=1", *more)
+        return tuple(map(str, given))
+
+    def made(self, *arguments: object) -> Result:
+        """Runs a command whose output becomes a kind. An edit of a random model need not hold, which is a 1."""
         result = run(*arguments)
-        # An edit of a random model need not hold, which is a 1.
         assert result.code in (0, 1), (arguments, result.err)
+        return result
 
     def _edit(self, method: str) -> None:
         patch, state = self.place / f"patch-{method}", self.place / f"state-{method}.safetensors"
-        self._made(*self.edit(method, patch, state if method in STATES else None))
+        self.made(*self.edit(method, patch, state if method in STATES else None))
         model, prompt = str(self.model), "The capital of France is"
         reading = [("ask", model, prompt, "--patch", "IT"), ("verify", model, "IT", "--json")]
         reading += [("apply", model, "IT", "--out", "OUT", "--as", "patched"), ("push", "IT", "me/it", "--dry-run")]
         if method in ("ike", "serac"):
             reading.append(("memory", "list", "IT"))
+            reading.append(("memory", "delete", "IT", "0", "--out", "OUT"))
         if method == "memit":
             reading.append(("apply", model, "IT", "--out", "OUT"))
+            reading.append(("apply", model, "IT", "--out", "OUT", "--as", "peft"))
+        if method in ("ft", "grace"):
+            reading.append((*self.edit("ft", "OUT"), "--patch", "IT"))
         self.kinds[f"patch {method}"] = Kind(patch, tuple(reading))
         if method in STATES:
             command = [*self.edit(method, "OUT"), "--state", "IT"]
-            self.kinds[f"state {method}"] = Kind(state, (tuple(command),))
+            self.kinds[f"state {method}"] = Kind(state, (tuple(command),), is_changed=True)
 
     def _files(self) -> None:
         model, place = str(self.model), self.place
@@ -165,56 +183,73 @@ class Workshop:
                                                  "--edits", "IT", "--out", "OUT"),
                                                 ("assess", model, "--facts", "IT")))  # fmt: skip
 
-    def _others(self, methods: tuple[str, ...]) -> None:
+    def _folder(self, methods: tuple[str, ...]) -> None:
         model, place = str(self.model), self.place
-        if "ft" in methods:
-            self._made("apply", model, place / "patch-ft", "--as", "patched", "--out", place / "patched")
-            self.kinds["folder of patches"] = Kind(place / "patched", (("ask", "IT", "The capital of France is"),))
-        evaluation = (
-            "eval",
-            model,
-            "--dataset",
-            str(self.facts),
-            "--method",
-            "ft",
-            "--preset",
-            "none",
-            "-o",
-            "epochs=1",
-        )
+        self.made("apply", model, place / f"patch-{methods[0]}", "--as", "patched", "--out", place / "patched")
+        reading = (("ask", "IT", "The capital of France is"), ("doctor", "IT"), ("push", "IT", "me/it", "--dry-run"))
+        self.kinds["folder of patches"] = Kind(place / "patched", reading)
+
+    def _runs(self) -> None:
         for protocol in ("single", "sequential"):
-            command = (*evaluation, "--protocol", protocol)
-            self._made(*command, "--out", place / f"run-{protocol}")
+            command = self.evaluation(self.facts, "--protocol", protocol)
+            run_folder = self.place / f"run-{protocol}"
+            self.made(*command, "--out", run_folder)
             going_on = ((*command, "--out", "IT", "--resume"), ("report", "IT", "--out", "OUT"))
-            self.kinds[f"run {protocol}"] = Kind(place / f"run-{protocol}", going_on, is_run=True)
-        self._made("bench", self.recipe, "--root", place, "--out", place / "results", "--workers", "1")
+            self.kinds[f"run {protocol}"] = Kind(run_folder, going_on, is_changed=True)
+
+    def _results(self) -> None:
+        place = self.place
+        self.made("bench", self.recipe, "--root", place, "--out", place / "results", "--workers", "1")
         looking = (("bench", str(self.recipe), "--root", str(place), "--out", "IT", "--status"),)
         looking += (("report", "IT", "--out", "OUT"),)
-        self.kinds["results"] = Kind(place / "results", looking, is_run=True)
-        if len(methods) > 2:
-            self._trained()
-        if "memit" in methods:
-            self._made("stats", model, "--text", tiny.text_file(), "--layers", "1", "--max-tokens", 1024,
-                       "--cache", place / "cache")  # fmt: skip
-            self.kinds["cache"] = Kind(place / "cache", (("list", "statistics"), tuple(self.edit("memit", "OUT"))))
+        self.kinds["results"] = Kind(place / "results", looking, is_changed=True)
+
+    def _cache(self) -> None:
+        place = self.place
+        self.made("stats", self.model, "--text", tiny.text_file(), "--layers", "1", "--max-tokens", 1024,
+                  "--cache", place / "cache")  # fmt: skip
+        reading = (("list", "statistics"), tuple(self.edit("memit", "OUT")))
+        named = {"PALIMPSEST_CACHE": "IT"}
+        self.kinds["cache"] = Kind(place / "cache", reading, is_changed=True, environment=named)
 
     def _trained(self) -> None:
         model, place = str(self.model), self.place
-        self._made("train", "mend", model, "--data", self.teaching, "--out", place / "editor", *TRAINED)
-        editing = ("edit", model, "--method", "mend", "--editor", "IT", "--edits", str(self.facts), "--out", "OUT")
-        self.kinds["editor"] = Kind(place / "editor", (editing,))
+        for method, options in EDITORS.items():
+            folder, training = place / f"editor-{method}", ("train", method, model, "--data", str(self.teaching))
+            self.made(*training, "--out", folder, *options)
+            editing = ("edit", model, "--method", method, "--editor", "IT", "--edits", str(self.facts), "--out", "OUT")
+            self.kinds[f"editor {method}"] = Kind(folder, (editing,))
+            self._interrupted(*training, "--out", str(place / method), *options, "-o", "steps=4")
+            going_on = (*training, "--out", "OUT", *options, "-o", "steps=4", "--resume")
+            kept = place / f"{method}.checkpoint"
+            self.kinds[f"checkpoint {method}"] = Kind(kept, (going_on,), is_changed=True, name="out.checkpoint")
+
+    def _interrupted(self, *arguments: str) -> None:
+        """A training that is interrupted after its second checkpoint."""
+        from unittest import mock
+
+        from palimpsest.training import metatraining
+
+        written, write = [], metatraining.write_checkpoint
+
+        def twice(*given: Any) -> None:
+            write(*given)
+            written.append(1)
+            if len(written) == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        with mock.patch.object(metatraining, "write_checkpoint", twice):
+            # A shell starts what it puts into the background with interrupts ignored.
+            former = signal.signal(signal.SIGINT, signal.default_int_handler)
+            try:
+                assert run(*arguments).code == 130
+            finally:
+                signal.signal(signal.SIGINT, former)
 
     def files(self, kind: str) -> list[str]:
         """The files of something that can be damaged, relative to it; an empty name for a file by itself."""
         source = self.kinds[kind].source
-        if source.is_file():
+        if source is None or source.is_file():
             return [""]
         found = (path.relative_to(source) for path in sorted(source.rglob("*")) if path.is_file())
-        return [
-            str(one) for one in found if one.suffix in (".json", ".jsonl", ".safetensors") and one.parts[0] != "base"
-        ]
-
-
-def words(command: tuple[Any, ...], it: Path, out: Path) -> list[str]:
-    """A command with its places filled in."""
-    return [{"IT": str(it), "OUT": str(out)}.get(one, one) for one in command]
+        return [str(one) for one in found if one.suffix in DAMAGED and one.parts[0] != "base"]

@@ -15,6 +15,7 @@ import tiny_gguf
 from palimpsest.checkpoints import gguf_files
 from palimpsest.checkpoints.gguf_header import read_header
 from palimpsest.cli import main
+from palimpsest.provenance import file_digest
 
 Q8, Q4 = gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.Q4_0
 
@@ -108,7 +109,7 @@ def test_commands_take_a_gguf_file_and_apply_writes_a_folder(file, tmp_path, cap
 
 def test_the_one_gguf_file_of_a_folder_is_taken_and_of_several_the_choice_is_told(file, tmp_path):
     shutil.copy(file, tmp_path / "model-Q8_0.gguf")
-    assert ps.load(tmp_path).file_digest == gguf_files.file_digest(file)
+    assert ps.load(tmp_path).file_digest == file_digest(file)
     shutil.copy(file, tmp_path / "model-Q4_0.gguf")
     with pytest.raises(ps.ModelError, match="several GGUF files") as raised:
         ps.load(tmp_path)

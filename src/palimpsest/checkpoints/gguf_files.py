@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import re
 import tempfile
@@ -18,7 +17,6 @@ from palimpsest.checkpoints.refusals import refused_by_transformers
 from palimpsest.errors import ModelError
 
 _PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
-_BLOCK = 1 << 22
 _SHOWN = 8
 # Tensors that are no weights: factors of the rotary embedding's frequencies.
 _ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
@@ -104,15 +102,6 @@ def read(path: Path, *, dtype: torch.dtype, placement: str | Mapping[str, Any]) 
     module.name_or_path = file
     _require_all(header, module, report)
     return module, tokenizer
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of the file's bytes, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _require_package(path: Path) -> None:

@@ -9,7 +9,7 @@ from palimpsest.checkpoints.adapter_folders import is_adapter
 from palimpsest.checkpoints.gguf_files import the_gguf_in
 from palimpsest.checkpoints.gguf_header import is_gguf
 from palimpsest.errors import ModelError, near_matches
-from palimpsest.files import expanded
+from palimpsest.files import expanded, require_regular, said
 from palimpsest.world import bundled_path
 
 BUNDLED = ("world", "world-t5")
@@ -33,6 +33,7 @@ def locate(name: str) -> str:
         _refuse_misspelt(name)
         _require_on_hub(name)
         return name
+    _refuse_special(folder)
     if folder.is_file() and is_gguf(folder):
         return str(folder)
     if folder.is_dir() and (is_adapter(folder) or any(folder.glob("*.safetensors"))):
@@ -63,6 +64,24 @@ def _exists(path: Path) -> bool:
         return path.exists()
     except OSError:  # a name that no file system takes
         return False
+
+
+def _refuse_special(place: Path) -> None:
+    """A pipe or a device where a file should be is never read: whoever reads it may wait for ever."""
+    for path in (place, *place.iterdir()) if place.is_dir() else (place,):
+        try:
+            require_regular(path)
+        except FileNotFoundError:
+            # A link to nothing, which whoever needs the file will miss.
+            continue
+        except (OSError, ValueError) as error:
+            raise ModelError(
+                "A file of the model cannot be read.",
+                expected="a file",
+                found=said(error),
+                where=str(path),
+                remedy="copy the model again",
+            ) from error
 
 
 def _no_such_place(place: Path) -> ModelError:

@@ -58,6 +58,7 @@ def from_pretrained(
     with refused_by_transformers(name, where=_tokenizer_place(source), what="tokenizer"):
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, **trust)
         vocabulary = len(tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys())
+        _try_out(tokenizer)
     if not vocabulary:
         raise ModelError(
             "The model has no tokenizer.",
@@ -88,6 +89,17 @@ def from_pretrained(
     _require_complete(source, sorted(report["missing_keys"]))
     _refuse_more_layers(where, config, report["unexpected_keys"])
     return module, tokenizer
+
+
+def _try_out(tokenizer: Any) -> None:
+    """Uses a tokenizer once: what is of the wrong kind in its files shows in use, some of it only in a long text.
+
+    Raises `TypeError`, or what using it raises.
+    """
+    longest = tokenizer.model_max_length
+    if isinstance(longest, bool) or not isinstance(longest, int | float) or longest != longest:
+        raise TypeError(f"model_max_length is {longest!r}, not a number")
+    tokenizer.decode(tokenizer("The capital of France is")["input_ids"], skip_special_tokens=True)
 
 
 def _refuse_adapter_beside(source: str) -> None:

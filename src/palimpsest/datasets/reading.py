@@ -14,7 +14,7 @@ from palimpsest.datasets.delimited import read_delimited
 from palimpsest.datasets.fields import WrittenNumber
 from palimpsest.datasets.objects import records_in
 from palimpsest.errors import DataError
-from palimpsest.files import json_decoder, require_encodable, require_shallow, said, texts_of
+from palimpsest.files import content_of, json_decoder, require_encodable, require_shallow, said, texts_of
 
 # Digits: ids may be long, and Python itself reads no more.
 _LONGEST_NUMBER = 4_300
@@ -49,14 +49,14 @@ def read_text(path: Path) -> str:
     Raises `DataError` when there is no such file, it is empty, or it is in another encoding.
     """
     try:
-        content = path.read_bytes()
+        content = content_of(path)
     except FileNotFoundError as error:
         raise DataError(
             "There is no such file.", expected="a file of edits", found="nothing", where=str(path),
             remedy="check the path",
         ) from error  # fmt: skip
-    except OSError as error:
-        found = "a folder" if path.is_dir() else (error.strerror or str(error))
+    except (OSError, ValueError) as error:
+        found = "a folder" if path.is_dir() else said(error)
         inside = sorted(one.name for one in path.glob("*") if one.suffix in ENDINGS)[:_SHOWN] if path.is_dir() else []
         raise DataError(
             "The file cannot be read.",

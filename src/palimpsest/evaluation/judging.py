@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from palimpsest.datasets.portability.asking import Message, NoProposal
+from palimpsest.datasets.portability.cached_answers import CachedAnswers
 from palimpsest.datasets.portability.cost import CHARACTERS_A_TOKEN
 from palimpsest.datasets.portability.generators import Completer
-from palimpsest.errors import OutputError
 from palimpsest.evaluation import aggregate
 from palimpsest.evaluation.records import ProbeResult, RunRecord, Scores
-from palimpsest.files import parse_json, write_json
-from palimpsest.provenance import digest
 from palimpsest.stopwatch import Progress, silent
 
 JUDGE = "judge"
@@ -83,12 +80,12 @@ class Judge:
 
     def __init__(self, completer: Completer, cache: Path | None = None) -> None:
         self.completer = completer
-        self.cache = cache
+        self._answers = CachedAnswers(cache, completer.identity, [FORMAT_VERSION])
 
     def estimate(self, record: RunRecord) -> JudgingEstimate:
         """What judging a run will ask. Sends nothing."""
         questions = _questions(record)
-        open_ones = [messages for messages in questions if self._known(messages) is None]
+        open_ones = [messages for messages in questions if self._answers.read(messages) is None]
         characters = sum(len(one.content) for messages in open_ones for one in messages)
         return JudgingEstimate(
             requests=len(open_ones),
@@ -112,7 +109,7 @@ class Judge:
             reason = reason_not_to_judge(probe)
             if reason is None:
                 messages = messages_for(probe)
-                answer = self._known(messages)
+                answer = self._answers.read(messages)
                 asked, cached = asked + (answer is None), cached + (answer is not None)
                 try:
                     value, reason = read_verdict(self._ask(messages) if answer is None else answer)
@@ -133,27 +130,10 @@ class Judge:
 
     def _ask(self, messages: Sequence[Message]) -> str:
         answer = self.completer.complete(messages)
-        file = self._file(messages)
         # What says nothing is not kept: asked again it may.
-        if file is not None and read_verdict(answer)[0] is not None:
-            # A verdict that cannot be kept is asked for again another time.
-            with suppress(OutputError):
-                write_json(file, {"identity": self.completer.identity, "answer": answer})
+        if read_verdict(answer)[0] is not None:
+            self._answers.write(messages, answer)
         return answer
-
-    def _known(self, messages: Sequence[Message]) -> str | None:
-        file = self._file(messages)
-        if file is None or not file.exists():
-            return None
-        try:
-            answer = parse_json(file.read_text(encoding="utf-8"))["answer"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-        return answer if isinstance(answer, str) else None
-
-    def _file(self, messages: Sequence[Message]) -> Path | None:
-        key = digest([FORMAT_VERSION, self.completer.identity, [message.to_dict() for message in messages]])
-        return None if self.cache is None else self.cache / key[:2] / f"{key}.json"
 
 
 def messages_for(probe: ProbeResult) -> list[Message]:

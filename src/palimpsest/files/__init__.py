@@ -9,6 +9,7 @@ from palimpsest.files.places import cache_folder, expanded, hold, require_absent
 from palimpsest.files.reading import (
     FileKind,
     Line,
+    decoded,
     json_decoder,
     parse_json,
     parse_toml,
@@ -17,6 +18,7 @@ from palimpsest.files.reading import (
     said,
     texts_of,
 )
+from palimpsest.files.regular import content_of, require_regular
 from palimpsest.files.tensors import Stored, read_tensors, read_texts, shaped, write_tensors
 from palimpsest.files.writing import append, new_file, new_folder, short_name, to_json, write_json, write_text
 
@@ -26,6 +28,8 @@ __all__ = [
     "Stored",
     "append",
     "cache_folder",
+    "content_of",
+    "decoded",
     "expanded",
     "hold",
     "json_decoder",
@@ -37,6 +41,7 @@ __all__ = [
     "read_texts",
     "require_absent",
     "require_encodable",
+    "require_regular",
     "require_replaceable",
     "require_shallow",
     "require_writable",

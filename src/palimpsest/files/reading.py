@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from palimpsest.errors import PalimpsestError, later_version
+from palimpsest.files.regular import content_of
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -94,22 +95,22 @@ class FileKind:
     def text(self, file: Path) -> str:
         """The text of a UTF-8 file; a byte-order mark is dropped."""
         with self.reading(file):
-            return decoded(file.read_bytes())
+            return decoded(content_of(file))
 
     def json(self, file: Path) -> Any:
         """What a JSON file holds."""
         with self.reading(file):
-            return parse_json(decoded(file.read_bytes()))
+            return parse_json(decoded(content_of(file)))
 
     def toml(self, file: Path) -> dict[str, Any]:
         """What a TOML file holds."""
         with self.reading(file):
-            return parse_toml(decoded(file.read_bytes()))
+            return parse_toml(decoded(content_of(file)))
 
     def lines(self, file: Path) -> Iterator[Line]:
         """The lines of a file of JSON lines, the damaged ones with what is wrong; blank ones are left out."""
         with self.reading(file):
-            content = file.read_bytes()
+            content = content_of(file)
         # Not splitlines(): that also splits at characters that JSON allows inside a text.
         raw_lines = content.split(b"\n")
         end = 0

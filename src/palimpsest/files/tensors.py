@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from palimpsest.files.regular import require_regular
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -47,8 +49,7 @@ def read_tensors(file: str | Path) -> Stored:
     """What a safetensors file holds. Raises `OSError` or `ValueError`; `FileKind.tensors` makes an error to show."""
     from safetensors import SafetensorError, safe_open
 
-    if os.path.isdir(file):
-        raise IsADirectoryError(21, "a folder")
+    _require_file(file)
     try:
         with safe_open(str(file), framework="pt") as stored:
             return Stored({name: stored.get_tensor(name) for name in stored.keys()}, stored.metadata() or {})  # noqa: SIM118
@@ -60,11 +61,18 @@ def read_texts(file: str | Path) -> dict[str, str]:
     """The texts that were stored with the tensors of a safetensors file. Raises as `read_tensors` does."""
     from safetensors import SafetensorError, safe_open
 
+    _require_file(file)
     try:
         with safe_open(str(file), framework="pt") as stored:
             return dict(stored.metadata() or {})
     except SafetensorError as error:
         raise ValueError(str(error).splitlines()[0]) from error
+
+
+def _require_file(file: str | Path) -> None:
+    require_regular(file)
+    if os.path.isdir(file):
+        raise IsADirectoryError(21, "a folder")
 
 
 def require_numbers(tensors: Mapping[str, Tensor], *, integers: bool = False, finite: bool = True) -> None:

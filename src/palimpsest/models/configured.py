@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
+from palimpsest.checkpoints.refusals import refused_by_transformers
 from palimpsest.errors import ModelError
 from palimpsest.models import tokens
 
@@ -54,7 +56,8 @@ def generate_as_configured(
         max_new_tokens: at most so many tokens.
         seed: of the sampling, where the config samples.
 
-    Raises `ModelError` under a patch that sends prompts elsewhere: that is not in the module's own weights.
+    Raises `ModelError` under a patch that sends prompts elsewhere, which is not in the module's own weights, and for a
+    generation config that transformers cannot write with.
     """
     if model.weights.routers:
         raise ModelError(
@@ -68,12 +71,33 @@ def generate_as_configured(
         batch = model.batch([model.encode(prompt)])
         with model.reads(batch), torch.random.fork_rng():
             torch.manual_seed(seed)
-            ids = model.module.generate(
-                input_ids=batch.input_ids,
-                attention_mask=batch.attention_mask,
-                max_new_tokens=max_new_tokens,
-                pad_token_id=tokens.pad_id(model.tokenizer),
-            )
-        written = ids[0] if model.is_encoder_decoder else ids[0, batch.input_ids.shape[1] :]
-        texts.append(model.tokenizer.decode(written, skip_special_tokens=True).strip())
+            texts.append(written(model, batch.input_ids, batch.attention_mask, max_new_tokens=max_new_tokens).strip())
     return texts
+
+
+@torch.no_grad()
+def written(
+    model: EditableModel, input_ids: Tensor, attention_mask: Tensor, *, max_new_tokens: int, **options: Any
+) -> str:
+    """What the module's own `generate` writes after one prompt.
+
+    Arguments:
+        input_ids: of the prompt, of shape (1, tokens), as its mask.
+        max_new_tokens: at most so many tokens.
+        options: in place of what the generation config says.
+
+    Raises `ModelError` for a generation config that transformers cannot write with.
+    """
+    place = f"model {model.name!r}"
+    with refused_by_transformers(model.name, where=place, what="generation config", remedy="correct that file"):
+        ids = model.module.generate(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            max_new_tokens=max_new_tokens,
+            pad_token_id=tokens.pad_id(model.tokenizer),
+            # transformers sizes an encoder-decoder's cache by its encoder, which may have fewer blocks.
+            use_cache=not model.is_encoder_decoder,
+            **options,
+        )
+    new = ids[0] if model.is_encoder_decoder else ids[0, input_ids.shape[1] :]
+    return str(model.tokenizer.decode(new, skip_special_tokens=True))

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from palimpsest.datasets.base import Record
 from palimpsest.datasets.fields import text_field
 from palimpsest.datasets.portability.asking import Message, NoProposal, complaint, messages_for, read_answer
+from palimpsest.datasets.portability.cached_answers import CachedAnswers
 from palimpsest.datasets.portability.items import Proposal
-from palimpsest.errors import DataError, OutputError, PalimpsestError
-from palimpsest.files import parse_json, write_json
+from palimpsest.errors import DataError, PalimpsestError
 from palimpsest.models.templates import rendered
 from palimpsest.provenance import digest
 from palimpsest.requests import EditRequest, normalise
@@ -68,6 +67,7 @@ class ChatGenerator:
     def __init__(self, completer: Completer, cache: Path | None = None) -> None:
         self.completer = completer
         self.cache = cache
+        self._answers = CachedAnswers(cache, completer.identity)
         self.asked = 0
         self.taken_from_cache = 0
 
@@ -87,31 +87,17 @@ class ChatGenerator:
 
     def is_cached(self, edit: EditRequest, num_items: int) -> bool:
         """Whether the first question about an edit has been answered before."""
-        file = self._file(messages_for(edit, num_items))
-        return file is not None and file.exists()
+        return self._answers.read(messages_for(edit, num_items)) is not None
 
     def _answer(self, messages: Sequence[Message]) -> str:
-        file = self._file(messages)
-        if file is not None and file.exists():
-            try:
-                answer = parse_json(file.read_text(encoding="utf-8"))["answer"]
-            except (OSError, ValueError, KeyError, TypeError):
-                # What a full disk or another program left there is asked again.
-                answer = None
-            if isinstance(answer, str):
-                self.taken_from_cache += 1
-                return answer
+        known = self._answers.read(messages)
+        if known is not None:
+            self.taken_from_cache += 1
+            return known
         self.asked += 1
         answer = self.completer.complete(messages)
-        if file is not None:
-            # An answer that cannot be kept is asked for again another time.
-            with suppress(OutputError):
-                write_json(file, {"identity": self.identity, "answer": answer})
+        self._answers.write(messages, answer)
         return answer
-
-    def _file(self, messages: Sequence[Message]) -> Path | None:
-        key = digest([self.identity, [message.to_dict() for message in messages]])
-        return None if self.cache is None else self.cache / key[:2] / f"{key}.json"
 
 
 class LocalModel:
@@ -136,26 +122,16 @@ class LocalModel:
 
     def complete(self, messages: Sequence[Message]) -> str:
         """The answer. Raises `NoProposal` when the messages do not fit into the model's context."""
-        import torch
+        from palimpsest.models.configured import written
 
         tokenizer: Any = self.model.tokenizer
         text = self._text(messages)
         rows = tokenizer(text, return_tensors="pt", add_special_tokens=not tokenizer.chat_template)
-        length = rows["input_ids"].shape[1]
-        if self.model.room_after(length) < 1:
+        ids, mask = (rows[name].to(self.model.device) for name in ("input_ids", "attention_mask"))
+        room = self.model.room_after(ids.shape[1])
+        if room < 1:
             raise NoProposal("the question does not fit into the generator's context")
-        room = min(self.max_new_tokens, self.model.room_after(length))
-        with torch.no_grad():
-            ids = self.model.module.generate(
-                input_ids=rows["input_ids"].to(self.model.device),
-                attention_mask=rows["attention_mask"].to(self.model.device),
-                do_sample=False,
-                max_new_tokens=room,
-                # transformers sizes an encoder-decoder's cache by its encoder, which may have fewer blocks.
-                use_cache=not self.model.is_encoder_decoder,
-            )
-        new = ids[0] if self.model.is_encoder_decoder else ids[0, length:]
-        return str(tokenizer.decode(new, skip_special_tokens=True))
+        return written(self.model, ids, mask, do_sample=False, max_new_tokens=min(self.max_new_tokens, room))
 
     def _text(self, messages: Sequence[Message]) -> str:
         tokenizer: Any = self.model.tokenizer

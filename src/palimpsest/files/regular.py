@@ -1,0 +1,22 @@
+"""Files that end: a named pipe, a device or a socket in the place of one is never read, for it may never end."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+
+def require_regular(file: str | Path) -> None:
+    """Raises `ValueError` for a named pipe, a device or a socket, `OSError` where there is nothing; folders pass."""
+    mode = os.stat(file).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        kinds = ((stat.S_ISFIFO, "a named pipe"), (stat.S_ISSOCK, "a socket"))
+        found = next((name for is_it, name in kinds if is_it(mode)), "a device")
+        raise ValueError(f"{found} in the place of a file")
+
+
+def content_of(file: Path) -> bytes:
+    """The bytes of a file. Raises `OSError`, and `ValueError` for what `require_regular` refuses."""
+    require_regular(file)
+    return file.read_bytes()

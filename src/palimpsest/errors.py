@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class PalimpsestError(Exception):
@@ -94,6 +94,12 @@ def near_matches(name: str, known: Iterable[str], *, limit: int = 3) -> list[str
     close = difflib.get_close_matches(name.casefold(), by_folded, n=limit, cutoff=0.5)
     contained = [folded for folded in by_folded if name.casefold() in folded and folded not in close]
     return [by_folded[folded] for folded in (close + contained)[:limit]]
+
+
+def some_of(names: Sequence[str], *, most: int = 3, between: str = ", ") -> str:
+    """The first of many names for an error's text, and how many more there are: `a, b, c and 4 more`."""
+    rest = len(names) - most
+    return between.join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def unknown_name(what: str, name: str, known: Iterable[str], *, where: str | None = None) -> ConfigError:

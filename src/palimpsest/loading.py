@@ -13,7 +13,7 @@ from palimpsest import processes
 from palimpsest.checkpoints import gguf_files
 from palimpsest.checkpoints.adapter_folders import adapter_base, is_adapter, merged, refuse_adapted
 from palimpsest.checkpoints.gguf_header import is_gguf
-from palimpsest.checkpoints.locating import locate
+from palimpsest.checkpoints.locating import BUNDLED, locate
 from palimpsest.checkpoints.pretrained import from_pretrained
 from palimpsest.errors import ConfigError, ModelError, unknown_name
 from palimpsest.files import expanded
@@ -69,7 +69,7 @@ def load(
         raise ConfigError("Unknown dtype.", expected=f"auto, {', '.join(_DTYPES)}", found=repr(dtype))
     # Folders of patches name a base, which may be such a folder again: the patches of the innermost go on first.
     name, folders = str(model), list[Path]()
-    while (base := patched_base(expanded(name))) is not None:
+    while name not in BUNDLED and (base := patched_base(expanded(name))) is not None:
         folder = expanded(name).resolve()
         if folder in folders:
             raise ModelError(

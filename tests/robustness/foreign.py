@@ -91,6 +91,8 @@ ANSWER = {"items": [{"relation": "river", "answer": "the Rhone", "aliases": ["Rh
 REPLY = {"id": "x", "object": "chat.completion", "usage": {"prompt_tokens": 5, "completion_tokens": 1},
          "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant",
          "content": "CONTENT"}}]}  # fmt: skip
+CHEAP = ("model", "gguf", "map", "words")
+"""What takes no time to make and little to read."""
 FT = ("--method", "ft", "--preset", "none", "-o", "epochs=1")
 
 

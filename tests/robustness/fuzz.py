@@ -38,7 +38,7 @@ from chat_server import sends, serving
 from robustness.commands import Kind, Result, run, words
 from robustness.damage import TEXTS, Damage, copied, do, draw
 from robustness.guard import Guard, TookTooLongError, unblocking, without_rights
-from robustness.places import untangle
+from robustness.places import SPECIAL, untangle
 from robustness.workshop import Workshop
 
 FOUND = Path(__file__).with_name("found.jsonl")
@@ -86,8 +86,11 @@ class Campaign:
         for _ in range(rng.choice((1, 1, 1, 2, 3))):
             try:
                 damage = draw(scratch, rng)
-                if damage[:2] not in (["bytes", "endless"], ["bytes", "fifo"]):
-                    do(damage, scratch)
+                if damage[0] == "bytes" and damage[1] in SPECIAL:
+                    # Nothing more can be done to what must not be opened.
+                    damages.append(damage)
+                    break
+                do(damage, scratch)
             except Exception:
                 # It is so broken already that there is no place in it for more.
                 break

@@ -32,8 +32,9 @@ from palimpsest.cli import main
 from palimpsest.evaluation import load_run
 from palimpsest.files import read_tensors
 from palimpsest.methods.outcomes import settle
+from robustness.commands import run
 from robustness.damage import copied
-from robustness.workshop import TRAINED, Workshop, run
+from robustness.workshop import EDITORS, TRAINED, Workshop
 
 # Times and memory differ from run to run; when a run was made is no result either.
 UNSTABLE = {"seconds", "seconds_per_edit", "peak_memory_bytes", "specification"}
@@ -131,30 +132,31 @@ def is_same(first: Any, second: Any) -> bool:
 def victims(shop: Workshop) -> dict[str, Victim]:
     """What is killed, by name."""
     model, facts = str(shop.model), str(shop.facts)
-    evaluation = (
-        "eval",
+    evaluation = shop.evaluation(facts, "--out", "OUT")
+    training = ("train", "mend", model, "--data", str(shop.teaching), "--out", "OUT", *TRAINED[2:], "-o", "steps=6")
+    serac = (
+        "train",
+        "serac",
         model,
-        "--dataset",
-        facts,
-        "--method",
-        "ft",
-        "--preset",
-        "none",
-        "-o",
-        "epochs=1",
+        "--data",
+        str(shop.teaching),
         "--out",
         "OUT",
+        *EDITORS["serac"][2:],
+        "-o",
+        "steps=4",
     )
-    training = ("train", "mend", model, "--data", str(shop.teaching), "--out", "OUT", *TRAINED[2:], "-o", "steps=6")
     found = {
         "edit ft": Victim(tuple(shop.edit("ft", "OUT")), (), patch),
         "edit memit": Victim(tuple(shop.edit("memit", "OUT")), (), patch),
         "edit alphaedit": Victim(
             (*shop.edit("alphaedit", "OUT"), "--state", "STATE"), (), patch, shop.place / "state-alphaedit.safetensors"
         ),
+        "edit auto": Victim(tuple(shop.edit("auto", "OUT")), (), patch),
         "eval single": Victim((*evaluation, "--protocol", "single"), ("--resume",), record),
         "eval sequential": Victim((*evaluation, "--protocol", "sequential"), ("--resume",), record),
         "train mend": Victim(training, ("--resume",), editor),
+        "train serac": Victim(serac, ("--resume",), editor),
         "bench": Victim(
             ("bench", str(shop.recipe), "--root", str(shop.place), "--out", "OUT", "--workers", "1"),
             ("--resume",),
@@ -229,7 +231,7 @@ def command_line() -> int:
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="kills-") as place:
         os.environ["PALIMPSEST_CACHE"] = str(Path(place) / "cache")
-        shop = Workshop(Path(place), ("memit", "alphaedit"))
+        shop = Workshop(Path(place), ("memit", "alphaedit"), only=("patch", "state"))
         names = [name for name in victims(shop) if (given.only or "") in name]
         counts, wrong = campaign(shop, given.seed, given.kills, names)
     for name, number in counts.items():

@@ -1,36 +1,43 @@
 """A small share of the campaign of `make fuzz`, and everything that it ever found."""
 
+import os
+from unittest import mock
+
 import pytest
 
-from robustness.fuzz import campaign, kept, problem
+from robustness.fuzz import Campaign, kept, surroundings
+from robustness.places import untangle
 from robustness.workshop import METHODS, Workshop
 
 FEW = ("ft", "grace")
 
 
 @pytest.fixture(scope="module")
-def shop(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patched:
-        place = tmp_path_factory.mktemp("workshop")
-        patched.setenv("PALIMPSEST_CACHE", str(place / "cache"))
-        yield Workshop(place, FEW, is_small=True)
+def small(tmp_path_factory):
+    place = tmp_path_factory.mktemp("workshop")
+    with mock.patch.dict(os.environ, surroundings(place)):
+        yield Campaign(Workshop(place, FEW, is_small=True))
+    untangle(place)
 
 
-def test_a_small_campaign_goes_well(shop):
-    counts, wrong = campaign(shop, 3, 40)
-    assert not wrong and sum(counts.values()) == 40
+def test_a_small_campaign_goes_well(small):
+    counts, wrong = small.run(3, 60)
+    assert not wrong and sum(counts.values()) == 60
 
 
-def test_what_was_found_once_goes_well(shop):
-    cases = [case for case in kept() if case["kind"] in shop.kinds]
+def test_what_was_found_once_goes_well(small):
+    cases = [case for case in kept() if case["kind"] in small.shop.kinds]
+    assert cases
     for case in cases:
-        found, _ = problem(shop, case)
+        found, _ = small.problem(case)
         assert found is None, (case, found)
 
 
 @pytest.mark.slow
 def test_what_was_found_once_goes_well_for_every_kind(tmp_path):
-    whole = Workshop(tmp_path, tuple(METHODS))
-    for case in kept():
-        found, _ = problem(whole, case)
-        assert found is None, (case, found)
+    with mock.patch.dict(os.environ, surroundings(tmp_path)):
+        whole = Campaign(Workshop(tmp_path, tuple(METHODS)))
+        for case in kept():
+            found, _ = whole.problem(case)
+            assert found is None, (case, found)
+    untangle(tmp_path)

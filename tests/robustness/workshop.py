@@ -82,7 +82,7 @@ class Workshop:
     Arguments:
         place: an empty folder.
         methods: whose patches are made.
-        is_small: without runs, results and editors, which take longest to make.
+        is_small: without what takes longest to make: runs, results, editors and most of `foreign`.
         only: the first words of the kinds that are wanted; all if left out.
     """
 
@@ -125,6 +125,8 @@ class Workshop:
                 if is_wanted(*names):
                     make()
             foreign.add(self, is_wanted)
+        else:
+            foreign.add(self, lambda *names: any(name in foreign.CHEAP for name in names))
         if only:
             self.kinds = {name: kind for name, kind in self.kinds.items() if name.split()[0] in only}
 

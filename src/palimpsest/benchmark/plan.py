@@ -11,6 +11,7 @@ from typing import Any
 
 from palimpsest.answers import VERSION
 from palimpsest.benchmark.recipe import DataEntry, MethodEntry, ModelEntry, ProtocolEntry, Recipe, label_of
+from palimpsest.checkpoints.locating import BUNDLED
 from palimpsest.datasets import Dataset
 from palimpsest.errors import ConfigError, DataError
 from palimpsest.files import expanded
@@ -81,7 +82,9 @@ class WorkUnit:
         }
 
     def located(self, name: str) -> str:
-        """A path of the recipe as a path from here; names that are no paths stay."""
+        """A path of the recipe as a path from here; names that are no paths, and those of bundled models, stay."""
+        if name in BUNDLED:
+            return name
         try:
             path = Path(self.root) / expanded(name)
         except DataError:

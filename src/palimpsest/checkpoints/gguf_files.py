@@ -14,10 +14,9 @@ import torch
 from palimpsest.checkpoints.gguf_header import GGUF, Header, damaged, read_header
 from palimpsest.checkpoints.gguf_passes import parsed_once
 from palimpsest.checkpoints.refusals import refused_by_transformers
-from palimpsest.errors import ModelError
+from palimpsest.errors import ModelError, some_of
 
 _PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
-_SHOWN = 8
 # Tensors that are no weights: factors of the rotary embedding's frequencies.
 _ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 # Families whose rotary scaling transformers takes from the file.
@@ -33,11 +32,10 @@ def the_gguf_in(folder: Path) -> Path | None:
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() == GGUF)
     if len(files) > 1:
         names = [path.name for path in files]
-        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         raise ModelError(
             "The folder holds several GGUF files.",
             expected="the path of one of them",
-            found=", ".join(names[:_SHOWN]) + more,
+            found=some_of(names, most=8),
             where=str(folder),
             remedy=f"name one, such as {files[0]}",
         )

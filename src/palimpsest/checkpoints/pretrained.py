@@ -20,9 +20,8 @@ from palimpsest.checkpoints.config_files import (
     file_of,
 )
 from palimpsest.checkpoints.refusals import field_at_fault, refused_by_transformers
-from palimpsest.errors import ModelError
+from palimpsest.errors import ModelError, some_of
 
-_SHOWN = 3
 _BLOCK_NUMBER = re.compile(r"\.(?:h|layers|blocks?)\.(\d+)\.")
 
 
@@ -169,11 +168,10 @@ def _refuse_misfits(source: str, config: Any, auto_class: str | None, error: Run
             if shape != wanted[name]
         ]
     if misfits:
-        more = f" and {len(misfits) - _SHOWN} more" if len(misfits) > _SHOWN else ""
         raise ModelError(
             "The model's weights do not have the shapes that its config says.",
             expected="weights and a config that belong together",
-            found="; ".join(misfits[:_SHOWN]) + more,
+            found=some_of(misfits, between="; "),
             where=source,
             remedy="copy the folder again",
         ) from error
@@ -182,11 +180,10 @@ def _refuse_misfits(source: str, config: Any, auto_class: str | None, error: Run
 def _require_complete(source: str, missing: list[str]) -> None:
     """What a checkpoint lacks is filled with random numbers, and such a model must not be edited."""
     if missing:
-        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
         raise ModelError(
             "The checkpoint lacks weights of the model.",
             expected="a tensor for every parameter",
-            found=f"nothing for {', '.join(missing[:_SHOWN])}{more}",
+            found=f"nothing for {some_of(missing)}",
             where=source,
             remedy="copy the folder again; or save the whole model with its head, not a part of it",
         )
@@ -213,11 +210,10 @@ def refuse_nan(module: Any, logits: Any, name: str) -> None:
     if not torch.isnan(logits).any():
         return
     bad = [one for one, value in module.named_parameters() if not value.is_meta and not torch.isfinite(value).all()]
-    more = f" and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
     raise ModelError(
         "The model computes NaN in place of numbers.",
         expected="finite logits for three tokens",
-        found=f"NaN or infinite weights in {', '.join(bad[:_SHOWN])}{more}" if bad else "NaN from finite weights",
+        found=f"NaN or infinite weights in {some_of(bad)}" if bad else "NaN from finite weights",
         where=f"model {name!r}",
         remedy="copy the model again" if bad else "load it in another dtype (--dtype float32), or check its config",
     )

@@ -10,8 +10,6 @@ from typing import Annotated, Any
 import typer
 
 from palimpsest.cli import endpoints, inputs, terminal
-from palimpsest.cli.portability import key_of
-from palimpsest.errors import ConfigError
 
 
 def judge(
@@ -20,13 +18,8 @@ def judge(
         str, typer.Option("--endpoint", metavar="URL", help="A server of the chat completions protocol, .../v1.")
     ],
     endpoint_model: Annotated[str, typer.Option("--endpoint-model", metavar="NAME", help="The judge's name there.")],
-    option: Annotated[
-        list[str] | None,
-        typer.Option("--option", "-o", metavar="KEY=VALUE", help="A field of the endpoint's requests. Repeatable."),
-    ] = None,
-    key_variable: Annotated[
-        str | None, typer.Option("--key-variable", metavar="NAME", help="Environment variable with the key.")
-    ] = None,
+    option: endpoints.FieldsOption = None,
+    key_variable: endpoints.KeyOption = None,
     timeout: endpoints.TimeoutOption = 60.0,
     retries: endpoints.RetriesOption = 4,
     requests_per_minute: endpoints.RateOption = None,
@@ -42,19 +35,14 @@ def judge(
     from palimpsest.evaluation.judging import Judge
     from palimpsest.files import cache_folder, require_absent, write_text
 
-    if max_cost is not None and prices is None:
-        raise ConfigError(
-            "A cost cannot be estimated without prices.",
-            expected="--prices IN OUT",
-            found="--max-cost without --prices",
-        )
+    endpoints.require_prices(max_cost, prices)
     if out is not None:
         require_absent(out)
     record = load_run(run)
     server = Endpoint(
         endpoint,
         endpoint_model,
-        key=key_of(endpoint, key_variable),
+        key=endpoints.key_of(endpoint, key_variable),
         options=inputs.parse_options(option),
         timeout=timeout,
         retries=retries,
@@ -63,20 +51,11 @@ def judge(
     cache = cache_folder()
     asker = Judge(server, None if cache is None else cache / "verdicts")
     forecast = asker.estimate(record)
-    cost = None if prices is None else forecast.cost(*prices)
-    terminal.log(
-        f"About to ask {terminal.count(forecast.requests, 'question')} of the endpoint ({forecast.cached} are in the "
-        f"cache): some {forecast.input_tokens} tokens to read and {forecast.output_tokens} to write"
-        + ("." if cost is None else f", about {cost:.2f}.")
+    estimated: dict[str, Any] = {**asdict(forecast), "cost": None if prices is None else forecast.cost(*prices)}
+    endpoints.say_forecast(estimated, prices)
+    endpoints.require_affordable(
+        estimated, max_cost, problem="Judging would cost more than it may.", remedy="judge a run of fewer edits"
     )
-    if max_cost is not None and cost is not None and cost > max_cost:
-        raise ConfigError(
-            "Judging would cost more than it may.",
-            expected=f"at most {max_cost:g}",
-            found=f"about {cost:.2f}",
-            remedy="judge a run of fewer edits, or raise --max-cost",
-        )
-    estimated: dict[str, Any] = {**asdict(forecast), "cost": cost}
     if dry_run:
         terminal.emit_json({"run": str(run), "estimate": estimated}) if as_json else None
         return

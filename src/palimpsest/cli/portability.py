@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,8 +16,6 @@ from palimpsest.files import expanded
 if TYPE_CHECKING:
     from palimpsest.datasets.portability import Generator
     from palimpsest.requests import EditRequest
-
-_KEY = "OPENAI_API_KEY"
 
 portability = typer.Typer(
     help="Questions that follow from edits: proposed, filtered by what the model knows, reviewed by people.",
@@ -58,16 +55,8 @@ def build(
     generator_model: Annotated[
         str | None, typer.Option("--generator-model", metavar="NAME", help="The model's name at the endpoint.")
     ] = None,
-    option: Annotated[
-        list[str] | None,
-        typer.Option("--option", "-o", metavar="KEY=VALUE", help="A field of the endpoint's requests. Repeatable."),
-    ] = None,
-    key_variable: Annotated[
-        str | None,
-        typer.Option(
-            "--key-variable", metavar="NAME", help=f"Environment variable with the key; {_KEY} for an https endpoint."
-        ),
-    ] = None,
+    option: endpoints.FieldsOption = None,
+    key_variable: endpoints.KeyOption = None,
     timeout: endpoints.TimeoutOption = 60.0,
     retries: endpoints.RetriesOption = 4,
     requests_per_minute: endpoints.RateOption = None,
@@ -87,12 +76,7 @@ def build(
 
     Only questions that people accept count: put the reviewed review.csv into the folder; the folder is a data set.
     """
-    if max_cost is not None and prices is None:
-        raise ConfigError(
-            "A cost cannot be estimated without prices.",
-            expected="--prices IN OUT",
-            found="--max-cost without --prices",
-        )
+    endpoints.require_prices(max_cost, prices)
     if not dry_run and not resume:
         from palimpsest.files import require_absent
 
@@ -103,13 +87,13 @@ def build(
     network = {"timeout": timeout, "retries": retries, "requests_per_minute": requests_per_minute}
     source = make_generator(generator, generator_model, option, key_variable, placement, network)
     forecast = _forecast(chosen, source, num_items, prices)
-    _say_forecast(forecast, prices)
-    if max_cost is not None and forecast is not None and forecast["cost"] > max_cost:
-        raise ConfigError(
-            "The build would cost more than it may.",
-            expected=f"at most {max_cost:g}",
-            found=f"about {forecast['cost']:.2f}",
-            remedy="ask for fewer edits with --num-edits, or raise --max-cost",
+    if forecast is not None:
+        endpoints.say_forecast(forecast, prices)
+        endpoints.require_affordable(
+            forecast,
+            max_cost,
+            problem="The build would cost more than it may.",
+            remedy="ask for fewer edits with --num-edits",
         )
     if dry_run:
         terminal.emit_json({"edits": len(chosen), "estimate": forecast}) if as_json else None
@@ -147,7 +131,7 @@ def make_generator(
                 "An endpoint has many models.", expected="--generator-model NAME", found="none", where=name
             )
         options = inputs.parse_options(option)
-        endpoint = Endpoint(name, model, key=key_of(name, key_variable), options=options, **network)
+        endpoint = Endpoint(name, model, key=endpoints.key_of(name, key_variable), options=options, **network)
         return ChatGenerator(endpoint, None if (cache := cache_folder()) is None else cache / "generations")
     given = {"--generator-model": model, "--option": option, "--key-variable": key_variable}
     alien = [flag for flag, value in given.items() if value]
@@ -161,18 +145,6 @@ def make_generator(
     return ChatGenerator(LocalModel(inputs.load_model(name, placement)))
 
 
-def key_of(url: str, variable: str | None) -> str | None:
-    """The key of an endpoint; a key from the default variable goes to https only."""
-    if variable is None:
-        return os.environ.get(_KEY) if url.startswith("https://") else None
-    key = os.environ.get(variable)
-    if not key:
-        raise ConfigError(
-            "There is no key.", expected=f"the environment variable {variable}", found="it is not set or blank"
-        )
-    return key
-
-
 def _forecast(
     edits: list[EditRequest], generator: Generator, num_items: int, prices: tuple[float, float] | None
 ) -> dict[str, Any] | None:
@@ -184,17 +156,6 @@ def _forecast(
         return None
     found = estimate(edits, generator, num_items)
     return {**asdict(found), "cost": found.cost(*prices) if prices else None}
-
-
-def _say_forecast(forecast: dict[str, Any] | None, prices: tuple[float, float] | None) -> None:
-    if forecast is None:
-        return
-    cost = f", about {forecast['cost']:.2f} at {prices[0]:g} and {prices[1]:g} a million" if prices else ""
-    terminal.log(
-        f"About to ask {terminal.count(forecast['requests'], 'question')} of the endpoint "
-        f"({forecast['cached']} are in the cache): some {forecast['input_tokens']} tokens to read and "
-        f"{forecast['output_tokens']} to write{cost}."
-    )
 
 
 def _show(found: dict[str, Any], data: Any, as_json: bool) -> None:

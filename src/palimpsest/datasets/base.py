@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from palimpsest.datasets.subjects import find_subject
-from palimpsest.errors import DataError, PalimpsestError
+from palimpsest.errors import DataError, PalimpsestError, some_of
 from palimpsest.provenance import digest
 from palimpsest.requests import EditRequest, Probe
 
@@ -215,14 +215,13 @@ def _all_in_one(bad: list[DataError]) -> DataError:
     first, others = bad[0], bad[1:]
     if not others:
         return first
-    shown = "; ".join(f"{error.where}: {error.problem}" for error in others[:SHOWN])
-    more = f"; and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
+    shown = some_of([f"{error.where}: {error.problem}" for error in others], most=SHOWN, between="; ")
     return BadRecordError(
         first.problem,
         expected=first.expected,
         found=first.found,
         where=first.where,
-        remedy=f"{first.remedy}; then the other {len(others)} record(s) that cannot be used: {shown}{more}",
+        remedy=f"{first.remedy}; then the other {len(others)} record(s) that cannot be used: {shown}",
     )
 
 
@@ -269,5 +268,4 @@ def _left_out_notes(left_out: list[Skipped]) -> list[str]:
 
 
 def _listed(places: list[str]) -> str:
-    more = f" and {len(places) - SHOWN} more" if len(places) > SHOWN else ""
-    return f"{len(places)} record(s): {', '.join(places[:SHOWN])}{more}"
+    return f"{len(places)} record(s): {some_of(places, most=SHOWN)}"

@@ -14,7 +14,7 @@ from typing import Any
 
 from palimpsest.datasets.portability.asking import Message, NoProposal
 from palimpsest.datasets.portability.cached_answers import CachedAnswers
-from palimpsest.datasets.portability.cost import CHARACTERS_A_TOKEN
+from palimpsest.datasets.portability.cost import RequestEstimate, estimated
 from palimpsest.datasets.portability.generators import Completer
 from palimpsest.evaluation import aggregate
 from palimpsest.evaluation.records import ProbeResult, RunRecord, Scores
@@ -56,20 +56,6 @@ class Judged:
     unscored: dict[str, int]
 
 
-@dataclass(frozen=True)
-class JudgingEstimate:
-    """What judging will ask: requests, verdicts in the cache, and tokens at about four characters a token."""
-
-    requests: int
-    cached: int
-    input_tokens: int
-    output_tokens: int
-
-    def cost(self, input_price: float, output_price: float) -> float:
-        """The cost, in the currency of the prices for a million tokens."""
-        return (self.input_tokens * input_price + self.output_tokens * output_price) / 1e6
-
-
 class Judge:
     """Asks a chat model for verdicts.
 
@@ -82,17 +68,11 @@ class Judge:
         self.completer = completer
         self._answers = CachedAnswers(cache, completer.identity, [FORMAT_VERSION])
 
-    def estimate(self, record: RunRecord) -> JudgingEstimate:
+    def estimate(self, record: RunRecord) -> RequestEstimate:
         """What judging a run will ask. Sends nothing."""
         questions = _questions(record)
         open_ones = [messages for messages in questions if self._answers.read(messages) is None]
-        characters = sum(len(one.content) for messages in open_ones for one in messages)
-        return JudgingEstimate(
-            requests=len(open_ones),
-            cached=len(questions) - len(open_ones),
-            input_tokens=-(-characters // CHARACTERS_A_TOKEN),
-            output_tokens=len(open_ones) * TOKENS_A_VERDICT,
-        )
+        return estimated(open_ones, len(questions) - len(open_ones), TOKENS_A_VERDICT)
 
     def judge(self, record: RunRecord, *, progress: Progress = silent) -> Judged:
         """Every probe of a run's final phase with its verdict, 1 or 0; unscored, with its reason, where there is none.

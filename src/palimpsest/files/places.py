@@ -10,11 +10,10 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from palimpsest.errors import DataError, OutputError, PalimpsestError
+from palimpsest.errors import DataError, OutputError, PalimpsestError, some_of
 from palimpsest.files.reading import said, shown_path
 
 _ANOTHER_NAME = "choose another name, or remove it first"
-_SHOWN = 3
 
 
 def expanded(path: str | Path) -> Path:
@@ -92,11 +91,10 @@ def require_replaceable(path: Path, names: Collection[str]) -> None:
     if os.path.lexists(path):
         others = sorted(one.name for one in path.iterdir() if one.name not in names) if path.is_dir() else [path.name]
         if others:
-            more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
             raise OutputError(
                 "What is there was not made by this command, so it is not overwritten.",
                 expected=f"a folder that is empty or holds only {', '.join(names)}",
-                found=f"a folder with {', '.join(others[:_SHOWN])}{more}" if path.is_dir() else "a file",
+                found=f"a folder with {some_of(others)}" if path.is_dir() else "a file",
                 where=shown_path(path),
                 remedy=_ANOTHER_NAME,
             )

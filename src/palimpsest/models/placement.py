@@ -8,9 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from palimpsest.errors import ModelError
-
-_SHOWN = 3
+from palimpsest.errors import ModelError, some_of
 
 
 def is_offloaded(tensor: Tensor) -> bool:
@@ -63,11 +61,10 @@ def require_present(names: Sequence[str]) -> None:
         names: those parameters to be read or changed that are offloaded.
     """
     if names:
-        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         raise ModelError(
             "Weights that have to be changed are offloaded.",
             expected="every weight that is edited on a device (a GPU, or the CPU without offloading)",
-            found=f"{', '.join(names[:_SHOWN])}{more}: in main memory or on disk, fetched only while their layer runs",
+            found=f"{some_of(names)}: in main memory or on disk, fetched only while their layer runs",
             remedy="give a device map that keeps these layers on a device and offloads others, load with a smaller"
             " dtype, or edit other layers",
         )

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from palimpsest.errors import ConfigError
+from palimpsest.checkpoints.locating import BUNDLED
+from palimpsest.errors import ConfigError, some_of
 from palimpsest.files import expanded, new_folder, require_absent, write_tensors
 from palimpsest.models.sites.linear import describe, factors_to_storage, is_quantised, is_transposed, qualified_name
 from palimpsest.patches.base import Patch
@@ -95,9 +96,12 @@ def write_patched(model: EditableModel, patches: Sequence[Patch], out: str | Pat
 
 
 def base_of(name: str) -> str:
-    """How a folder elsewhere names a model: a folder by its full path, others as they are called."""
+    """How a folder elsewhere names a model: a folder by its full path, others as they are called.
+
+    A bundled model is called by its name also where there is a folder of that name.
+    """
     path = expanded(name)
-    return str(path.resolve()) if path.exists() else name
+    return str(path.resolve()) if path.exists() and name not in BUNDLED else name
 
 
 def _save_weights(module: Any, draft: Path) -> None:
@@ -204,12 +208,11 @@ def _factors(model: EditableModel, patches: Sequence[WeightPatch]) -> dict[str, 
                 ups.setdefault(owner, []).append(up.cpu())
                 downs.setdefault(owner, []).append(down.cpu())
     if refused or not ups:
-        shown = [f"{name} ({why})" for name, why in list(refused.items())[:_SHOWN_TENSORS]]
-        more = len(refused) - len(shown)
+        shown = some_of([f"{name} ({why})" for name, why in refused.items()], most=_SHOWN_TENSORS)
         raise ConfigError(
             "The patches cannot be written as a LoRA adapter.",
             expected="low-rank changes of the weights of linear layers, as lora and f-learning-lora make them",
-            found=(", ".join(shown) + (f" and {more} more" if more else "")) or "patches that change nothing",
+            found=shown or "patches that change nothing",
             remedy="write the whole model instead: --as merged",
         )
     return {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from palimpsest.datasets.portability.asking import messages_for
+from palimpsest.datasets.portability.asking import Message, messages_for
 from palimpsest.datasets.portability.generators import ChatGenerator
 from palimpsest.requests import EditRequest
 
@@ -16,7 +16,7 @@ TOKENS_AN_ITEM = 90
 
 @dataclass(frozen=True)
 class RequestEstimate:
-    """Requests and tokens, if every first answer can be read; each that cannot costs one more request.
+    """Requests and tokens. Of a build, if every first answer can be read; each that cannot costs one more request.
 
     Arguments:
         requests: to be sent.
@@ -35,13 +35,25 @@ class RequestEstimate:
         return (self.input_tokens * input_price + self.output_tokens * output_price) / 1e6
 
 
+def estimated(questions: Sequence[Sequence[Message]], cached: int, tokens_an_answer: int) -> RequestEstimate:
+    """What asking these questions takes.
+
+    Arguments:
+        questions: those that are not in the cache.
+        cached: how many others are.
+        tokens_an_answer: tokens of the answer to one of them.
+    """
+    characters = sum(len(one.content) for messages in questions for one in messages)
+    return RequestEstimate(
+        requests=len(questions),
+        cached=cached,
+        input_tokens=-(-characters // CHARACTERS_A_TOKEN),
+        output_tokens=len(questions) * tokens_an_answer,
+    )
+
+
 def estimate(edits: Sequence[EditRequest], generator: ChatGenerator, num_items: int) -> RequestEstimate:
     """What a build over these edits will ask. Sends nothing."""
     unasked = [edit for edit in edits if not generator.is_cached(edit, num_items)]
-    characters = sum(len(one.content) for edit in unasked for one in messages_for(edit, num_items))
-    return RequestEstimate(
-        requests=len(unasked),
-        cached=len(edits) - len(unasked),
-        input_tokens=-(-characters // CHARACTERS_A_TOKEN),
-        output_tokens=len(unasked) * num_items * TOKENS_AN_ITEM,
-    )
+    questions = [messages_for(edit, num_items) for edit in unasked]
+    return estimated(questions, len(edits) - len(unasked), num_items * TOKENS_AN_ITEM)

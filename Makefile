@@ -49,8 +49,10 @@ SEED  ?= 0
 CASES ?= 200
 KILLS ?= 20
 KEEP  ?=
+# `make fuzz ONLY="model gguf"` damages nothing else.
+ONLY  ?=
 fuzz: env
-	$(BIN)/python tests/robustness/fuzz.py --seed $(SEED) --cases $(CASES) $(KEEP)
+	$(BIN)/python tests/robustness/fuzz.py --seed $(SEED) --cases $(CASES) $(if $(ONLY),--only $(ONLY)) $(KEEP)
 
 kills: env
 	$(BIN)/python tests/robustness/kills.py --seed $(SEED) --kills $(KILLS)

@@ -1,73 +1,165 @@
-"""Patches on a pretrained model come off bit for bit, in any order, and a merged folder is the patched model."""
+"""Patches on a pretrained model come off bit for bit, in any order, and a merged folder is the patched model.
+
+What is asked here does not depend on how good an edit is, so every method takes as few steps as it can.
+"""
+
+from functools import cache
 
 import pytest
 import torch
 
 import palimpsest as ps
+from palimpsest.methods.catalogue import METHODS
+from palimpsest.patches.export import write_merged
+from palimpsest.patches.weights import WeightPatch
 from pretrained_models import pretrained_path
 
-OSLO = ps.EditRequest("The capital city of Japan is", "Oslo", subject="Japan", target_old="Tokyo", id="japan")
-LYON = ps.EditRequest("The capital of France is", "Lyon", subject="France", target_old="Paris", id="france")
-CASES = [("float32", "lora"), ("float32", "ft-l"), ("float32", "grace"), ("bfloat16", "lora")]
+OSLO = ps.EditRequest(
+    "The capital city of Japan is", "Oslo", subject="Japan", target_old="Tokyo", id="japan",
+    probes=(ps.Probe("generality", "Japan has the capital", "Oslo"),
+            ps.Probe("locality.neighborhood", "The capital of Italy is", "Rome")),
+)  # fmt: skip
+LYON = ps.EditRequest(
+    "The capital of France is", "Lyon", subject="France", target_old="Paris", id="france",
+    probes=(ps.Probe("generality", "France has the capital", "Lyon"),
+            ps.Probe("locality.neighborhood", "The capital of Spain is", "Madrid")),
+)  # fmt: skip
+PROMPTS = [OSLO.prompt, LYON.prompt, "The river that flows through London is the"]
+STEP = {"epochs": 1, "spare": False}
+SOLVED = {
+    "text": "TEXT", "layers": [5], "statistics": {"max_tokens": 6_200, "tolerance": 0}, "contexts": {"given": []},
+    "targets": {"steps": 1, "search": "adam"}, "look_again": False,
+}  # fmt: skip
+FORGETTING = {"forget_options": STEP, "learn_options": STEP}
+OPTIONS = {
+    "ft": STEP, "ft-l": STEP, "locft": STEP, "lora": STEP, "grace": {"steps": 1}, "calinet": {"steps": 1},
+    "kn": {"steps": 2}, "rome": SOLVED, "r-rome": SOLVED, "memit": SOLVED, "emmet": SOLVED, "pmet": SOLVED,
+    "alphaedit": SOLVED, "f-learning-ft": FORGETTING, "f-learning-lora": FORGETTING, "f-learning-lora-ft": FORGETTING,
+    "t-patcher": {"text": "TEXT", "memory": {"max_tokens": 256, "top": 16}, "max_steps": 2, "first_check": 1},
+    "wise": {"text": "TEXT", "max_tokens": 100, "contexts": {"given": []}, "steps": 1},
+    "mend": {"editor": "EDITOR"}, "ke": {"editor": "EDITOR"}, "serac": {"editor": "fresh", "self_contained": True},
+    "ike": {"corpus": "world-counterfact", "encoder": "ngrams", "num_demonstrations": 2},
+    "auto": {"ladder": [{"method": "ft", "preset": "none", "options": STEP}], "num_neighbours": 1, "num_contexts": 1},
+}  # fmt: skip
+"""Every method that edits a decoder, with options that take no time."""
+TRAINING = {"steps": 1, "examples_per_step": 2, "validate_every": 1, "layers": [29]}
+QUICK = ("lora", "ft-l", "grace")
+DTYPES = ("float32", "bfloat16")
+CASES = [(dtype, method) for dtype in DTYPES for method in QUICK]
+OTHERS = [(dtype, method) for dtype in DTYPES for method in OPTIONS if method not in QUICK]
+
+
+class Bench:
+    """A model, its weights as they were, and two patches of each method, made once."""
+
+    def __init__(self, dtype, place):
+        self.model = ps.load(pretrained_path("smollm2"), dtype=dtype)
+        self.state = {name: value.clone() for name, value in self.model.module.state_dict().items()}
+        self.place = place
+        self.before = self.logits()
+        self.patches = cache(self._made)
+
+    def logits(self, model=None):
+        """Of the prompts' last tokens, in one batch."""
+        model = model or self.model
+        with torch.no_grad():
+            return [model.forward(model.batch([model.encode(prompt)])).logits[0, -1] for prompt in PROMPTS]
+
+    def is_as_it_was(self):
+        found = self.model.module.state_dict()
+        is_same = found.keys() == self.state.keys() and all(torch.equal(found[n], v) for n, v in self.state.items())
+        return is_same and all(map(torch.equal, self.logits(), self.before))
+
+    def _made(self, method):
+        named = {"TEXT": str(self._text()), "EDITOR": str(self.place / f"{method}-{self.model.module.dtype}")}
+        given = {name: named.get(value, value) if isinstance(value, str) else value
+                 for name, value in OPTIONS[method].items()}  # fmt: skip
+        made = ps.method(method, preset="none", **given)
+        if given.get("editor") == named["EDITOR"]:
+            examples = [OSLO, LYON] * 8
+            made.train(self.model, _renamed(examples), TRAINING).save(named["EDITOR"])
+        return [made.edit(self.model, [fact]).patch for fact in (OSLO, LYON)]
+
+    def _text(self):
+        file = self.place / "text.txt"
+        if not file.exists():
+            names = ("Norway", "Peru", "London", "the north", "a small town", "my family", "the company", "her book")
+            verbs = ("was seen", "was built", "has been sold", "will be painted", "is known", "grew old", "came first")
+            ends = ("near the lake", "by many people", "in the spring of that year", "after the war", "for a long time")
+            lines = [f"{name} {verb} {end}, and {other} {more} {end}." for name in names for verb in verbs
+                     for end in ends for other in names[:3] for more in verbs[:2]]  # fmt: skip
+            file.write_text("\n".join(lines))
+        return file
+
+
+def _renamed(examples):
+    """Examples about subjects of their own, since no fact may stand in the training twice."""
+    from dataclasses import replace
+
+    names = ["Peru", "Chad", "Cuba", "Iran", "Iraq", "Mali", "Oman", "Laos", "Fiji", "Togo", "India", "Egypt", "Kenya"]
+    names += ["Nepal", "Qatar", "Yemen"]
+    made = []
+    for name, one in zip(names, examples, strict=True):
+        probes = tuple(
+            replace(probe, prompt=probe.prompt.replace(one.subject, name), fact=None) for probe in one.probes
+        )
+        made.append(replace(one, prompt=one.prompt.replace(one.subject, name), subject=name, id=name, fact=name,
+                            probes=probes))  # fmt: skip
+    return made
 
 
 @pytest.fixture(scope="module")
-def model(request):
-    return ps.load(pretrained_path("smollm2"), dtype=request.param)
+def bench(request, tmp_path_factory):
+    return Bench(request.param, tmp_path_factory.mktemp(request.param))
 
 
-@pytest.fixture(scope="module")
-def state(model):
-    return {name: value.clone() for name, value in model.module.state_dict().items()}
-
-
-@pytest.fixture(scope="module")
-def made():
-    return {}
-
-
-def patches(model, method, made):
-    """One patch for each fact, made once."""
-    key = (method, model.module.dtype)
-    if key not in made:
-        made[key] = [ps.method(method).edit(model, [fact]).patch for fact in (OSLO, LYON)]
-    return made[key]
-
-
-def assert_same(model, state):
-    found = model.module.state_dict()
-    assert found.keys() == state.keys()
-    assert all(torch.equal(found[name], value) for name, value in state.items())
-
-
-@pytest.mark.parametrize(("model", "method"), CASES, indirect=["model"])
-def test_two_patches_come_off_exactly_in_both_orders(method, model, state, made):
-    before = model.generate([OSLO.prompt, LYON.prompt])
-    first, second = patches(model, method, made)
-    assert_same(model, state)
-    for upper in (first, second):
-        lower = second if upper is first else first
+def undone(bench, method):
+    first, second = bench.patches(method)
+    assert bench.is_as_it_was()
+    for upper, lower in ((first, second), (second, first)):
         for leaves in ("upper", "lower"):
-            on = {"lower": lower.apply(model), "upper": upper.apply(model)}
+            on = {"lower": lower.apply(bench.model), "upper": upper.apply(bench.model)}
             with pytest.raises(ps.PatchError, match="on the model already"):
-                upper.apply(model)
+                upper.apply(bench.model)
             on.pop(leaves).remove()
             on.popitem()[1].remove()
-            assert_same(model, state)
-    with model.patched(first):
-        assert model.score([OSLO.prompt], ["Oslo"])[0].accuracy == 1.0
-    assert model.generate([OSLO.prompt, LYON.prompt]) == before
+            assert bench.is_as_it_was(), (method, leaves)
 
 
-@pytest.mark.parametrize(("model", "method"), CASES[:2], indirect=["model"])
-def test_a_merged_folder_has_the_patched_model_s_logits(method, model, made, tmp_path):
-    from palimpsest.patches.export import write_merged
+def merged(bench, method, place):
+    (patch, _) = bench.patches(method)
+    write_merged(bench.model, [patch], place)
+    found = ps.load(place)
+    assert found.module.dtype == bench.model.module.dtype
+    with bench.model.patched(patch):
+        wanted = bench.logits()
+    assert not all(map(torch.equal, wanted, bench.before))
+    assert all(map(torch.equal, bench.logits(found), wanted))
 
-    (patch, _) = patches(model, method, made)
-    write_merged(model, [patch], tmp_path / "merged")
-    merged = ps.load(tmp_path / "merged")
-    assert merged.module.dtype == model.module.dtype
-    ids = torch.tensor([model.tokenizer(OSLO.prompt)["input_ids"]])
-    with torch.no_grad(), model.patched(patch):
-        assert torch.equal(merged.module(ids).logits, model.module(ids).logits)
-        assert merged.generate(OSLO.prompt) == model.generate(OSLO.prompt)
+
+@pytest.mark.parametrize(("bench", "method"), CASES, indirect=["bench"])
+def test_two_patches_come_off_exactly_in_both_orders(bench, method):
+    undone(bench, method)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("bench", "method"), OTHERS, indirect=["bench"])
+def test_two_patches_of_every_other_method_come_off_exactly_in_both_orders(bench, method):
+    undone(bench, method)
+
+
+@pytest.mark.parametrize(("bench", "method"), [(dtype, "lora") for dtype in DTYPES], indirect=["bench"])
+def test_a_merged_folder_has_the_patched_model_s_logits(bench, method, tmp_path):
+    merged(bench, method, tmp_path / "merged")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("bench", "method"), [*CASES, *OTHERS], indirect=["bench"])
+def test_a_merged_folder_of_every_method_that_changes_weights_has_their_logits(bench, method, tmp_path):
+    if not isinstance(bench.patches(method)[0], WeightPatch):
+        pytest.skip(f"{method} changes no weights")
+    merged(bench, method, tmp_path / "merged")
+
+
+def test_every_method_of_decoders_is_here():
+    assert set(OPTIONS) == set(METHODS) - {"f-learning"}

@@ -157,7 +157,8 @@ class Campaign:
             return None
         # The second is how typer shows what is wrong with the words themselves.
         blocks = sum(line.startswith(("Error: ", "\u256d\u2500 Error ")) for line in result.err.splitlines())
-        if blocks != 1 and "The run failed" not in result.err:
+        # A command without any words shows its help.
+        if blocks != 1 and "The run failed" not in result.err and "Usage: " not in result.out:
             return f"not one block: {result.err[-600:]}"
         if (place / "out").exists() and "printed" not in result.err:
             return f"an output beside an error: {result.err[-300:]}"

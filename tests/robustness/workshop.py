@@ -221,13 +221,13 @@ class Workshop:
             self.made(*training, "--out", folder, *options)
             editing = ("edit", model, "--method", method, "--editor", "IT", "--edits", str(self.facts), "--out", "OUT")
             self.kinds[f"editor {method}"] = Kind(folder, (editing,))
-            self._interrupted(*training, "--out", str(place / method), *options, "-o", "steps=4")
-            going_on = (*training, "--out", "OUT", *options, "-o", "steps=4", "--resume")
+            self._interrupted(*training, "--out", str(place / method), *options[2:], "-o", "steps=4")
+            going_on = (*training, "--out", "OUT", *options[2:], "-o", "steps=4", "--resume")
             kept = place / f"{method}.checkpoint"
             self.kinds[f"checkpoint {method}"] = Kind(kept, (going_on,), is_changed=True, name="out.checkpoint")
 
     def _interrupted(self, *arguments: str) -> None:
-        """A training that is interrupted after its second checkpoint."""
+        """Begins a training, which is interrupted after its second checkpoint."""
         from unittest import mock
 
         from palimpsest.training import metatraining

@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # torch goes first and alone: from an index that serves a CPU build, nothing later replaces it by a CUDA one.
 TORCH  := $(shell grep -i '^torch==' constraints.txt)
 
-.PHONY: env demo test test-all test-processors pretrained test-pretrained check fuzz kills format bench bench-results tables real editors gpu lock clean
+.PHONY: env demo test test-all test-processors pretrained test-pretrained test-pretrained-all check fuzz kills format bench bench-results tables real editors gpu lock clean
 
 env: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -36,6 +36,10 @@ pretrained: env
 
 # The tests on them; one whose model is not there is skipped and says so.
 test-pretrained: env
+	$(BIN)/python -m pytest -m 'pretrained and not slow' -n 2 --dist loadgroup -rs
+
+# And those that take minutes each: undo for every method, in float32 and bfloat16.
+test-pretrained-all: env
 	$(BIN)/python -m pytest -m pretrained -n 2 --dist loadgroup -rs
 
 check: env

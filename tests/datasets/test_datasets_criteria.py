@@ -323,7 +323,7 @@ def test_every_kind_of_probe_has_its_words_in_tables() -> None:
 
 
 def test_records_passed_over_are_said_once_a_problem(tmp_path: Path) -> None:
-    from palimpsest.cli.inputs import notes_of
+    from palimpsest.cli.records import notes_of
 
     both = {**MQUAKE, "requested_rewrite": MQUAKE["requested_rewrite"] * 2}
     said = notes_of(read("mquake", tmp_path, MQUAKE, both, both, {**MQUAKE, "case_id": 5, "new_answer": ""}))[-1]

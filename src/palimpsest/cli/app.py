@@ -6,28 +6,34 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Annotated
 
 import typer
 
 from palimpsest import processes
-from palimpsest.cli import terminal
-from palimpsest.cli.assess import assess
-from palimpsest.cli.bench import bench
-from palimpsest.cli.demo import demo
-from palimpsest.cli.doctor import doctor
-from palimpsest.cli.edit import ask, edit
-from palimpsest.cli.eval import evaluate, report
-from palimpsest.cli.judge import judge
-from palimpsest.cli.list import list_
+from palimpsest.cli import (
+    apply,
+    ask,
+    assess,
+    bench,
+    demo,
+    doctor,
+    edit,
+    judge,
+    push,
+    report,
+    stats,
+    tasks,
+    terminal,
+    trace,
+    train,
+    verify,
+)
+from palimpsest.cli import eval as eval_command
+from palimpsest.cli import list as list_command
 from palimpsest.cli.memory import memory
 from palimpsest.cli.portability import portability
-from palimpsest.cli.push import push
-from palimpsest.cli.stats import stats
-from palimpsest.cli.tasks import tasks
-from palimpsest.cli.trace import trace
-from palimpsest.cli.train import train
-from palimpsest.cli.verify import apply, verify
 from palimpsest.cli.world import world
 from palimpsest.errors import ConfigError, PalimpsestError
 
@@ -56,129 +62,37 @@ def options(
     """Update what a language model knows: edits as small, reversible, verified patches."""
 
 
-def _add(name: str, function: Callable[..., None], *lines: str, panel: str) -> None:
-    epilog = terminal.examples(*lines)
-    app.command(name, epilog=epilog, rich_help_panel=panel, no_args_is_help=name != "demo")(function)
+_COMMANDS: tuple[tuple[str, Callable[..., None], ModuleType], ...] = (
+    ("demo", demo.demo, demo),
+    ("edit", edit.edit, edit),
+    ("ask", ask.ask, ask),
+    ("apply", apply.apply, apply),
+    ("push", push.push, push),
+    ("verify", verify.verify, verify),
+    ("eval", eval_command.evaluate, eval_command),
+    ("assess", assess.assess, assess),
+    ("judge", judge.judge, judge),
+    ("tasks", tasks.tasks, tasks),
+    ("bench", bench.bench, bench),
+    ("report", report.report, report),
+    ("stats", stats.stats, stats),
+    ("train", train.train, train),
+    ("list", list_command.list_, list_command),
+    ("doctor", doctor.doctor, doctor),
+    ("trace", trace.trace, trace),
+)
+"""In the order of the help page: the name, the function, and the file with its examples and its panel."""
 
-
-_EDITING, _MEASURING, _LOOKING = "Edit", "Measure", "Look around"
-
-_add(
-    "demo",
-    demo,
-    "palimpsest demo",
-    "palimpsest demo --out demo --overwrite --num-edits 20",
-    panel=_EDITING,
-)
-_add(
-    "edit",
-    edit,
-    "palimpsest edit world --method f-learning-lora-ft --edits facts.csv --out my-patch",
-    'palimpsest edit world --method ft --prompt "The capital of France is" --subject France --target-new Lyon '
-    "--target-old Paris --out lyon",
-    "palimpsest edit world --method ft-l --edits facts.csv --out my-patch -o layers=[3] -o learning_rate=1e-3",
-    panel=_EDITING,
-)
-_add(
-    "ask",
-    ask,
-    'palimpsest ask world "The capital of France is"',
-    'palimpsest ask world "The capital of France is" "France is a country in" --patch my-patch',
-    panel=_EDITING,
-)
-_add(
-    "apply",
-    apply,
-    "palimpsest apply world my-patch --out new-model",
-    "palimpsest apply world first-patch second-patch --out new-model",
-    panel=_EDITING,
-)
-_add(
-    "push",
-    push,
-    "palimpsest push my-patch me/world-in-2026 --dry-run",
-    "palimpsest push my-patch me/world-in-2026 --private --record verified.json",
-    panel=_EDITING,
-)
-_add(
-    "verify",
-    verify,
-    "palimpsest verify world my-patch",
-    "palimpsest verify world my-patch --min-generality 0.8 --min-locality 0.9",
-    panel=_MEASURING,
-)
-_add(
-    "eval",
-    evaluate,
-    "palimpsest eval world --dataset world-counterfact --method ft --protocol single --num-edits 20",
-    "palimpsest eval world --dataset facts.jsonl --method lora --protocol sequential --num-edits 100 "
-    "--checkpoints 1,10,100 --out runs/lora --resume",
-    "palimpsest eval world --dataset counterfact --data counterfact.json --method ft --protocol batch -n 50 --json",
-    panel=_MEASURING,
-)
-_add(
-    "assess",
-    assess,
-    "palimpsest assess world --facts facts.csv --wrong to-be-edited.jsonl",
-    "palimpsest assess world --facts world-counterfact --answer old --against relations --json",
-    panel=_MEASURING,
-)
-_add(
-    "judge",
-    judge,
-    "palimpsest judge my-run --endpoint https://host/v1 --endpoint-model NAME --dry-run",
-    panel=_MEASURING,
-)
-_add(
-    "tasks",
-    tasks,
-    "palimpsest tasks world --task world --patch my-patch",
-    "palimpsest tasks gpt2-xl --task hellaswag --task gsm8k --limit 200 --patch my-patch",
-    panel=_MEASURING,
-)
-_add(
-    "bench",
-    bench,
-    "palimpsest bench bench/recipes/table-2.world.toml --out results --workers 2",
-    "palimpsest bench bench/recipes/table-2.world.toml --out results --resume",
-    "palimpsest bench bench/recipes/table-2.full.toml --dry-run",
-    panel=_MEASURING,
-)
-_add(
-    "report",
-    report,
-    "palimpsest report runs/* --out report.html",
-    "palimpsest report runs/ft runs/lora --out report.html --overwrite",
-    panel=_MEASURING,
-)
-_add(
-    "stats",
-    stats,
-    "palimpsest stats world --text world --layers 1,2,3",
-    "palimpsest stats ./my-model --text wikipedia --layers 4-8",
-    "palimpsest stats ./my-model --text notes.jsonl --layers 5 --max-tokens 200000 --tolerance 0.2 --json",
-    panel=_EDITING,
-)
-_add(
-    "train",
-    train,
-    "palimpsest train mend world --data world-counterfact --out my-mend",
-    "palimpsest train mend ./my-model --data zsre-train.json --out my-mend -o layers=[20,21,22]",
-    "palimpsest train mend ./my-model --data zsre-train.json --out my-mend -o layers=[20,21,22] --resume",
-    panel=_EDITING,
-)
-_add("list", list_, "palimpsest list methods", "palimpsest list datasets --json", panel=_LOOKING)
-_add("doctor", doctor, "palimpsest doctor world", "palimpsest doctor ./my-model --json", panel=_LOOKING)
-_add(
-    "trace",
-    trace,
-    'palimpsest trace world --prompt "The capital city of Japan is" --subject Japan --out japan',
-    "palimpsest trace world --facts world-counterfact --num 20 --out traces",
-    panel=_LOOKING,
-)
-app.add_typer(memory, name="memory", rich_help_panel=_LOOKING)
-app.add_typer(portability, name="portability", rich_help_panel=_MEASURING)
-app.add_typer(world, name="world", rich_help_panel=_LOOKING)
+for _name, _function, _home in _COMMANDS:
+    app.command(
+        _name,
+        epilog=terminal.examples(*_home.EXAMPLES),
+        rich_help_panel=_home.PANEL,
+        no_args_is_help=_name != "demo",
+    )(_function)
+app.add_typer(memory, name="memory", rich_help_panel=terminal.LOOKING)
+app.add_typer(portability, name="portability", rich_help_panel=terminal.MEASURING)
+app.add_typer(world, name="world", rich_help_panel=terminal.LOOKING)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

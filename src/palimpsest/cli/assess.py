@@ -9,11 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from palimpsest.cli import inputs, terminal
+from palimpsest.cli import inputs, records, terminal
 from palimpsest.errors import DataError, unknown_name
 
 if TYPE_CHECKING:
     from palimpsest.evaluation.assessment import Assessment
+
+EXAMPLES = (
+    "palimpsest assess world --facts facts.csv --wrong to-be-edited.jsonl",
+    "palimpsest assess world --facts world-counterfact --answer old --against relations --json",
+)
+PANEL = terminal.MEASURING
 
 SHOWN = 20
 
@@ -70,8 +76,8 @@ def assess(
         if value not in known:
             raise unknown_name(option, value, known)
     own = _distractors(distractors)
-    data = inputs.find_dataset(facts, None)
-    for note in inputs.notes_of(data):
+    data = records.find_dataset(facts, None)
+    for note in records.notes_of(data):
         terminal.log(f"{facts}: {note}")
     patches = inputs.read_patches(patch or [])
     placement = inputs.Placement(device, dtype, device_map, trust_remote_code)

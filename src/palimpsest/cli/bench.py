@@ -14,6 +14,13 @@ if TYPE_CHECKING:
     from palimpsest.benchmark import Plan, WorkUnit
     from palimpsest.benchmark.folder import Finished, ResultsFolder
 
+EXAMPLES = (
+    "palimpsest bench bench/recipes/table-2.world.toml --out results --workers 2",
+    "palimpsest bench bench/recipes/table-2.world.toml --out results --resume",
+    "palimpsest bench bench/recipes/table-2.full.toml --dry-run",
+)
+PANEL = terminal.MEASURING
+
 _SHOWN_FAILURES = 10
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+TOPICS = ("methods", "models", "datasets", "metrics", "presets", "texts", "statistics")
 PROTOCOLS = ("single", "batch", "sequential")
 
 
@@ -35,8 +36,6 @@ def protocols(incomplete: str) -> list[str]:
 
 def topics(incomplete: str) -> list[str]:
     """What `list` lists."""
-    from palimpsest.cli.list import TOPICS
-
     return _beginning(TOPICS, incomplete)
 
 

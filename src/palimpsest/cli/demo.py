@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from palimpsest.report.tables import ReportRun
     from palimpsest.requests import EditRequest
 
+EXAMPLES = (
+    "palimpsest demo",
+    "palimpsest demo --out demo --overwrite --num-edits 20",
+)
+PANEL = terminal.EDITING
+
 DATASET = "world-counterfact"
 PAGE, RUNS = "report.html", "runs"
 _PROBES_PER_KIND = 3

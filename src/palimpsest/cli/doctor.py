@@ -12,6 +12,12 @@ if TYPE_CHECKING:
     from palimpsest.methods.base import Method
     from palimpsest.models.editable import EditableModel
 
+EXAMPLES = (
+    "palimpsest doctor world",
+    "palimpsest doctor ./my-model --json",
+)
+PANEL = terminal.LOOKING
+
 
 def doctor(
     model: inputs.ModelArgument,

@@ -1,4 +1,4 @@
-"""`edit` makes a patch, `ask` shows a model's answers with and without it."""
+"""`edit` makes a patch."""
 
 from __future__ import annotations
 
@@ -9,15 +9,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from palimpsest.cli import completing, inputs, terminal
+from palimpsest.cli import completing, inputs, records, terminal
 from palimpsest.errors import ConfigError
 from palimpsest.files import expanded
-from palimpsest.wording.texts import require_text
 
 if TYPE_CHECKING:
     from palimpsest.methods.base import EditOutcome, Method
     from palimpsest.models.editable import EditableModel
     from palimpsest.requests import EditRequest
+
+EXAMPLES = (
+    "palimpsest edit world --method f-learning-lora-ft --edits facts.csv --out my-patch",
+    'palimpsest edit world --method ft --prompt "The capital of France is" --subject France --target-new Lyon '
+    "--target-old Paris --out lyon",
+    "palimpsest edit world --method ft-l --edits facts.csv --out my-patch -o layers=[3] -o learning_rate=1e-3",
+)
+PANEL = terminal.EDITING
 
 SHOWN_EDITS = 20
 
@@ -86,7 +93,7 @@ def edit(
     require_absent(out)
     if state is not None:
         require_absent(state, overwrite=True)
-    requests, notes = _requests(edits, inputs.inline_edit(prompt, subject, target_new, target_old), skip_bad=skip_bad)
+    requests, notes = _requests(edits, records.inline_edit(prompt, subject, target_new, target_old), skip_bad=skip_bad)
     forget = None if forget_patch is None else str(forget_patch)
     trained = None if editor is None else str(editor)
     maker = inputs.make_method(
@@ -155,8 +162,8 @@ def _requests(file: Path | None, inline: EditRequest | None, *, skip_bad: bool) 
             found="neither" if file is None else "both",
         )
     if file is not None:
-        return inputs.read_edits(expanded(file), skip_bad=skip_bad)
-    return ([inline], inputs.remarks_on(inline)) if inline else ([], [])
+        return records.read_edits(expanded(file), skip_bad=skip_bad)
+    return ([inline], records.remarks_on(inline)) if inline else ([], [])
 
 
 def _result(
@@ -250,62 +257,3 @@ def _otherwise(edits: Sequence[dict[str, Any]]) -> list[str]:
         "other answer": "give neither the new answer nor the old one",
     }
     return [f"{found[kind]} of {len(edits)} {words}." for kind, words in lines.items() if found[kind]]
-
-
-def ask(
-    model: inputs.ModelArgument,
-    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="Texts to continue.", show_default=False)],
-    patch: Annotated[
-        list[Path] | None, typer.Option("--patch", help="A patch to put on; repeatable, the first one lowest.")
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer, in tokens.")] = 24,
-    as_configured: Annotated[
-        bool,
-        typer.Option(
-            "--as-configured",
-            help="Write as the model's generation config says (repetition penalty, sampling), as its users will see"
-            " it, in place of plain greedy writing.",
-        ),
-    ] = False,
-    seed: inputs.SeedOption = 0,
-    chat: inputs.RecordedChatOption = None,
-    device: inputs.DeviceOption = "auto",
-    dtype: inputs.DtypeOption = "auto",
-    device_map: inputs.DeviceMapOption = None,
-    trust_remote_code: inputs.TrustOption = False,
-    as_json: inputs.JsonOption = False,
-) -> None:
-    """Ask a model, before and after patches side by side."""
-    blank = [text for text in prompts if not text.strip()]
-    if blank:
-        from palimpsest.errors import DataError
-
-        raise DataError("A prompt is blank.", expected="text with a visible character", found=repr(blank[0]))
-    for text in prompts:
-        require_text(text, "PROMPT", where="the command line")
-    patches = inputs.read_patches(patch or [])
-    loaded = inputs.load_model(
-        model, inputs.Placement(device, dtype, device_map, trust_remote_code), chat=inputs.chat_of(patches, chat)
-    )
-
-    def said() -> list[str]:
-        if not as_configured:
-            return loaded.generate(prompts, max_new_tokens=max_new_tokens)
-        from palimpsest.models.configured import generate_as_configured
-
-        return generate_as_configured(loaded, prompts, max_new_tokens=max_new_tokens, seed=seed)
-
-    with terminal.status("asking"):
-        before = said()
-        after: list[str] | list[None] = [None] * len(prompts)
-        if patches:
-            with inputs.patched(loaded, patches):
-                after = said()
-    rows = list(zip(prompts, before, after, strict=True))
-    if as_json:
-        answers = [{"prompt": text, "before": old, "after": new} for text, old, new in rows]
-        terminal.emit_json({"model": model, "patches": [str(folder) for folder in patch or []], "answers": answers})
-    elif patches:
-        terminal.print_table(("prompt", "before", "after"), [(text, old, new or "") for text, old, new in rows])
-    else:
-        terminal.print_table(("prompt", "answer"), [(text, old) for text, old, _ in rows])

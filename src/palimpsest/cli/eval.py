@@ -1,4 +1,4 @@
-"""`eval` measures a method on a data set, `report` makes one page out of runs."""
+"""`eval` measures a method on a data set."""
 
 from __future__ import annotations
 
@@ -8,16 +8,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from palimpsest.cli import completing, inputs, terminal
-from palimpsest.errors import ConfigError, DataError, unknown_name
-from palimpsest.files import expanded
+from palimpsest.cli import completing, inputs, records, terminal
+from palimpsest.errors import ConfigError, unknown_name
 
 if TYPE_CHECKING:
-    from palimpsest.benchmark.recipe import Published
     from palimpsest.datasets import Dataset
-    from palimpsest.evaluation import RunRecord
 
-_RUN_FILE = "run.json"
+EXAMPLES = (
+    "palimpsest eval world --dataset world-counterfact --method ft --protocol single --num-edits 20",
+    "palimpsest eval world --dataset facts.jsonl --method lora --protocol sequential --num-edits 100 "
+    "--checkpoints 1,10,100 --out runs/lora --resume",
+    "palimpsest eval world --dataset counterfact --data counterfact.json --method ft --protocol batch -n 50 --json",
+)
+PANEL = terminal.MEASURING
+
+RUN_FILE = "run.json"
 
 
 def evaluate(
@@ -88,13 +93,13 @@ def evaluate(
     if out is not None and not resume:
         from palimpsest.files import require_absent
 
-        if (out / _RUN_FILE).is_file():
+        if (out / RUN_FILE).is_file():
             require_absent(out, remedy="go on with that run with --resume, or choose another name")
         require_absent(out)
     own_seed = None if "seed" in inputs.parse_options(option) else seed
     trained = None if editor is None else str(editor)
     maker = inputs.make_method(method, preset, option, seed=own_seed, editor=trained)
-    found = inputs.find_dataset(dataset, data, skip_bad=skip_bad)
+    found = records.find_dataset(dataset, data, skip_bad=skip_bad)
     edits = with_derived(found, out_of_scope=out_of_scope, distracting=distracting)
     if num_edits is not None:
         edits.sample(num_edits, seed)
@@ -130,7 +135,7 @@ def evaluate(
         terminal.emit_json(record.to_json())
     else:
         terminal.say(record.table())
-        for note in (*inputs.notes_of(edits), *record.notes):
+        for note in (*records.notes_of(edits), *record.notes):
             terminal.say(f"note: {note}")
         if out is not None:
             terminal.say(f"next: palimpsest report {out} --out report.html")
@@ -194,68 +199,3 @@ def _checkpoints(text: str | None) -> tuple[int, ...] | None:
             where="--checkpoints",
         )
     return tuple(sorted({int(part) for part in parts}))
-
-
-def report(
-    runs: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="RUN...", help="Folders that `eval --out`, `bench` or `demo` wrote.", show_default=False
-        ),
-    ],
-    out: Annotated[Path, typer.Option("--out", help="The page: a new .html file.")] = Path("report.html"),
-    tables: Annotated[
-        Path | None, typer.Option("--tables", help="A new folder for the tables as Markdown, LaTeX and CSV.")
-    ] = None,
-    overwrite: inputs.OverwriteOption = False,
-    as_json: inputs.JsonOption = False,
-) -> None:
-    """Make one self-contained HTML page out of runs."""
-    from palimpsest.files import require_absent
-
-    require_absent(out, overwrite=overwrite)
-    if tables is not None:
-        require_absent(tables)
-    records = read_records(runs)
-    with terminal.status("drawing"):
-        from palimpsest.report import build_report
-        from palimpsest.report.exports import write_tables
-        from palimpsest.report.settings import group
-        from palimpsest.report.tables import size
-
-        published = _published(runs)
-        build_report(records, out, published=published)
-        if tables is not None:
-            write_tables(group(records), tables, published)
-    terminal.wrote(out)
-    if as_json:
-        terminal.emit_json({"report": str(out), "runs": len(records), "bytes": out.stat().st_size})
-    else:
-        terminal.say(f"{out}: {len(records)} run{'s' if len(records) != 1 else ''}, {size(out.stat().st_size)}")
-
-
-def _published(runs: Sequence[Path]) -> list[Published]:
-    """The figures of others that the recipes of these results name."""
-    from palimpsest.benchmark.folder import published
-    from palimpsest.benchmark.recipe import Published
-
-    return [Published(**one) for folder in runs for one in published(expanded(folder))]
-
-
-def read_records(runs: list[Path]) -> list[RunRecord]:
-    """The records in these folders, or in the folders inside them. Raises `DataError` for a folder without a record."""
-    from palimpsest.benchmark.folder import load_labelled, run_folders
-
-    folders = []
-    for run in (expanded(given) for given in runs):
-        found = [run] if (run / _RUN_FILE).is_file() else run_folders(run)
-        found = found or sorted(file.parent for file in run.rglob(_RUN_FILE))
-        if not found:
-            raise DataError(
-                "There is no run here.",
-                expected=f"a folder that `palimpsest eval --out` wrote, with {_RUN_FILE}, or a folder of such folders",
-                found="nothing of that name" if not run.exists() else f"no {_RUN_FILE} in it",
-                where=str(run),
-            )
-        folders += found
-    return [load_labelled(folder) for folder in dict.fromkeys(folders)]

@@ -1,4 +1,4 @@
-"""From what was typed to what the library takes: options, edits, models, patches, data sets."""
+"""From what was typed to what the library takes: options, methods, models, patches."""
 
 from __future__ import annotations
 
@@ -13,17 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from palimpsest.cli import completing, terminal
-from palimpsest.errors import ConfigError, DataError
+from palimpsest.errors import ConfigError
 from palimpsest.files import FileKind, expanded, parse_toml, said
 
 if TYPE_CHECKING:
-    from palimpsest.datasets import Dataset, Skipped
     from palimpsest.methods.base import Method
     from palimpsest.models.editable import EditableModel
     from palimpsest.patches.base import Patch
-    from palimpsest.requests import EditRequest
 
-SHOWN_REASONS = 3
 SHOWN_VALUE = 40
 _OF_SOME_METHODS = MappingProxyType(
     {
@@ -276,95 +273,6 @@ def patched(model: EditableModel, patches: Sequence[Patch]) -> Iterator[Editable
         for patch in patches:
             stack.enter_context(model.patched(patch))
         yield model
-
-
-def read_edits(file: Path, *, skip_bad: bool | None = False) -> tuple[list[EditRequest], list[str]]:
-    """The edits of a file, and what should be said about them.
-
-    Arguments:
-        file: the file.
-        skip_bad: whether records that cannot be used are passed over, with a note that says how many and why; `None`
-            passes over only those of a published data set.
-
-    Raises `DataError` for a file that cannot be read or has no edits, and for records that cannot be used.
-    """
-    from palimpsest.datasets import load_edits
-    from palimpsest.datasets.base import BadRecordError
-
-    try:
-        data = load_edits(file, is_strict=None if skip_bad is None else not skip_bad)
-    except BadRecordError as error:
-        if skip_bad is False:
-            error.remedy = f"{error.remedy} (--skip-bad goes on with the others)"
-        raise
-    return list(data.requests), notes_of(data)
-
-
-def notes_of(data: Dataset) -> list[str]:
-    """What should be said about a data set: its own notes, and how many records were passed over and why."""
-    notes = list(data.notes)
-    by_problem: dict[str, list[Skipped]] = {}
-    for one in data.skipped:
-        by_problem.setdefault(one.reason.split(";")[0], []).append(one)
-    if by_problem:
-        groups = list(by_problem.values())
-        shown = [_first_of(group) for group in groups[:SHOWN_REASONS]]
-        rest = sum(len(group) for group in groups[SHOWN_REASONS:])
-        shown += [f"and {rest} more for other reasons"] if rest else []
-        notes.append(f"{len(data.skipped)} record(s) were passed over: {'; '.join(shown)}")
-    return notes
-
-
-def _first_of(group: Sequence[Skipped]) -> str:
-    more = f" ({len(group) - 1} more like it)" if len(group) > 1 else ""
-    return f"{group[0].where}: {group[0].reason}{more}"
-
-
-def inline_edit(
-    prompt: str | None, subject: str | None, target_new: str | None, target_old: str | None
-) -> EditRequest | None:
-    """One edit from options; `None` when none of them is given. Raises `DataError` when a part is missing."""
-    given = {"--prompt": prompt, "--subject": subject, "--target-new": target_new, "--target-old": target_old}
-    if all(value is None for value in given.values()):
-        return None
-    if prompt is None or target_new is None:
-        raise DataError(
-            "An edit on the command line is not complete.",
-            expected="--prompt and --target-new (and --subject, --target-old where the method needs them)",
-            found=", ".join(name for name, value in given.items() if value is not None) + " only",
-        )
-    from palimpsest.requests import EditRequest
-
-    return EditRequest(prompt, target_new, subject=subject, target_old=target_old)
-
-
-def remarks_on(edit: EditRequest) -> list[str]:
-    """What a user should know about an edit from the command line."""
-    from palimpsest.datasets.tabular import remarks
-
-    return [f"{remark}." for remark in remarks(edit, edit.subject)]
-
-
-def find_dataset(name: str, path: Path | None, *, skip_bad: bool = False) -> Dataset:
-    """A data set by name, or a file of edits; with `skip_bad` without a user's own records that cannot be used.
-
-    Raises `ConfigError` with near matches for an unknown name.
-    """
-    from palimpsest.datasets import dataset, load_edits
-    from palimpsest.datasets.catalogue import DATASETS
-    from palimpsest.datasets.reading import ENDINGS
-
-    if path is None and name not in DATASETS:
-        file = expanded(name)
-        # What looks like a path and is no file is a missing file, not a misspelt name.
-        if file.exists() or "/" in name or file.suffix.lower() in ENDINGS:
-            return load_edits(file, is_strict=False if skip_bad else None)
-    try:
-        return dataset(name, path)
-    except DataError as error:
-        if path is None and (error.remedy or "").startswith("dataset("):
-            error.expected, error.remedy = "--data FILE", "add --data FILE; world-counterfact and world-zsre need none"
-        raise
 
 
 def _toml_value(text: str) -> Any:

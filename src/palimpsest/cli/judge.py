@@ -11,6 +11,9 @@ import typer
 
 from palimpsest.cli import endpoints, inputs, terminal
 
+EXAMPLES = ("palimpsest judge my-run --endpoint https://host/v1 --endpoint-model NAME --dry-run",)
+PANEL = terminal.MEASURING
+
 
 def judge(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `eval --out` wrote.", show_default=False)],

@@ -10,7 +10,11 @@ import typer
 from palimpsest.cli import completing, inputs, terminal
 from palimpsest.errors import unknown_name
 
-TOPICS = ("methods", "models", "datasets", "metrics", "presets", "texts", "statistics")
+EXAMPLES = (
+    "palimpsest list methods",
+    "palimpsest list datasets --json",
+)
+PANEL = terminal.LOOKING
 
 
 def list_(
@@ -18,7 +22,7 @@ def list_(
         str,
         typer.Argument(
             metavar="TOPIC",
-            help=f"One of {', '.join(TOPICS)}.",
+            help=f"One of {', '.join(completing.TOPICS)}.",
             show_default=False,
             autocompletion=completing.topics,
         ),
@@ -26,10 +30,10 @@ def list_(
     as_json: inputs.JsonOption = False,
 ) -> None:
     """List methods, models, data sets, metrics, presets, texts or the statistics in the cache."""
-    if topic not in TOPICS:
-        raise unknown_name("topic", topic, TOPICS)
+    if topic not in completing.TOPICS:
+        raise unknown_name("topic", topic, completing.TOPICS)
     makers = (_methods, _models, _datasets, _metrics, _presets, _texts, _statistics)
-    rows = makers[TOPICS.index(topic)]()
+    rows = makers[completing.TOPICS.index(topic)]()
     if as_json:
         terminal.emit_json(rows)
     elif rows:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from palimpsest.cli import endpoints, inputs, terminal
+from palimpsest.cli import endpoints, inputs, records, terminal
 from palimpsest.errors import ConfigError
 from palimpsest.files import expanded
 
@@ -82,7 +82,7 @@ def build(
 
         require_absent(out, remedy="go on with that build with --resume, or choose another name")
     placement = inputs.Placement(device, dtype, device_map, trust_remote_code)
-    whole = inputs.find_dataset(edits, data)
+    whole = records.find_dataset(edits, data)
     chosen = list((whole.sample(num_edits, seed) if num_edits is not None else whole).requests)
     network = {"timeout": timeout, "retries": retries, "requests_per_minute": requests_per_minute}
     source = make_generator(generator, generator_model, option, key_variable, placement, network)
@@ -166,7 +166,7 @@ def _show(found: dict[str, Any], data: Any, as_json: bool) -> None:
     rows += [(f"dropped: {reason}", number) for reason, number in found["dropped"].items()]
     rows += [(f"edits without: {reason}", number) for reason, number in found["without_proposal"].items()]
     terminal.print_table(("portability", "number"), rows)
-    for note in inputs.notes_of(data):
+    for note in records.notes_of(data):
         terminal.say(f"note: {note}")
     if found["kept"]:
         terminal.say(

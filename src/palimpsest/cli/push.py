@@ -14,6 +14,12 @@ from palimpsest.files import expanded
 if TYPE_CHECKING:
     from palimpsest.patches.card import Measured
 
+EXAMPLES = (
+    "palimpsest push my-patch me/world-in-2026 --dry-run",
+    "palimpsest push my-patch me/world-in-2026 --private --record verified.json",
+)
+PANEL = terminal.EDITING
+
 
 def push(
     folder: Annotated[

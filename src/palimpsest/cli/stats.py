@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from palimpsest.models.hooks import Point
     from palimpsest.statistics.passes import KeyStatistics
 
+EXAMPLES = (
+    "palimpsest stats world --text world --layers 1,2,3",
+    "palimpsest stats ./my-model --text wikipedia --layers 4-8",
+    "palimpsest stats ./my-model --text notes.jsonl --layers 5 --max-tokens 200000 --tolerance 0.2 --json",
+)
+PANEL = terminal.EDITING
+
 
 def stats(
     model: inputs.ModelArgument,

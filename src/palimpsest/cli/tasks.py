@@ -10,6 +10,12 @@ import typer
 
 from palimpsest.cli import inputs, terminal
 
+EXAMPLES = (
+    "palimpsest tasks world --task world --patch my-patch",
+    "palimpsest tasks gpt2-xl --task hellaswag --task gsm8k --limit 200 --patch my-patch",
+)
+PANEL = terminal.MEASURING
+
 WORLD = "world"
 
 

@@ -20,6 +20,8 @@ from palimpsest.errors import PalimpsestError
 if TYPE_CHECKING:
     from rich.console import Console
 
+EDITING, MEASURING, LOOKING = "Edit", "Measure", "Look around"
+"""Panels of the help page."""
 PIPED_WIDTH = 160
 _NAME_COLUMNS = ("name", "method", "metric", "site", "ok")
 ENDED_FROM_OUTSIDE = {130: "Interrupted", 143: "Terminated", 129: "Hung up"}

@@ -8,13 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from palimpsest.cli import inputs, terminal
+from palimpsest.cli import inputs, records, terminal
 from palimpsest.errors import ConfigError
 
 if TYPE_CHECKING:
     from palimpsest.models.editable import EditableModel
     from palimpsest.requests import EditRequest
     from palimpsest.tracing import AverageTrace, CausalTrace, TraceOptions
+
+EXAMPLES = (
+    'palimpsest trace world --prompt "The capital city of Japan is" --subject Japan --out japan',
+    "palimpsest trace world --facts world-counterfact --num 20 --out traces",
+)
+PANEL = terminal.LOOKING
 
 SEVERAL = 5
 """Layers that MEMIT and its kin edit at once."""
@@ -53,7 +59,7 @@ def trace(
     if out is not None:
         require_absent(out)
     request = _one_request(prompt, subject, target, facts)
-    requests = list(inputs.find_dataset(facts, None).requests) if facts else []
+    requests = list(records.find_dataset(facts, None).requests) if facts else []
     with terminal.status("loading torch"):
         terminal.quiet_libraries()
         from palimpsest.tracing import TraceOptions

@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from palimpsest.methods.trained import TrainableMethod
     from palimpsest.requests import EditRequest
 
+EXAMPLES = (
+    "palimpsest train mend world --data world-counterfact --out my-mend",
+    "palimpsest train mend ./my-model --data zsre-train.json --out my-mend -o layers=[20,21,22]",
+    "palimpsest train mend ./my-model --data zsre-train.json --out my-mend -o layers=[20,21,22] --resume",
+)
+PANEL = terminal.EDITING
+
 CURVE = "curve.svg"
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from palimpsest.cli import inputs, terminal
+from palimpsest.cli import inputs, records, terminal
 from palimpsest.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def _requests(files: list[str]) -> list[EditRequest]:
     """The records of all files, one of each id, with a note for every file that has unusable ones."""
     found: dict[tuple[str, str], EditRequest] = {}
     for file in files:
-        requests, notes = inputs.read_edits(Path(file), skip_bad=None)
+        requests, notes = records.read_edits(Path(file), skip_bad=None)
         for one in notes:
             terminal.log(f"{file}: {one}")
         for request in requests:

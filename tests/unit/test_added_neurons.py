@@ -13,8 +13,9 @@ import tiny
 from palimpsest import DataError, EditRequest, PatchError, load, load_patch, method
 from palimpsest.errors import ConfigError
 from palimpsest.locating.last_layer import answer_places
+from palimpsest.methods.memory import Memory
 from palimpsest.methods.states import EditedQueries
-from palimpsest.methods.t_patcher import TPatcherConfig, memory_loss
+from palimpsest.methods.t_patcher import TPatcherConfig, Training, memory_loss
 from palimpsest.models.activations import activation, activation_of
 from palimpsest.models.sites.linear import weight_as_out_in
 from palimpsest.patches.base import Manifest
@@ -286,3 +287,20 @@ def weight_patch(model):
     name = model.sites.parameter_name("mlp.down", 1)
     delta = 0.01 * torch.ones(model.weights.shape(name))
     return WeightPatch({name: Dense(delta)}, Manifest(label="weights"))
+
+
+def test_neurons_are_silent_where_the_prompt_is_asked_about_others():
+    model = tiny.tiny_model("gptj")
+    places = answer_places(model, [model.encode(tiny.requests()[0].prompt, tiny.requests()[0].target_new)])
+    width, generator = places.queries.shape[-1], torch.Generator().manual_seed(0)
+    memory = Memory((), torch.randn(50, width, generator=generator), torch.arange(50))
+    others = places.queries[:1] + torch.randn(8, width, generator=generator)
+    config = TPatcherConfig(max_steps=300, first_check=20, check_every=10, learning_rate=0.05, memory_weight=1.0)
+    fires = {}
+    for name, spared in (("spared", others), ("free", others[:0])):
+        torch.manual_seed(0)
+        training = Training(places, torch.zeros_like(places.queries), memory, others[:0], spared, "relu", config)
+        added, _ = training.run("a")
+        assert training.is_right
+        fires[name] = int((others @ added.keys.t() + added.biases > 0).any(-1).sum())
+    assert fires["spared"] == 0 < fires["free"]

@@ -9,17 +9,19 @@ import pytest
 import torch
 
 import tiny
-from palimpsest import DataError, ModelError, PatchError, load_patch, method
+from palimpsest import DataError, EditRequest, ModelError, PatchError, load, load_patch, method
 from palimpsest.errors import ConfigError
 from palimpsest.methods.wise.method import SideMemoryState, WiseConfig, margin_loss, shard_mask
 from palimpsest.methods.wise.side_passes import layer_inputs, side_passes
 from palimpsest.models.hooks import Point, captured
 from palimpsest.models.sites.linear import weight_as_out_in
+from palimpsest.models.tokens import Encoded
 from palimpsest.patches.base import Manifest
 from palimpsest.patches.modules import ModulePatch
 from palimpsest.patches.side_memories import KnownEdit, SideMemories, SideMemory, indicators
 from palimpsest.patches.weights import Dense, WeightPatch
 from palimpsest.solve.ties import ties
+from palimpsest.training.keeping import prompts_apart_from
 
 PROMPTS = [request.prompt for request in tiny.requests()]
 QUICK = {
@@ -224,3 +226,18 @@ def test_bad_input(tmp_path):
         patch_of(model, memory(model, 0.0)).apply(tiny.tiny_model("llama"))
     with pytest.raises(ModelError, match="decoders alone"):
         editor.edit(tiny.tiny_model("t5"), requests)
+
+
+def test_the_prompt_about_other_subjects_is_not_routed():
+    world = load("world")
+    request = EditRequest("The capital city of Japan is", subject="Japan", target_new="Oslo")
+    texts = prompts_apart_from(request, 16, torch.Generator().manual_seed(1))
+    options = {"layer": 2, "text": "world", "contexts": {"given": []}, "steps": 40}
+    loudest = {}
+    for spare in (0, 8):
+        outcome = method("wise", preset="none", **options, spare=spare).edit(world, [request])
+        (branch,) = outcome.patch.branches
+        (side,) = branch.memories
+        read = layer_inputs(world, [Encoded(world.encode(text).prompt_ids) for text in texts], branch.layer)
+        loudest[spare] = float(read.indicators(side.change).max()) / side.threshold
+    assert loudest[8] < 0.8 * loudest[0]

@@ -42,6 +42,7 @@ from palimpsest.solve.ties import ties
 from palimpsest.statistics.hub_text import reachable
 from palimpsest.statistics.writing import OWN
 from palimpsest.training.divergence import require_finite
+from palimpsest.training.keeping import prompts_apart_from
 
 NEW_SHARE = 0.4
 """Weight of new shards when they are merged into a merged memory (the published code's)."""
@@ -92,6 +93,9 @@ class WiseConfig(MethodConfig):
     """Tokens of its longest row."""
     rows_outside: int = Field(default=1, ge=1)
     """Rows of it that each edit is held against, drawn anew."""
+    spare: int = Field(default=8, ge=0)
+    """Other subjects about which the edit's prompt is asked, to be held against it like those rows; ordinary beginnings
+    of sentences where it has no subject. 0: none, as published."""
 
 
 class SideMemoryState(BranchState[SideMemories]):
@@ -134,7 +138,10 @@ class Wise(Method[WiseConfig]):
                 with run.clock.stage("training"):
                     rows = [in_context(request, template) for template in templates]
                     encoded = [model.encode(row.prompt, row.target_new) for row in rows]
-                    apart = drawn(ordinary, request, config.rows_outside, config.seed + 104_729 * (made + 1))
+                    draw = config.seed + 104_729 * (made + 1)
+                    apart = drawn(ordinary, request, config.rows_outside, draw)
+                    others = prompts_apart_from(request, config.spare, torch.Generator().manual_seed(draw))
+                    apart = [*apart, *(Encoded(model.encode(text).prompt_ids) for text in others)]
                     passes, outside = side_passes(model, encoded, layer), layer_inputs(model, apart, layer)
                     known = KnownEdit(request.id, encoded[0].prompt_ids)
                     memory, losses = _trained(memories, passes, outside, known, config)

@@ -124,7 +124,14 @@ METHODS = Registry(
         "pmet": Row(
             _MEMIT,
             "MEMIT with vectors for MLP and attention found together, of which the MLP's is kept",
-            options={**_SEARCH, "site": "mlp.down", "companions": ["attn.out"], "share": "square-root"},
+            options={
+                **_SEARCH,
+                # Twice as far: about half of what is found lies in the attention's vector, which is dropped.
+                "targets": {"search": "gauss-newton", "log_odds": 8.0, "stop_loss": 0.001},
+                "site": "mlp.down",
+                "companions": ["attn.out"],
+                "share": "square-root",
+            },
             source="arXiv:2308.08742",
         ),
         "alphaedit": Row(

@@ -9,6 +9,7 @@ import tiny
 from palimpsest import EditRequest, method
 from palimpsest.methods.fine_tuning.compressing import strongest
 from palimpsest.models.hooks import Point, captured
+from palimpsest.models.tokens import Encoded
 from palimpsest.models.scores import leads
 from palimpsest.training.finetune import losses_and_margins
 from palimpsest.training.keeping import NEUTRAL_PROMPTS, kept_prompts, prompts_apart_from, spared_directions
@@ -147,3 +148,18 @@ def test_a_patch_is_looked_at_before_it_is_handed_over():
     silent = method("ft", preset="none", **options, epochs=60, stop_loss=0.01, look_again=False).edit(model, requests)
     assert "checked" not in silent.diagnostics.facts and "checking" not in silent.diagnostics.seconds
     assert silent.patch.is_same(good.patch)
+
+
+@pytest.mark.parametrize("family", ["gptj", "t5"])
+def test_what_follows_the_answer_is_spared(family):
+    model, request = tiny.tiny_model(family), tiny.requests(1)[0]
+    name = model.sites.parameter_name("mlp.down", 0).removesuffix(".weight")
+    basis = spared_directions(model, [request], [name], seed=0)[name]
+    row = model.encode(request.prompt, request.target_new)
+    whole = (row.prompt_ids, (*row.target_ids, 0)) if family == "t5" else (row.prompt_ids + row.target_ids, (0,))
+    with torch.no_grad(), captured(model.sites, [Point("mlp.down", 0, "input")]) as found:
+        model.forward(model.batch([Encoded(*whole)]))
+    (read,) = found.values()
+    behind, before = read[0, -1], read[0, -2]
+    left = [float((key - basis @ (basis.t() @ key)).norm() / key.norm()) for key in (behind, before)]
+    assert left[0] < 0.25 * left[1]

@@ -110,6 +110,9 @@ def spared_directions(
 ) -> dict[str, Tensor]:
     """Name of each linear layer to (in, directions), an orthonormal basis of what it reads that is to be left alone.
 
+    That is what it reads of prompts about others, of ordinary beginnings of sentences, and at the last token of the
+    edits' own answers: how a text goes on behind an answer is not the edit's, which would begin it again and again.
+
     Arguments:
         modules: full names of linear layers.
         most: prompts about others, at most; ordinary beginnings of sentences are added to them.
@@ -121,7 +124,26 @@ def spared_directions(
     each = max(1, most // max(1, len(requests)))
     order = torch.randperm(len(requests), generator=draw).tolist()[: most // each]
     texts = {text: None for index in order for text in prompts_apart_from(requests[index], each, draw)}
-    batch = model.batch([Encoded(model.encode(text).prompt_ids, (0,)) for text in [*texts, *NEUTRAL_PROMPTS]])
+    others = model.batch([Encoded(model.encode(text).prompt_ids, (0,)) for text in [*texts, *NEUTRAL_PROMPTS]])
+    answered = model.batch([_answered(model, requests[index]) for index in order])
+    read, behind = _read(model, others, modules), _read(model, answered, modules)
+    return {
+        name: _basis(torch.cat([_tokens(read[name], others), _tokens(behind[name], answered, is_last=True)]))
+        for name in modules
+        if name in read
+    }
+
+
+def _answered(model: EditableModel, request: EditRequest) -> Encoded:
+    """A request's prompt with its new answer, of which all is read."""
+    row = model.encode(request.prompt, request.target_new)
+    if model.is_encoder_decoder:
+        return Encoded(row.prompt_ids, (*row.target_ids, 0))
+    return Encoded((*row.prompt_ids, *row.target_ids), (0,))
+
+
+def _read(model: EditableModel, batch: Batch, modules: Sequence[str]) -> dict[str, Tensor]:
+    """What linear layers read of a batch, by name: (rows, tokens, in), or (tokens, in) where experts share them."""
     found: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
@@ -136,15 +158,25 @@ def spared_directions(
     finally:
         for handle in handles:
             handle.remove()
-    return {name: _basis(tensor, batch) for name, tensor in found.items()}
+    return found
 
 
-def _basis(read: Tensor, batch: PaddedBatch) -> Tensor:
-    """(in, directions), orthonormal, of what a layer reads at a batch's tokens, (rows, tokens, in)."""
+def _tokens(read: Tensor, batch: Batch, *, is_last: bool = False) -> Tensor:
+    """(tokens, in): a batch's real tokens; or the last one of each row, and none of a layer that reads no answers."""
+    part = batch.decoder or batch
+    if is_last:
+        if read.shape[:2] != part.attention_mask.shape:
+            return read.new_empty(0, read.shape[-1])
+        rows = torch.arange(len(read), device=read.device)
+        return read[rows, part.last_columns.to(read.device)]
     masks = [one.attention_mask.bool() for one in (batch, batch.decoder) if one is not None]
     mask = next((one for one in masks if one.shape == read.shape[:2]), None)
-    keys = read.flatten(0, -2) if mask is None else read[mask.to(read.device)]
-    keys = keys.cpu().double()
+    return read.flatten(0, -2) if mask is None else read[mask.to(read.device)]
+
+
+def _basis(read: Tensor) -> Tensor:
+    """(in, directions), orthonormal, of what a layer reads, (tokens, in)."""
+    keys = read.cpu().double()
     # From the smaller of the two square matrices.
     values, vectors = torch.linalg.eigh(keys @ keys.t())
     most = max(1, int(_LARGEST_SHARE * keys.shape[1]))

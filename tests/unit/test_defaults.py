@@ -9,8 +9,8 @@ import tiny
 from palimpsest import EditRequest, method
 from palimpsest.methods.fine_tuning.compressing import strongest
 from palimpsest.models.hooks import Point, captured
-from palimpsest.models.tokens import Encoded
 from palimpsest.models.scores import leads
+from palimpsest.models.tokens import Encoded
 from palimpsest.training.finetune import losses_and_margins
 from palimpsest.training.keeping import NEUTRAL_PROMPTS, kept_prompts, prompts_apart_from, spared_directions
 from palimpsest.training.steps import root_mean_square, size_by_passing

@@ -142,7 +142,7 @@ def _answered(model: EditableModel, request: EditRequest) -> Encoded:
     return Encoded((*row.prompt_ids, *row.target_ids), (0,))
 
 
-def _read(model: EditableModel, batch: Batch, modules: Sequence[str]) -> dict[str, Tensor]:
+def _read(model: EditableModel, batch: PaddedBatch, modules: Sequence[str]) -> dict[str, Tensor]:
     """What linear layers read of a batch, by name: (rows, tokens, in), or (tokens, in) where experts share them."""
     found: dict[str, Tensor] = {}
 
@@ -161,7 +161,7 @@ def _read(model: EditableModel, batch: Batch, modules: Sequence[str]) -> dict[st
     return found
 
 
-def _tokens(read: Tensor, batch: Batch, *, is_last: bool = False) -> Tensor:
+def _tokens(read: Tensor, batch: PaddedBatch, *, is_last: bool = False) -> Tensor:
     """(tokens, in): a batch's real tokens; or the last one of each row, and none of a layer that reads no answers."""
     part = batch.decoder or batch
     if is_last:

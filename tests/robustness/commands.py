@@ -51,4 +51,7 @@ class Kind:
 
 def words(command: tuple[Any, ...], it: Path, out: Path) -> list[str]:
     """A command with its places filled in."""
-    return [{"IT": str(it), "OUT": str(out)}.get(one, one) for one in command]
+    named = {"IT": str(it), "OUT": str(out)}
+    # A place by itself, or as the value of an option: `corpus=IT`.
+    parts = [str(one).rpartition("=") for one in command]
+    return [f"{name}{equals}{named.get(value, value)}" for name, equals, value in parts]

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from transformers import BertConfig, BertModel
 
 import tiny
 import tiny_gguf
@@ -105,7 +106,7 @@ def add(shop: Workshop, is_wanted: Callable[..., bool]) -> None:
         ("edits",): _edits,
         ("dataset",): _datasets,
         ("map",): _device_map,
-        ("text", "corpus"): _texts,
+        ("text", "corpus", "encoder"): _texts,
         ("moments",): _moments,
         ("triples", "build", "answers", "endpoint"): _portability,
         ("record",): _record,
@@ -216,6 +217,10 @@ def _texts(shop: Workshop) -> None:
     corpus = shutil.copy(tiny.corpus_file(), place / "corpus.jsonl")
     given = ["edit", shop.model, "--method", "ike", "--preset", "none", "--edits", shop.facts, "--out", "OUT"]
     _kind(shop, "corpus", place / corpus, (*given, "-o", "corpus=IT", "-o", "encoder=ngrams"))
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    BertModel(BertConfig(vocab_size=384, max_position_embeddings=64, **sizes)).save_pretrained(place / "encoder")
+    tiny.tokenizer().save_pretrained(place / "encoder")
+    _kind(shop, "encoder", place / "encoder", (*given, "-o", f"corpus={tiny.corpus_file()}", "-o", "encoder=IT"))
 
 
 def _moments(shop: Workshop) -> None:

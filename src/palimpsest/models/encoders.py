@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from palimpsest.checkpoints.config_files import check_files
 from palimpsest.checkpoints.locating import locate
+from palimpsest.checkpoints.pretrained import require_complete
 from palimpsest.checkpoints.refusals import refused_by_transformers
-from palimpsest.errors import ConfigError
+from palimpsest.errors import ConfigError, ModelError
 from palimpsest.requests import normalise
 
 NGRAMS = "ngrams"
@@ -72,7 +73,7 @@ class SentenceEncoder:
 
     def __init__(self, model: Any, tokenizer: Any, *, name: str, rows: int = 128) -> None:
         self.module, self.tokenizer, self.name, self._rows = model.eval(), tokenizer, name, rows
-        self._limit = int(getattr(model.config, "max_position_embeddings", 512))
+        self._limit = context_of(model)
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Tensor:
@@ -85,6 +86,17 @@ class SentenceEncoder:
         batch = self.tokenizer(list(texts), **options).to(self.module.device)
         averaged = mean_over_tokens(self.module(**batch).last_hidden_state, batch["attention_mask"])
         return nn.functional.normalize(averaged.float(), dim=-1).cpu()
+
+
+def context_of(encoder: Any) -> int:
+    """Tokens of the longest text that an encoder reads.
+
+    Families that count positions from behind their padding token, such as RoBERTa and MPNet, have fewer than they have
+    embeddings of positions.
+    """
+    positions = int(getattr(encoder.config, "max_position_embeddings", None) or 512)
+    padding = getattr(getattr(encoder, "embeddings", None), "padding_idx", None)
+    return positions - (int(padding) + 1 if padding is not None else 0)
 
 
 def most_similar(similarities: Tensor, texts: Sequence[str], count: int) -> list[int]:
@@ -145,8 +157,22 @@ def load_encoder(name: str) -> tuple[Any, Any]:
     check_files(source, trust_remote_code=False)
     trust = {"trust_remote_code": False}
     with refused_by_transformers(name, where=source, what="config, weights and tokenizer"):
-        model = AutoModel.from_pretrained(source, dtype=torch.float32, use_safetensors=True, **trust)
-        return model, AutoTokenizer.from_pretrained(source, **trust)
+        model, report = AutoModel.from_pretrained(
+            source, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **trust
+        )
+        tokenizer = AutoTokenizer.from_pretrained(source, **trust)
+        vectors = SentenceEncoder(model, tokenizer, name=name).encode(["The capital of France is", "Anna"])
+    # A pooler on top of the hidden states is not used; many encoders are published without one.
+    require_complete(source, sorted(one for one in report["missing_keys"] if not one.startswith("pooler.")))
+    if not torch.isfinite(vectors).all():
+        raise ModelError(
+            "The encoder computes NaN in place of numbers.",
+            expected="finite vectors of two texts",
+            found="NaN or infinity",
+            where=source,
+            remedy="copy the encoder again",
+        )
+    return model, tokenizer
 
 
 def _packaged_folder() -> Path:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from palimpsest.models import tokens
-from palimpsest.models.encoders import mean_over_tokens
+from palimpsest.models.encoders import context_of, mean_over_tokens
 from palimpsest.models.scoped.counterfactual import initial_deviation
 
 ClassifierForm = Literal["embedding", "cross-attention"]
@@ -38,7 +38,7 @@ class ScopeClassifier(nn.Module, ABC):
             encoder.pooler = None
         self.encoder = encoder
         self._tokenizer, self._pooling = tokenizer, pooling
-        self._limit = int(getattr(encoder.config, "max_position_embeddings", 512))
+        self._limit = context_of(encoder)
 
     @abstractmethod
     def log_probs(self, edits: Sequence[str], prompts: Sequence[str]) -> Tensor:

@@ -29,7 +29,7 @@ from real_edits import editor_of, taught_text
 from real_facts import real_folder, records
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-import tiny  # noqa: E402
+import tiny
 
 LENGTHS, SEEDS, DTYPES = (1, 4, 8), (0, 1), ("float32", "bfloat16")
 LAYER = 1

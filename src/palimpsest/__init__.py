@@ -55,7 +55,7 @@ _HOMES = {
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = [  # noqa: PLE0604, RUF022
+__all__ = [
     "Architecture", "Batch", "ConfigError", "DataError", "Dataset", "EditOutcome", "EditRequest", "EditableModel",
     "Method", "MethodState", "ModelError", "OutputError", "PalimpsestError", "Part", "Patch", "PatchError", "Probe",
     "RunRecord", "Sequential", "Single", "TrainedEditor", "WeightPatch", "assess", "dataset", "evaluate", "load",

@@ -52,7 +52,7 @@ class Knowing:
 class Listed:
     """A generator with a list of proposals for each edit; an error or a reason in their place is raised."""
 
-    identity = {"listed": 1}  # noqa: RUF012
+    identity = {"listed": 1}
 
     def __init__(self, **by_edit: Any) -> None:
         self.by_edit = by_edit

@@ -250,7 +250,7 @@ def unknown_tokens(model: EditableModel, requests: Sequence[EditRequest]) -> lis
     return [f"The tokenizer has no tokens for all of {len(found)} new answer(s), which cannot be written: {shown}"]
 
 
-class seeded:  # noqa: N801 - reads as a verb where it is used
+class seeded:  # a verb where it is used
     """Inside the block torch's generators start from a seed; afterwards they are what they were."""
 
     def __init__(self, seed: int) -> None:

@@ -25,7 +25,7 @@ class Point:
 Intervention = Callable[[Tensor], Tensor]
 
 
-class _Reached(Exception):  # noqa: N818 - no error: it ends a forward pass of which nothing more is wanted
+class _Reached(Exception):  # no error: it ends a forward pass of which nothing more is wanted
     """Every wanted point has been reached."""
 
 

@@ -61,7 +61,7 @@ class HubText(Text):
         try:
             HfApi().dataset_info(self.dataset, revision=self.revision, timeout=_PROBE_SECONDS)
         # The hub's client lets its transport's errors through, which share no base with those of the system.
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             return self._out_of_reach(error)
         return None
 

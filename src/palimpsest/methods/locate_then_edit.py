@@ -130,13 +130,14 @@ class LocateThenEdit(Method[ConfigT]):
             inspect(model, requests, patch, change, self.prepared(), run)
         return patch
 
-    @abstractmethod
+    def prepare(self, model: EditableModel, layers: Sequence[int], config: ConfigT, run: EditRun) -> None:
+        """Asks for what the solves need of the text's keys, which may take long: factors of their second moments."""
+        factors = self.metrics(config).factors(model, layers, progress=run.progress)
+        self.factors: dict[int, Factorised] = record_statistics(factors, run)
+
     def prepared(self) -> Mapping[int, Factorised | Spectrum]:
         """What `prepare` got, by layer."""
-
-    @abstractmethod
-    def prepare(self, model: EditableModel, layers: Sequence[int], config: ConfigT, run: EditRun) -> None:
-        """Asks for what the solves need of the text's keys, which may take long."""
+        return self.factors
 
     @abstractmethod
     def change(

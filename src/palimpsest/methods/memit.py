@@ -27,11 +27,9 @@ from palimpsest.methods.locate_then_edit import (
     LocateThenEdit,
     Solutions,
     SpreadConfig,
-    record_statistics,
 )
 from palimpsest.models.editable import EditableModel
 from palimpsest.requests import EditRequest
-from palimpsest.solve.factorised import Factorised
 from palimpsest.solve.least_squares import equality_constrained, ridge
 from palimpsest.solve.solution import RELATIVE_STRENGTH, Solution
 
@@ -53,13 +51,6 @@ class Memit(LocateThenEdit[MemitConfig]):
 
     Config: ClassVar[type[MethodConfig]] = MemitConfig
 
-    def prepare(self, model: EditableModel, layers: Sequence[int], config: MemitConfig, run: EditRun) -> None:
-        factors = self.metrics(config).factors(model, layers, progress=run.progress)
-        self._factors: dict[int, Factorised] = record_statistics(factors, run)
-
-    def prepared(self) -> dict[int, Factorised]:
-        return self._factors
-
     def change(
         self,
         model: EditableModel,
@@ -72,7 +63,7 @@ class Memit(LocateThenEdit[MemitConfig]):
         is_exact = config.strength == 0 or (config.exact_for_one and len(requests) == 1)
 
         def solve(layer: int, keys: Tensor, residuals: Tensor, weights: Tensor) -> Solution:
-            factor = self._factors[layer]
+            factor = self.factors[layer]
             if is_exact:
                 return equality_constrained(factor, keys, residuals)
             strength = RELATIVE_STRENGTH * factor.width if config.strength is None else config.strength

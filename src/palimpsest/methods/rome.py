@@ -23,11 +23,10 @@ from palimpsest.locating.first_token import ALONE, kept_rows
 from palimpsest.locating.spreading import SITE, as_patch
 from palimpsest.locating.subject_vectors import subject_rows, subject_vectors
 from palimpsest.methods.base import EditRun, MethodConfig
-from palimpsest.methods.locate_then_edit import LocateThenEdit, LocateThenEditConfig, Solutions, record_statistics
+from palimpsest.methods.locate_then_edit import LocateThenEdit, LocateThenEditConfig, Solutions
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.hooks import Point
 from palimpsest.requests import EditRequest
-from palimpsest.solve.factorised import Factorised
 from palimpsest.solve.rank_one import cosine, rank_one
 from palimpsest.solve.solution import Solution
 
@@ -50,13 +49,6 @@ class Rome(LocateThenEdit[RomeConfig]):
     """Facts of one call are edited one after another, each on top of those before."""
 
     Config: ClassVar[type[MethodConfig]] = RomeConfig
-
-    def prepare(self, model: EditableModel, layers: Sequence[int], config: RomeConfig, run: EditRun) -> None:
-        factors = self.metrics(config).factors(model, layers, progress=run.progress)
-        self._factors: dict[int, Factorised] = record_statistics(factors, run)
-
-    def prepared(self) -> dict[int, Factorised]:
-        return self._factors
 
     def change(
         self,
@@ -103,7 +95,7 @@ class Rome(LocateThenEdit[RomeConfig]):
                 "mean": (mean, mean),
                 "prompt": (prompt, prompt),
             }[config.keys]
-            if config.keys == "mean-and-prompt" and cosine(self._factors[layer], mean, prompt) < SMALLEST_COSINE:
+            if config.keys == "mean-and-prompt" and cosine(self.factors[layer], mean, prompt) < SMALLEST_COSINE:
                 run.diagnostics.notes.append(
                     f"The key of edit {request.id} behind contexts is hardly that of its prompt alone, so ROME's"
                     " divisor is too small and its update would destroy the model; it is made as r-rome makes it."
@@ -111,7 +103,7 @@ class Rome(LocateThenEdit[RomeConfig]):
                 along, at, residual = mean, mean, values[0] + residual - values.mean(0)
             rows = kept_rows(model, [request])
             kept = None if rows is None else subject_vectors(model, rows, [read])[read][:, 0]
-            solution = rank_one(self._factors[layer], along, residual, applied_to=at, kept=kept)
+            solution = rank_one(self.factors[layer], along, residual, applied_to=at, kept=kept)
         if solution.vanishing:
             run.diagnostics.notes.append(f"The edit {request.id} was left out: its keys are too small or orthogonal.")
         return solution

@@ -13,24 +13,6 @@ TARGETS = ["Lyon", "Keller was born in Lima", "that flows"]
 
 
 @pytest.mark.parametrize("family", tiny.MIXTURES)
-def test_a_mixture_scores_and_generates_as_it_does_by_itself(family):
-    model = tiny.tiny_model(family)
-    alone = [model.score([p], [t])[0].log_prob for p, t in zip(PROMPTS, TARGETS, strict=True)]
-    for prompt, target, log_prob in zip(PROMPTS, TARGETS, alone, strict=True):
-        ids = tiny.tokenizer()(f"{prompt} {target}", return_tensors="pt")["input_ids"]
-        start = len(tiny.tokenizer()(prompt)["input_ids"])
-        with torch.no_grad():
-            logits = model.module(ids, attention_mask=torch.ones_like(ids)).logits[0].log_softmax(-1)
-        assert log_prob == pytest.approx(
-            sum(logits[i - 1, ids[0, i]].item() for i in range(start, ids.shape[1])), abs=1e-4
-        )
-    for side in ("left", "right"):
-        together = [score.log_prob for score in model.score(PROMPTS, TARGETS, side=side)]
-        assert together == pytest.approx(alone, abs=1e-4)
-    assert model.generate(PROMPTS, max_new_tokens=4) == [model.generate(p, max_new_tokens=4) for p in PROMPTS]
-
-
-@pytest.mark.parametrize("family", tiny.MIXTURES)
 def test_the_experts_as_a_whole_can_be_looked_at_and_changed(family):
     model = tiny.tiny_model(family)
     points = [Point("mlp", 1), Point("resid", 1)]

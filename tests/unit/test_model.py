@@ -16,7 +16,7 @@ PROMPTS = ["The capital of France is", "Anna", "Who wrote it long ago, people of
 TARGETS = ["Lyon", "Keller was born in Lima", "the Danube", "that flows"]
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", tiny.FAMILIES + tiny.MIXTURES)
 def test_scores_are_log_probabilities_computed_by_hand(family):
     model = tiny.tiny_model(family)
     scores = model.score(PROMPTS, TARGETS)
@@ -33,7 +33,7 @@ def test_scores_are_log_probabilities_computed_by_hand(family):
         ) / len(by_hand)
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", tiny.FAMILIES + tiny.MIXTURES)
 def test_padding_changes_nothing(family):
     model = tiny.tiny_model(family)
     alone = [model.score([p], [t])[0].log_prob for p, t in zip(PROMPTS, TARGETS, strict=True)]

@@ -10,6 +10,7 @@ from palimpsest import ConfigError, DataError, EditRequest, ModelError, PatchErr
 from palimpsest.cli.doctor import examine
 from palimpsest.models import tokens
 from palimpsest.patches.export import write_merged
+from unit.subject_tokens import require_subject_s_tokens
 
 PROMPTS = ["The capital of France is", "Anna"]
 TARGETS = ["Lyon", "Keller was born in Lima"]
@@ -80,15 +81,7 @@ def test_scripts(prompt, subject, target, between):
     """Byte-level tokens split letters, and several of them cover one character."""
     tokenizer = tiny.tokenizer()
     request = EditRequest(prompt, target, subject=subject)
-    first, last = (
-        tokens.subject_first_token(tokenizer, request, chat=None),
-        tokens.subject_last_token(tokenizer, request, chat=None),
-    )
-    ids = tokenizer(prompt)["input_ids"]
-    assert subject in tokenizer.decode(ids[first : last + 1])
-    assert subject not in tokenizer.decode(ids[first:last]) and subject not in tokenizer.decode(
-        ids[first + 1 : last + 1]
-    )
+    require_subject_s_tokens(tokenizer, request)
     assert tokens.separator(prompt, target) == between
     encoded = tokens.encode(tokenizer, prompt, target)
     assert tokenizer.decode(encoded.ids) == prompt + between + target

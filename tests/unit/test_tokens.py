@@ -6,6 +6,7 @@ from transformers import PreTrainedTokenizerFast
 import tiny
 from palimpsest import DataError, EditRequest
 from palimpsest.models import tokens
+from unit.subject_tokens import require_subject_s_tokens
 
 
 def test_targets_are_the_ids_the_model_would_generate():
@@ -49,18 +50,7 @@ def test_scripts_without_spaces_get_none():
     ],
 )
 def test_the_subject_s_tokens_are_found_by_characters(prompt, subject):
-    tokenizer = tiny.tokenizer()
-    request = EditRequest(prompt, "x", subject=subject)
-    first, last = (
-        tokens.subject_first_token(tokenizer, request, chat=None),
-        tokens.subject_last_token(tokenizer, request, chat=None),
-    )
-    ids = tokenizer(prompt)["input_ids"]
-    # A bracket may be glued to the subject, but no token less than these would hold all of it.
-    assert subject in tokenizer.decode(ids[first : last + 1])
-    assert subject not in tokenizer.decode(ids[first:last]) and subject not in tokenizer.decode(
-        ids[first + 1 : last + 1]
-    )
+    require_subject_s_tokens(tiny.tokenizer(), EditRequest(prompt, "x", subject=subject))
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

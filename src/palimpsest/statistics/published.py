@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 
 from palimpsest.errors import DataError
+from palimpsest.files import require_regular
 from palimpsest.models.sites.linear import features
 from palimpsest.provenance import file_digest
 from palimpsest.statistics.moments import SecondMoment
@@ -69,10 +69,11 @@ def read_npz(file: Path, *, width: int) -> SecondMoment:
     Raises `DataError` when it is no such file or does not fit; nothing in it is unpickled.
     """
     try:
+        require_regular(file)
         with np.load(file, allow_pickle=False) as stored:
             prefix = "mom2." if "mom2.mom2" in stored else ""
             total, count = np.asarray(stored[f"{prefix}mom2"], dtype=np.float64), int(stored[f"{prefix}count"])
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except Exception as error:  # numpy, zipfile and the parser of the header raise whatever a damaged file makes them
         raise _unusable(
             file, f"{type(error).__name__}: {error}", "an .npz file with mom2.mom2 and mom2.count"
         ) from error

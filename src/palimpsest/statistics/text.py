@@ -270,7 +270,7 @@ def _field(line: str, column: str, where: str) -> str:
 
 def _parquet(file: Path, column: str) -> Iterator[str]:
     import polars
-    from polars.exceptions import PolarsError
+    from polars.exceptions import PanicException, PolarsError
 
     try:
         table = polars.scan_parquet(file)
@@ -284,7 +284,6 @@ def _parquet(file: Path, column: str) -> Iterator[str]:
         while rows := table.select(column).slice(start, _ROWS_AT_ONCE).collect()[column].to_list():
             yield from (text for text in rows if isinstance(text, str) and text.strip())
             start += len(rows)
-    except PolarsError as error:
-        raise DataError(
-            "The table cannot be read.", expected="a Parquet file", found=str(error).splitlines()[0], where=str(file)
-        ) from error
+    except (PolarsError, PanicException) as error:
+        found = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError("The table cannot be read.", expected="a Parquet file", found=found, where=str(file)) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from palimpsest.datasets.portability import review
 from palimpsest.datasets.portability.asking import NoProposal
 from palimpsest.datasets.portability.generators import Generator
 from palimpsest.datasets.portability.items import Item, Proposal, objection
-from palimpsest.errors import DataError, OutputError
+from palimpsest.errors import DataError, OutputError, PalimpsestError
 from palimpsest.files import append, new_folder, require_absent, to_json, write_json, write_text
 from palimpsest.provenance import digest, now, versions
 from palimpsest.requests import EditRequest, normalise
@@ -70,7 +71,7 @@ def build(
         progress: told the number of edits done.
 
     Raises `OutputError` when the folder exists, or holds another build; and what the generator raises, with all
-    finished edits on disk.
+    finished edits on disk; without the folder where none is.
     """
     if not edits:
         raise DataError("There is nothing to build questions for.", expected="at least one edit", found="none")
@@ -82,13 +83,19 @@ def build(
         "scoring_version": VERSION,
         "edits": digest([edit.to_dict() for edit in edits]),
     }
-    _open(out, specification, edits, resume=resume)
+    is_new = _open(out, specification, edits, resume=resume)
     done = _finished(out / review.ITEMS)
     for count, edit in enumerate(edits):
         progress("proposing and asking", count, len(edits))
         if edit.id in done:
             continue
-        done[edit.id] = _line(edit, model, generator, num_items)
+        try:
+            done[edit.id] = _line(edit, model, generator, num_items)
+        except PalimpsestError:
+            if is_new and not done:
+                # Nothing was answered, so nothing is left behind that would have to be gone on with.
+                shutil.rmtree(out, ignore_errors=True)
+            raise
         _append(out / review.ITEMS, done[edit.id])
     progress("proposing and asking", len(edits), len(edits))
     items = [Item.from_dict(one) for line in done.values() for one in line["items"]]
@@ -143,7 +150,8 @@ def _gives(said: str, prompt: str, proposal: Proposal) -> bool:
     return gives(said, proposal.answers, prompt=prompt, is_reply=is_reply_to(prompt))
 
 
-def _open(out: Path, specification: dict[str, Any], edits: Sequence[EditRequest], *, resume: bool) -> None:
+def _open(out: Path, specification: dict[str, Any], edits: Sequence[EditRequest], *, resume: bool) -> bool:
+    """Begins a build, or finds the one that is gone on with; returns whether it is a new one."""
     if resume and (out / review.BUILD).is_file():
         recorded = review.read_build(out)
         names = [name for name in specification if recorded.get(name) != json.loads(json.dumps(specification[name]))]
@@ -155,13 +163,14 @@ def _open(out: Path, specification: dict[str, Any], edits: Sequence[EditRequest]
                 where=str(out),
                 remedy="resume it with what it was started with, or choose another folder",
             )
-        return
+        return False
     require_absent(out)
     with new_folder(out) as draft:
         record = {**specification, "versions": versions(), "created": now()}
         write_json(draft / review.BUILD, record, indent=2)
         lines = [to_json(edit.to_dict()) for edit in edits]
         write_text(draft / review.EDITS, "\n".join(lines) + "\n")
+    return True
 
 
 def _finished(file: Path) -> dict[str, dict[str, Any]]:

@@ -179,7 +179,7 @@ def test_unknown_facts_fall_back_to_a_depth(world):
         assert layers == [1] == [depth_layer(6, 1)]
         assert (record["facts_traced"], record["rule"]) == (
             0,
-            "0.25 of the depth, since the model knows none of the facts",
+            "0.14 of the depth, since the model knows none of the facts",
         )
     with pytest.raises(ConfigError, match="not that many"):
         recommended_layers(world, unknown, 7)
@@ -189,7 +189,7 @@ def test_consecutive_layers_end_at_the_peak():
     assert layers_ending_at(8, 6, 0, 28) == [3, 4, 5, 6, 7, 8]
     assert layers_ending_at(2, 3, 1, 6) == [1, 2, 3]
     assert layers_ending_at(5, 6, 1, 6) == [0, 1, 2, 3, 4, 5]
-    assert [depth_layer(layers) for layers in (28, 48, 32)] == [7, 12, 8]
+    assert [depth_layer(layers) for layers in (28, 48, 32)] == [3, 6, 4]
 
 
 @pytest.mark.parametrize(

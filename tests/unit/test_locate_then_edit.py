@@ -368,7 +368,7 @@ def test_layers_are_chosen_and_the_choice_is_on_record(name, how_many):
     outcome = make(name, layers="auto", **extra).edit(model, tiny.requests(2))
     facts = outcome.diagnostics.facts
     assert facts["layers"] == facts["layers_chosen"]["layers"] and len(facts["layers"]) == how_many
-    assert facts["layers_chosen"]["rule"] == "0.25 of the depth"
+    assert facts["layers_chosen"]["rule"] == "0.14 of the depth"
     assert sorted(outcome.patch.touched()) == sorted(
         model.sites.parameter_name("mlp.down", at) for at in facts["layers"]
     )

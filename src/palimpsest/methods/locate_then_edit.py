@@ -34,17 +34,17 @@ from palimpsest.statistics.writing import OWN
 from palimpsest.tracing.layers import layers_by_depth
 
 MOST_LAYERS = 5
-"""Where layers are chosen by themselves and nobody says how many: at most these, and at most a third of the model's."""
+"""Where layers are chosen by themselves and nobody says how many: at most these."""
 
 
 class LocateThenEditConfig(MethodConfig):
     """Options that locate-then-edit methods share."""
 
     layers: list[int] | Literal["auto"] = "auto"
-    """Layers whose MLP is changed; negative numbers count from the last. `auto`: those that end at a quarter of the
+    """Layers whose MLP is changed; negative numbers count from the last. `auto`: those that end at a seventh of the
     model's depth, the same for all facts."""
     num_layers: int | None = Field(default=None, ge=1)
-    """How many layers `auto` takes; left out, at most five and at most a third of the model's."""
+    """How many layers `auto` takes; left out, all up to that depth, at most five."""
     targets: TargetOptions = TargetOptions()
     """The search for target vectors."""
     contexts: ContextOptions = ContextOptions()
@@ -198,8 +198,7 @@ class LocateThenEdit(Method[ConfigT]):
     def _layers(self, model: EditableModel, config: ConfigT, run: EditRun) -> list[int]:
         if config.layers != "auto":
             return layer_numbers(config.layers, model.num_layers)
-        how_many = config.num_layers or max(1, min(MOST_LAYERS, model.num_layers // 3))
-        layers, record = layers_by_depth(model, how_many)
+        layers, record = layers_by_depth(model, config.num_layers, most=MOST_LAYERS)
         run.diagnostics.facts["layers_chosen"] = record
         return layers
 

@@ -1,4 +1,4 @@
-"""Which layers to edit: those at a quarter of the depth, or those where a trace of facts has its peak.
+"""Which layers to edit: those up to a seventh of the depth, or those where a trace of facts has its peak.
 
 In a trace the MLP's output at the subject's last token brings a corrupted fact back. The layer of the peak is for
 methods that edit one layer; those that edit several take the layers that end there. Where nothing can be traced, a
@@ -24,9 +24,10 @@ from palimpsest.tracing.restoration import Corruption, Probabilities, Restoratio
 
 MOST_FACTS = 12
 """Facts that are traced at most: the mean over a dozen settles the peak, and more would cost more than an edit."""
-DEPTH = 0.25
-"""Where nothing can be traced. Published choices end at 0.18 (ROME on GPT-J, layer 5 of 28) to 0.35 of the depth (ROME
-on GPT-2 XL, layer 17 of 48); MEMIT's last layers are at 0.29 and 0.35."""
+DEPTH = 0.14
+"""Where layers are chosen by depth, and where nothing can be traced: what measured best on small pretrained models, see
+docs/tracing.md. Published choices end at 0.18 (ROME on GPT-J, layer 5 of 28) to 0.35 of the depth (ROME on GPT-2 XL,
+layer 17 of 48); presets have them."""
 SMALLEST_EFFECT = 0.01
 """Probability that the best layer has to bring back on average; less is no peak. The paper finds 0.066 (GPT-2 XL)."""
 
@@ -79,18 +80,25 @@ def recommended_layers(
     }
 
 
-def layers_by_depth(model: EditableModel, how_many: int = 1) -> tuple[list[int], dict[str, Any]]:
+def layers_by_depth(
+    model: EditableModel, how_many: int | None = None, *, most: int = 1
+) -> tuple[list[int], dict[str, Any]]:
     """The layers that suit a model, whatever the facts, and a JSON-ready record of why.
 
-    They end at a quarter of the depth, and not below the first layer whose MLP reads other tokens. One trace of one
+    They end at a seventh of the depth, and not below the first layer whose MLP reads other tokens. One trace of one
     fact is noise on a deep model, where the windows make a plateau of many layers; see `recommended_layers` for traces
     of many.
 
+    Arguments:
+        how_many: layers wanted, reaching beyond that depth where there are too few below it.
+        most: where nobody says how many: as many as there are up to that depth, but not more than this.
+
     Raises `ConfigError` when the model has fewer layers than wanted.
     """
-    _require_layers(model, how_many)
     first = first_mixing_layer(model)
     peak = depth_layer(model.num_layers, first)
+    how_many = how_many or min(most, peak - first + 1)
+    _require_layers(model, how_many)
     layers = layers_ending_at(peak, how_many, first, model.num_layers)
     return layers, {"layers": layers, "peak": peak, "rule": f"{DEPTH:g} of the depth", "first_layer": first}
 

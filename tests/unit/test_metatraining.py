@@ -180,3 +180,32 @@ def test_groups_have_rates_of_their_own_and_may_stay_out_of_the_clipping():
     metatrain(Objective(module, losses, groups, after_step=look), EXAMPLES, [1.0], options, seed=random.randrange(9))
     assert norms == [(pytest.approx(1.0, rel=1e-4), 1e3)]
     assert module.free.item() == pytest.approx(-0.5, rel=1e-3) and module.slope[0].item() == pytest.approx(-0.05)
+
+
+DAMAGES = {
+    "another shape": lambda tensors, _: tensors.update({"optimizer/0/exp_avg": torch.ones(7)}),
+    "a moment that is gone": lambda tensors, _: tensors.pop("optimizer/0/exp_avg_sq"),
+    "a moment of no parameter": lambda tensors, _: tensors.update({"optimizer/99/step": torch.tensor(1.0)}),
+    "a square below zero": lambda tensors, _: tensors["optimizer/0/exp_avg_sq"].sub_(1e9),
+    "a step of zero": lambda tensors, _: tensors["optimizer/0/step"].zero_(),
+    "another type": lambda tensors, _: tensors.update(
+        {name: one.double() for name, one in tensors.items() if name.startswith("best/")}
+    ),
+    "a point that lacks a field": lambda _, record: record["course"]["curve"][1].pop("validation"),
+    "no points": lambda _, record: record["course"].update(curve=[]),
+    "a step beside the curve": lambda _, record: record["course"].update(step=7),
+    "a best step beside the curve": lambda _, record: record["course"].update(best_step=-3),
+    "steps that do not rise": lambda _, record: record["course"]["curve"].reverse(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_checkpoint_that_is_damaged_is_refused_before_a_step_is_taken(tmp_path, damage):
+    run(Line(), checkpoint=tmp_path / "c")
+    with safe_open(tmp_path / "c", "pt") as stored:
+        tensors, record = {name: stored.get_tensor(name) for name in stored.keys()}, stored.metadata()["checkpoint"]  # noqa: SIM118
+    record = json.loads(record)
+    damage(tensors, record)
+    save_file(tensors, tmp_path / "c", {"checkpoint": json.dumps(record)})
+    with pytest.raises(DataError, match="checkpoint cannot be read"):
+        run(Line(), checkpoint=tmp_path / "c", resume=True)

@@ -6,16 +6,17 @@ One file, because a file can be replaced in one stroke: whenever the process is 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 from torch import Tensor
+from torch.optim import Optimizer
 
 from palimpsest.errors import ConfigError, DataError
-from palimpsest.files import FileKind, new_file, parse_json, to_json, write_tensors
+from palimpsest.files import FileKind, new_file, parse_json, shaped, to_json, write_tensors
 
 FORMAT_VERSION = 1
 CHECKPOINT = FileKind(
@@ -106,6 +107,48 @@ def read_checkpoint(file: Path, identity: Mapping[str, Any]) -> TrainingCheckpoi
             random_state=stored.tensors["random"],
             course=found.course,
         )
+
+
+class _Point(BaseModel):
+    """One entry of a curve."""
+
+    step: int
+    seconds: float
+    training: dict[str, float] | None
+    validation: dict[str, float]
+
+
+def require_course(curve: Sequence[Mapping[str, Any]], step: int, best_step: int) -> None:
+    """Raises `ValueError` for a course that no training takes: points of other fields, or steps that do not rise."""
+    steps = [point.step for point in TypeAdapter(list[_Point]).validate_python(curve)]
+    if not steps or steps[0] != 0 or steps != sorted(set(steps)) or steps[-1] != step:
+        raise ValueError(f"field `curve`: steps {str(steps)[:60]} in the place of those from 0 to {step}")
+    if best_step not in steps:
+        raise ValueError(f"field `best_step`: {best_step}, after which nothing was validated")
+
+
+def require_dtypes(stored: Sequence[Mapping[str, Tensor]], wanted: Mapping[str, Tensor]) -> None:
+    """Raises `ValueError` for numbers of another type than the module's, which would be converted without a word."""
+    for name, tensor in ((name, tensor) for tensors in stored for name, tensor in tensors.items()):
+        if name in wanted and tensor.dtype != wanted[name].dtype:
+            raise ValueError(f"tensor {name}: {tensor.dtype} in the place of {wanted[name].dtype}")
+
+
+def require_moments(state: Mapping[int, Mapping[str, Any]], optimizer: Optimizer) -> None:
+    """Raises `ValueError` for moments of Adam that are not those of these parameters; some may have none yet."""
+    parameters = [one for group in optimizer.param_groups for one in group["params"]]
+    for index, entries in state.items():
+        if not 0 <= index < len(parameters):
+            raise ValueError(f"optimizer/{index}: there are {len(parameters)} parameters")
+        if entries.keys() != {"step", "exp_avg", "exp_avg_sq"}:
+            raise ValueError(f"optimizer/{index}: fields {', '.join(entries)} in the place of Adam's")
+        for name, value in entries.items():
+            shape = () if name == "step" else tuple(parameters[index].shape)
+            if not isinstance(value, Tensor) or not value.is_floating_point():
+                raise ValueError(f"optimizer/{index}/{name}: no tensor of numbers")
+            shaped(value, *shape, name=f"optimizer/{index}/{name}")
+        if float(entries["step"]) < 1 or float(entries["exp_avg_sq"].min()) < 0:
+            raise ValueError(f"optimizer/{index}: a step below 1, or a square below 0")
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -22,7 +22,15 @@ from torch import Tensor, nn
 from palimpsest.config import Config
 from palimpsest.errors import ConfigError, DataError
 from palimpsest.stopwatch import Progress, silent
-from palimpsest.training.checkpoints import CHECKPOINT, TrainingCheckpoint, read_checkpoint, write_checkpoint
+from palimpsest.training.checkpoints import (
+    CHECKPOINT,
+    TrainingCheckpoint,
+    read_checkpoint,
+    require_course,
+    require_dtypes,
+    require_moments,
+    write_checkpoint,
+)
 from palimpsest.training.rounding import TrueZeros
 
 # Of the step size, what is left at the end of one that decays.
@@ -244,6 +252,9 @@ class _Run:
         found = read_checkpoint(self.checkpoint, self.identity)
         with CHECKPOINT.reading(self.checkpoint):
             course = TypeAdapter(Course).validate_python(found.course)
+            require_course(course.curve, course.step, course.best_step)
+            require_dtypes([found.best, found.present], self.module.state_dict())
+            require_moments(found.optimizer["state"], self.optimizer)
             self.module.load_state_dict(found.best)
             self.module.load_state_dict(found.present)
             self.best = found.best

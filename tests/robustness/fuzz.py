@@ -124,6 +124,8 @@ class Campaign:
                     result = run(*words(command, it, place / "out"))
             except (Exception, TookTooLongError, SystemExit) as error:
                 return f"{type(error).__name__} left main: {error}", "left main"
+        if result.code in (130, 143):
+            raise KeyboardInterrupt
         how = {0: "done", 1: "failed test", 2: "refused"}.get(result.code, "odd code")
         if waited:
             return f"waited at a named pipe: {waited[0].name}", how

@@ -192,6 +192,8 @@ DAMAGES = {
         {name: one.double() for name, one in tensors.items() if name.startswith("best/")}
     ),
     "a point that lacks a field": lambda _, record: record["course"]["curve"][1].pop("validation"),
+    "a loss that is a text": lambda _, record: record["course"]["curve"][1]["validation"].update(loss="1.0"),
+    "a loss that a point lacks": lambda _, record: record["course"]["curve"][1]["validation"].pop("slope"),
     "no points": lambda _, record: record["course"].update(curve=[]),
     "a step beside the curve": lambda _, record: record["course"].update(step=7),
     "a best step beside the curve": lambda _, record: record["course"].update(best_step=-3),

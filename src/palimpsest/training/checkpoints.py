@@ -120,7 +120,11 @@ class _Point(BaseModel):
 
 def require_course(curve: Sequence[Mapping[str, Any]], step: int, best_step: int) -> None:
     """Raises `ValueError` for a course that no training takes: points of other fields, or steps that do not rise."""
-    steps = [point.step for point in TypeAdapter(list[_Point]).validate_python(curve)]
+    # Strictly: what is shown afterwards are the values themselves, not what they could be taken for.
+    points = TypeAdapter(list[_Point]).validate_python(curve, strict=True)
+    steps = [point.step for point in points]
+    if any(point.validation.keys() != points[0].validation.keys() for point in points):
+        raise ValueError("field `curve`: other losses at one point than at another")
     if not steps or steps[0] != 0 or steps != sorted(set(steps)) or steps[-1] != step:
         raise ValueError(f"field `curve`: steps {str(steps)[:60]} in the place of those from 0 to {step}")
     if best_step not in steps:

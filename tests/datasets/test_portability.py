@@ -309,6 +309,7 @@ def test_the_command_builds_from_an_endpoint_and_its_folder_is_a_data_set(
     assert main([*command, "--dry-run", "--prices", "1", "10"]) == 0
     forecast = json.loads(capsys.readouterr().out)["estimate"]
     assert (forecast["requests"], server.requests) == (3, [])
+    assert main([*command, "--prices", "1", "10", "--max-cost", "nan"]) == 2
     assert main([*command, "--prices", "1", "10", "--max-cost", "0.0001"]) == 2
     assert "would cost more" in capsys.readouterr().err
     assert server.requests == []

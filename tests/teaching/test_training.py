@@ -1,4 +1,5 @@
 import json
+import math
 import random
 from dataclasses import replace
 
@@ -112,7 +113,15 @@ def test_an_existing_folder_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("masked_share", 1.5), ("epochs", 0), ("precision", "int8"), ("heads", 3), ("threads", 0)],
+    [
+        ("masked_share", 1.5),
+        ("epochs", 0),
+        ("epochs", math.nan),
+        ("epochs", math.inf),
+        ("precision", "int8"),
+        ("heads", 3),
+        ("threads", 0),
+    ],
 )
 def test_bad_options(tmp_path, option, value):
     with pytest.raises(ConfigError):

@@ -73,7 +73,8 @@ def say_forecast(forecast: Mapping[str, Any], prices: Prices | None) -> None:
 
 def require_affordable(forecast: Mapping[str, Any], max_cost: float | None, *, problem: str, remedy: str) -> None:
     """Raises `ConfigError`, with this problem and remedy, where the estimate is above the bound."""
-    if max_cost is not None and forecast["cost"] is not None and forecast["cost"] > max_cost:
+    # Written so that NaN, as a bound or a price, is not taken for enough.
+    if max_cost is not None and forecast["cost"] is not None and not forecast["cost"] <= max_cost:
         raise ConfigError(
             problem,
             expected=f"at most {max_cost:g}",

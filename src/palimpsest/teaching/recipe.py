@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -128,5 +129,7 @@ class TrainingRecipe(ABC):
             if field.name in shares:
                 if not 0 <= value <= 1:
                     raise ConfigError(f"{field.name} is not a share.", expected="0 to 1", found=str(value))
-            elif value <= 0:
-                raise ConfigError(f"{field.name} is not positive.", expected="> 0", found=str(value))
+            elif not 0 < value < math.inf:
+                raise ConfigError(
+                    f"{field.name} is not positive.", expected="> 0, and a finite number", found=str(value)
+                )

@@ -31,6 +31,7 @@ import palimpsest as ps
 from choose_presets import ALL_LINEAR
 from common import Results, balance, one_thread, row
 from palimpsest.evaluation import BaseAnswers
+from palimpsest.evaluation.editor import Editor
 from real_facts import FILES, LOCALITY, real_folder, records
 
 NUM_EDITS, SEEDS, PROBES_PER_KIND = 1000, (0, 1, 2), 1
@@ -74,12 +75,16 @@ SETTINGS = {
 }
 
 
-class WithFullStop:
+class WithFullStop(Editor):
     """A method that is taught answers as sentences end; what is tested stays the answer itself."""
 
     def __init__(self, method: Any) -> None:
         self.method = method
-        self.name = method.name
+
+    @property
+    def name(self) -> str:
+        """The method's."""
+        return self.method.name
 
     def resolve(self, model: ps.EditableModel) -> Any:
         """The method's options and preset."""

@@ -22,9 +22,10 @@ from common import Results, one_thread
 from palimpsest.models.hooks import Point
 from palimpsest.solve.factorised import Factorised
 from palimpsest.solve.least_squares import ridge
+from palimpsest.statistics.catalogue import open_text
 from palimpsest.statistics.collect import collect
 from palimpsest.statistics.moments import SecondMoment
-from palimpsest.statistics.text import GivenText, open_text
+from palimpsest.statistics.text import GivenText
 from palimpsest.world import bundled_path
 
 LAYERS = [2, 3, 4, 5, 6]

@@ -43,7 +43,7 @@ def can_edit(model: ps.EditableModel, method: str) -> bool:
     """Whether the method is for this model: locate-then-edit methods are for decoders, trained ones need an editor."""
     editor = ps.method(OVERTRAINED[method][0] if method in OVERTRAINED else method)
     try:
-        editor.check_model(model, editor.resolve(model)[0])
+        editor.require(model)
     except (ps.ModelError, ps.ConfigError):
         return False
     return True

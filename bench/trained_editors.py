@@ -140,7 +140,7 @@ def can_edit(model: ps.EditableModel, method: str) -> bool:
     """Whether there is an editor for the model."""
     editor = ps.method("mend" if method == FOR_SEVERAL else method)
     try:
-        editor.check_model(model, editor.resolve(model)[0])
+        editor.require(model)
     except PalimpsestError:
         return False
     return True

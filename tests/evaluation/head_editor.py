@@ -13,6 +13,7 @@ import torch
 
 import tiny
 from palimpsest import DataError, Dataset, EditRequest, Probe, WeightPatch
+from palimpsest.evaluation.editor import Editor
 from palimpsest.patches.base import Manifest
 from palimpsest.patches.weights import Dense
 
@@ -32,7 +33,7 @@ class Count:
 
 
 @dataclass
-class HeadEditor:
+class HeadEditor(Editor):
     """Trains `lm_head.weight` on the answers, full stop included. Options make it fail, stop, or count."""
 
     steps: int = 40

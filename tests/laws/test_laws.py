@@ -273,7 +273,7 @@ def test_every_family_in_every_dtype(family, dtype, name, tmp_path):
     row, request = TABLE[name], tiny.requests(1)[0]
     editor = make_shortest(name)
     try:
-        editor.check_model(model, editor.resolve(model)[0])
+        editor.require(model)
     except ModelError:
         reason = "mixture of experts" if model.sites.architecture.is_mixture else "edits decoders alone"
         assert model.sites.architecture.is_mixture or (model.is_encoder_decoder and not row.edits_encoder_decoders)

@@ -201,9 +201,7 @@ class AnotherState(MethodState):
 )
 def test_the_state_of_others_is_refused_before_the_search(state, found, monkeypatch):
     model = exact()
-    monkeypatch.setattr(
-        "palimpsest.methods.locate_then_edit.find_target_vectors", lambda *_, **__: pytest.fail("searched")
-    )
+    monkeypatch.setattr("palimpsest.methods.problem.find_target_vectors", lambda *_, **__: pytest.fail("searched"))
     with pytest.raises(ConfigError, match=found):
         make().edit(model, tiny.requests(1), state)
 

@@ -4,7 +4,8 @@ import torch
 import tiny
 from palimpsest import ConfigError, EditRequest, method
 from palimpsest.models.layers import layer_numbers
-from palimpsest.training.copies import TrainingCopies, project
+from palimpsest.training.constraint import project
+from palimpsest.training.copies import TrainingCopies
 from palimpsest.training.finetune import FinetuneOptions, answer_losses, finetune
 
 DOWN = "transformer.h.1.mlp.fc_out.weight"

@@ -8,8 +8,9 @@ import polars
 import pytest
 
 from palimpsest.errors import ConfigError, DataError
-from palimpsest.statistics.hub_text import HubText, reachable
-from palimpsest.statistics.text import TEXTS, FileText, GivenText, open_text
+from palimpsest.statistics.catalogue import TEXTS, open_text, reachable
+from palimpsest.statistics.hub_text import HubText
+from palimpsest.statistics.text import FileText, GivenText
 
 LINES = [f"Line {number} of the text, by Köchel." for number in range(2500)]
 

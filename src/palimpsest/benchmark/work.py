@@ -67,7 +67,7 @@ class Desk:
         model = self._load(unit)
         editor = method(unit.method.name, preset=unit.method.preset, **unit.method_options())
         try:
-            editor.check_model(model, editor.resolve(model)[0])
+            editor.require(model)
         except ModelError as error:
             raise _NotForModel(str(error)) from error
         answers = self._base(unit, model)

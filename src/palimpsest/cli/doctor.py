@@ -194,7 +194,7 @@ def _usable_methods(model: EditableModel) -> list[dict[str, Any]]:
 def _missing_option(method: Method[Any], model: EditableModel, config: Any) -> list[str]:
     """The option that the method must be given on this model, if any. Raises `ModelError` when it cannot edit it."""
     try:
-        method.check_model(model, config)
+        method.require(model, config)
     except ConfigError as error:
         return [error.where or error.problem]
     return []

@@ -102,7 +102,7 @@ def _presets() -> list[dict[str, Any]]:
 
 
 def _texts() -> list[dict[str, Any]]:
-    from palimpsest.statistics.text import TEXTS
+    from palimpsest.statistics.catalogue import TEXTS
 
     return [
         {"name": name, "summary": row.summary, "fixed options": dict(row.options), "source": row.source}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
@@ -99,6 +99,7 @@ class StoredPatch:
     """An editor whose edit has been made already: what evaluation needs to score a patch from disk."""
 
     patch: Patch
+    State: ClassVar[None] = None
 
     @property
     def name(self) -> str:
@@ -109,6 +110,13 @@ class StoredPatch:
         from palimpsest.methods.base import MethodConfig
 
         return MethodConfig(seed=self.patch.manifest.seed or 0), None
+
+    def check(self, _requests: Sequence[Any]) -> None:
+        """Nothing to check: the edit has been made."""
+
+    def training_cost(self, _model: Any) -> dict[str, float]:
+        """Not on record in a patch."""
+        return {}
 
     def edit(self, _model: Any, _requests: Sequence[Any], state: Any = None, *, progress: Any = None) -> Any:
         """The stored patch, whatever is asked."""

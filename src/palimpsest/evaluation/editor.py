@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from palimpsest.stopwatch import Progress
 
@@ -38,7 +38,10 @@ class EditorOutcome(Protocol):
 
 
 class Editor(Protocol):
-    """Something that edits."""
+    """Something that edits. What is not a method inherits from it, and with it the answers to what it has no say in."""
+
+    State: ClassVar[Any] = None
+    """The class that reads back a stored state, with `load(path)`; `None` where an edit leaves none."""
 
     @property
     def name(self) -> str:
@@ -46,6 +49,14 @@ class Editor(Protocol):
 
     def resolve(self, model: EditableModel) -> tuple[Any, Any]:
         """The complete configuration for a model and the preset it comes from, if any."""
+
+    def check(self, requests: Sequence[EditRequest]) -> None:
+        """Raises when the requests are not what it needs; costs nothing."""
+
+    def training_cost(self, model: EditableModel) -> dict[str, float]:
+        """What training it for the model cost before any edit: seconds, bytes, parameters."""
+        del model
+        return {}
 
     def edit(
         self,

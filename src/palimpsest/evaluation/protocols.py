@@ -165,7 +165,7 @@ class Sequential(EditingProtocol):
         with RunningPatch(work.model, work.editor.name) as running:
             if stored:
                 running.restore(journal.recall_patch(stored))
-                state = journal.recall_state(stored, getattr(work.editor, "State", None))
+                state = journal.recall_state(stored, work.editor.State)
                 self._test(work, running, done)
             segment = _Segment(done)
             for group in self.groups(work.requests[done:]):

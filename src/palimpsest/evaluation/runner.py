@@ -8,6 +8,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel
+
 from palimpsest.answers import VERSION
 from palimpsest.datasets.base import Dataset
 from palimpsest.errors import ConfigError, DataError, OutputError, PalimpsestError, unknown_name
@@ -96,7 +98,7 @@ def evaluate(
     _refuse_hopeless(editor, chosen, edits.requests)
     specification = Specification(
         method=editor.name,
-        preset=getattr(preset, "name", None),
+        preset=None if preset is None else preset.name,
         config=_options(config),
         model=model.name,
         model_fingerprint=model.fingerprint(),
@@ -114,7 +116,7 @@ def evaluate(
         neutral_text_fingerprint=digest(sentences) if sentences else None,
         perplexity_of="second halves" if model.is_encoder_decoder else "whole texts",
         measures=list(further),
-        training=_training_cost(editor, model),
+        training=editor.training_cost(model),
         versions=versions(),
         hardware=hardware(),
         created=now(),
@@ -311,13 +313,10 @@ def _sample(dataset: Dataset | Sequence[EditRequest], num_edits: int | None, see
 
 def _refuse_hopeless(editor: Editor, protocol: EditingProtocol, requests: Sequence[EditRequest]) -> None:
     """Raises when the editor already knows that it can do none of it; some that fail are recorded as they come."""
-    check = getattr(editor, "check", None)
-    if check is None:
-        return
     first: PalimpsestError | None = None
     for group in protocol.groups(requests):
         try:
-            check(group)
+            editor.check(group)
         except PalimpsestError as error:
             first = first or error
         else:
@@ -334,12 +333,6 @@ def _check_scorings(scorings: Sequence[str]) -> None:
         raise ConfigError("No scoring is chosen.", expected=f"some of {', '.join(SCORINGS)}", found="none")
 
 
-def _training_cost(editor: Editor, model: EditableModel) -> dict[str, float]:
-    cost = getattr(editor, "training_cost", None)
-    return {} if cost is None else dict(cost(model))
-
-
 def _options(config: Any) -> dict[str, Any]:
-    dump = getattr(config, "model_dump", None)
-    options = dump(mode="json") if dump is not None else dict(config or {})
+    options = config.model_dump(mode="json") if isinstance(config, BaseModel) else dict(config or {})
     return {str(name): value for name, value in options.items()}

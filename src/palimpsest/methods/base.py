@@ -129,7 +129,7 @@ class Method(ABC, Generic[ConfigT]):
         """
         config, preset = self.resolve(model)
         self.check(requests)
-        self.check_model(model, config)
+        self.require(model, config)
         unique = without_duplicates(requests)
         require_new_tokens(model, unique)
         run = EditRun(state, Stopwatch(), Diagnostics(notes=unknown_tokens(model, unique)), progress)
@@ -173,8 +173,12 @@ class Method(ABC, Generic[ConfigT]):
         Must leave the model as it found it, also when it raises.
         """
 
-    def check_model(self, model: EditableModel, config: ConfigT) -> None:
-        """Raises when the model has not what the method changes with these options; costs nothing.
+    @final
+    def require(self, model: EditableModel, config: ConfigT | None = None) -> None:
+        """Raises when the model cannot be edited with these options; costs nothing.
+
+        Arguments:
+            config: the complete configuration; left out, as `resolve` gives it.
 
         `ModelError` for what no option can mend, such as an MLP matrix in a mixture of experts or weights that are not
         quantised; `ConfigError` for an option that has to be given.
@@ -186,6 +190,15 @@ class Method(ABC, Generic[ConfigT]):
                 found=f"an encoder-decoder, {model.name!r}",
                 remedy="take ft, lora, kn, grace, t-patcher or F-Learning, which edit both kinds",
             )
+        self.check_model(model, self.resolve(model)[0] if config is None else config)
+
+    def check_model(self, model: EditableModel, config: ConfigT) -> None:
+        """What this method itself asks of a model, beside its kind; see `require`."""
+
+    def training_cost(self, model: EditableModel) -> dict[str, float]:
+        """What training cost before any edit, for the methods that are trained; else nothing."""
+        del model
+        return {}
 
     def check(self, requests: Sequence[EditRequest]) -> None:
         """Raises when the requests are not what the method needs; costs nothing."""

@@ -59,7 +59,7 @@ class FLearning(Method[FLearningConfig]):
 
     def check_model(self, model: EditableModel, config: FLearningConfig) -> None:
         for one in _learners(config):
-            one.check_model(model, one.resolve(model)[0])
+            one.require(model)
 
     def compute(
         self, model: EditableModel, requests: Sequence[EditRequest], config: FLearningConfig, run: EditRun

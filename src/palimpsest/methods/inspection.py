@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from palimpsest.locating.spreading import SITE
-from palimpsest.methods.base import EditRun
+from palimpsest.methods.problem import LocateThenEditConfig, Problem, Solutions
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.sites.linear import weight_as_out_in
 from palimpsest.patches.weights import WeightPatch
-from palimpsest.requests import EditRequest
 from palimpsest.solve.factorised import Factorised
 from palimpsest.solve.solution import Solution
 from palimpsest.statistics.subspaces import Spectrum
@@ -28,24 +27,19 @@ _PROBES = 16
 _SHOWN = 5
 
 
-def inspect(
-    model: EditableModel,
-    requests: Sequence[EditRequest],
-    patch: WeightPatch,
-    change: Mapping[int, Sequence[Solution]],
-    metrics: Mapping[int, Factorised | Spectrum],
-    run: EditRun,
-) -> None:
+def inspect(problem: Problem[LocateThenEditConfig], patch: WeightPatch, change: Solutions) -> None:
     """Writes into the diagnostics what the patch does, and a note where that is not what an edit should do.
 
     Facts: `text_change`, by layer, how much what the MLP writes for ordinary text changes, root mean square, against
     what it writes; `unsaid`, ids of the edits whose prompts do not get every token of the new answer first.
 
     Arguments:
-        requests: as they were solved.
-        metrics: second moments of the text's keys, by layer.
+        problem: as it was solved.
+        patch: the changes as one patch.
+        change: by layer.
     """
-    facts, notes = run.diagnostics.facts, run.diagnostics.notes
+    model, requests, metrics = problem.model, problem.requests, problem.metrics
+    facts, notes = problem.run.diagnostics.facts, problem.run.diagnostics.notes
     with model.patched(patch):
         scores = model.score([request.prompt for request in requests], [request.target_new for request in requests])
     facts["unsaid"] = [one.id for one, score in zip(requests, scores, strict=True) if not all(score.matches)]

@@ -20,7 +20,7 @@ from palimpsest.patches.base import Manifest
 from palimpsest.patches.weights import WeightPatch
 from palimpsest.requests import EditRequest
 from palimpsest.training.adapters import LoraAdapters
-from palimpsest.training.copies import NOTHING
+from palimpsest.training.constraint import NOTHING
 from palimpsest.training.finetune import FinetuneOptions, finetune
 from palimpsest.training.keeping import spared_directions
 

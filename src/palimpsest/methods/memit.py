@@ -12,24 +12,17 @@ vector for the attention beside the MLP's and drops it, so that the MLP's is mor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar, final
 
 from pydantic import Field
 from torch import Tensor
 
-from palimpsest.locating.first_token import kept_rows
-from palimpsest.locating.spreading import spread
-from palimpsest.locating.subject_vectors import subject_rows
-from palimpsest.methods.base import EditRun, MethodConfig
-from palimpsest.methods.locate_then_edit import (
-    LocateThenEdit,
-    Solutions,
-    SpreadConfig,
-)
-from palimpsest.models.editable import EditableModel
-from palimpsest.requests import EditRequest
+from palimpsest.methods.base import MethodConfig
+from palimpsest.methods.problem import Problem
+from palimpsest.methods.spread_and_solve import Solver, SpreadAndSolve, SpreadConfig
+from palimpsest.solve.factorised import Factorised
 from palimpsest.solve.least_squares import equality_constrained, ridge
 from palimpsest.solve.solution import RELATIVE_STRENGTH, Solution
 
@@ -45,38 +38,36 @@ class MemitConfig(SpreadConfig):
     """Whether a single fact gets its value exactly, whatever the strength (EMMET's code)."""
 
 
+@dataclass(frozen=True)
+class LeastSquares(Solver):
+    """MEMIT's normal equations; with a strength of 0, EMMET's.
+
+    Arguments:
+        factors: by layer, the text's second moment, factorised.
+        strength: see `MemitConfig`.
+    """
+
+    factors: Mapping[int, Factorised]
+    strength: float | None
+
+    @property
+    def is_exact(self) -> bool:
+        return self.strength == 0
+
+    def __call__(self, layer: int, keys: Tensor, residuals: Tensor, weights: Tensor) -> Solution:
+        factor = self.factors[layer]
+        if self.is_exact:
+            return equality_constrained(factor, keys, residuals)
+        strength = RELATIVE_STRENGTH * factor.width if self.strength is None else self.strength
+        return ridge(factor, keys, residuals, strength=strength, weights=weights)
+
+
 @final
-class Memit(LocateThenEdit[MemitConfig]):
+class Memit(SpreadAndSolve[MemitConfig]):
     """Least squares at every layer; see the module's docstring."""
 
     Config: ClassVar[type[MethodConfig]] = MemitConfig
 
-    def change(
-        self,
-        model: EditableModel,
-        requests: Sequence[EditRequest],
-        layers: Sequence[int],
-        templates: Sequence[str],
-        config: MemitConfig,
-        run: EditRun,
-    ) -> Solutions:
-        is_exact = config.strength == 0 or (config.exact_for_one and len(requests) == 1)
-
-        def solve(layer: int, keys: Tensor, residuals: Tensor, weights: Tensor) -> Solution:
-            factor = self.factors[layer]
-            if is_exact:
-                return equality_constrained(factor, keys, residuals)
-            strength = RELATIVE_STRENGTH * factor.width if config.strength is None else config.strength
-            return ridge(factor, keys, residuals, strength=strength, weights=weights)
-
-        spreading = config.spreading(model, layers)
-        if is_exact and spreading.pooling == "columns":
-            # A fact's contexts may give nearly one key, and exact values at all of them be had at a huge change alone.
-            spreading = replace(spreading, pooling="mean")
-        wanted = self.targets(
-            model, requests, layers[-1], spreading.site, templates, config, run, companions=config.companions
-        )
-        with run.clock.stage("solving"):
-            rows = subject_rows(model, requests, templates)
-            kept = None if is_exact else kept_rows(model, requests)
-            return spread(model, rows, wanted, spreading, solve, kept=kept, progress=run.progress)
+    def solver(self, problem: Problem[MemitConfig]) -> LeastSquares:
+        is_alone = problem.config.exact_for_one and len(problem.requests) == 1
+        return LeastSquares(problem.metrics, 0.0 if is_alone else problem.config.strength)

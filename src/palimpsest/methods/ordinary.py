@@ -15,7 +15,7 @@ from palimpsest.models.tokens import Encoded
 from palimpsest.provenance import digest
 from palimpsest.requests import EditRequest, normalise
 from palimpsest.statistics.cache import Cache
-from palimpsest.statistics.text import open_text
+from palimpsest.statistics.catalogue import open_text
 from palimpsest.statistics.writing import OWN
 from palimpsest.stopwatch import Progress, silent
 from palimpsest.wording.joining import separator

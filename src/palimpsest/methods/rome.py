@@ -15,18 +15,17 @@ is made as R-ROME makes it then, and a note says so.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import ClassVar, Literal, final
 
 from palimpsest.locating.first_token import ALONE, kept_rows
 from palimpsest.locating.spreading import SITE, as_patch
 from palimpsest.locating.subject_vectors import subject_rows, subject_vectors
-from palimpsest.methods.base import EditRun, MethodConfig
-from palimpsest.methods.locate_then_edit import LocateThenEdit, LocateThenEditConfig, Solutions
-from palimpsest.models.editable import EditableModel
+from palimpsest.methods.base import MethodConfig
+from palimpsest.methods.locate_then_edit import LocateThenEdit
+from palimpsest.methods.problem import LocateThenEditConfig, Problem, Solutions
 from palimpsest.models.hooks import Point
-from palimpsest.requests import EditRequest
 from palimpsest.solve.rank_one import cosine, rank_one
 from palimpsest.solve.solution import Solution
 
@@ -50,60 +49,49 @@ class Rome(LocateThenEdit[RomeConfig]):
 
     Config: ClassVar[type[MethodConfig]] = RomeConfig
 
-    def change(
-        self,
-        model: EditableModel,
-        requests: Sequence[EditRequest],
-        layers: Sequence[int],
-        templates: Sequence[str],
-        config: RomeConfig,
-        run: EditRun,
-    ) -> Solutions:
-        changes: Solutions = {layer: [] for layer in layers}
+    def solutions(self, problem: Problem[RomeConfig]) -> Solutions:
+        model, requests, run = problem.model, problem.requests, problem.run
+        found: Solutions = {layer: [] for layer in problem.layers}
         with ExitStack() as edited:
             for done, request in enumerate(requests):
                 run.progress("edits", done, len(requests))
-                for layer in layers:
-                    solution = self._solve(model, request, layer, templates, config, run)
-                    changes[layer].append(solution)
+                # What is written for the prompt alone is searched there; its first part holds behind contexts.
+                templates = problem.templates[:1] if request.id.endswith(ALONE) else problem.templates
+                one = replace(problem, requests=[request], templates=templates)
+                for layer in problem.layers:
+                    solution = solved(one, layer)
+                    found[layer].append(solution)
                     edited.enter_context(model.patched(as_patch(model, {layer: [solution]})))
         run.progress("edits", len(requests), len(requests))
-        return changes
+        return found
 
-    def _solve(
-        self,
-        model: EditableModel,
-        request: EditRequest,
-        layer: int,
-        templates: Sequence[str],
-        config: RomeConfig,
-        run: EditRun,
-    ) -> Solution:
-        if request.id.endswith(ALONE):
-            # Written for the prompt alone: the first part holds behind contexts.
-            templates = templates[:1]
-        wanted = self.targets(model, [request], layer, SITE, templates, config, run)
-        with run.clock.stage("solving"):
-            read, written = Point(SITE, layer, "input"), Point(SITE, layer)
-            found = subject_vectors(model, subject_rows(model, [request], templates), [read, written])
-            keys, values = found[read][0], found[written][0]
-            mean, prompt, residual = keys.mean(0), keys[0], wanted.deltas[0]
-            if config.keys == "mean":
-                residual = values[0] + residual - values.mean(0)
-            along, at = {
-                "mean-and-prompt": (mean, prompt),
-                "mean": (mean, mean),
-                "prompt": (prompt, prompt),
-            }[config.keys]
-            if config.keys == "mean-and-prompt" and cosine(self.factors[layer], mean, prompt) < SMALLEST_COSINE:
-                run.diagnostics.notes.append(
-                    f"The key of edit {request.id} behind contexts is hardly that of its prompt alone, so ROME's"
-                    " divisor is too small and its update would destroy the model; it is made as r-rome makes it."
-                )
-                along, at, residual = mean, mean, values[0] + residual - values.mean(0)
-            rows = kept_rows(model, [request])
-            kept = None if rows is None else subject_vectors(model, rows, [read])[read][:, 0]
-            solution = rank_one(self.factors[layer], along, residual, applied_to=at, kept=kept)
-        if solution.vanishing:
-            run.diagnostics.notes.append(f"The edit {request.id} was left out: its keys are too small or orthogonal.")
-        return solution
+
+def solved(problem: Problem[RomeConfig], layer: int) -> Solution:
+    """The change of a layer that writes one fact, on top of what is on the model."""
+    model, (request,), templates, run = problem.model, problem.requests, problem.templates, problem.run
+    factor, config = problem.metrics[layer], problem.config
+    wanted = problem.targets(layer)
+    with run.clock.stage("solving"):
+        read, written = Point(SITE, layer, "input"), Point(SITE, layer)
+        vectors = subject_vectors(model, subject_rows(model, [request], templates), [read, written])
+        keys, values = vectors[read][0], vectors[written][0]
+        mean, prompt, residual = keys.mean(0), keys[0], wanted.deltas[0]
+        if config.keys == "mean":
+            residual = values[0] + residual - values.mean(0)
+        along, at = {
+            "mean-and-prompt": (mean, prompt),
+            "mean": (mean, mean),
+            "prompt": (prompt, prompt),
+        }[config.keys]
+        if config.keys == "mean-and-prompt" and cosine(factor, mean, prompt) < SMALLEST_COSINE:
+            run.diagnostics.notes.append(
+                f"The key of edit {request.id} behind contexts is hardly that of its prompt alone, so ROME's"
+                " divisor is too small and its update would destroy the model; it is made as r-rome makes it."
+            )
+            along, at, residual = mean, mean, values[0] + residual - values.mean(0)
+        rows = kept_rows(model, [request])
+        kept = None if rows is None else subject_vectors(model, rows, [read])[read][:, 0]
+        solution = rank_one(factor, along, residual, applied_to=at, kept=kept)
+    if solution.vanishing:
+        run.diagnostics.notes.append(f"The edit {request.id} was left out: its keys are too small or orthogonal.")
+    return solution

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
@@ -30,7 +30,6 @@ from palimpsest.provenance import digest, now, versions
 if TYPE_CHECKING:
     from palimpsest.models.editable import EditableModel
     from palimpsest.models.hooks import Point
-    from palimpsest.statistics.text import Text
 
 FORMAT_VERSION = 1
 _ENDING = ".safetensors"
@@ -39,6 +38,13 @@ _ENTRY = FileKind(DataError, "Statistics in the cache cannot be read.", expected
 T = TypeVar("T")
 # What a config says of where and how a model was stored, not of what it computes.
 _NOT_COMPUTED = {"_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "use_cache"}
+
+
+class Identified(Protocol):
+    """What says what it is without being read: a text."""
+
+    def identity(self) -> dict[str, Any]:
+        """What determines it, JSON-ready."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +179,7 @@ def _record(texts: Mapping[str, str]) -> dict[str, Any]:
     return _Record.model_validate(parse_json(texts[_RECORD])).model_dump()
 
 
-def identity(model: EditableModel, point: Point, text: Text, limits: Mapping[str, Any]) -> dict[str, Any]:
+def identity(model: EditableModel, point: Point, text: Identified, limits: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that determines the second moment at a point, but for the rounding of one machine or another.
 
     Weights and buffers count as far as the point's layer, all of them and bit by bit: what lies above has no

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from palimpsest.errors import ConfigError, DataError
-from palimpsest.statistics.text import TEXTS, Text, open_text
+from palimpsest.statistics.text import Text
 
 _PROBE_SECONDS = 5.0
 _SHUFFLED_AT_ONCE = 1000
@@ -112,21 +112,3 @@ class HubText(Text):
             remedy="check the name and the network; or leave the option text out for the model's own writing, or name"
             " a local file: text = notes.txt",
         )
-
-
-def reachable(name: str, notes: list[str]) -> str:
-    """The name of a text that nobody but a preset asked for; `own`, with a note, where it is out of reach.
-
-    Arguments:
-        name: as for `open_text`.
-        notes: where the note goes.
-    """
-    source = open_text(name) if name in TEXTS else None
-    problem = source.problem if isinstance(source, HubText) else None
-    if problem is None:
-        return name
-    notes.append(
-        f"The preset's text {name!r} cannot be reached ({problem.found}), so what the model itself writes stands for"
-        f" it. Name a text to choose another: text = notes.txt"
-    )
-    return "own"

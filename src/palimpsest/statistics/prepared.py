@@ -15,13 +15,14 @@ from palimpsest.models.hooks import Point
 from palimpsest.provenance import digest
 from palimpsest.solve.factorised import Factorised
 from palimpsest.statistics.cache import Cache
+from palimpsest.statistics.catalogue import open_text, reachable
 from palimpsest.statistics.collect import TOLERANCE, collect, identities, key_width
-from palimpsest.statistics.hub_text import HubText, reachable
+from palimpsest.statistics.hub_text import HubText
 from palimpsest.statistics.passes import KeyStatistics
 from palimpsest.statistics.published import PublishedMoments
 from palimpsest.statistics.rows import MINIMUM, read_rows
 from palimpsest.statistics.subspaces import Spectrum, spectrum_of
-from palimpsest.statistics.text import ReadOnce, Text, open_text
+from palimpsest.statistics.text import ReadOnce, Text
 from palimpsest.statistics.writing import OwnWriting
 from palimpsest.stopwatch import Progress, silent
 

@@ -14,12 +14,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from palimpsest.errors import ConfigError, DataError, near_matches
-from palimpsest.files import expanded, parse_json, said
+from palimpsest.errors import DataError
+from palimpsest.files import parse_json, said
 from palimpsest.provenance import file_digest
-from palimpsest.registry import Registry, Row
 from palimpsest.stopwatch import Progress, silent
-from palimpsest.world import build, neutral_text
 
 if TYPE_CHECKING:
     from palimpsest.models.editable import EditableModel
@@ -29,7 +27,7 @@ RECORDS = (".jsonl", ".parquet")
 """Endings of files that hold texts in a column. Every other file is read as lines of text."""
 IN_FOLDERS = (*RECORDS, ".txt", ".text", ".raw", ".tokens", ".md", "")
 """Endings of the files of a folder that are read; beside texts a folder may hold anything."""
-_FILE_ENDINGS = tuple(filter(None, IN_FOLDERS))
+FILE_ENDINGS = tuple(filter(None, IN_FOLDERS))
 _PROBE_BYTES = 4096
 _ROWS_AT_ONCE = 1000
 
@@ -135,69 +133,6 @@ class FileText(Text):
     @cached_property
     def _digests(self) -> list[str]:
         return [file_digest(file)[:16] for file in self.files]
-
-
-TEXTS = Registry(
-    "text",
-    "palimpsest.texts",
-    {
-        "own": Row(
-            "palimpsest.statistics.writing:OwnWriting",
-            "what the model itself writes, sampled from its start token; the default",
-        ),
-        "wikipedia": Row(
-            "palimpsest.statistics.hub_text:HubText",
-            "English Wikipedia of November 2023, whole articles, from the hub",
-            {"dataset": "wikimedia/wikipedia", "subset": "20231101.en"},
-            "ROME and MEMIT took that of May 2020, EasyEdit takes this one",
-        ),
-        "wikitext": Row(
-            "palimpsest.statistics.hub_text:HubText",
-            "WikiText-103, paragraphs, from the hub",
-            {"dataset": "Salesforce/wikitext", "subset": "wikitext-103-raw-v1"},
-            "arXiv:1609.07843",
-        ),
-        "world": Row("palimpsest.statistics.text:world_text", "the text that the bundled models were trained on"),
-    },
-)
-
-
-def open_text(name: str, *, column: str = "text") -> Text:
-    """A source of texts by what it is called: a name in `TEXTS`, a file or folder, or a data set on the hub.
-
-    Arguments:
-        name: `wikipedia`, `world`, ...; a path; or owner/name or owner/name:subset of a data set on the hub.
-        column: where the text stands in a .jsonl record, a .parquet table or a data set that is not in `TEXTS`.
-
-    Raises `DataError` for a path that does not exist, `ConfigError` for an unknown name. Reads nothing.
-    """
-    if name in TEXTS:
-        row = TEXTS[name]
-        source = row.load()(**row.options)
-        if not isinstance(source, Text):
-            raise ConfigError(f"The text {name!r} is no text.", expected="a Text", found=type(source).__name__)
-        return source
-    path = expanded(name)
-    if path.exists():
-        return FileText(path, column=column)
-    owner, slash, rest = name.partition("/")
-    if slash and owner not in (".", "..", "~", "") and "/" not in rest and path.suffix not in _FILE_ENDINGS:
-        from palimpsest.statistics.hub_text import HubText
-
-        dataset, _, subset = name.partition(":")
-        return HubText(dataset, subset or None, column=column)
-    close = near_matches(name, TEXTS)
-    raise DataError(
-        f"There is no text {name!r}.",
-        expected=f"{', '.join(TEXTS)}, a file or folder, or owner/name of a data set on the hub",
-        found="no such file or name",
-        remedy=f"did you mean {' or '.join(map(repr, close))}?" if close else "check the path",
-    )
-
-
-def world_text() -> Text:
-    """Ordinary world text for second moments, some 400,000 tokens of it; other lines than perplexity is measured on."""
-    return GivenText("world", neutral_text(build(0), 20_000, seed=1))
 
 
 def _text_files(path: Path) -> Sequence[Path]:

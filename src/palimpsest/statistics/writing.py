@@ -20,7 +20,8 @@ from palimpsest.errors import ModelError
 from palimpsest.files import shaped
 from palimpsest.models.bypass import cast_above, frozen
 from palimpsest.statistics.cache import Cache, CacheEntry, whole_identity
-from palimpsest.statistics.text import Text, open_text
+from palimpsest.statistics.catalogue import open_text
+from palimpsest.statistics.text import Text
 from palimpsest.stopwatch import Progress, silent
 
 if TYPE_CHECKING:

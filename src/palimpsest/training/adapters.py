@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.sites.linear import factors_to_storage, is_transposed
 from palimpsest.patches.weights import LowRank
-from palimpsest.training.copies import NOTHING
+from palimpsest.training.constraint import NOTHING
 from palimpsest.training.steps import unit_of_adapter
 
 ADAPTER = "edit"

@@ -24,7 +24,7 @@ from palimpsest.errors import ConfigError
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.placement import whole
 from palimpsest.patches.weights import Dense
-from palimpsest.training.copies import NO_BALL, NOTHING, Ball, project, spare
+from palimpsest.training.constraint import NO_BALL, NOTHING, Ball, project, spare
 from palimpsest.training.steps import owner, unit_of_step
 
 P = ParamSpec("P")

@@ -57,7 +57,7 @@ def usable(model: EditableModel, ladder: Sequence[Attempt], seed: int) -> list[t
     for attempt in ladder:
         made = attempt.make(seed)
         try:
-            made.check_model(model, made.resolve(model)[0])
+            made.require(model)
         except (ConfigError, ModelError) as error:
             reason = error
             continue

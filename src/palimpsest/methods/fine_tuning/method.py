@@ -23,7 +23,8 @@ from palimpsest.models.layers import layer_numbers
 from palimpsest.patches.base import Manifest
 from palimpsest.patches.weights import Delta, WeightPatch
 from palimpsest.requests import EditRequest
-from palimpsest.training.copies import NOTHING, Ball, training_copies
+from palimpsest.training.constraint import NOTHING, Ball
+from palimpsest.training.copies import training_copies
 from palimpsest.training.finetune import FinetuneOptions, finetune
 from palimpsest.training.keeping import spared_directions
 

@@ -39,7 +39,7 @@ from palimpsest.patches.modules import ModulePatch
 from palimpsest.patches.side_memories import SITE, KnownEdit, SideMemories, SideMemory, standing_back
 from palimpsest.requests import EditRequest
 from palimpsest.solve.ties import ties
-from palimpsest.statistics.hub_text import reachable
+from palimpsest.statistics.catalogue import reachable
 from palimpsest.statistics.writing import OWN
 from palimpsest.training.divergence import require_finite
 from palimpsest.training.keeping import prompts_apart_from
@@ -118,7 +118,6 @@ class Wise(Method[WiseConfig]):
         self._ordinary = OrdinaryText()
 
     def check_model(self, model: EditableModel, config: WiseConfig) -> None:
-        super().check_model(model, config)
         model.sites.parameter_name(SITE, layer_number(config.layer, model.num_layers))
 
     def compute(self, model: EditableModel, requests: Sequence[EditRequest], config: WiseConfig, run: EditRun) -> Patch:

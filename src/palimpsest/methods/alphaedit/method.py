@@ -1,0 +1,110 @@
+"""AlphaEdit (arXiv:2410.02355): changes that no key of the preserved text can see.
+
+P projects onto the directions that hold next to nothing of the text's keys. With K_p the keys of all edits before,
+
+    Delta = R K^T P ((K_p K_p^T + K K^T) P + strength I)^-1            (eq. 14)
+
+so Delta P = Delta: along the text's main directions nothing moves, and earlier edits are asked to stay. What is
+missing, R, is spread over the layers as in MEMIT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal, final
+
+from pydantic import Field
+from torch import Tensor
+
+from palimpsest.errors import ConfigError
+from palimpsest.locating.spreading import SITE, as_patch
+from palimpsest.locating.subject_vectors import SubjectRows, subject_vectors
+from palimpsest.methods.alphaedit.edited_keys import EditedKeys, earlier_keys, root_weighted
+from palimpsest.methods.base import MethodConfig, MethodState
+from palimpsest.methods.problem import Problem, Solutions
+from palimpsest.methods.spread_and_solve import Solver, SpreadAndSolve, SpreadConfig
+from palimpsest.models.hooks import Point
+from palimpsest.solve.null_space import EarlierKeys, null_space_projected
+from palimpsest.solve.solution import RELATIVE_STRENGTH, Solution
+from palimpsest.statistics.subspaces import ENERGY, THRESHOLD, Projector, below_threshold, lowest_energy
+
+
+class AlphaEditConfig(SpreadConfig):
+    """Options of `alphaedit`."""
+
+    strength: float | None = Field(default=None, gt=0)
+    """The ridge: AlphaEdit's L2. Left out, a tenth of the squared length that the text's keys have in the null space on
+    average, whatever their scale."""
+    null_space: Literal["energy", "threshold"] = "energy"
+    """How the null space is chosen: the lowest directions that hold a share of the keys' energy, whatever their scale;
+    or those with an eigenvalue of E[k k^T] below a fixed number, as published."""
+    energy: float = Field(default=ENERGY, ge=0, lt=1)
+    """That share."""
+    threshold: float = Field(default=THRESHOLD, gt=0)
+    """That number."""
+
+
+@dataclass(frozen=True)
+class NullSpace(Solver):
+    """Least squares inside the null spaces.
+
+    Arguments:
+        projectors: onto the directions that may change, by layer.
+        strengths: of the ridge, by layer.
+        earlier: keys of the edits before, by layer.
+    """
+
+    projectors: Mapping[int, Projector]
+    strengths: Mapping[int, float]
+    earlier: Mapping[int, EarlierKeys]
+
+    def __call__(self, layer: int, keys: Tensor, residuals: Tensor, weights: Tensor) -> Solution:
+        basis, strength, previous = self.projectors[layer].basis, self.strengths[layer], self.earlier.get(layer)
+        return null_space_projected(basis, keys, residuals, strength=strength, previous=previous, weights=weights)
+
+    def carried(self, problem: Problem[SpreadConfig], rows: SubjectRows, solutions: Solutions) -> MethodState:
+        """The keys of all edits, these included, as the edited model reads them."""
+        model, points = problem.model, {layer: Point(SITE, layer, "input") for layer in problem.layers}
+        with model.patched(as_patch(model, solutions)):
+            found = subject_vectors(model, rows, list(points.values()))
+        return EditedKeys(
+            {
+                layer: (self.earlier.get(layer) or EarlierKeys.none(found[point].shape[-1])).joined(
+                    root_weighted(found[point], problem.config.pooling), self.projectors[layer].basis
+                )
+                for layer, point in points.items()
+            }
+        )
+
+
+@final
+class AlphaEdit(SpreadAndSolve[AlphaEditConfig]):
+    """Pass the state that an edit returns to the next one, and it keeps what was edited before."""
+
+    Config: ClassVar[type[MethodConfig]] = AlphaEditConfig
+    State: ClassVar[type[MethodState] | None] = EditedKeys
+    reads: ClassVar[Literal["factors", "spectra"]] = "spectra"
+
+    def solver(self, problem: Problem[AlphaEditConfig]) -> NullSpace:
+        config = problem.config
+        projectors: dict[int, Projector] = {
+            layer: lowest_energy(spectrum, config.energy)
+            if config.null_space == "energy"
+            else below_threshold(spectrum, config.threshold)
+            for layer, spectrum in problem.metrics.items()
+        }
+        problem.run.diagnostics.facts["null_dimensions"] = {str(at): p.null_dimension for at, p in projectors.items()}
+        for layer, projector in projectors.items():
+            if not projector.null_dimension:
+                raise ConfigError(
+                    "Nothing is left of the space in which AlphaEdit may change a layer.",
+                    expected="directions that hold next to nothing of the text's keys",
+                    found=f"none with {config.null_space} {getattr(config, config.null_space):g}",
+                    where=f"layer {layer}",
+                    remedy=f"choose it by energy, or raise {config.null_space}",
+                )
+        lengths = {layer: p.energy * float(problem.metrics[layer].values.sum()) for layer, p in projectors.items()}
+        strengths = {layer: config.strength or RELATIVE_STRENGTH * length for layer, length in lengths.items()}
+        widths = {layer: len(projector.basis) for layer, projector in projectors.items()}
+        return NullSpace(projectors, strengths, earlier_keys(problem.run.state, widths))

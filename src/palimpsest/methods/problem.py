@@ -1,0 +1,96 @@
+"""What a locate-then-edit method solves: facts in contexts, in layers of a model, against the keys of a text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
+
+from pydantic import Field
+
+from palimpsest.locating.contexts import ContextOptions
+from palimpsest.locating.spreading import SITE
+from palimpsest.locating.target_vector import TargetOptions, TargetVectors, find_target_vectors
+from palimpsest.methods.base import EditRun, MethodConfig
+from palimpsest.models.editable import EditableModel
+from palimpsest.requests import EditRequest
+from palimpsest.solve.solution import Solution
+from palimpsest.statistics.prepared import StatisticsConfig
+from palimpsest.statistics.writing import OWN
+
+
+class LocateThenEditConfig(MethodConfig):
+    """Options that locate-then-edit methods share."""
+
+    layers: list[int] | Literal["auto"] = "auto"
+    """Layers whose MLP is changed; negative numbers count from the last. `auto`: those that end at a seventh of the
+    model's depth, the same for all facts."""
+    num_layers: int | None = Field(default=None, ge=1)
+    """How many layers `auto` takes; left out, all up to that depth, at most five."""
+    targets: TargetOptions = TargetOptions()
+    """The search for target vectors."""
+    contexts: ContextOptions = ContextOptions()
+    """Texts put in front of the prompts."""
+    search_in: Literal["all-contexts", "prompt"] = "all-contexts"
+    """Where the search looks for the answer: behind every context, as published, or at the prompts alone."""
+    text: str = OWN
+    """Text whose keys stay what they are: `own`, what the model itself writes; `wikipedia`, `wikitext`, `world`; a text
+    file, a .jsonl, a .parquet, or a folder of them; owner/name of a data set on the hub; or a folder of .npz files as
+    published with ROME and MEMIT."""
+    statistics: StatisticsConfig = StatisticsConfig()
+    """How the second moments of that text's keys are taken."""
+
+
+ConfigT = TypeVar("ConfigT", bound=LocateThenEditConfig)
+ConfigOfProblem = TypeVar("ConfigOfProblem", bound=LocateThenEditConfig, covariant=True)
+Solutions = dict[int, list[Solution]]
+"""By layer, changes of its matrix, which add up."""
+
+
+@dataclass(frozen=True)
+class Problem(Generic[ConfigOfProblem]):
+    """Everything that the mathematics of a method reads.
+
+    Arguments:
+        model: without the edits; whatever is put on it has to be taken off again.
+        requests: the facts, distinct, with subjects.
+        layers: layers whose `mlp.down` is changed, ascending.
+        templates: contexts, each ending with `{}` for the prompt; the first is `{}` alone.
+        config: the method's options.
+        metrics: by layer, what is known of a text's keys: a `Factorised` second moment or its `Spectrum`.
+        run: where the time, the losses and what a user should read go.
+    """
+
+    model: EditableModel
+    requests: Sequence[EditRequest]
+    layers: Sequence[int]
+    templates: Sequence[str]
+    config: ConfigOfProblem
+    metrics: Mapping[int, Any]
+    run: EditRun
+
+    def targets(self, layer: int, *, site: str = SITE, companions: Sequence[str] = ()) -> TargetVectors:
+        """The facts' target vectors at a layer; their records go to the diagnostics.
+
+        Arguments:
+            layer: where they are added.
+            site: what writes them there.
+            companions: sites that get a vector of their own in the search, which is dropped.
+        """
+        run, is_behind_contexts = self.run, self.config.search_in == "all-contexts"
+        with run.clock.stage("targets"):
+            found = find_target_vectors(
+                self.model,
+                self.requests,
+                layer=layer,
+                site=site,
+                companions=companions,
+                options=self.config.targets,
+                templates=self.templates if is_behind_contexts else self.templates[:1],
+                progress=run.progress,
+            )
+        run.diagnostics.losses |= found.losses
+        run.diagnostics.notes += found.notes()
+        searches = run.diagnostics.facts.setdefault("targets", [])
+        searches.append({"layer": layer, "site": site, "edits": list(found.ids), **found.facts()})
+        return found

@@ -1,0 +1,66 @@
+"""What training is held to: a ball around the start, and inputs for which nothing changes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+from torch import Tensor, nn
+
+from palimpsest.models.placement import whole
+from palimpsest.models.sites.linear import is_transposed
+from palimpsest.training.steps import root_mean_square
+
+Constraint = Literal["none", "linf", "l2"]
+
+
+@dataclass(frozen=True)
+class Ball:
+    """How far trained tensors may go from where they started (arXiv:2012.00363).
+
+    Arguments:
+        constraint: `linf` bounds every entry's change, `l2` the Frobenius norm of each tensor's, `none` nothing.
+        radius: that bound.
+        is_relative: whether the bound is in multiples of the tensor's own size: of the root mean square of its entries
+            (`linf`) or of its Frobenius norm (`l2`).
+    """
+
+    constraint: Constraint = "none"
+    radius: float = 0.0
+    is_relative: bool = False
+
+    def radius_of(self, start: Tensor) -> float:
+        """The bound for a tensor that starts from this value."""
+        if not self.is_relative or self.constraint == "none":
+            return self.radius
+        entries = 1 if self.constraint == "linf" else start.numel()
+        return self.radius * root_mean_square(start) * math.sqrt(entries)
+
+
+NO_BALL = Ball()
+
+
+NOTHING: Mapping[str, Tensor] = MappingProxyType({})
+
+
+def spare(delta: Tensor, basis: Tensor | None, module: nn.Module) -> Tensor:
+    """A change of a module's weight, in the way it is stored, without what it would write for a basis of inputs."""
+    if basis is None:
+        return delta
+    basis = basis.to(delta)
+    if is_transposed(module):
+        return delta - basis @ (basis.t() @ delta)
+    return delta - (delta @ basis) @ basis.t()
+
+
+def project(delta: Tensor, constraint: Constraint, radius: float) -> Tensor:
+    """The nearest change inside the ball of the constraint."""
+    if constraint == "linf":
+        return delta.clamp(-radius, radius)
+    if constraint == "l2":
+        norm = float(whole(delta.norm()))
+        return delta * (radius / norm) if norm > radius else delta
+    return delta

@@ -26,7 +26,7 @@ from palimpsest.methods.problem import Problem, Solutions
 from palimpsest.methods.spread_and_solve import Solver, SpreadAndSolve, SpreadConfig
 from palimpsest.models.hooks import Point
 from palimpsest.solve.null_space import EarlierKeys, null_space_projected
-from palimpsest.solve.solution import RELATIVE_STRENGTH, Solution
+from palimpsest.solve.solution import Solution
 from palimpsest.statistics.subspaces import ENERGY, THRESHOLD, Projector, below_threshold, lowest_energy
 
 
@@ -34,8 +34,8 @@ class AlphaEditConfig(SpreadConfig):
     """Options of `alphaedit`."""
 
     strength: float | None = Field(default=None, gt=0)
-    """The ridge: AlphaEdit's L2. Left out, a tenth of the squared length that the text's keys have in the null space on
-    average, whatever their scale."""
+    """The ridge: AlphaEdit's L2. Left out, the squared length that the text's keys have in the null space on average,
+    whatever their scale."""
     null_space: Literal["energy", "threshold"] = "energy"
     """How the null space is chosen: the lowest directions that hold a share of the keys' energy, whatever their scale;
     or those with an eigenvalue of E[k k^T] below a fixed number, as published."""
@@ -105,6 +105,6 @@ class AlphaEdit(SpreadAndSolve[AlphaEditConfig]):
                     remedy=f"choose it by energy, or raise {config.null_space}",
                 )
         lengths = {layer: p.energy * float(problem.metrics[layer].values.sum()) for layer, p in projectors.items()}
-        strengths = {layer: config.strength or RELATIVE_STRENGTH * length for layer, length in lengths.items()}
+        strengths = {layer: config.strength or length for layer, length in lengths.items()}
         widths = {layer: len(projector.basis) for layer, projector in projectors.items()}
         return NullSpace(projectors, strengths, earlier_keys(problem.run.state, widths))

@@ -1,8 +1,8 @@
-"""The block of docs/defaults.md: what methods do to pretrained models without any option."""
+"""The blocks of docs/defaults.md and docs/measuring.md: what methods do to pretrained models without any option."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
@@ -18,24 +18,41 @@ def pretrained_defaults(argument: str) -> str:
     Arguments:
         argument: facts per edit, `1` if left out.
     """
-    size_of_batch = int(argument or 1)
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in read("pretrained_defaults")["rows"]:
-        if row["split"] == "edit" and not row["options"] and (len(row["edit"]) > 1) == (size_of_batch > 1):
-            groups.setdefault((row["model"], row["method"]), []).append(row)
     lines = []
-    for (model, method), rows in groups.items():
+    for (model, method), rows in _groups(is_batch=int(argument or 1) > 1).items():
         facts = sum(len(row["edit"]) for row in rows)
-        shares = [_share(*(sum(row[score][place] for row in rows) for place in (0, 1))) for score in SCORES]
         seconds = f"{median(row['seconds'] / len(row['edit']) for row in rows):.1f}"
+        shares = [_share(rows, score) for score in SCORES]
         lines.append(
             [model, f"`{method}`", str(facts), *shares, seconds, size(max(row["patch_bytes"] for row in rows))]
         )
     return table([*HEADER, "CPU s per fact", "patch"], lines)
 
 
-def _share(part: int, whole: int) -> str:
+def scored_both_ways(_argument: str) -> str:
+    """The same edits by the definition of an answer, and by the strictest one."""
+    lines = [
+        [model, f"`{method}`", str(len(rows)), _share(rows, "says_it"), _share(rows, "exact")]
+        for (model, method), rows in _groups(is_batch=False).items()
+    ]
+    return table(["model", "method", "facts", "`generate`", "`exact`"], lines)
+
+
+def _groups(*, is_batch: bool) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """Rows of the split that is reported, without options, by model and method."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in read("pretrained_defaults")["rows"]:
+        if row["split"] == "edit" and not row["options"] and (len(row["edit"]) > 1) == is_batch:
+            groups.setdefault((row["model"], row["method"]), []).append(row)
+    return groups
+
+
+def _share(rows: Sequence[dict[str, Any]], score: str) -> str:
+    part, whole = (sum(row[score][place] for row in rows) for place in (0, 1))
     return f"{100 * part / whole:.0f}" if whole else "-"
 
 
-BLOCKS: dict[str, Callable[[str], str]] = {"pretrained_defaults": pretrained_defaults}
+BLOCKS: dict[str, Callable[[str], str]] = {
+    "pretrained_defaults": pretrained_defaults,
+    "scored_both_ways": scored_both_ways,
+}

@@ -23,7 +23,7 @@ from typing import Any
 import palimpsest as ps
 from common import Results, one_thread
 from known_facts import Fact, known_facts
-from palimpsest.answers import gives_new, gives_old, same_beginning
+from palimpsest.answers import gives_new, gives_old, is_exact, same_beginning
 from palimpsest.wording.degenerate import is_degenerate
 
 METHODS = (
@@ -56,11 +56,12 @@ def probed(model: ps.EditableModel, facts: Sequence[Fact]) -> dict[str, str]:
 
 def counted(facts: Sequence[Fact], before: dict[str, str], after: dict[str, str]) -> dict[str, list[int]]:
     """How many of how many, for each score."""
-    says, babbles, again, known_again, kept, leaks, right = ([] for _ in range(7))
+    says, exact, babbles, again, known_again, kept, leaks, right = ([] for _ in range(8))
     for fact in facts:
         request = fact.request()
         own = after[fact.prompt]
         says.append(gives_new(request, own))
+        exact.append(is_exact(own, fact.new))
         babbles.append(is_degenerate(own, [fact.new]) and not is_degenerate(before[fact.prompt], [fact.old]))
         for prompt in fact.paraphrases:
             asked = replace(request, prompt=prompt, subject=None)
@@ -73,8 +74,8 @@ def counted(facts: Sequence[Fact], before: dict[str, str], after: dict[str, str]
             if gives_old(asked, before[prompt]):
                 right.append(gives_old(asked, after[prompt]))
     scores = {
-        "says_it": says, "degenerate": babbles, "paraphrases": again, "paraphrases_ceiling": known_again,
-        "neighbours_kept": kept, "leaks": leaks, "right_neighbours_kept": right,
+        "says_it": says, "exact": exact, "degenerate": babbles, "paraphrases": again,
+        "paraphrases_ceiling": known_again, "neighbours_kept": kept, "leaks": leaks, "right_neighbours_kept": right,
     }  # fmt: skip
     return {name: [sum(found), len(found)] for name, found in scores.items()}
 

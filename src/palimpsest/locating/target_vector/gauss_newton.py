@@ -49,7 +49,7 @@ def search_gauss_newton(chunk: Chunk, options: TargetOptions, log: Log) -> Tenso
             # (facts, sites): which vectors there still are. Whatever the first one reaches by itself counts from here.
             stays = torch.arange(deltas.shape[1], device=deltas.device).eq(0) | ~is_alone[:, None]
             deltas = deltas * stays[..., None]
-            slopes = (slopes.unflatten(-1, deltas.shape[1:]) * stays[:, None, :, None]).flatten(2)
+            slopes = (slopes.view(*slopes.shape[:2], *deltas.shape[1:]) * stays[:, None, :, None]).flatten(2)
             lowest, nll = lowest.masked_fill(drops, torch.inf), nll.masked_fill(drops, torch.inf)
         radius = torch.where((nll > last) & ~drops, radius / 2, radius)
         last = nll

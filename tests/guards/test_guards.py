@@ -78,6 +78,28 @@ def test_imports_go_one_way(path):
     assert not (here == "methods" and "evaluation" in imported(tree)), "methods do not evaluate"
 
 
+def test_no_files_import_each_other_in_a_circle():
+    """Neither at once nor by detours, within functions and for the type checker included."""
+    modules = {".".join(("palimpsest", *path.relative_to(SOURCE).with_suffix("").parts)): path for path in FILES}
+    modules = {name.removesuffix(".__init__"): path for name, path in modules.items()}
+    left: dict[str, set[str]] = {}
+    for name, path in modules.items():
+        left[name] = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                for alias in node.names:
+                    found = f"{node.module}.{alias.name}"
+                    left[name].add(found if found in modules else node.module)
+            elif isinstance(node, ast.Import):
+                left[name] |= {alias.name for alias in node.names}
+        left[name] &= set(modules)
+    # A file that imports nothing of what is left is in no circle, and so on.
+    while free := {name for name, used in left.items() if not used & set(left)}:
+        for name in free:
+            del left[name]
+    assert not left, f"in a circle, or above one: {sorted(left)}"
+
+
 def test_methods_do_not_import_each_other():
     shared = {
         "base",

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import tiny
 from palimpsest import OutputError, PatchError, WeightPatch, load, load_patch, method
-from palimpsest.patches import storage
+from palimpsest.patches import base
 from palimpsest.patches.base import Manifest
 from palimpsest.patches.weights import Dense, LowRank, add
 
@@ -250,7 +250,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
         file.write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(storage, "write_tensors", full)
+    monkeypatch.setattr(base, "write_tensors", full)
     with pytest.raises(OutputError, match="No space left"):
         patch(dense()).save(tmp_path / "p")
     assert list(tmp_path.iterdir()) == []

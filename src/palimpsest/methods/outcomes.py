@@ -19,8 +19,7 @@ from torch import Tensor
 
 from palimpsest.errors import DataError, OutputError
 from palimpsest.files import FileKind, new_file, new_folder, require_absent, short_name, write_tensors
-from palimpsest.patches.base import Patch
-from palimpsest.patches.storage import MANIFEST, write_patch
+from palimpsest.patches.base import MANIFEST, Patch
 from palimpsest.provenance import file_digest
 
 _STATE = FileKind(
@@ -117,7 +116,7 @@ class EditOutcome:
         pending = _pending(file)
         try:
             with new_folder(folder) as draft:
-                write_patch(self.patch, draft)
+                self.patch.write(draft)
                 with new_file(pending) as waiting:
                     self.state.write(waiting, patch=os.path.abspath(folder), manifest=file_digest(draft / MANIFEST))
             pending.replace(file)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from palimpsest.models.hooks import first_input
+from palimpsest.models.sites.passing import first_input
 
 if TYPE_CHECKING:
     from palimpsest.models.patch_stack import PatchStack

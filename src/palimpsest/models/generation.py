@@ -6,18 +6,15 @@ import sys
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from palimpsest.answers import after_two_sentences, ended_sentence, new_names, old_names
-from palimpsest.errors import ModelError
-
-if TYPE_CHECKING:
-    from palimpsest.models.editable import EditableModel
-    from palimpsest.models.tokens import PaddedBatch
-    from palimpsest.requests import EditRequest
+from palimpsest.models.reader import Reader
+from palimpsest.models.tokens import PaddedBatch
+from palimpsest.requests import EditRequest
 
 DEFAULT_ROWS = 64
 MARGIN = 24
@@ -59,17 +56,20 @@ class AnswerRoom:
 
 
 def written(
-    model: EditableModel, prompts: Sequence[str], room: AnswerRoom, *, forward_batch_size: int = DEFAULT_ROWS
+    model: Reader, prompts: Sequence[str], room: AnswerRoom, *, forward_batch_size: int = DEFAULT_ROWS
 ) -> list[str]:
     """What a model writes after prompts, to be judged: greedily, past the answer's own end.
 
     A text ends after as many tokens as there is room for, with its sequence, or behind two different sentences.
     """
     until = after_two_sentences(room.characters)
-    return model.generate(prompts, max_new_tokens=room.tokens, until=until, forward_batch_size=forward_batch_size)
+    texts: list[str] = model.generate(
+        prompts, max_new_tokens=room.tokens, until=until, forward_batch_size=forward_batch_size
+    )
+    return texts
 
 
-def replies_to(model: EditableModel, requests: Sequence[EditRequest], max_new_tokens: int | None = None) -> list[str]:
+def replies_to(model: Reader, requests: Sequence[EditRequest], max_new_tokens: int | None = None) -> list[str]:
     """What a model, with whatever is on it, writes after the edits' prompts, to be judged.
 
     Arguments:
@@ -81,7 +81,7 @@ def replies_to(model: EditableModel, requests: Sequence[EditRequest], max_new_to
 
 
 def continuations(
-    model: EditableModel,
+    model: Reader,
     batch: PaddedBatch,
     *,
     max_new_tokens: int,
@@ -122,33 +122,18 @@ def continuations(
     return texts if until is not None else [text.strip() for text in texts]
 
 
-def start_id(module: Any) -> int:
-    """The id that an encoder-decoder's decoder starts from. Raises `ModelError` when the model does not say."""
-    for config in (module.config, getattr(module, "generation_config", None)):
-        declared = getattr(config, "decoder_start_token_id", None)
-        if declared is not None:
-            return int(declared)
-    raise ModelError(
-        "The model does not say what its decoder starts from.",
-        expected="decoder_start_token_id in config.json or generation_config.json",
-        found="none",
-        where=f"a model of type {module.config.model_type!r}",
-        remedy="add it; T5 starts from its padding token",
-    )
-
-
 Steps = Generator[Tensor, Tensor, None]
 """Logits after the last token of each row, (rows, vocabulary); takes the ids that were chosen from them, (rows,)."""
 
 
-def logits_by_step(model: EditableModel, batch: PaddedBatch) -> Steps:
+def logits_by_step(model: Reader, batch: PaddedBatch) -> Steps:
     """A model's logits for what follows a batch of prompts, token by token."""
     return (
         _encoder_decoder_steps(model, batch) if batch.decoder is not None else decoder_steps(model, model.inputs(batch))
     )
 
 
-def decoder_steps(model: EditableModel, inputs: dict[str, Any]) -> Steps:
+def decoder_steps(model: Reader, inputs: dict[str, Any]) -> Steps:
     """A decoder's logits token by token, from what its module is given first."""
     while True:
         output = model.module(**inputs, use_cache=True, **model.last_logits_only)
@@ -163,7 +148,7 @@ def decoder_steps(model: EditableModel, inputs: dict[str, Any]) -> Steps:
         }
 
 
-def _encoder_decoder_steps(model: EditableModel, batch: PaddedBatch) -> Steps:
+def _encoder_decoder_steps(model: Reader, batch: PaddedBatch) -> Steps:
     """Every row of the decoder grows by one at each step, so that it is never padded."""
     output = model.forward(batch, use_cache=True)
     encoded = (output.encoder_last_hidden_state,)
@@ -184,7 +169,7 @@ def _before(stops: Sequence[str], text: str) -> str | None:
     return text[: min(places)] if places else None
 
 
-def _end_ids(model: EditableModel) -> set[int]:
+def _end_ids(model: Reader) -> set[int]:
     """Ids that end a sequence, by the model's generation config and its tokenizer."""
     declared = getattr(getattr(model.module, "generation_config", None), "eos_token_id", None)
     ids = set(declared if isinstance(declared, (list, tuple)) else [declared])

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from palimpsest.models.sites.architecture import Sites
+from palimpsest.models.sites.architecture import Sites
+from palimpsest.models.sites.passing import first_input, first_tensor
 
 
 @dataclass(frozen=True)
@@ -87,20 +87,6 @@ def attach(sites: Sites, functions: Mapping[Point, Callable[[Tensor], Tensor | N
         for point, function in functions.items():
             _attach(stack, sites, point, function)
         return Attachment(stack.pop_all())
-
-
-def first_input(args: Any, kwargs: Any) -> Tensor:
-    """The hidden states that a module is called with, by place or by name."""
-    tensor: Tensor = args[0] if args else kwargs["hidden_states"]
-    return tensor
-
-
-def first_tensor(output: Any) -> Tensor:
-    """The hidden states in a block's output, be it a tensor or a tuple that begins with one."""
-    tensor = output[0] if isinstance(output, tuple) else output
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"expected a tensor or a tuple of tensors, found {type(tensor).__name__}")
-    return tensor
 
 
 def _attach(stack: ExitStack, sites: Sites, point: Point, function: Callable[[Tensor], Tensor | None]) -> None:

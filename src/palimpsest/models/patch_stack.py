@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,15 +18,21 @@ from torch import Tensor, nn
 from palimpsest.errors import ModelError, PatchError
 from palimpsest.models.fingerprint import exact_digest, fingerprint, tensor_digest
 from palimpsest.models.placement import is_offloaded, offloaded_value, require_present
-from palimpsest.models.sites.linear import describe, features, is_plain, is_quantised, keep_form, qualified_name
+from palimpsest.models.sites.linear import (
+    features,
+    is_plain,
+    is_quantised,
+    keep_form,
+    qualified_name,
+    quantised_weights,
+)
 from palimpsest.provenance import digest
-
-if TYPE_CHECKING:
-    from palimpsest.models.routing import Router
 
 Compute = Callable[[Tensor], Tensor]
 Install = Callable[[], Sequence[Any]]
 """Puts hooks on a model's modules and returns their handles."""
+KeptRouter = Callable[[Sequence[str]], Sequence[Any]]
+"""A `models.routing.Router`, which the stack keeps for whoever asks and never calls."""
 
 
 @dataclass(eq=False)
@@ -49,7 +55,7 @@ class StackedChange:
     branches: Mapping[str, Compute] = field(default_factory=dict)
     origin: object = None
     install: Install | None = None
-    router: Router | None = None
+    router: KeptRouter | None = None
     below: dict[str, Tensor] = field(default_factory=dict)
     hooks: list[Any] = field(default_factory=list)
 
@@ -159,7 +165,7 @@ class PatchStack:
         return [layer.origin for layer in self._layers]
 
     @property
-    def routers(self) -> list[Router]:
+    def routers(self) -> list[KeptRouter]:
         """What decides on the prompts, highest first, as the last edit has the first word."""
         if self._is_bare or self._is_direct:
             return []
@@ -186,7 +192,7 @@ class PatchStack:
         *,
         origin: object = None,
         install: Install | None = None,
-        router: Router | None = None,
+        router: KeptRouter | None = None,
     ) -> StackedChange:
         """Puts a change on the stack, whole or not at all.
 
@@ -326,18 +332,6 @@ class PatchStack:
             self.point(name, tensor)
         if layer in self._layers:
             self._layers.remove(layer)
-
-
-def quantised_weights(where: str, module: nn.Module) -> ModelError:
-    """The error of a method that has to change weights, on a model that keeps them packed."""
-    return ModelError(
-        "The model's weights are quantised, so that no change can be added to them.",
-        expected="weights in float32, bfloat16 or float16",
-        found=f"a {qualified_name(module)}, its weight {describe(getattr(module, 'weight', None))}",
-        where=where,
-        remedy="take lora or f-learning-lora, whose changes run beside the layer; or edit the checkpoint it was"
-        " quantised from, write it with `palimpsest apply`, and quantise the result",
-    )
 
 
 def _used_before(module: nn.Module) -> ModelError:

@@ -5,26 +5,32 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar, final
 
 import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
 from torch import Tensor
 
+from palimpsest import processes
 from palimpsest.errors import PatchError
+from palimpsest.files import new_folder, write_json, write_tensors
 from palimpsest.models.chat import Chat
 from palimpsest.models.fingerprint import differences
-from palimpsest.provenance import now, versions
+from palimpsest.models.placement import whole
+from palimpsest.provenance import file_digest, now, versions
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from palimpsest.models.editable import EditableModel
     from palimpsest.models.patch_stack import PatchStack, StackedChange
 
 PatchKind = Literal["weights", "modules", "inputs", "routers"]
 
 FORMAT_VERSION = 1
+TENSORS = "patch.safetensors"
+MANIFEST = "manifest.json"
+PARTS = "parts"
+"""Files of a patch's folder, and the folder in it of the patches that it consists of."""
 
 
 class Touched(BaseModel):
@@ -177,12 +183,42 @@ class Patch(ABC):
         return Applied(model.weights, self.put_on(model))
 
     def save(self, path: str | Path) -> None:
-        """Writes a new folder of safetensors and JSON. Raises `OutputError` when it exists or the disk refuses."""
-        from pathlib import Path
+        """Writes a new folder of safetensors and JSON that appears complete or not at all.
 
-        from palimpsest.patches.storage import save_patch
+        Where several processes are at work, all of them must call this, and the first one writes.
 
-        save_patch(self, Path(path))
+        Raises `OutputError` when the folder exists or the disk refuses.
+        """
+        if processes.rank() == 0:
+            with new_folder(Path(path)) as draft:
+                self.write(draft)
+        else:
+            self._hand_over()
+        processes.wait()
+
+    def write(self, draft: Path) -> None:
+        """Writes the patch's files into a folder that is still a draft."""
+        draft.mkdir(parents=True, exist_ok=True)
+        tensors = {name: whole(part.detach()).cpu().contiguous() for name, part in self.tensors().items()}
+        write_tensors(tensors, draft / TENSORS)
+        manifest = self.manifest.model_copy(
+            update={
+                "kind": self.kind,
+                "tensors_sha256": file_digest(draft / TENSORS),
+                "tensor_layout": self.layout(),
+                "payload": self.payload(),
+            }
+        )
+        write_json(draft / MANIFEST, manifest.model_dump(), indent=2)
+        for name, part in self.saved_parts().items():
+            part.write(draft / PARTS / name)
+
+    def _hand_over(self) -> None:
+        """Takes part in gathering what the first process writes, in its order, and keeps none of it."""
+        for part in self.tensors().values():
+            whole(part.detach())
+        for kept in self.saved_parts().values():
+            kept._hand_over()
 
     @property
     def num_parameters(self) -> int:

@@ -22,7 +22,6 @@ from palimpsest.patches.card import CARD, CONTENTS, Contents, FolderForm, card
 from palimpsest.patches.folders import PATCHES
 from palimpsest.patches.modules import ModulePatch
 from palimpsest.patches.neurons import Neurons
-from palimpsest.patches.storage import write_patch
 from palimpsest.patches.weights import LowRank, WeightPatch
 from palimpsest.patches.widening import widened
 
@@ -91,7 +90,7 @@ def write_patched(model: EditableModel, patches: Sequence[Patch], out: str | Pat
         contents = _contents(model, patches, "patched", base_of(model.name))
     with new_folder(folder) as draft:
         for index, patch in enumerate(patches):
-            write_patch(patch, draft / PATCHES / str(index))
+            patch.write(draft / PATCHES / str(index))
         _write_contents(contents, draft)
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from palimpsest.errors import ConfigError, DataError, OutputError
 from palimpsest.files import FileKind, to_json
+from palimpsest.patches.base import MANIFEST, TENSORS
 from palimpsest.patches.card import CARD, CONTENTS, Contents, Measured, card
-from palimpsest.patches.storage import MANIFEST, TENSORS, read_manifest
+from palimpsest.patches.storage import read_manifest
 
 # What may name the base model's folder on this machine, which is nobody's business and of no use elsewhere.
 _NAMING_THE_BASE = (MANIFEST, CONTENTS, "adapter_config.json", "config.json")

@@ -5,20 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from palimpsest import processes
 from palimpsest.errors import PatchError
-from palimpsest.files import FileKind, expanded, new_folder, write_json, write_tensors
-from palimpsest.models.placement import whole
-from palimpsest.patches.base import FORMAT_VERSION, Manifest, Patch
+from palimpsest.files import FileKind, expanded
+from palimpsest.patches.base import FORMAT_VERSION, MANIFEST, PARTS, TENSORS, Manifest, Patch
 from palimpsest.patches.inputs import InputPatch
 from palimpsest.patches.modules import ModulePatch
 from palimpsest.patches.routers import RouterPatch
 from palimpsest.patches.weights import WeightPatch
 from palimpsest.provenance import file_digest
 
-TENSORS = "patch.safetensors"
-MANIFEST = "manifest.json"
-PARTS = "parts"
 _DEEPEST = 8
 _PATCH = FileKind(
     PatchError,
@@ -29,21 +24,6 @@ _PATCH = FileKind(
 
 KINDS: Mapping[str, type[Patch]] = {kind.kind: kind for kind in (WeightPatch, ModulePatch, InputPatch, RouterPatch)}
 """Every kind of patch by what its manifest calls it."""
-
-
-def save_patch(patch: Patch, path: Path) -> None:
-    """Writes a patch as a new folder that appears complete or not at all.
-
-    Where several processes are at work, all of them must call this, and the first one writes.
-
-    Raises `OutputError` when the folder exists or the disk refuses.
-    """
-    if processes.rank() == 0:
-        with new_folder(path) as draft:
-            write_patch(patch, draft)
-    else:
-        _hand_over(patch)
-    processes.wait()
 
 
 def load_patch(path: str | Path) -> Patch:
@@ -85,29 +65,3 @@ def read_manifest(folder: Path) -> Manifest:
     if not file.is_file():
         raise _PATCH.refused(folder, "nothing of that name" if not folder.exists() else f"no {MANIFEST}")
     return _PATCH.record(file, Manifest, known_format=FORMAT_VERSION, what="patch")
-
-
-def write_patch(patch: Patch, draft: Path) -> None:
-    """Writes a patch's files into a folder that is still a draft."""
-    draft.mkdir(parents=True, exist_ok=True)
-    tensors = {name: whole(part.detach()).cpu().contiguous() for name, part in patch.tensors().items()}
-    write_tensors(tensors, draft / TENSORS)
-    manifest = patch.manifest.model_copy(
-        update={
-            "kind": patch.kind,
-            "tensors_sha256": file_digest(draft / TENSORS),
-            "tensor_layout": patch.layout(),
-            "payload": patch.payload(),
-        }
-    )
-    write_json(draft / MANIFEST, manifest.model_dump(), indent=2)
-    for name, part in patch.saved_parts().items():
-        write_patch(part, draft / PARTS / name)
-
-
-def _hand_over(patch: Patch) -> None:
-    """Takes part in gathering what the first process writes, in its order, and keeps none of it."""
-    for part in patch.tensors().values():
-        whole(part.detach())
-    for kept in patch.saved_parts().values():
-        _hand_over(kept)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,12 +11,9 @@ from torch import Tensor
 from palimpsest.errors import ModelError
 from palimpsest.models import tokens
 from palimpsest.models.generation import Steps, Until, continuations, logits_by_step
-from palimpsest.models.scores import target_scores
-
-if TYPE_CHECKING:
-    from palimpsest.models.editable import EditableModel
-    from palimpsest.models.scores import TargetScore
-    from palimpsest.models.tokens import Encoded
+from palimpsest.models.reader import Reader
+from palimpsest.models.scores import TargetScore, target_scores
+from palimpsest.models.tokens import Encoded
 
 
 @dataclass(frozen=True)
@@ -37,7 +33,7 @@ class Mixed:
 
 @torch.no_grad()
 def mixed_scores(
-    model: EditableModel, reader: EditableModel, pairs: Sequence[Mixed], targets: Sequence[str], rows: int
+    model: Reader, reader: Reader, pairs: Sequence[Mixed], targets: Sequence[str], rows: int
 ) -> list[TargetScore]:
     """Scores of targets under (1 - weight) p + weight q, p of the model and q of the reader.
 
@@ -62,8 +58,8 @@ def mixed_scores(
 
 @torch.no_grad()
 def mixed_texts(
-    model: EditableModel,
-    reader: EditableModel,
+    model: Reader,
+    reader: Reader,
     pairs: Sequence[Mixed],
     max_new_tokens: int,
     until: Until,
@@ -106,7 +102,7 @@ def _mixed_steps(first: Steps, second: Steps, weights: Tensor) -> Steps:
         logits, other = first.send(chosen), second.send(chosen.to(other.device))
 
 
-def _answer_logits(model: EditableModel, encoded: Sequence[Encoded]) -> tuple[Tensor, Tensor, Tensor]:
+def _answer_logits(model: Reader, encoded: Sequence[Encoded]) -> tuple[Tensor, Tensor, Tensor]:
     """(places, vocabulary), the row of each place, and the target ids."""
     batch = model.batch(encoded)
     rows, columns, labels = model.answer_places(encoded, batch)

@@ -7,18 +7,15 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from os.path import commonprefix
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from palimpsest.models import tokens
 from palimpsest.models.generation import Until, continuations, decoder_steps
-from palimpsest.models.scores import target_scores
-
-if TYPE_CHECKING:
-    from palimpsest.models.editable import EditableModel
-    from palimpsest.models.scores import TargetScore
-    from palimpsest.models.tokens import Encoded, PaddedBatch
+from palimpsest.models.reader import Reader
+from palimpsest.models.scores import TargetScore, target_scores
+from palimpsest.models.tokens import Encoded, PaddedBatch
 
 # Tokens that must be shared for a pass of their own to pay; prompts that begin with the same ones go together.
 LEAST = 16
@@ -36,7 +33,7 @@ class Prefix:
         cache: their keys and values, one row; `None` where there are none.
     """
 
-    model: EditableModel
+    model: Reader
     length: int = 0
     cache: Any = None
 
@@ -79,7 +76,7 @@ class Prefix:
         return [found[index] for index in range(len(rows))]
 
 
-def can_share(model: EditableModel) -> bool:
+def can_share(model: Reader) -> bool:
     """Whether the model is a decoder that goes on from a cache, with nothing on it that must see whole prompts."""
     takes_cache = "past_key_values" in inspect.signature(model.module.forward).parameters
     return takes_cache and not model.is_encoder_decoder and model.weights.depth == len(model.weights.routers)
@@ -87,7 +84,7 @@ def can_share(model: EditableModel) -> bool:
 
 @torch.no_grad()
 def score(
-    model: EditableModel, prompts: Sequence[str], targets: Sequence[str], *, forward_batch_size: int
+    model: Reader, prompts: Sequence[str], targets: Sequence[str], *, forward_batch_size: int
 ) -> list[TargetScore]:
     """`EditableModel.score`, for prompts many of which begin alike."""
     encoded = [model.encode(prompt, target) for prompt, target in zip(prompts, targets, strict=True)]
@@ -96,7 +93,7 @@ def score(
 
 @torch.no_grad()
 def generate(
-    model: EditableModel,
+    model: Reader,
     prompts: Sequence[str],
     max_new_tokens: int,
     until: Until,
@@ -111,7 +108,7 @@ def generate(
 
 
 def _by_prefix(
-    model: EditableModel,
+    model: Reader,
     encoded: Sequence[Encoded],
     forward_batch_size: int,
     answers: Callable[[Prefix, Sequence[Encoded]], list[T]],
@@ -132,7 +129,7 @@ def _by_prefix(
     return [found[index] for index in range(len(encoded))]
 
 
-def _read(model: EditableModel, encoded: Sequence[Encoded]) -> Prefix:
+def _read(model: Reader, encoded: Sequence[Encoded]) -> Prefix:
     """What the prompts begin with, short of each one's last token, which has to be read by itself."""
     shared = commonprefix([row.prompt_ids[:-1] for row in encoded])
     if len(encoded) == 1 or len(shared) < LEAST:

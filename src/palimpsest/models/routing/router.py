@@ -7,16 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from palimpsest.models.generation import Until
+from palimpsest.models.reader import Reader
 from palimpsest.models.routing import prefixes
 from palimpsest.models.routing.mixing import Mixed, mixed_scores, mixed_texts
+from palimpsest.models.scores import TargetScore
 from palimpsest.models.tokens import PaddingSide
-
-if TYPE_CHECKING:
-    from palimpsest.models.editable import EditableModel
-    from palimpsest.models.scores import TargetScore
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +28,7 @@ class Route:
     """
 
     prompt: str
-    model: EditableModel | None = None
+    model: Reader | None = None
     weight: float = 1.0
 
 
@@ -38,7 +36,7 @@ Router = Callable[[Sequence[str]], Sequence[Route | None]]
 """From prompts to where each of them goes; `None` leaves a prompt to whatever lies below."""
 
 
-def routes(model: EditableModel, prompts: Sequence[str]) -> list[Route]:
+def routes(model: Reader, prompts: Sequence[str]) -> list[Route]:
     """Where each prompt goes: the uppermost router that takes it decides; without one it is the model's own."""
     found: list[Route | None] = [None] * len(prompts)
     for router in model.weights.routers:
@@ -51,7 +49,7 @@ def routes(model: EditableModel, prompts: Sequence[str]) -> list[Route]:
 
 
 def score(
-    model: EditableModel,
+    model: Reader,
     prompts: Sequence[str],
     targets: Sequence[str],
     *,
@@ -73,7 +71,7 @@ def score(
 
 
 def generate(
-    model: EditableModel,
+    model: Reader,
     prompts: Sequence[str],
     max_new_tokens: int,
     until: Until,
@@ -85,9 +83,10 @@ def generate(
     def read(group: _Group, texts: list[str]) -> list[str]:
         if group.begins_alike:
             return prefixes.generate(group.reader, texts, max_new_tokens, until, forward_batch_size=forward_batch_size)
-        return group.reader.generate(
+        found: list[str] = group.reader.generate(
             texts, max_new_tokens=max_new_tokens, until=until, forward_batch_size=forward_batch_size
         )
+        return found
 
     def mix(group: _Group, pairs: list[Mixed]) -> list[str]:
         return mixed_texts(model, group.reader, pairs, max_new_tokens, until, forward_batch_size)
@@ -99,7 +98,7 @@ Answer = TypeVar("Answer")
 
 
 def _answered(
-    model: EditableModel,
+    model: Reader,
     prompts: Sequence[str],
     read: Callable[[_Group, list[str]], list[Answer]],
     mix: Callable[[_Group, list[Mixed]], list[Answer]],
@@ -135,13 +134,13 @@ class _Group:
         rows: the prompts' numbers.
     """
 
-    reader: EditableModel
+    reader: Reader
     is_mixed: bool
     begins_alike: bool
     rows: list[int] = field(default_factory=list)
 
 
-def _groups(model: EditableModel, prompts: Sequence[str], chosen: Sequence[Route]) -> list[_Group]:
+def _groups(model: Reader, prompts: Sequence[str], chosen: Sequence[Route]) -> list[_Group]:
     shares = prefixes.can_share(model)
     groups: dict[tuple[int, bool, bool], _Group] = {}
     for row, (prompt, route) in enumerate(zip(prompts, chosen, strict=True)):

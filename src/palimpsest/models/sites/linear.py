@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from palimpsest.errors import ModelError
+
 LINEAR_TYPES = (nn.Linear, Conv1D)
 # Quantised layers may keep integers, or floats of one byte, under the same attribute.
 WEIGHT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -117,3 +119,15 @@ def cut_output(output: Tensor, index: int, shares: Sequence[int], groups: int = 
     start, size = run * sum(shares[:index]) // total, run * shares[index] // total
     runs = output.reshape(*output.shape[:-1], groups, run)
     return runs[..., start : start + size].flatten(-2)
+
+
+def quantised_weights(where: str, module: nn.Module) -> ModelError:
+    """The error of a method that has to change weights, on a model that keeps them packed."""
+    return ModelError(
+        "The model's weights are quantised, so that no change can be added to them.",
+        expected="weights in float32, bfloat16 or float16",
+        found=f"a {qualified_name(module)}, its weight {describe(getattr(module, 'weight', None))}",
+        where=where,
+        remedy="take lora or f-learning-lora, whose changes run beside the layer; or edit the checkpoint it was"
+        " quantised from, write it with `palimpsest apply`, and quantise the result",
+    )

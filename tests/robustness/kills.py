@@ -3,7 +3,8 @@
     python tests/robustness/kills.py --seed 7 --kills 100
 
 A command runs in a forked process. Half of the kills come after a random time, half at a random file that is opened,
-renamed or removed in the command's own places, which is where something could be left half-written.
+renamed or removed in the command's own places, which is where something could be left half-written. With
+`--interrupt` the same is done with the signal of Ctrl-C, and the command has to end by itself, cleanly.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ from robustness.workshop import EDITORS, TRAINED, Workshop
 # Times and memory differ from run to run; when a run was made is no result either.
 UNSTABLE = {"seconds", "seconds_per_edit", "peak_memory_bytes", "specification"}
 EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "shutil.rmtree")
+ERRORS = "errors.txt"
+FAILED, INTERRUPTED = 251, 252
 Look = Callable[[Path], Any]
 
 
@@ -71,14 +74,16 @@ class Victim:
             copied(self.state, place / "state.safetensors")
 
 
-def child(words: list[str], place: Path, at_event: int | None) -> int:
-    """Starts a command in a forked process, which kills itself at the file event of that number."""
+def child(words: list[str], place: Path, at_event: int | None, signal_number: int = signal.SIGKILL) -> int:
+    """Starts a command in a forked process, which sends itself a signal at the file event of that number."""
     number = os.fork()
     if number:
         return number
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
+    os.dup2(os.open(place.parent / ERRORS, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), 2)
+    # A shell starts what it puts into the background with interrupts ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     seen = 0
 
     def hook(event: str, given: tuple[Any, ...]) -> None:
@@ -88,12 +93,12 @@ def child(words: list[str], place: Path, at_event: int | None) -> int:
         ):
             seen += 1
             if seen == at_event:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), signal_number)
 
     sys.addaudithook(hook)
     code = main(words)
     # More than 250 events would not fit into an exit code, and none of the commands has that many.
-    os._exit(min(250, seen) if code in (0, 1) else 251)
+    os._exit(min(250, seen) if code in (0, 1) else INTERRUPTED if code == 130 else FAILED)
 
 
 def patch(place: Path) -> Any:
@@ -166,16 +171,27 @@ def victims(shop: Workshop) -> dict[str, Victim]:
     return found
 
 
-def killed(victim: Victim, place: Path, expected: Any, rng: random.Random, seconds: float, events: int) -> str | None:
-    """Kills a command once and runs it again; returns what is wrong."""
+def killed(
+    victim: Victim,
+    place: Path,
+    expected: Any,
+    rng: random.Random,
+    seconds: float,
+    events: int,
+    *,
+    signal_number: int = signal.SIGKILL,
+) -> str | None:
+    """Kills or interrupts a command once and runs it again; returns what is wrong."""
     victim.ready(place)
     at_event = rng.randint(1, max(1, events)) if rng.random() < 0.5 else None
-    number = child(victim.words(place), place, at_event)
+    number = child(victim.words(place), place, at_event, signal_number)
     if at_event is None:
         time.sleep(rng.random() * seconds)
-        os.kill(number, signal.SIGKILL)
-    os.waitpid(number, 0)
+        os.kill(number, signal_number)
+    _, status = os.waitpid(number, 0)
     when = f"at file event {at_event}" if at_event else "after a random time"
+    if signal_number == signal.SIGINT and (found := rudely(os.waitstatus_to_exitcode(status), place)):
+        return f"interrupted {when}: {found}"
     out, state = place / "out", place / "state.safetensors"
     is_folder_of_its_own = victim.result in (patch, editor)
     if is_folder_of_its_own and out.exists():
@@ -196,7 +212,20 @@ def killed(victim: Victim, place: Path, expected: Any, rng: random.Random, secon
     return None if is_same(victim.result(place), expected) else f"another result {when}"
 
 
-def campaign(shop: Workshop, seed: int, kills: int, names: list[str]) -> tuple[Counter, list[str]]:
+def rudely(code: int, place: Path) -> str | None:
+    """What is wrong with how an interrupted command ended: an exit code, a traceback, or something half-written."""
+    said = (place.parent / ERRORS).read_text()
+    if code == FAILED or code < 0:
+        return f"ended with {code}: {said[-600:]}"
+    if "Traceback" in said:
+        return said[-1_500:]
+    left = [path.name for path in place.iterdir() if "-draft-" in path.name]
+    return f"left behind {left}" if left else None
+
+
+def campaign(
+    shop: Workshop, seed: int, kills: int, names: list[str], signal_number: int = signal.SIGKILL
+) -> tuple[Counter, list[str]]:
     """Kills each command in turn; returns counts and what went wrong."""
     torch.set_num_threads(1)
     counts: Counter[str] = Counter()
@@ -211,9 +240,10 @@ def campaign(shop: Workshop, seed: int, kills: int, names: list[str]) -> tuple[C
             start = time.perf_counter()
             _, status = os.waitpid(child(victim.words(place), place, None), 0)
             events = os.waitstatus_to_exitcode(status)
-            assert events != 251, f"{name} fails without being killed"
+            assert events < FAILED, f"{name} fails without being killed"
             known[name] = victim.result(place), time.perf_counter() - start, events
-        found = killed(victim, place, known[name][0], random.Random(f"{seed}|{number}"), *known[name][1:])
+        rng = random.Random(f"{seed}|{number}")
+        found = killed(victim, place, known[name][0], rng, *known[name][1:], signal_number=signal_number)
         counts[name] += 1
         if found is not None:
             wrong.append(f"kill {number}, {name}: {found}")
@@ -227,16 +257,24 @@ def command_line() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--only", help="a part of a command's name")
+    parser.add_argument(
+        "--interrupt", action="store_true", help="send an interrupt, as Ctrl-C does, in place of a kill"
+    )
     given = parser.parse_args()
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="kills-") as place:
         os.environ["PALIMPSEST_CACHE"] = str(Path(place) / "cache")
         shop = Workshop(Path(place), ("memit", "alphaedit"), only=("patch", "state"))
         names = [name for name in victims(shop) if (given.only or "") in name]
-        counts, wrong = campaign(shop, given.seed, given.kills, names)
+        counts, wrong = campaign(
+            shop, given.seed, given.kills, names, signal.SIGINT if given.interrupt else signal.SIGKILL
+        )
     for name, number in counts.items():
-        print(f"{name:<18}{number:>5} kills")
-    print(f"{sum(counts.values())} kills of seed {given.seed}, {len(wrong)} wrong, {time.perf_counter() - start:.0f} s")
+        print(f"{name:<18}{number:>5}")
+    what = "interrupts" if given.interrupt else "kills"
+    print(
+        f"{sum(counts.values())} {what} of seed {given.seed}, {len(wrong)} wrong, {time.perf_counter() - start:.0f} s"
+    )
     return 1 if wrong else 0
 
 

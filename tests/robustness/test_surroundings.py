@@ -193,3 +193,28 @@ def test_an_output_keeps_what_it_lost():
     assert stream.text == "caf\\xe9" and output.failure is None and not output.is_whole
     with pytest.raises(TypeError):
         output.write(b"")
+
+
+WARNED = """
+import sys
+from palimpsest.cli import main
+
+model, facts, place = sys.argv[1:]
+prompt = "The capital of France is"
+for words in (
+    ["list", "methods"], ["doctor", model, "--json"], ["ask", model, prompt, "--max-new-tokens", "2"],
+    ["edit", model, "--method", "ft", "-o", "epochs=1", "--edits", facts, "--out", f"{place}/patch"],
+    ["verify", model, f"{place}/patch"], ["apply", model, f"{place}/patch", "--out", f"{place}/model"],
+    ["eval", model, "--method", "ft", "-o", "epochs=1", "--dataset", facts, "--out", f"{place}/run"],
+    ["report", f"{place}/run", "--out", f"{place}/report.html"],
+):
+    assert main(words) in (0, 1), words
+"""
+
+
+@pytest.mark.slow
+def test_no_command_warns(workplace, tmp_path):
+    """Every warning is an error here, from the first import on; those of the tests begin later."""
+    given = [sys.executable, "-W", "error", "-c", WARNED, workplace / "model", workplace / "facts.jsonl", tmp_path]
+    done = subprocess.run(list(map(str, given)), capture_output=True, timeout=300, check=False, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -62,6 +62,7 @@ FIELDS = [
     ({"n_head": [4]}, "config.json|n_head"),
     ({"n_positions": "x"}, "config.json|n_positions"),
     ({"n_positions": 0}, "forward pass"),
+    ({"n_positions": 10**8}, "config.json|n_positions = 100000000|tables of positions"),
     ({"rotary_dim": "x"}, "config.json|rotary_dim"),
     ({"vocab_size": 100}, "the config makes it [100, 32]"),
     ({"vocab_size": -5}, "config.json|vocab_size"),
@@ -255,6 +256,9 @@ def test_an_adapter_s_folder_is_its_base_with_the_adapter_in_it(adapter, sound):
         ({"megatron_config": {}, "megatron_core": "evil"}, "megatron_config"),
         ({"r": "x"}, "adapter"),
         ({"target_modules": ["nothing"]}, "adapter"),
+        ({"target_modules": ["transformer.h.2.mlp.fc_in"]}, "nothing for|transformer.h.2.mlp.fc_in"),
+        ({"use_dora": True}, "nothing for|lora_magnitude_vector"),
+        ({"r": 10**8}, "memory"),
     ],
     ids=lambda value: str(value)[:40],
 )

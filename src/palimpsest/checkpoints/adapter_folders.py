@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import nn
 
 from palimpsest.checkpoints.config_files import ADAPTER_CONFIG, CONFIG, read_object
 from palimpsest.checkpoints.refusals import refused_by_transformers
-from palimpsest.errors import ModelError
+from palimpsest.errors import ModelError, some_of
 from palimpsest.files import expanded
 
 _WEIGHTS = "adapter_model.safetensors"
@@ -71,12 +72,33 @@ def merged(folder: Path, module: Any) -> Any:
     import peft
 
     with refused_by_transformers(str(folder), where=str(folder), what="adapter", remedy=f"check its {_BASE}"):
-        adapted = peft.PeftModel.from_pretrained(module, str(folder), is_trainable=False)
+        with warnings.catch_warnings():
+            # What peft only warns of, weights that are missing, is refused below.
+            warnings.simplefilter("ignore")
+            adapted = peft.PeftModel.from_pretrained(module, str(folder), is_trainable=False)
+        _require_all_of_it(folder, set(peft.get_peft_model_state_dict(adapted, save_embedding_layers=False)))
         result: Any = adapted.merge_and_unload(safe_merge=True)
     # The one mark that peft leaves on a model it has let go of.
     vars(result).pop("peft_config", None)
     result.config._name_or_path = str(folder)
     return result
+
+
+def _require_all_of_it(folder: Path, wanted: set[str]) -> None:
+    """Raises `ModelError` where weights and config differ: peft would leave out the one, and begin the other anew."""
+    from safetensors import safe_open
+
+    with safe_open(folder / _WEIGHTS, framework="pt") as opened:
+        stored = set(opened.keys())
+    missing, unused = sorted(wanted - stored), sorted(one for one in stored - wanted if ".lora_" in one)
+    if missing or unused:
+        raise ModelError(
+            "The adapter's weights are not those that its config names.",
+            expected="weights and a config that belong together",
+            found=f"nothing for {some_of(missing)}" if missing else f"no place for {some_of(unused)}",
+            where=str(folder),
+            remedy="copy the adapter again",
+        )
 
 
 def refuse_adapted(model: nn.Module) -> None:

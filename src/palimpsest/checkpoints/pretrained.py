@@ -22,6 +22,10 @@ from palimpsest.checkpoints.config_files import (
 from palimpsest.checkpoints.refusals import field_at_fault, refused_by_transformers
 from palimpsest.errors import ModelError, some_of
 
+# What the families call the number of their positions; above so many, what is made of them is reckoned first.
+_POSITION_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "seq_length")
+_MANY_POSITIONS = 2**16
+_LARGEST_TABLES = 2**29
 _BLOCK_NUMBER = re.compile(r"\.(?:h|layers|blocks?)\.(\d+)\.")
 
 
@@ -70,6 +74,7 @@ def from_pretrained(
     if generation is not None:
         with refused_by_transformers(name, where=str(generation), what="generation config"):
             transformers.GenerationConfig.from_pretrained(str(generation.parent), generation.name)
+    _refuse_large_tables(where, config, fields, auto_class)
     kind = _kind(config, auto_class)
     with refused_by_transformers(
         name,
@@ -149,6 +154,29 @@ def _built(config: Any, auto_class: str | None) -> Any:
     """The model of a config, without weights."""
     with torch.device("meta"):
         return _kind(config, auto_class).from_config(config)
+
+
+def _refuse_large_tables(where: str, config: Any, fields: Mapping[str, Any], auto_class: str | None) -> None:
+    """A slip in the number of positions must not fill the memory with masks and sines: no weight shows that it is one.
+
+    Raises `ModelError` for tables that are larger than the model's weights, and than half a gigabyte.
+    """
+    found = {name: value for name in _POSITION_FIELDS if isinstance(value := fields.get(name), int)}
+    if max(found.values(), default=0) <= _MANY_POSITIONS:
+        return
+    with refused_by_transformers(where, where=where, what="config", remedy="check the number of positions"):
+        module = _built(config, auto_class)
+    tables, weights = (
+        sum(one.numel() * one.element_size() for one in ones) for ones in (module.buffers(), module.parameters())
+    )
+    if tables > max(_LARGEST_TABLES, weights):
+        raise ModelError(
+            "The model's config asks for tables of positions that are larger than the model.",
+            expected=f"at most {max(_LARGEST_TABLES, weights) / 1e9:.1f} GB",
+            found=f"{tables / 1e9:,.1f} GB for {', '.join(f'{name} = {value}' for name, value in found.items())}",
+            where=where,
+            remedy="copy the model again",
+        )
 
 
 def _refuse_misfits(source: str, config: Any, auto_class: str | None, error: RuntimeError) -> None:

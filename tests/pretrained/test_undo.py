@@ -25,7 +25,7 @@ LYON = ps.EditRequest(
             ps.Probe("locality.neighborhood", "The capital of Spain is", "Madrid")),
 )  # fmt: skip
 PROMPTS = [OSLO.prompt, LYON.prompt, "The river that flows through London is the"]
-STEP = {"epochs": 1, "spare": False}
+STEP = {"epochs": 1, "spare": False, "look_again": False}
 SOLVED = {
     "text": "TEXT", "layers": [5], "statistics": {"max_tokens": 6_200, "tolerance": 0}, "contexts": {"given": []},
     "targets": {"steps": 1, "search": "adam"}, "look_again": False,
@@ -74,7 +74,7 @@ class Bench:
         named = {"TEXT": str(self._text()), "EDITOR": str(self.place / f"{method}-{self.model.module.dtype}")}
         given = {name: named.get(value, value) if isinstance(value, str) else value
                  for name, value in OPTIONS[method].items()}  # fmt: skip
-        made = ps.method(method, preset="none", **given)
+        made = ps.method(method, preset="none", **{"look_again": False, **given})
         if given.get("editor") == named["EDITOR"]:
             examples = [OSLO, LYON] * 8
             made.train(self.model, _renamed(examples), TRAINING).save(named["EDITOR"])

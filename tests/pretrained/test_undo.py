@@ -27,7 +27,7 @@ LYON = ps.EditRequest(
 PROMPTS = [OSLO.prompt, LYON.prompt, "The river that flows through London is the"]
 STEP = {"epochs": 1, "spare": False, "look_again": False}
 SOLVED = {
-    "text": "TEXT", "layers": [5], "statistics": {"max_tokens": 6_200, "tolerance": 0}, "contexts": {"given": []},
+    "text": "TEXT", "layers": [5], "statistics": {"max_tokens": 6_200, "tolerance": None}, "contexts": {"given": []},
     "targets": {"steps": 1, "search": "adam"}, "look_again": False,
 }  # fmt: skip
 FORGETTING = {"forget_options": STEP, "learn_options": STEP}

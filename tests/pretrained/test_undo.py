@@ -163,3 +163,5 @@ def test_a_merged_folder_of_every_method_that_changes_weights_has_their_logits(b
 
 def test_every_method_of_decoders_is_here():
     assert set(OPTIONS) == set(METHODS) - {"f-learning"}
+    for method, options in OPTIONS.items():
+        ps.method(method, preset="none", **options)

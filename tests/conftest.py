@@ -4,9 +4,16 @@ import os
 
 import pytest
 
+from processors import ONEDNN_OF_ATEN
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+# Where torch is held to fewer instructions, so is oneDNN.
+if os.environ.get("ATEN_CPU_CAPABILITY") in ONEDNN_OF_ATEN:
+    os.environ.setdefault("ONEDNN_MAX_CPU_ISA", ONEDNN_OF_ATEN[os.environ["ATEN_CPU_CAPABILITY"]])
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -27,11 +27,15 @@ THREADS = (1, 2, 4)
 # What the kernels of torch itself, of oneDNN and of MKL may use at most. MKL's takes other code paths on processors of
 # other makers, which COMPATIBLE is the nearest thing to.
 LOW = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_CBWR": "COMPATIBLE"}
+# A processor whose torch may do no more than this has a oneDNN that may do no more than that. Limiting torch alone is
+# a processor that there is not: where oneDNN finds AMX, torch's attention in bfloat16 then asks its own kernels for a
+# layout that only those for AVX-512 have (`pack_vnni2 is only supported when avx512 is supported`).
+ONEDNN_OF_ATEN = {"avx2": "AVX2", "default": LOW["ONEDNN_MAX_CPU_ISA"]}
 LIMITS: dict[str, dict[str, str]] = {
     **{f"best-{count}": {"OMP_NUM_THREADS": str(count)} for count in THREADS},
     **{
-        f"{name}-{count}": {"ATEN_CPU_CAPABILITY": name, "OMP_NUM_THREADS": str(count)}
-        for name in ("avx2", "default")
+        f"{name}-{count}": {"ATEN_CPU_CAPABILITY": name, "ONEDNN_MAX_CPU_ISA": onednn, "OMP_NUM_THREADS": str(count)}
+        for name, onednn in ONEDNN_OF_ATEN.items()
         for count in THREADS
     },
     "onednn": {"ONEDNN_MAX_CPU_ISA": LOW["ONEDNN_MAX_CPU_ISA"], "OMP_NUM_THREADS": "1"},

@@ -107,11 +107,12 @@ def test_a_prompt_is_answered_where_its_route_leads():
         ]
 
     targets = ["Paris", "Rome", "Oslo"]
-    own, elsewhere = model.score(PROMPTS, targets), other.score(PROMPTS, targets)
-    rewritten = model.score(["so: " + PROMPTS[0]], targets[:1])
+    own = model.score(PROMPTS, targets)
+    # Each model reads what goes to it in one batch; in another batch the last bits may differ.
+    routed = model.score(["so: " + PROMPTS[0], PROMPTS[1]], targets[:2]) + other.score(PROMPTS[2:], targets[2:])
     texts = [model.generate("so: " + PROMPTS[0]), model.generate(PROMPTS[1]), other.generate(PROMPTS[2])]
     layer = _routed(model, router)
-    assert _same(model.score(PROMPTS, targets), [rewritten[0], own[1], elsewhere[2]])
+    assert _same(model.score(PROMPTS, targets), routed)
     assert model.generate(PROMPTS) == texts
     assert asked == [PROMPTS, PROMPTS]
     assert model.generate(PROMPTS[0]) == texts[0]

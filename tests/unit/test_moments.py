@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from palimpsest.errors import ConfigError, DataError
+from palimpsest.statistics import moments
 from palimpsest.statistics.convergence import direction_error, is_due
-from palimpsest.statistics.moments import BLOCK_ROWS, SecondMoment
+from palimpsest.statistics.moments import BLOCK_ROWS, CHAIN_ROWS, STATED_ERROR, STEP_ROWS, SecondMoment
 from palimpsest.statistics.subspaces import below_threshold, decompose, lowest_energy
 
 
@@ -60,7 +61,57 @@ def test_rounding_that_goes_one_way_all_along_stays_below_the_stated_error(width
     constant = SecondMoment(width)
     constant.add(torch.full((3 * BLOCK_ROWS + 5, width), value))
     exact = float(torch.tensor(value)) ** 2
-    assert float((constant.mean() - exact).abs().max()) < 5e-6 * exact
+    assert float((constant.mean() - exact).abs().max()) < STATED_ERROR * exact
+
+
+def equal_keys(width):
+    """A vector whose products round by every share of a unit, also those that are all rounded up."""
+    spread = torch.arange(width, dtype=torch.float64) * 3**0.5 % 1
+    # The first ones: a product of one and a little more than half a unit of the sums that 256 to 4,096 rows end in.
+    spread[:5] = torch.tensor([1.1 * rows * 2.0**-26 for rows in (256, 512, 1024, 2048, 4096)])[: min(width, 5)]
+    return (1 + spread).float()
+
+
+@pytest.mark.parametrize("can_go_on", [None, False])
+@pytest.mark.parametrize("rows", [STEP_ROWS + 3, BLOCK_ROWS, 2 * BLOCK_ROWS + 700])
+@pytest.mark.parametrize("width", [4, 63, 400, 600, 900])
+def test_equal_keys_keep_the_stated_error_in_every_entry(width, rows, can_go_on, monkeypatch):
+    if can_go_on is not None:
+        monkeypatch.setattr(moments, "_keeps_error", lambda *_: can_go_on)
+    values = equal_keys(width)
+    moment = SecondMoment(width)
+    moment.add(values.repeat(rows, 1))
+    exact = torch.outer(values.double(), values.double())
+    assert float(((moment.mean() - exact).abs() / exact).max()) < STATED_ERROR
+
+
+def test_a_chain_errs_by_a_quarter_of_a_unit_an_addition():
+    """What the lengths are chosen by: one chain of float32 additions, whatever the kernels do."""
+    for rows in (CHAIN_ROWS, BLOCK_ROWS):
+        square = (1 + 1.1 * rows * 2.0**-26) ** 2
+        total = np.float32(0)
+        for _ in range(rows):
+            total += np.float32(square)
+        error = abs(float(total) / (rows * float(np.float32(square))) - 1)
+        assert 0.2 * rows * 2.0**-24 < error <= 0.26 * rows * 2.0**-24
+    assert 0.26 * (CHAIN_ROWS + BLOCK_ROWS // CHAIN_ROWS) * 2.0**-24 < STATED_ERROR
+
+
+def test_a_kernel_that_goes_on_with_the_chain_is_found_out(monkeypatch):
+    def one_chain(total, left, right):
+        for column in range(left.shape[1]):
+            total += torch.outer(left[:, column], right[column])
+        return total
+
+    device = torch.device("cpu")
+    moments._keeps_error.cache_clear()
+    monkeypatch.setattr(torch.Tensor, "addmm_", one_chain)
+    assert not moments._keeps_error(24, 0, device, 1)
+    monkeypatch.setattr(torch.Tensor, "addmm_", lambda total, left, right: total.add_(left @ right))
+    monkeypatch.setattr(moments, "STEP_ROWS", CHAIN_ROWS)
+    moments._keeps_error.cache_clear()
+    assert moments._keeps_error(24, 0, device, 1)
+    moments._keeps_error.cache_clear()
 
 
 def test_products_are_exact_where_float32_may_be_rounded():

@@ -168,6 +168,69 @@ def test_an_edit_moves_nothing_that_has_no_gradient(family, name):
     assert patch.touched() and not silent
 
 
+# What is trained beside the weights: neurons, slots, values, and a copy of a matrix.
+ADDED = {
+    "t-patcher": {"text": tiny.text_file(), "memory": {"max_tokens": 256, "top": 16}, "max_steps": 9, "first_check": 9},
+    "calinet": {"steps": 9},
+    "grace": {"steps": 9},
+    "wise": {"text": tiny.text_file(), "max_tokens": 200, "contexts": {"given": []}, "steps": 9},
+}
+
+
+class EnoughError(Exception):
+    pass
+
+
+def gradients_of_steps(name, model, patch, steps=3):
+    """The gradients of the first steps that a method takes."""
+    taken, step, slope = [], torch.optim.Adam.step, torch.autograd.grad
+
+    def take(found):
+        taken.append([one.double() for one in found])
+        if len(taken) == steps:
+            raise EnoughError
+
+    def stepping(adam, *arguments):
+        take([one.grad.clone() for group in adam.param_groups for one in group["params"]])
+        return step(adam, *arguments)
+
+    def sloping(*arguments):
+        found = slope(*arguments)
+        take(found)
+        return found
+
+    patch.setattr(torch.optim.Adam, "step", stepping)
+    if name == "wise":
+        patch.setattr(torch.autograd, "grad", sloping)
+    with pytest.raises(EnoughError):
+        method(name, preset="none", seed=1, **ADDED[name]).edit(model, tiny.requests(2))
+    return taken
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [(name, one) for name in ADDED for one in ("gptj", "gemma2", "t5-gated") if (name, one) != ("wise", "t5-gated")],
+)
+def test_what_is_trained_beside_the_weights_has_float64_s_gradients(name, family, monkeypatch):
+    model, exact = tiny.tiny_model(family), tiny.tiny_model(family)
+    exact.module.double()
+    with monkeypatch.context() as patch:
+        found = gradients_of_steps(name, model, patch)
+    with monkeypatch.context() as patch:
+        in_double(patch)
+        drawn, zeros = torch.randn, torch.zeros
+        patch.setattr(torch, "randn", lambda *shape, **more: drawn(*shape, **more).double())
+        patch.setattr(torch, "zeros", lambda *shape, **more: zeros(*shape, **{"dtype": torch.float64, **more}))
+        truth = gradients_of_steps(name, exact, patch)
+    for step, (ours, right) in enumerate(zip(found, truth, strict=True)):
+        largest = max(float(one.abs().max()) for one in right)
+        assert largest > 0
+        for one, other in zip(ours, right, strict=True):
+            noise = (one != 0) & (other.abs() < 1e-9 * one.abs())
+            assert not noise.any(), f"step {step}: {int(noise.sum())} of {noise.numel()}"
+            assert (one - other).abs().max() < 1e-4 * largest
+
+
 def is_of_scores(name):
     parts = name.split(".")
     if "EncDecAttention" in parts or "encoder_attn" in parts:

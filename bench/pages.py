@@ -302,7 +302,6 @@ def _comments(config: type) -> dict[str, str]:
 def command_help(_argument: str) -> str:
     """The help text of every command."""
     parts = []
-    listed = _help([])
     names = [
         "",
         "demo",
@@ -321,17 +320,31 @@ def command_help(_argument: str) -> str:
         "world",
     ]
     names += ["world train", "world audit", "world export", "portability build"]
-    for name in names:
-        text = listed if not name else _help(name.split())
+    for name, text in zip(names, _helps([name.split() for name in names]), strict=True):
         parts.append(f"## palimpsest {name}".rstrip() + f"\n\n```text\n{text}\n```\n")
     return "\n".join(parts)
 
 
-def _help(words: list[str]) -> str:
-    command = [sys.executable, "-m", "palimpsest", *words, "--help"]
+# All of them from one process: to start one costs more than to write a help page.
+_ASKING = """
+import contextlib, io, json, sys
+from palimpsest.cli import main
+texts = []
+for words in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()) as text:
+        code = main([*words, "--help"])
+    if code:
+        sys.exit(code)
+    texts.append(text.getvalue())
+json.dump(texts, sys.stdout)
+"""
+
+
+def _helps(commands: list[list[str]]) -> list[str]:
     environment = {**os.environ, "COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    return "\n".join(line.rstrip() for line in done.stdout.strip("\n").splitlines())
+    asking = [sys.executable, "-c", _ASKING, json.dumps(commands)]
+    done = subprocess.run(asking, capture_output=True, text=True, check=True, env=environment)
+    return ["\n".join(line.rstrip() for line in text.strip("\n").splitlines()) for text in json.loads(done.stdout)]
 
 
 WRITERS: dict[str, Callable[[str], str]] = {

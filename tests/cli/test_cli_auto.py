@@ -1,10 +1,12 @@
 """`palimpsest edit` without a method: the facts are tested, and what became of each is told."""
 
 EDIT = ("--prompt", "The capital city of Japan is", "--subject", "Japan", "--target-new", "Oslo")
+# The README's example tests as much as an edit is tested by default.
+FEW_TESTS = ("-o", "num_contexts=1", "-o", "num_neighbours=2")
 
 
 def test_no_method_is_named_and_the_fact_holds(run, tmp_path):
-    result = run("edit", "world", *EDIT, "--out", tmp_path / "p")
+    result = run("edit", "world", *EDIT, "--out", tmp_path / "p", *FEW_TESTS)
     assert result.code == 0
     for word in ("elsewhere", "kept", "Oslo", "1 of 1 edited prompts", "palimpsest verify"):
         assert word in result.out
@@ -12,15 +14,14 @@ def test_no_method_is_named_and_the_fact_holds(run, tmp_path):
 
 
 def test_what_became_of_each_fact_is_in_the_json(run, tmp_path):
-    words = ("-o", "num_contexts=1", "-o", "num_neighbours=2", "--json")
-    found = run("edit", "world", *EDIT, "--keep", "0.5", "--out", tmp_path / "p", *words).json()
+    found = run("edit", "world", *EDIT, "--keep", "0.5", "--out", tmp_path / "p", *FEW_TESTS, "--json").json()
     assert found["method"] == "auto" and found["config"]["keep"] == 0.5
     (fact,) = found["edits"]
     assert fact["is_right"] and fact["elsewhere"] == [1, 1] and fact["kept"][1] == 2 and fact["why"] is None
 
 
 def test_where_no_fact_holds_the_exit_code_and_the_reason_say_so(run, tmp_path):
-    result = run("edit", "world", *EDIT, "--max-seconds", "0.000001", "--out", tmp_path / "p")
+    result = run("edit", "world", *EDIT, "--max-seconds", "0.000001", "--out", tmp_path / "p", *FEW_TESTS)
     text = " ".join(result.out.split())
     assert result.code == 1 and "time was over" in text and "No edit holds" in result.err
 

@@ -206,28 +206,45 @@ def test_world_export(run, tmp_path):
     assert all(len(json.loads((tmp_path / "world" / name).read_text())) == count for name, count in counts.items())
 
 
-def test_demo(run, workplace, tmp_path, monkeypatch):
+def only(monkeypatch, *kept):
+    """Leaves most of the catalogue out, which keeps the work small."""
+    monkeypatch.setattr(comparing, "NOT_FOR_ONE_FACT", tuple(name for name in METHODS if name not in kept))
+
+
+# All of them with their own defaults, and one of each kind of patch.
+DEMO = (
+    pytest.param(
+        [name for name in METHODS if name not in comparing.NOT_FOR_ONE_FACT], marks=pytest.mark.slow, id="all"
+    ),
+    pytest.param(["ft", "lora", "grace", "ike", "f-learning-ft"], id="some"),
+)
+
+
+@pytest.mark.parametrize("methods", DEMO)
+def test_demo(run, workplace, tmp_path, monkeypatch, methods):
     monkeypatch.setattr("palimpsest.cli.demo.choose_facts", lambda *_: (tiny.requests(1), ()))
+    only(monkeypatch, *methods)
     arguments = ("demo", "--model", workplace / "model", "--out", tmp_path / "demo")
     result = run(*arguments, "--json")
     assert result.code == 0
     found = result.json()
     assert {"ft", "lora", "f-learning-ft"} <= {record["method"] for record in found["records"]}
-    assert "f-learning" not in {record["method"] for record in found["records"]}
+    assert {record["method"] for record in found["records"]} | set(found["left_out"]) == set(methods)
     assert len(found["edits"]) == 1
     page = (tmp_path / "demo" / "report.html").read_text()
     assert all(record["method"] in page for record in found["records"])
     assert (tmp_path / "demo" / "runs" / "ft" / "run.json").is_file()
     assert run(*arguments).code == 2
+    only(monkeypatch, "ft")
     shown = run(*arguments, "--overwrite")
     assert shown.code == 0
     assert "What became of the edits" in shown.out
 
 
 def test_two_processes_find_what_one_finds(workplace, tmp_path, monkeypatch):
-    # The children have the whole catalogue; leaving most of it out here keeps the work small.
+    # The children have the whole catalogue; what they are given comes from here.
     kept = ("locft", "lora")
-    monkeypatch.setattr(comparing, "NOT_FOR_ONE_FACT", tuple(name for name in METHODS if name not in kept))
+    only(monkeypatch, *kept)
     model = load(workplace / "model")
     found = []
     for workers in (1, 2):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 EDIT = {"prompt": "The capital of France is", "subject": "France", "target_new": "Lyon", "target_old": "Paris"}
-QUICK = ("-o", "epochs=1")
+QUICK = ("-o", "epochs=1", "-o", "spare=false")
 
 
 def edit(run, workplace, tmp_path, file, *words):

@@ -174,11 +174,29 @@ def cell(*values, is_quick):
 
 FAMILIES = ("gpt2", "gptj", "llama")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Half precision of each of its kinds, with one kind of layers each.
+HALVES = (("gptj", torch.bfloat16), ("llama", torch.float16))
+COMPOSED = [name for name, row in TABLE.items() if row.is_composed]
 # Where layers are of another kind, outputs are changed in place, or a norm follows the MLP: one method a kind of patch.
 MORE_FAMILIES = ("gpt_neox", "opt", "gemma2", "falcon")
+
+
+def in_turn(name, places):
+    """The place of a composed method: what it is composed of is tried in all of them."""
+    return places[COMPOSED.index(name) % len(places)]
+
+
+def is_quick_cell(name, family, dtype):
+    """The fast suite takes every way to edit with every kind of layers and dtype; one that is composed of others with
+    one kind of layers."""
+    if TABLE[name].is_composed:
+        return dtype == torch.float32 and family == in_turn(name, FAMILIES)
+    return dtype == torch.float32 or (family, dtype) in HALVES
+
+
 CELLS = [
-    cell(name, family, dtype, is_quick=dtype == torch.float32 or not row.is_composed)
-    for name, row in TABLE.items()
+    cell(name, family, dtype, is_quick=is_quick_cell(name, family, dtype))
+    for name in TABLE
     for family in FAMILIES
     for dtype in DTYPES
 ]
@@ -186,7 +204,7 @@ CELLS += [
     (name, family, torch.float32) for name in ("ft-l", "locft", "lora", "kn", "memit") for family in MORE_FAMILIES
 ]
 CELLS += [
-    (name, family, torch.float32)
+    cell(name, family, torch.float32, is_quick=not row.is_composed or family == in_turn(name, ("t5-gated", "bart")))
     for name, row in TABLE.items()
     for family in ("t5-gated", "bart")
     if row.edits_encoder_decoders
@@ -194,17 +212,22 @@ CELLS += [
 CELLS += [(name, "t5", torch.bfloat16) for name in ("ft", "lora")]
 # The first family of each row of the site table; others of a row have the same kinds of layers under the same names.
 LAYOUTS = {row_for(tiny.tiny_config(family)).name: family for family in reversed(tiny.EVERY)}
+# Of a composed method, the fast suite takes every third of them, another third for the next method.
+STEP_OF_LAYOUTS = 3
 
 
-# One of each way to change weights: all of them, beside them, and by a solve.
+# One of each way to change weights: all of them, beside them, and by a solve. The other dtypes take turns.
 WAYS = ("ft", "lora", "memit")
 
 
 def is_quick(name, family, dtype):
-    """The fast suite takes every method with every layout in bfloat16, the hardest dtype; the rest varies less."""
+    """The fast suite takes every way to edit with every layout in bfloat16, the hardest dtype; the rest varies less."""
     if family not in LAYOUTS.values():
-        return name == "lora" or (name == "ft-l" and dtype == torch.bfloat16)
-    return dtype == torch.bfloat16 or name in WAYS
+        return (name, dtype) in (("lora", torch.float32), ("ft-l", torch.bfloat16))
+    turn = list(LAYOUTS.values()).index(family)
+    if TABLE[name].is_composed:
+        return dtype == torch.bfloat16 and (turn + COMPOSED.index(name)) % STEP_OF_LAYOUTS == 0
+    return dtype == torch.bfloat16 or name == WAYS[(turn + DTYPES.index(dtype)) % len(WAYS)]
 
 
 # One model at a time, for all methods.

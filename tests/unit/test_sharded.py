@@ -36,7 +36,7 @@ def two_processes(*words, **environment):
         for rank in range(2)
     ]
     try:
-        texts = [process.communicate(timeout=120) for process in started]
+        texts = [process.communicate(timeout=600) for process in started]
     finally:
         for process in started:
             process.kill()

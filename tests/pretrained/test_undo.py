@@ -39,7 +39,7 @@ OPTIONS = {
     "wise": {"text": "TEXT", "max_tokens": 100, "contexts": {"given": []}, "steps": 1},
     "mend": {"editor": "EDITOR"}, "ke": {"editor": "EDITOR"}, "serac": {"editor": "fresh", "self_contained": True},
     "ike": {"corpus": "world-counterfact", "encoder": "ngrams", "num_demonstrations": 2},
-    "auto": {"ladder": [{"method": "ft", "preset": "none", "options": STEP}], "num_neighbours": 1, "num_contexts": 1},
+    "auto": {"ladder": [{"method": "lora", "preset": "none"}], "num_neighbours": 1, "num_contexts": 1, "keep": 0.0},
 }  # fmt: skip
 """Every method that edits a decoder, with options that take no time."""
 TRAINING = {"steps": 1, "examples_per_step": 2, "validate_every": 1, "layers": [29]}

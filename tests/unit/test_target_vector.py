@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import tiny
-from palimpsest import ConfigError, DataError, EditRequest, ModelError, dataset, load
+from palimpsest import ConfigError, DataError, EditRequest, ModelError
 from palimpsest.locating.target_vector import TargetOptions, find_target_vectors
 from palimpsest.locating.target_vector.chunk import RowGroup
 from palimpsest.locating.target_vector.gauss_newton import steps_to
@@ -462,23 +462,3 @@ def test_an_encoder_decoder_is_refused():
 def test_options_that_cannot_be(extra):
     with pytest.raises(ConfigError):
         TargetOptions.parse({"search": "gauss-newton", "stop_loss": 0.04, **extra}, owner="search")
-
-
-def test_the_first_vector_reaches_the_answer_without_its_companions():
-    model, requests = load("world"), dataset("world-counterfact").requests[:3]
-    nlls = {}
-    for finish_alone in (False, True):
-        options = TargetOptions(search="gauss-newton", finish_alone=finish_alone)
-        found = find_target_vectors(
-            model, requests, layer=2, companions=["attn.out"], options=options, templates=TEMPLATES[:2]
-        )
-        assert set(found.stopped) == {"reached"}
-        assert bool(found.companions["attn.out"].any()) is not finish_alone
-        nlls[finish_alone] = [
-            -sum(log_probs.sum().item() for log_probs, _ in naive_answers(model, *given)) / 2
-            for given in (
-                (request, TEMPLATES[:2], {Point("mlp.down", 2): delta})
-                for request, delta in zip(requests, found.deltas, strict=True)
-            )
-        ]
-    assert max(nlls[True]) < TargetOptions().stop_loss < 1 < min(nlls[False])

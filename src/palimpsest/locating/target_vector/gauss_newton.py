@@ -8,9 +8,6 @@ J = (ds / d delta) / (1 - P). With the rows of one fact stacked,
 The radius starts at `max_step` times the length of what delta is added to, and is halved when the likelihood falls. The
 Jacobians need one backward pass for all rows of all facts, since no row depends on another's vector. Facts with one and
 the same key, such as several about one subject, can only be given one vector: with `joint`, it is found for all.
-
-Vectors of companion sites are dropped afterwards. With `finish_alone` they are dropped as soon as a fact is reached,
-and the search goes on with the first site's vector from where it is.
 """
 
 from __future__ import annotations
@@ -30,8 +27,6 @@ def search_gauss_newton(chunk: Chunk, options: TargetOptions, log: Log) -> Tenso
     radius = options.max_step * chunk.scale.norm(dim=-1)
     deltas = best = torch.zeros_like(chunk.initial)
     lowest = last = radius.new_full((chunk.num_facts,), torch.inf)
-    # Facts whose first vector does without the others; all of them, where there are no others.
-    is_alone = log.active & (not options.finish_alone or deltas.shape[1] == 1)
     for step in range(options.steps):
         log_probs, per_token, slopes = linearise(chunk, deltas, num_ranks)
         nll = -log_probs.sum(1) / counts
@@ -39,24 +34,13 @@ def search_gauss_newton(chunk: Chunk, options: TargetOptions, log: Log) -> Tenso
         is_better = log.active & (nll < lowest)
         best = torch.where(is_better[:, None, None], deltas, best)
         lowest = torch.where(is_better, nll, lowest)
-        is_reached = nll < options.stop_loss
-        log.stop(is_reached & is_alone, "reached")
+        log.stop(nll < options.stop_loss, "reached")
         if log.is_done or step == options.steps - 1:
             break
-        drops = log.active & is_reached & ~is_alone
-        is_alone = is_alone | drops
-        if options.finish_alone:
-            # (facts, sites): which vectors there still are. Whatever the first one reaches by itself counts from here.
-            stays = torch.arange(deltas.shape[1], device=deltas.device).eq(0) | ~is_alone[:, None]
-            deltas = deltas * stays[..., None]
-            slopes = (slopes.view(*slopes.shape[:2], *deltas.shape[1:]) * stays[:, None, :, None]).flatten(2)
-            lowest, nll = lowest.masked_fill(drops, torch.inf), nll.masked_fill(drops, torch.inf)
-        radius = torch.where((nll > last) & ~drops, radius / 2, radius)
+        radius = torch.where(nll > last, radius / 2, radius)
         last = nll
         moves = steps_to(options.log_odds, log_probs, slopes, counts=counts, damping=options.damping, radius=radius)
-        # Where companions have just been dropped, the slopes are not those of the place it goes on from.
-        moving = (log.active & ~drops)[:, None, None]
-        deltas = torch.where(moving, deltas + moves.view_as(deltas), deltas)
+        deltas = torch.where(log.active[:, None, None], deltas + moves.view_as(deltas), deltas)
         chunk = chunk.narrowed(log.active)
     return best
 

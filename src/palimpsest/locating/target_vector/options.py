@@ -49,9 +49,6 @@ class TargetOptions(Config):
     joint: bool = True
     """`gauss-newton`: whether facts with one and the same key, such as several about one subject, get one vector that
     is right for all of them, in place of several of which a weight could only write the mean."""
-    finish_alone: bool = False
-    """`gauss-newton`: whether the vectors of companion sites, which are dropped afterwards, are dropped as soon as the
-    answer is reached with them, and the first site's goes on from there until it is reached by it."""
     damping: float = Field(default=1e-3, gt=0)
     """`gauss-newton`: added to the diagonal of J J^T, relative to its mean, where a fact has several rows."""
     max_step: float = Field(default=0.5, gt=0)

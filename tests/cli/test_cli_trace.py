@@ -42,7 +42,7 @@ def test_averages_over_a_file(run, tmp_path):
 def test_an_answer_the_model_does_not_give_is_noted(run):
     result = run("trace", "world", "--prompt", PROMPT, "--subject", SUBJECT, "--target", "Rome", "--samples", 1)
     assert result.code == 0
-    assert "does not give this answer" in result.out and "0.25 of the depth" in result.out
+    assert "does not give this answer" in result.out and "0.14 of the depth" in result.out
 
 
 def test_a_prompt_in_a_chat_is_traced_as_the_template_has_it(run, tmp_path):

@@ -118,10 +118,10 @@ def test_with_nothing_to_preserve_it_is_ridge_regression():
     assert is_close(dense(model, outcome.patch), expected)
 
 
-def test_a_strength_that_is_not_given_is_a_tenth_of_what_a_key_of_the_text_has_in_the_null_space():
+def test_a_strength_that_is_not_given_is_what_a_key_of_the_text_has_in_the_null_space():
     model, requests = exact(), tiny.requests(3)
     projection = projector(energy=0.3)
-    own = 0.1 * float(torch.trace(projection @ second_moment() @ projection))
+    own = float(torch.trace(projection @ second_moment() @ projection))
     one, other = (make(energy=0.3, strength=given).edit(model, requests).patch for given in (None, own))
     assert is_close(dense(model, one), dense(model, other))
 

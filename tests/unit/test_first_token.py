@@ -82,7 +82,7 @@ def test_a_tiny_divisor_is_not_divided_by():
     editor = method("rome", preset="none", **options("rome"))
     request = tiny.requests(1)[0]
     outcome = editor.edit(model, [request])
-    factor = editor._factors[1]
+    factor = editor.metrics(editor.resolve(model)[0]).factors(model, [1])[1].value
     key = torch.randn(2, factor.width, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     white = factor.whiten(key)
     # A second key all but orthogonal to the first in that metric.

@@ -115,14 +115,14 @@ def test_with_one_choice_a_text_is_the_greedy_continuation():
     assert context_templates(model, options, seed=0) == ("{}", f"{text}. {{}}")
 
 
-def test_the_published_numbers_of_texts(monkeypatch):
+def test_the_published_numbers_of_texts(monkeypatch, tmp_path):
     model = tiny.tiny_model("gptj")
     asked = []
     monkeypatch.setattr(
         contexts, "_continued", lambda _m, starts, length, *_: asked.append((len(starts), length)) or []
     )
     for options in (contexts.ROME, contexts.MEMIT, contexts.NONE):
-        context_templates(model, options, seed=0)
+        context_templates(model, options, seed=0, cache=Cache(tmp_path))
     assert asked == [(10, 5), (10, 10), (5, 10)]
 
 

@@ -94,6 +94,11 @@ def test_each_edit_is_found_by_its_own_prompt_and_nothing_else_changes():
         assert scores(model) == edited
 
 
+def holds_the_same(one, other):
+    """The same entries; a text read in another batch is the same but for the rounding of its sums."""
+    return one.entries == other.entries and torch.allclose(one.index, other.index, rtol=1e-5, atol=1e-6)
+
+
 def test_an_entry_that_is_deleted_leaves_the_former_answers(tmp_path):
     model = tiny.tiny_model()
     three, four = memory(model, ENTRIES[:3]), memory(model)
@@ -103,7 +108,7 @@ def test_an_entry_that_is_deleted_leaves_the_former_answers(tmp_path):
     assert [entry.id for entry in left.entries] == ["fact-0", "fact-1", "fact-2"]
     with model.patched(left):
         assert (scores(model), model.generate(ASKED)) == before
-    assert left.is_same(three) and not four.is_same(three)
+    assert holds_the_same(left, three) and not four.is_same(three)
     assert four.without(*(entry.id for entry in ENTRIES)).is_empty()
     with pytest.raises(ConfigError, match="fact-2"):
         four.without("fact-22")
@@ -113,7 +118,7 @@ def test_memories_that_answer_alike_become_one_and_a_later_edit_replaces_an_earl
     model = tiny.tiny_model()
     editor = editor_of(model)
     first, second = memory(model, ENTRIES[:2], editor=editor), memory(model, ENTRIES[2:], editor=editor)
-    assert first.followed_by(second).is_same(memory(model, editor=editor))
+    assert holds_the_same(first.followed_by(second), memory(model, editor=editor))
     again = MemoryEntry("newer", ENTRIES[0].prompt.upper(), "Nice")
     both = first.followed_by(memory(model, [again], editor=editor))
     assert [(entry.id, entry.answer) for entry in both.entries] == [("fact-1", "Milan"), ("newer", "Nice")]

@@ -12,19 +12,14 @@ SCORES = ("says_it", "paraphrases", "paraphrases_ceiling", "neighbours_kept", "l
 HEADER = ("model", "method", "facts", "says it", "paraphrases", "(ceiling)", "neighbours kept", "leaks", "degenerate")
 
 
-def pretrained_defaults(argument: str) -> str:
-    """One row per model and method, of the facts that are reported.
-
-    Arguments:
-        argument: facts per edit, `1` if left out.
-    """
+def pretrained_defaults(_argument: str) -> str:
+    """One row per model and method, of the facts that are reported."""
     lines = []
-    for (model, method), rows in _groups(is_batch=int(argument or 1) > 1).items():
-        facts = sum(len(row["edit"]) for row in rows)
-        seconds = f"{median(row['seconds'] / len(row['edit']) for row in rows):.1f}"
+    for (model, method), rows in _groups().items():
+        seconds = f"{median(row['seconds'] for row in rows):.1f}"
         shares = [_share(rows, score) for score in SCORES]
         lines.append(
-            [model, f"`{method}`", str(facts), *shares, seconds, size(max(row["patch_bytes"] for row in rows))]
+            [model, f"`{method}`", str(len(rows)), *shares, seconds, size(max(row["patch_bytes"] for row in rows))]
         )
     return table([*HEADER, "CPU s per fact", "patch"], lines)
 
@@ -33,16 +28,16 @@ def scored_both_ways(_argument: str) -> str:
     """The same edits by the definition of an answer, and by the strictest one."""
     lines = [
         [model, f"`{method}`", str(len(rows)), _share(rows, "says_it"), _share(rows, "exact")]
-        for (model, method), rows in _groups(is_batch=False).items()
+        for (model, method), rows in _groups().items()
     ]
     return table(["model", "method", "facts", "`generate`", "`exact`"], lines)
 
 
-def _groups(*, is_batch: bool) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """Rows of the split that is reported, without options, by model and method."""
+def _groups() -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """Single edits of the split that is reported, without options, by model and method."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in read("pretrained_defaults")["rows"]:
-        if row["split"] == "edit" and not row["options"] and (len(row["edit"]) > 1) == is_batch:
+        if row["split"] == "edit" and not row["options"] and len(row["edit"]) == 1:
             groups.setdefault((row["model"], row["method"]), []).append(row)
     return groups
 

@@ -89,7 +89,16 @@ def known_facts(
 
 def base_texts(model: EditableModel, facts: Sequence[Fact]) -> dict[str, str]:
     """What the unedited model writes at every prompt."""
-    return _texts(model, [p for fact in facts for p in (fact.prompt, *fact.paraphrases, *fact.neighbours)])
+    prompts = [p for fact in facts for p in (fact.prompt, *fact.paraphrases, *fact.neighbours)]
+    return continuations(model, prompts, NEW_TOKENS, until=("\n",))
+
+
+def continuations(
+    model: EditableModel, prompts: Sequence[str], tokens: int, *, until: Sequence[str] = ()
+) -> dict[str, str]:
+    """What a model writes after each prompt."""
+    unique = list(dict.fromkeys(prompts))
+    return dict(zip(unique, model.generate(unique, max_new_tokens=tokens, until=until), strict=True))
 
 
 def scores(texts: dict[str, str], base: dict[str, str], facts: Sequence[Fact]) -> dict[str, Any]:
@@ -135,11 +144,6 @@ def kept(file: Path, make: Any) -> list[Fact]:
         Fact(**{**one, "paraphrases": tuple(one["paraphrases"]), "neighbours": tuple(one["neighbours"])})
         for one in listed
     ]
-
-
-def _texts(model: EditableModel, prompts: Sequence[str]) -> dict[str, str]:
-    unique = list(dict.fromkeys(prompts))
-    return dict(zip(unique, model.generate(unique, max_new_tokens=NEW_TOKENS, until=("\n",)), strict=True))
 
 
 def _mean(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:

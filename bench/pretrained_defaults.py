@@ -22,7 +22,7 @@ from typing import Any
 
 import palimpsest as ps
 from common import Results, one_thread
-from known_facts import Fact, known_facts
+from known_facts import Fact, continuations, known_facts
 from palimpsest.answers import gives_new, gives_old, is_exact, same_beginning
 from palimpsest.wording.degenerate import is_degenerate
 
@@ -30,7 +30,7 @@ METHODS = (
     "ft", "ft-l", "locft", "lora", "rome", "r-rome", "memit", "emmet", "pmet", "alphaedit", "grace", "wise",
     "t-patcher", "f-learning-ft", "f-learning-lora", "f-learning-lora-ft",
 )  # fmt: skip
-NEW_TOKENS, NEAR_TOKENS, CHUNK = 24, 8, 64
+NEW_TOKENS, NEAR_TOKENS = 24, 8
 
 
 def facts_of(model: ps.EditableModel, folder: Path, split: str, count: int) -> list[Fact]:
@@ -41,17 +41,12 @@ def facts_of(model: ps.EditableModel, folder: Path, split: str, count: int) -> l
     return pairs + [fact for fact in (*others, *leading) if fact not in pairs]
 
 
-def texts(model: ps.EditableModel, prompts: Sequence[str], tokens: int) -> dict[str, str]:
-    """What a model writes after each prompt."""
-    unique = list(dict.fromkeys(prompts))
-    found = model.generate(unique, max_new_tokens=tokens, until=(), forward_batch_size=CHUNK)
-    return dict(zip(unique, found, strict=True))
-
-
 def probed(model: ps.EditableModel, facts: Sequence[Fact]) -> dict[str, str]:
     """What a model writes after every prompt of some facts."""
-    near = texts(model, [prompt for fact in facts for prompt in (*fact.paraphrases, *fact.neighbours)], NEAR_TOKENS)
-    return near | texts(model, [fact.prompt for fact in facts], NEW_TOKENS)
+    near = continuations(
+        model, [prompt for fact in facts for prompt in (*fact.paraphrases, *fact.neighbours)], NEAR_TOKENS
+    )
+    return near | continuations(model, [fact.prompt for fact in facts], NEW_TOKENS)
 
 
 def counted(facts: Sequence[Fact], before: dict[str, str], after: dict[str, str]) -> dict[str, list[int]]:

@@ -105,16 +105,11 @@ def edit(
     loaded = inputs.load_model(model, inputs.Placement(device, dtype, device_map, trust_remote_code), chat=chat)
 
     with inputs.patched(loaded, below):
-        before = _said(loaded, requests, max_new_tokens, maker)
         with terminal.progress_bar(f"editing with {method}") as progress:
             outcome = maker.edit(loaded, requests, carried, progress=progress)
         outcome.save(out, state=state)
         terminal.wrote(out)
-        with loaded.patched(outcome.patch):
-            after = _said(loaded, requests, max_new_tokens, maker)
-        # `auto` has asked the model already, before and after.
-        before = before or [fact["reply_before"] for fact in outcome.diagnostics.facts["facts"]]
-        after = after or [fact["reply"] for fact in outcome.diagnostics.facts["facts"]]
+        before, after = _replies(loaded, requests, outcome, max_new_tokens)
     result = _result(loaded, maker, requests, before, after, outcome, out, notes)
     if as_json:
         terminal.emit_json(result)
@@ -125,16 +120,18 @@ def edit(
         raise typer.Exit(1)
 
 
-def _said(
-    model: EditableModel, requests: Sequence[EditRequest], max_new_tokens: int | None, editor: Method[Any]
-) -> list[str]:
-    """What the model writes after the prompts; nothing where the method itself asks for that."""
-    if editor.name == "auto" and max_new_tokens is None:
-        return []
+def _replies(
+    model: EditableModel, requests: Sequence[EditRequest], outcome: EditOutcome, max_new_tokens: int | None
+) -> tuple[list[str], list[str]]:
+    """What the model writes after the prompts without the patch and with it; not asked again where the method did."""
+    if outcome.diagnostics.replies is not None and max_new_tokens is None:
+        return outcome.diagnostics.replies
     from palimpsest.models.generation import replies_to
 
     with terminal.status("asking the model"):
-        return replies_to(model, requests, max_new_tokens)
+        before = replies_to(model, requests, max_new_tokens)
+        with model.patched(outcome.patch):
+            return before, replies_to(model, requests, max_new_tokens)
 
 
 def _carried(editor: Method[Any], state: Path | None) -> Any:

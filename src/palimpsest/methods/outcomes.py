@@ -75,6 +75,8 @@ class Diagnostics:
         losses: request id to its loss after each pass.
         facts: other numbers worth keeping: norms, steps, counts.
         notes: sentences a user should read.
+        replies: what the model wrote after each request's prompt before the edit and with it, from a method that asks;
+            see `models.generation.replies_to`.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
@@ -82,6 +84,7 @@ class Diagnostics:
     losses: dict[str, list[float]] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    replies: tuple[list[str], list[str]] | None = None
 
 
 @dataclass(frozen=True)

@@ -76,19 +76,20 @@ def solved(problem: Problem[RomeConfig], layer: int) -> Solution:
         vectors = subject_vectors(model, subject_rows(model, [request], templates), [read, written])
         keys, values = vectors[read][0], vectors[written][0]
         mean, prompt, residual = keys.mean(0), keys[0], wanted.deltas[0]
-        if config.keys == "mean":
+        how = config.keys
+        if how == "mean-and-prompt" and cosine(factor, mean, prompt) < SMALLEST_COSINE:
+            run.diagnostics.notes.append(
+                f"The key of edit {request.id} behind contexts is hardly that of its prompt alone, so ROME's"
+                " divisor is too small and its update would destroy the model; it is made as r-rome makes it."
+            )
+            how = "mean"
+        if how == "mean":
             residual = values[0] + residual - values.mean(0)
         along, at = {
             "mean-and-prompt": (mean, prompt),
             "mean": (mean, mean),
             "prompt": (prompt, prompt),
-        }[config.keys]
-        if config.keys == "mean-and-prompt" and cosine(factor, mean, prompt) < SMALLEST_COSINE:
-            run.diagnostics.notes.append(
-                f"The key of edit {request.id} behind contexts is hardly that of its prompt alone, so ROME's"
-                " divisor is too small and its update would destroy the model; it is made as r-rome makes it."
-            )
-            along, at, residual = mean, mean, values[0] + residual - values.mean(0)
+        }[how]
         rows = kept_rows(model, [request])
         kept = None if rows is None else subject_vectors(model, rows, [read])[read][:, 0]
         solution = rank_one(factor, along, residual, applied_to=at, kept=kept)

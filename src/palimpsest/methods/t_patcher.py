@@ -35,14 +35,13 @@ from palimpsest.methods.states import EditedQueries
 from palimpsest.models.activations import activation, activation_of
 from palimpsest.models.bypass import frozen
 from palimpsest.models.editable import EditableModel
-from palimpsest.models.tokens import Encoded
 from palimpsest.patches.base import Manifest, Patch
 from palimpsest.patches.modules import ModulePatch
 from palimpsest.patches.neurons import Neurons
 from palimpsest.requests import EditRequest
 from palimpsest.statistics.writing import OWN
 from palimpsest.training.divergence import require_finite
-from palimpsest.training.keeping import prompts_apart_from
+from palimpsest.training.keeping import prompts_apart_from, to_be_answered
 
 
 class TPatcherConfig(MethodConfig):
@@ -273,8 +272,9 @@ def memory_loss(activations: Tensor, own: Tensor, config: TPatcherConfig) -> Ten
 def _others(model: EditableModel, request: EditRequest, config: TPatcherConfig) -> Tensor:
     """(`spare`, width), what the last MLP reads where the request's prompt about other subjects is to be answered."""
     texts = prompts_apart_from(request, config.spare, torch.Generator().manual_seed(config.seed))
-    rows = [Encoded(model.encode(text).prompt_ids, (0,)) for text in texts]
-    return answer_places(model, rows).queries if rows else torch.empty(0, 0, device=model.device)
+    return (
+        answer_places(model, to_be_answered(model, texts)).queries if texts else torch.empty(0, 0, device=model.device)
+    )
 
 
 def _written(neurons: Neurons | None, queries: Tensor) -> Tensor:

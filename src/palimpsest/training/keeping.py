@@ -83,7 +83,7 @@ def kept_prompts(model: EditableModel, requests: Sequence[EditRequest], *, seed:
     kept = [text for text in texts if normalise(text) not in taught]
     if not kept:
         return None
-    encoded = tuple(Encoded(model.encode(text).prompt_ids, (0,)) for text in kept)
+    encoded = tuple(to_be_answered(model, kept))
     return Kept(encoded, next_tokens(model, encoded))
 
 
@@ -94,6 +94,11 @@ def prompts_apart_from(request: EditRequest, count: int, draw: torch.Generator) 
         others = [one for one in OTHER_SUBJECTS if normalise(one) not in normalise(request.prompt)]
         texts = [request.prompt.replace(request.subject, other) for other in others]
     return [texts[index] for index in torch.randperm(len(texts), generator=draw).tolist()[:count]]
+
+
+def to_be_answered(model: EditableModel, prompts: Sequence[str]) -> list[Encoded]:
+    """Prompts with a token behind each, which is not read: its place is where an answer would begin."""
+    return [Encoded(model.encode(prompt).prompt_ids, (0,)) for prompt in prompts]
 
 
 def next_tokens(model: EditableModel, encoded: Sequence[Encoded]) -> Tensor:
@@ -124,7 +129,7 @@ def spared_directions(
     each = max(1, most // max(1, len(requests)))
     order = torch.randperm(len(requests), generator=draw).tolist()[: most // each]
     texts = {text: None for index in order for text in prompts_apart_from(requests[index], each, draw)}
-    others = model.batch([Encoded(model.encode(text).prompt_ids, (0,)) for text in [*texts, *NEUTRAL_PROMPTS]])
+    others = model.batch(to_be_answered(model, [*texts, *NEUTRAL_PROMPTS]))
     answered = model.batch([_answered(model, requests[index]) for index in order])
     read, behind = _read(model, others, modules), _read(model, answered, modules)
     return {

@@ -185,6 +185,7 @@ def _report(
     run: EditRun,
 ) -> None:
     """Puts into the diagnostics what became of every fact, and into the notes what a user should know."""
+    run.diagnostics.replies = [one.reply for one in start.verdicts], [one.reply for one in end.verdicts]
     run.diagnostics.facts |= {
         "facts": [
             {
@@ -193,7 +194,6 @@ def _report(
                 "held_before": before.is_true,
                 "elsewhere": [sum(after.elsewhere), len(after.elsewhere)],
                 "kept": [sum(after.kept), len(after.kept)],
-                "reply_before": before.reply,
                 "reply": after.reply,
                 "why": None if after.is_true else _babble(after) or why,
             }

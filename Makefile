@@ -43,8 +43,8 @@ test-pretrained-all: env
 	$(BIN)/python -m pytest -m pretrained -n 2 --dist loadgroup -rs
 
 check: env
-	$(BIN)/ruff format --check src tests bench
-	$(BIN)/ruff check src tests bench
+	$(BIN)/ruff format --check src tests bench docs/build
+	$(BIN)/ruff check src tests bench docs/build
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/guards
 
@@ -62,8 +62,8 @@ kills: env
 	$(BIN)/python tests/robustness/kills.py --seed $(SEED) --kills $(KILLS)
 
 format: env
-	$(BIN)/ruff format src tests bench
-	$(BIN)/ruff check --fix src tests bench
+	$(BIN)/ruff format src tests bench docs/build
+	$(BIN)/ruff check --fix src tests bench docs/build
 
 # The papers' tables and figures on the bundled models, and one page about them.
 # On real facts, after `make real`: `make bench SIZE=real ROOT=real RESULTS=results-real`.
@@ -79,7 +79,7 @@ bench: env
 # What is committed of that run: `bench/results/recipes/*.json`, and the pages that quote it.
 bench-results: env
 	$(BIN)/python bench/recipe_results.py $(RESULTS)/*
-	$(BIN)/python bench/pages.py
+	$(BIN)/python docs/build/pages.py
 
 # The figures that the documentation quotes: hours, but each recipe goes on where it was stopped.
 tables: env
@@ -87,13 +87,13 @@ tables: env
 	$(BIN)/python bench/single_edits.py
 	$(BIN)/python bench/single_edits.py --model world-t5
 	$(BIN)/python bench/many_edits.py
-	$(BIN)/python bench/second_moments.py
-	$(BIN)/python bench/forgetting_reuse.py
-	$(BIN)/python bench/target_vectors.py
-	$(BIN)/python bench/speed.py
+	$(BIN)/python bench/timing/second_moments.py
+	$(BIN)/python bench/timing/forgetting_reuse.py
+	$(BIN)/python bench/timing/target_vectors.py
+	$(BIN)/python bench/timing/speed.py
 	$(BIN)/python bench/trained_editors.py
 	$(BIN)/python bench/trained_editors.py --model world-t5
-	$(BIN)/python bench/pages.py
+	$(BIN)/python docs/build/pages.py
 
 # Models that know CounterFact's and ZsRE's facts, and the tables of edits on them: `make real DATA=folder-of-the-files`.
 REAL ?= real
@@ -107,7 +107,7 @@ real: env
 	$(BIN)/python bench/real_edits.py --real $(REAL)
 	$(BIN)/python bench/many_real_edits.py --real $(REAL)
 	$(BIN)/python bench/real_recipes.py
-	$(BIN)/python bench/pages.py
+	$(BIN)/python docs/build/pages.py
 
 # The editors of the bundled models, trained on the world's training split: where they are bundled, unless EDITORS says otherwise.
 EDITORS ?= src/palimpsest/world/bundled/editors
@@ -120,8 +120,8 @@ editors: env
 
 gpu: env
 	$(BIN)/python -m pytest -m gpu tests/gpu
-	$(BIN)/python bench/speed.py --shape gpt-j-6b
-	$(BIN)/python bench/speed.py --shape llama-2-7b
+	$(BIN)/python bench/timing/speed.py --shape gpt-j-6b
+	$(BIN)/python bench/timing/speed.py --shape llama-2-7b
 
 lock: env
 	{ echo '# Versions that `make env` installs and the tests run with. Regenerate with `make lock`.'; \
@@ -129,4 +129,4 @@ lock: env
 	mv constraints.tmp constraints.txt
 
 clean:
-	rm -rf $(VENV) demo runs build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo build dist .pytest_cache .mypy_cache .ruff_cache

@@ -107,11 +107,11 @@ def test_links_lead_somewhere(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
 def test_generated_blocks_are_up_to_date(page):
-    specification = importlib.util.spec_from_file_location("pages", ROOT / "bench" / "pages.py")
+    specification = importlib.util.spec_from_file_location("pages", ROOT / "docs" / "build" / "pages.py")
     pages = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(pages)
     text = page.read_text()
-    assert pages.fill(text) == text, "run: python bench/pages.py"
+    assert pages.fill(text) == text, "run: python docs/build/pages.py"
 
 
 def test_every_method_has_a_page():

@@ -1,11 +1,11 @@
-"""A large model's weights are never held twice. The bounds are `bench/memory.py`'s, which says what they consist of."""
+"""A large model's weights are never held twice. `bench/timing/memory.py` says what the bounds consist of."""
 
 import importlib.util
 from pathlib import Path
 
 import pytest
 
-BENCH = Path(__file__).parents[2] / "bench"
+BENCH = Path(__file__).parents[2] / "bench" / "timing"
 
 
 @pytest.mark.slow

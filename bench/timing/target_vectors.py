@@ -1,6 +1,6 @@
 """CPU seconds a fact of the search for target vectors, at GPT-2 small's dimensions with random weights, one thread.
 
-    python bench/target_vectors.py        about ten minutes; results: bench/results/target_vectors.json
+    python bench/timing/target_vectors.py        about ten minutes; results: bench/results/target_vectors.json
 
 The rival is the plain way to write it: one fact at a time, its seven rows through the whole model, the head at every
 position (once, as ROME's code computes it, or twice, as MEMIT's does: `head_twice`). Both take 20 passes, never stop
@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import palimpsest as ps
-from common import Results, one_thread
+from common import Timings, one_thread
 from palimpsest.locating.subject_vectors import subject_vectors
 from palimpsest.locating.target_vector import TargetOptions, TargetVectors, find_target_vectors
 from palimpsest.models.hooks import Point
@@ -199,14 +199,14 @@ def main() -> None:
     one_thread()
     model = build()
     requests = facts(model)
-    results = Results("target_vectors", SETTINGS)
+    results = Timings("target_vectors", SETTINGS)
     for head_twice in (False, True):
         label = {"search": "naive adam", "head_twice": head_twice}
-        results.get(label, lambda label=label: {**label, **all_naive(model, requests, head_twice=label["head_twice"])})
+        results.add(label, lambda label=label: {**label, **all_naive(model, requests, head_twice=label["head_twice"])})
     for name in SEARCHES:
-        results.get({"search": name}, lambda name=name: {"search": name, **ours(model, requests, name)})
+        results.add({"search": name}, lambda name=name: {"search": name, **ours(model, requests, name)})
     for name in REACH:
-        results.get({"reach": name}, lambda name=name: {"reach": name, **reach(name)})
+        results.add({"reach": name}, lambda name=name: {"reach": name, **reach(name)})
     plain, twice = (row["seconds_per_fact"] for row in results.rows[:2])
     for row in results.rows[: 2 + len(SEARCHES)]:
         spent = row["seconds_per_fact"]

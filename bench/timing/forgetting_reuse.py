@@ -1,6 +1,6 @@
 """What was forgotten once, used again: the same patch, in how much of the time (F-Learning, section 5.7).
 
-    python bench/forgetting_reuse.py        a few minutes on one core
+    python bench/timing/forgetting_reuse.py        a few minutes on one core
 
 A batch of facts is forgotten and learnt on the bundled decoder; then once more with the forget patch of the first time.
 Time is the processor's, which others on the machine do not change much. Result: `bench/results/forgetting_reuse.json`.
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 import palimpsest as ps
-from common import Results, one_thread
+from common import Timings, one_thread
 
 METHOD, DATASET, FACTS, SEED, RATE, FORGET_EPOCHS, LEARN_EPOCHS = "f-learning-ft", "world-counterfact", 50, 0, 0.3, 3, 3
 SETTINGS = {"model": "world", "dataset": DATASET, "split": "test", "num_edits": FACTS, "seed": SEED}
@@ -59,8 +59,8 @@ def measured() -> dict[str, Any]:
 def main() -> None:
     """Measures, unless that is done."""
     one_thread()
-    results = Results("forgetting_reuse", SETTINGS)
-    results.get({"method": METHOD}, measured)
+    results = Timings("forgetting_reuse", SETTINGS)
+    results.add({"method": METHOD}, measured)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Seconds an edit by stage, peak memory, and the share of the machine's own matrix-product rate, at real dimensions.
 
-    python bench/speed.py                          GPT-2 small's dimensions, one CPU thread, about half an hour
-    python bench/speed.py --shape gpt-j-6b         on a CUDA device, as `make gpu` runs it; or llama-2-7b
+    python bench/timing/speed.py                          GPT-2 small's dimensions, one CPU thread, about half an hour
+    python bench/timing/speed.py --shape gpt-j-6b         on a CUDA device, as `make gpu` runs it; or llama-2-7b
 
 Weights are random (bfloat16 on a device, vectors and solves in float32 and float64), so answers mean nothing and early
 stops are off: 20 passes of `adam` as published, with MEMIT's six contexts, for every fact. `gauss-newton` stops when it
@@ -33,7 +33,7 @@ from transformers import (
 )
 
 import palimpsest as ps
-from common import Results, one_thread
+from common import Timings, one_thread
 from palimpsest.files import write_text
 from palimpsest.models.sites.linear import features
 from palimpsest.provenance import peak_memory_bytes
@@ -152,6 +152,11 @@ def timed(model: ps.EditableModel, shape: str, case: str, num_edits: int, device
     }
 
 
+def against(timed: dict[str, Any], rate: float) -> dict[str, Any]:
+    """A case's timings beside what this machine's matrix product gives."""
+    return {**timed, "matrix_rate": rate, "share_of_rate": timed["operations"] / timed["seconds"] / rate}
+
+
 def _wait(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
@@ -172,19 +177,17 @@ def main() -> None:
         one_thread()
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     settings = {"shape": shape, "dtype": str(dtype), "repeats": REPEATS[device], "cases": CASES}
-    results = Results("speed_cpu" if device == "cpu" else f"speed_gpu_{shape.replace('-', '_')}", settings)
+    results = Timings("speed_cpu" if device == "cpu" else f"speed_gpu_{shape.replace('-', '_')}", settings)
     model = build(shape, device)
     rate = statistics.median(matrix_rate(device, dtype) for _ in range(3))
     for case in options.cases or CASES:
         for num_edits in FACTS[shape]:
             if num_edits > 10 and case in LARGE_BATCHES_OF_ONE:
                 continue
-            done = results.get(
-                {"case": case, "num_edits": num_edits}, partial(timed, model, shape, case, num_edits, device)
+            results.add(
+                {"case": case, "num_edits": num_edits},
+                lambda case=case, num_edits=num_edits: against(timed(model, shape, case, num_edits, device), rate),
             )
-            done["matrix_rate"] = done.get("matrix_rate", rate)
-            done["share_of_rate"] = done["operations"] / done["seconds"] / done["matrix_rate"]
-            results.save()
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ from statistics import mean
 from typing import Any
 
 from page_blocks import SHORT, percent, read, rule, size, table
-from real_facts import LOCALITY
 
+LOCALITY = {"counterfact": "locality.neighborhood", "zsre": "locality.out_of_scope"}
 TITLES = {"counterfact": "CounterFact", "zsre": "ZsRE"}
 ASKED = {
     "reliability": "edit prompts",

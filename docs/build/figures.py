@@ -1,6 +1,6 @@
 """Draws the figures of the docs from committed results.
 
-python bench/figures.py
+python docs/build/figures.py
 """
 
 from __future__ import annotations

@@ -6,9 +6,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from common import RESULTS
 from default_pages import BLOCKS as DEFAULTS
-from page_blocks import read, table
+from page_blocks import RESULTS, read, table
 
 
 def recipes(_argument: str) -> str:

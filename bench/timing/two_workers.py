@@ -1,6 +1,6 @@
 """Wall time of one recipe with two workers against one, on an idle machine.
 
-    python bench/two_workers.py [--rounds 3]      about a quarter of an hour
+    python bench/timing/two_workers.py [--rounds 3]      about a quarter of an hour
 
 A run that is not counted fills the caches. Then come rounds of one run each: one worker held to one core, two workers,
 and one worker that may use every core as a thread, as `palimpsest bench` gives it. The order changes from round to
@@ -22,7 +22,7 @@ from palimpsest.benchmark import Plan, read_recipe, run
 from palimpsest.files import write_text
 from palimpsest.provenance import hardware, now, versions
 
-RECIPE = Path(__file__).parent / "recipes" / "two-workers.toml"
+RECIPE = Path(__file__).parents[1] / "recipes" / "two-workers.toml"
 GOAL = 0.65
 # Workers, and the cores that they may use together.
 ONE, TWO, THREADED = (1, 1), (2, 2), (1, 2)

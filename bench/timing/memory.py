@@ -1,6 +1,6 @@
 """How much memory editing takes beside the model: a model with Llama-2-7B's dimensions and fewer layers, in bfloat16.
 
-    python bench/memory.py [--layers 2]
+    python bench/timing/memory.py [--layers 2]
 
 Every row is a process of its own, and its memory is the process's peak (getrusage), not a sum of what is known.
 The weights are random: memory does not depend on what they say.

@@ -1,6 +1,6 @@
 """How long a prompt waits for SERAC's memory, by the number of its entries.
 
-    python bench/serac_memory.py        a minute on one core
+    python bench/timing/serac_memory.py        a minute on one core
 
 The bundled decoder's editor; entries beyond the first hundred are made up, and their vectors drawn at random: the
 search does not depend on what they say. Result: `bench/results/serac_memory.json`.
@@ -13,7 +13,7 @@ import time
 import torch
 
 import palimpsest as ps
-from common import Results, one_thread
+from common import Timings, one_thread
 from palimpsest.patches.base import Manifest
 from palimpsest.patches.memory import MemoryEntry
 from palimpsest.patches.routers import RouterPatch
@@ -51,11 +51,11 @@ def main() -> None:
     """Measures every size."""
     one_thread()
     model = ps.load("world")
-    results = Results("serac_memory", SETTINGS)
+    results = Timings("serac_memory", SETTINGS)
     requests = ps.dataset("world-counterfact", split="train").requests[:100]
     seed = ps.method("serac").edit(model, requests).patch
     for number in ENTRIES:
-        results.get({"entries": number}, lambda number=number: measured(model, seed, number), again=True)
+        results.add({"entries": number}, lambda number=number: measured(model, seed, number))
 
 
 if __name__ == "__main__":

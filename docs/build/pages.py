@@ -1,7 +1,7 @@
 """Writes what is generated in the docs: tables from results, options from configs, help from the command line.
 
-    python bench/pages.py           rewrites the blocks between `<!-- name -->` and `<!-- end -->`
-    python bench/pages.py --check   exit code 1 when a page would change
+    python docs/build/pages.py           rewrites the blocks between `<!-- name -->` and `<!-- end -->`
+    python docs/build/pages.py --check   exit code 1 when a page would change
 
 Only the committed results are read, so a number in a page is a number in a result file.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(Path(__file__).parent))
 
 from added_pages import BLOCKS as ADDED  # noqa: E402

@@ -1,6 +1,6 @@
 """What second moments and the solves with them cost at GPT-2 small's dimensions, and how many tokens they need.
 
-    python bench/second_moments.py        about five minutes on one core; goes on where it was stopped
+    python bench/timing/second_moments.py        about five minutes on one core; goes on where it was stopped
 
 Random weights stand in for GPT-2's: time does not depend on their values. How many tokens are needed does, so that is
 measured on the bundled model, which was trained. Results: `bench/results/second_moments.json`.
@@ -18,7 +18,7 @@ import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import palimpsest as ps
-from common import Results, one_thread
+from common import Timings, one_thread
 from palimpsest.models.hooks import Point
 from palimpsest.solve.factorised import Factorised
 from palimpsest.solve.least_squares import ridge
@@ -136,15 +136,15 @@ def convergence(multiple: int) -> dict[str, Any]:
 def main() -> None:
     """Runs every part."""
     one_thread()
-    results = Results("second_moments", SETTINGS)
+    results = Timings("second_moments", SETTINGS)
     model = build()
     for layers in (LAYERS, LAYERS[-1:]):
-        results.get({"part": "pass", "layers": layers}, partial(one_pass, model, layers))
+        results.add({"part": "pass", "layers": layers}, partial(one_pass, model, layers))
     for exact in (False, True):
-        results.get({"part": "products", "exact": exact}, partial(products, exact))
-    results.get({"part": "solves"}, solves)
+        results.add({"part": "products", "exact": exact}, partial(products, exact))
+    results.add({"part": "solves"}, solves)
     for multiple in MULTIPLES:
-        results.get({"part": "convergence", "multiple": multiple}, partial(convergence, multiple))
+        results.add({"part": "convergence", "multiple": multiple}, partial(convergence, multiple))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What IKE's questions cost when the demonstrations before them are read once, and when they are read with each.
 
-    python bench/ike_prefix.py        two minutes on one core
+    python bench/timing/ike_prefix.py        two minutes on one core
 
 An untrained decoder of 1,024 tokens of context, with the bundled decoder's tokenizer: time does not depend on what a
 model knows. Result: `bench/results/ike_prefix.json`.
@@ -17,7 +17,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import palimpsest as ps
-from common import Results, one_thread
+from common import Timings, one_thread
 
 SIZES = {"n_positions": 1024, "n_embd": 256, "n_layer": 6, "n_head": 4}
 QUESTIONS, NEW_TOKENS, REPEATS = 32, 8, 3
@@ -70,7 +70,7 @@ def measured() -> dict[str, float | int]:
 def main() -> None:
     """Measures once."""
     one_thread()
-    Results("ike_prefix", SETTINGS).get({}, measured, again=True)
+    Timings("ike_prefix", SETTINGS).add({}, measured)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """How much faster a step of T-Patcher is on what one pass has left than with a pass of the whole model in its place.
 
-    python bench/t_patcher_speed.py                     GPT-2 small's dimensions, one CPU thread, a few minutes
-    python bench/t_patcher_speed.py --shape gpt2-xl     48 blocks of width 1,600; half an hour, and 10 GB of memory
+    python bench/timing/t_patcher_speed.py                     GPT-2 small's dimensions, one CPU thread, a few minutes
+    python bench/timing/t_patcher_speed.py --shape gpt2-xl   48 blocks of width 1,600; half an hour, and 10 GB of memory
 
 Weights are random, in float32; facts are the world's, the memory its sentences. The same edits are trained three ways,
 each for the same number of steps: as `t-patcher` does it; with a pass of the whole model for every step; and with the
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 import palimpsest as ps
-from common import Results, one_thread
+from common import Timings, one_thread
 from palimpsest.locating.last_layer import AnswerPlaces, answer_places
 from palimpsest.methods.memory import Memory, MemoryConfig, QueryMemory
 from palimpsest.methods.ordinary import ordinary_rows
@@ -113,10 +113,10 @@ def main() -> None:
     model, memory, config, edits = prepared(shape)
     settings = {"shape": shape, "edits": NUM_EDITS, "steps": STEPS[shape], "memory": MEMORY, "copies": COPIES}
     suffix = "" if shape == "gpt2-small" else "_" + shape.replace("-", "_")
-    results = Results(f"t_patcher_speed{suffix}", settings)
+    results = Timings(f"t_patcher_speed{suffix}", settings)
     for way in ways(model, edits[0]):
-        results.get({"way": way}, lambda way=way: trained(way, model, memory, config, edits), again=True)  # type: ignore[misc]
-    results.get({"way": "parts"}, lambda: {"way": "parts", **parts(model, memory, config, edits[0])}, again=True)
+        results.add({"way": way}, lambda way=way: trained(way, model, memory, config, edits))  # type: ignore[misc]
+    results.add({"way": "parts"}, lambda: parts(model, memory, config, edits[0]))
     for row in results.rows:
         print(row)
 

@@ -23,7 +23,7 @@ from palimpsest.models.hooks import Point
 from palimpsest.solve.factorised import Factorised
 from palimpsest.solve.least_squares import ridge
 from palimpsest.statistics.catalogue import open_text
-from palimpsest.statistics.collect import collect
+from palimpsest.statistics.collecting import collect
 from palimpsest.statistics.moments import SecondMoment
 from palimpsest.statistics.text import GivenText
 from palimpsest.world import bundled_path

@@ -25,7 +25,7 @@ from palimpsest.locating.last_layer import AnswerPlaces, answer_places
 from palimpsest.methods.memory import Memory, MemoryConfig, QueryMemory
 from palimpsest.methods.ordinary import ordinary_rows
 from palimpsest.methods.t_patcher import Training, memory_loss
-from palimpsest.models.bypass import frozen
+from palimpsest.models.bypass import frozen_parameters
 from speed import build, text_of
 
 NUM_EDITS, STEPS, REPEATS, COPIES = 2, {"gpt2-small": 30, "gpt2-xl": 10}, 20, 8
@@ -66,7 +66,7 @@ def trained(way: str, model: ps.EditableModel, memory: Memory, config: Any, edit
         torch.manual_seed(0)
         training = Training(places, nothing, kept, none, "gelu_pytorch_tanh", config)
         start = time.process_time()
-        with frozen(model.module):
+        with frozen_parameters(model.module):
             training.run(request.id)
         seconds.append(time.process_time() - start)
         steps.append(training.steps)
@@ -91,7 +91,7 @@ def parts(model: ps.EditableModel, memory: Memory, config: Any, request: ps.Edit
         with torch.no_grad():
             places.logits(added)
 
-    with frozen(model.module):
+    with frozen_parameters(model.module):
         return {"head": timed(head), "head, forward alone": timed(head_forward), "memory loss": timed(silence)}
 
 

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from palimpsest.requests import EditRequest, normalise
-from palimpsest.wording.scripts import folded, is_hangul, is_katakana, is_mark, is_unspaced, words
+from palimpsest.wording import folded, is_hangul, is_katakana, is_mark, is_unspaced, words
 
 VERSION = 2
 """Of the definition. Results of different versions are never mixed; 1 took as `generate` what is now `exact`."""

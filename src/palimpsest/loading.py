@@ -10,19 +10,23 @@ import torch
 from torch import nn
 
 from palimpsest import processes
-from palimpsest.checkpoints import gguf_files
-from palimpsest.checkpoints.adapter_folders import adapter_base, is_adapter, merged, refuse_adapted
-from palimpsest.checkpoints.gguf_header import is_gguf
-from palimpsest.checkpoints.locating import BUNDLED, locate
-from palimpsest.checkpoints.pretrained import from_pretrained
+from palimpsest.checkpoints import (
+    adapter_base,
+    from_gguf,
+    from_pretrained,
+    is_adapter,
+    is_gguf,
+    locate,
+    merge_adapter,
+    refuse_adapted,
+)
 from palimpsest.errors import ConfigError, ModelError, unknown_name
 from palimpsest.files import expanded
-from palimpsest.models.chat import Chat
-from palimpsest.models.editable import EditableModel
-from palimpsest.models.sites.families import Architecture
-from palimpsest.models.sites.linear import is_quantised, qualified_name
-from palimpsest.patches.folders import patched_base, put_on_all
+from palimpsest.models import Chat, EditableModel
+from palimpsest.models.sites import Architecture, is_quantised, qualified_name
+from palimpsest.patches import patched_base, put_on_all
 from palimpsest.provenance import file_digest
+from palimpsest.world import BUNDLED
 
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 DeviceMap = str | Mapping[str, Any]
@@ -131,7 +135,7 @@ def _read(
     """The model at a place and its tokenizer: a GGUF file, an adapter with its base, a folder, or a hub id."""
     if is_gguf(source):
         chosen = torch.float32 if dtype == "auto" else _DTYPES[dtype]
-        return gguf_files.read(Path(source), dtype=chosen, placement=placement)
+        return from_gguf(Path(source), dtype=chosen, placement=placement)
     if is_adapter(source):
         base = adapter_base(Path(source))
         place = locate(base)
@@ -145,7 +149,7 @@ def _read(
             )
         module, tokenizer = _read(base, place, dtype=dtype, placement=placement, trust_remote_code=trust_remote_code)
         _require_unpacked(module, where=source)
-        return merged(Path(source), module), tokenizer
+        return merge_adapter(Path(source), module), tokenizer
     module, tokenizer = from_pretrained(
         name,
         source,

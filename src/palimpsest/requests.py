@@ -10,16 +10,19 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 from palimpsest.errors import DataError, unknown_name
-from palimpsest.wording.joining import Prompt, stripped
-from palimpsest.wording.spelling import (
-    closest,
-    difference,
+from palimpsest.wording import (
+    Prompt,
+    closest_words,
     find_spelled,
-    hidden,
+    first_difference,
+    hidden_characters,
     looks_same,
+    printed,
+    require_text,
+    require_whole,
+    stripped,
     without_hidden,
 )
-from palimpsest.wording.texts import printed, require_text, require_whole
 
 ProbeKind = Literal[
     "reliability",
@@ -293,7 +296,7 @@ def _nothing_to_edit(old: str, new: str, where: str) -> DataError:
     if old == new:
         found = f"both are {new!r}"
     else:
-        found = f"{old!r} and {new!r}, which look the same; {difference(old, new)}"
+        found = f"{old!r} and {new!r}, which look the same; {first_difference(old, new)}"
     return DataError(
         "The new answer equals the old one, so there is nothing to edit.",
         expected="`target_new` to differ from `target_old` in what a reader sees",
@@ -305,7 +308,9 @@ def _nothing_to_edit(old: str, new: str, where: str) -> DataError:
 
 def _no_such_subject(subject: str, prompt: str) -> DataError:
     unseen = [
-        f"{one} in the {name}" for name, text in (("subject", subject), ("prompt", prompt)) for one in hidden(text)
+        f"{one} in the {name}"
+        for name, text in (("subject", subject), ("prompt", prompt))
+        for one in hidden_characters(text)
     ]
     if unseen and find_spelled(without_hidden(subject), without_hidden(prompt)) is not None:
         return DataError(
@@ -315,12 +320,12 @@ def _no_such_subject(subject: str, prompt: str) -> DataError:
             where="field `subject`",
             remedy="delete the invisible characters; a soft hyphen or a zero-width space often comes with copied text",
         )
-    near, found = closest(subject, prompt), f"prompt {prompt!r}"
+    near, found = closest_words(subject, prompt), f"prompt {prompt!r}"
     if near is not None:
         found += f"; the closest in it is {near!r}"
         # Letters of two scripts that look alike: a reader sees no difference.
         if not (subject.isascii() and near.isascii()):
-            found += f", and {difference(subject, near)}"
+            found += f", and {first_difference(subject, near)}"
     return DataError(
         "The subject does not occur in the prompt.",
         expected=f"{subject!r} somewhere in the prompt, or {{}} in its place",

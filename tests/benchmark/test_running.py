@@ -19,7 +19,7 @@ from benchmark.workplace import QUICK, build, plan, results
 from palimpsest import ConfigError, DataError, OutputError, PalimpsestError
 from palimpsest.benchmark import run
 from palimpsest.benchmark.estimate import estimates, time_to_go
-from palimpsest.benchmark.folder import ResultsFolder, counts
+from palimpsest.benchmark.folder import ResultsFolder, unit_counts
 
 SCRIPT = """
 import sys
@@ -88,7 +88,7 @@ def test_folders_that_cannot_be_used(workplace, tmp_path):
     made, out = plan(workplace), tmp_path / "out"
     folder = ResultsFolder(out, made)
     folder.prepare(resume=False)
-    assert counts(folder)["left"] == 2
+    assert unit_counts(folder)["left"] == 2
     assert time_to_go(folder) is None
     with pytest.raises(OutputError, match="results in this folder already"):
         run(made, out)

@@ -13,7 +13,7 @@ from palimpsest.answers import is_exact
 from palimpsest.evaluation import SCORINGS, load_run
 from palimpsest.evaluation.drift import perplexity
 from palimpsest.evaluation.examiner import room_for
-from palimpsest.models.generation import written
+from palimpsest.models.generation import written_answers
 
 
 def by_hand(model: Any, prompt: str, text: str) -> tuple[list[bool], list[int], float]:
@@ -36,7 +36,7 @@ def test_every_scoring_is_what_the_bare_model_gives(family: str) -> None:
     before = {(r.prompt, r.expected): by_hand(model, r.prompt, r.expected) for r in record.probes if r.expected}
     with model.patched(editor.edit(model, data.requests).patch):
         for result in record.probes:
-            [after] = written(model, [result.prompt], room_for(model, data.requests, 6))
+            [after] = written_answers(model, [result.prompt], room_for(model, data.requests, 6))
             assert result.after == after
             if result.expected is None:
                 continue

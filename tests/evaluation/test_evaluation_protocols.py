@@ -13,7 +13,7 @@ from palimpsest import Batch, ConfigError, DataError, EditRequest, Probe, Sequen
 from palimpsest.evaluation import SCORINGS, BaseAnswers, RunRecord
 from palimpsest.evaluation.drift import perplexity
 from palimpsest.evaluation.examiner import room_for
-from palimpsest.models.generation import written
+from palimpsest.models.generation import written_answers
 
 SHORT: dict[str, Any] = {"max_new_tokens": 6}
 
@@ -24,7 +24,7 @@ def weights(model: Any) -> dict[str, torch.Tensor]:
 
 def said(model: Any, data: Any, prompt: str) -> str:
     """What the model writes after one prompt, as evaluation has it written."""
-    [text] = written(model, [prompt], room_for(model, getattr(data, "requests", data), SHORT["max_new_tokens"]))
+    [text] = written_answers(model, [prompt], room_for(model, getattr(data, "requests", data), SHORT["max_new_tokens"]))
     return text
 
 

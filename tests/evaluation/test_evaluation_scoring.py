@@ -13,7 +13,7 @@ from palimpsest.evaluation import SCORINGS, BaseAnswers
 from palimpsest.evaluation.examiner import Examiner
 from palimpsest.evaluation.overlap import EditedFacts
 from palimpsest.evaluation.scoring import Observation, Value, needed_targets, old_answer, score
-from palimpsest.models.generation import AnswerRoom, written
+from palimpsest.models.generation import AnswerRoom, written_answers
 from palimpsest.models.scores import TargetScore
 
 REQUEST = EditRequest("The capital of France is", "Lyon", subject="France", target_old="Paris", fact="France|capital")
@@ -109,7 +109,7 @@ def test_examiner_agrees_with_a_loop_over_the_bare_model(family: str) -> None:
     before = {
         (p.prompt, p.expected): by_hand(model, p.prompt, p.expected) for r in requests for p in r.probes if p.expected
     }
-    said = {p.prompt: written(model, [p.prompt], AnswerRoom(6))[0] for r in requests for p in r.all_probes()}
+    said = {p.prompt: written_answers(model, [p.prompt], AnswerRoom(6))[0] for r in requests for p in r.all_probes()}
     # Half-trained on two of the facts, so that values of all sizes occur.
     with model.patched(HeadEditor(steps=6).edit(model, requests[:2]).patch):
         results = examiner.ask(requests)
@@ -117,7 +117,7 @@ def test_examiner_agrees_with_a_loop_over_the_bare_model(family: str) -> None:
         seen: dict[str, set[float | None]] = {scoring: set() for scoring in SCORINGS}
         for result in results:
             assert result.before == said[result.prompt]
-            assert result.after == written(model, [result.prompt], AnswerRoom(6))[0]
+            assert result.after == written_answers(model, [result.prompt], AnswerRoom(6))[0]
             for scoring in SCORINGS:
                 seen[scoring].add(result.values[scoring])
             if result.expected is None:

@@ -10,7 +10,7 @@ from palimpsest import load, load_patch, method
 from palimpsest.models.hooks import Point
 from palimpsest.solve.factorised import Factorised
 from palimpsest.solve.least_squares import ridge
-from palimpsest.statistics.collect import collect
+from palimpsest.statistics.collecting import collect
 from palimpsest.statistics.text import GivenText
 
 pytestmark = [

@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,28 @@ def package(path: Path) -> str:
     return path.relative_to(SOURCE).parts[0].removesuffix(".py")
 
 
+def modules() -> dict[str, Path]:
+    """Every module and package by its dotted name."""
+    found = {".".join(("palimpsest", *path.relative_to(SOURCE).with_suffix("").parts)): path for path in FILES}
+    return {name.removesuffix(".__init__"): path for name, path in found.items()}
+
+
+def imports(path: Path) -> Iterator[tuple[str, list[str], int]]:
+    """(module, names, line) of everything that a file imports from this project, and from the stub beside it."""
+    text = path.read_text()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "palimpsest":
+            yield node.module, [alias.name for alias in node.names], node.lineno
+        elif isinstance(node, ast.Import):
+            yield from ((alias.name, [], node.lineno) for alias in node.names if alias.name.startswith("palimpsest"))
+    if path.name == "__init__.py" and path.with_suffix(".pyi").exists():
+        here = ".".join(("palimpsest", *path.parent.relative_to(SOURCE).parts))
+        for node in ast.walk(ast.parse(path.with_suffix(".pyi").read_text())):
+            if isinstance(node, ast.ImportFrom):
+                module = f"{here}.{node.module}" if node.module else here
+                yield module, [alias.name for alias in node.names], node.lineno
+
+
 def imported(tree: ast.AST) -> set[str]:
     """First parts, below `palimpsest`, of everything a file imports."""
     names = set()
@@ -80,24 +103,41 @@ def test_imports_go_one_way(path):
 
 def test_no_files_import_each_other_in_a_circle():
     """Neither at once nor by detours, within functions and for the type checker included."""
-    modules = {".".join(("palimpsest", *path.relative_to(SOURCE).with_suffix("").parts)): path for path in FILES}
-    modules = {name.removesuffix(".__init__"): path for name, path in modules.items()}
-    left: dict[str, set[str]] = {}
-    for name, path in modules.items():
-        left[name] = set()
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.module:
-                for alias in node.names:
-                    found = f"{node.module}.{alias.name}"
-                    left[name].add(found if found in modules else node.module)
-            elif isinstance(node, ast.Import):
-                left[name] |= {alias.name for alias in node.names}
-        left[name] &= set(modules)
+    known, left = modules(), {}
+    for name, path in known.items():
+        used = set()
+        for module, names, _ in imports(path):
+            used |= {f"{module}.{one}" if f"{module}.{one}" in known else module for one in names} or {module}
+        left[name] = (used & set(known)) - {name}
     # A file that imports nothing of what is left is in no circle, and so on.
     while free := {name for name, used in left.items() if not used & set(left)}:
         for name in free:
             del left[name]
     assert not left, f"in a circle, or above one: {sorted(left)}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_a_package_is_used_through_its_face(path):
+    """A package's `__init__` is its interface: the modules in it are imported only from within the package."""
+    known, here = modules(), package(path)
+    for module, names, line in imports(path):
+        if here in ("__init__", "__main__") or module.split(".")[1:2] in ([], [here]):
+            continue
+        face = known[module]
+        if face.parent != SOURCE:
+            assert face.name == "__init__.py", (
+                f"{path.relative_to(SOURCE)}:{line} imports {names} from {module}; import them from"
+                f" {module.rpartition('.')[0]}, and list them in its `__init__`"
+            )
+            missing = set(names) - set(importlib.import_module(module).__all__)
+            assert not missing, f"{path.relative_to(SOURCE)}:{line}: {module} does not list {missing} in `__all__`"
+
+
+def test_every_name_on_a_face_is_there():
+    for name, path in modules().items():
+        if path.name == "__init__.py":
+            face = importlib.import_module(name)
+            assert all(hasattr(face, one) for one in getattr(face, "__all__", ())), name
 
 
 def test_methods_do_not_import_each_other():

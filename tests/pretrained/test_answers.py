@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import palimpsest as ps
 from palimpsest.answers import gives
-from palimpsest.models.generation import AnswerRoom, written
+from palimpsest.models.generation import AnswerRoom, written_answers
 from pretrained_models import pretrained_path
 
 COUNTRIES = {
@@ -72,7 +72,7 @@ def greedy(module: torch.nn.Module, tokenizer: object, prompt: str, steps: int) 
 def test_three_hundred_answers_are_judged_alike(name: str) -> None:
     model = ps.load(str(pretrained_path(name)), dtype="float32")
     room = AnswerRoom(12)
-    texts = written(model, [prompt for prompt, _ in PROMPTS], room)
+    texts = written_answers(model, [prompt for prompt, _ in PROMPTS], room)
     apart = []
     for (prompt, city), text in zip(PROMPTS, texts, strict=True):
         ours = gives(text, [city], prompt=prompt, is_reply=prompt.endswith("?"))
@@ -90,7 +90,7 @@ def test_texts_are_those_of_plain_transformers(smollm2_folder) -> None:
     tokenizer = AutoTokenizer.from_pretrained(smollm2_folder)
     model = ps.load(smollm2_folder, dtype="float32")
     some = PROMPTS[::30]
-    texts = written(model, [prompt for prompt, _ in some], AnswerRoom(8))
+    texts = written_answers(model, [prompt for prompt, _ in some], AnswerRoom(8))
     for (prompt, city), text in zip(some, texts, strict=True):
         alone = greedy(module, tokenizer, prompt, 8)
         assert alone.startswith(text.rstrip("\ufffd")) or text.startswith(alone)

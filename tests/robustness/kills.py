@@ -32,7 +32,7 @@ from palimpsest import TrainedEditor, load_patch
 from palimpsest.cli import main
 from palimpsest.evaluation import load_run
 from palimpsest.files import read_tensors
-from palimpsest.methods.outcomes import settle
+from palimpsest.methods.outcomes import settle_state
 from robustness.commands import run
 from robustness.damage import copied
 from robustness.workshop import EDITORS, TRAINED, Workshop
@@ -106,7 +106,7 @@ def patch(place: Path) -> Any:
     found = {"patch": {name: part for name, part in load_patch(place / "out").tensors().items()}}
     state = place / "state.safetensors"
     if state.exists():
-        settle(state)
+        settle_state(state)
         found["state"] = read_tensors(state).tensors
     return found
 
@@ -200,7 +200,7 @@ def killed(
             None if is_same(victim.result(place), expected) else f"a patch that differs, or without its state, {when}"
         )
     if victim.state is not None:
-        settle(state)
+        settle_state(state)
         if not is_same(read_tensors(state).tensors, read_tensors(victim.state).tensors):
             return f"a state without its patch, {when}"
     again = run(*victim.words(place), *victim.again)

@@ -7,7 +7,7 @@ import torch
 
 import palimpsest as ps
 import tiny
-from palimpsest.locating.first_token import ALONE, apart_from_sink
+from palimpsest.locating.first_token import PROMPT_ALONE, apart_from_sink
 from palimpsest.locating.subject_vectors import subject_rows, subject_vectors
 from palimpsest.methods.catalogue import method
 from palimpsest.methods.inspection import text_change
@@ -43,7 +43,7 @@ def options(name, **more):
 def test_a_subject_at_the_sink_is_edited_in_two_places(sunk):
     other = EditRequest("The capital of Spain is", subject="Spain", target_new="Oslo", id="two")
     parts, record = apart_from_sink(sunk, [REQUEST, other], TEMPLATES, 1)
-    assert [part.id for part in parts] == ["one", "one" + ALONE, "two"]
+    assert [part.id for part in parts] == ["one", "one" + PROMPT_ALONE, "two"]
     assert [part.prompt for part in parts] == ["It was long ago. " + REQUEST.prompt, REQUEST.prompt, other.prompt]
     assert [part.subject for part in parts] == ["The", "The h", "Spain"]
     found = record["edits"]["one"]
@@ -73,7 +73,7 @@ def test_both_places_are_written_and_the_sink_stays(sunk, name):
     sink, behind, _ = (keys.to(delta) @ delta).norm(dim=1) / keys.norm(dim=1)
     assert sink < 0.2 * behind
     searched = [edit for search in outcome.diagnostics.facts["targets"] for edit in search["edits"]]
-    assert searched == ["one", "one" + ALONE]
+    assert searched == ["one", "one" + PROMPT_ALONE]
 
 
 def test_a_tiny_divisor_is_not_divided_by():

@@ -12,7 +12,7 @@ from palimpsest import ConfigError, DataError, OutputError, load, load_patch, me
 from palimpsest.cli import main
 from palimpsest.patches.card import Measured
 from palimpsest.patches.export import write_adapter, write_merged
-from palimpsest.patches.hub import prepare, publish
+from palimpsest.patches.hub import prepare_upload, publish
 
 QUICK = {"epochs": 2, "learning_rate": 1e-2}
 
@@ -74,7 +74,7 @@ def metadata(card):
     ],
 )
 def test_each_kind_of_folder_gets_its_card(folders, form, library, relation, words):
-    publication = prepare(folders / form, "me/edited", base_model="meta-llama/Llama-2-7b-hf")
+    publication = prepare_upload(folders / form, "me/edited", base_model="meta-llama/Llama-2-7b-hf")
     card, fields = publication.card, metadata(publication.card)
     assert fields["library_name"] == library and fields["base_model_relation"] == relation
     assert fields["base_model"] == "meta-llama/Llama-2-7b-hf" and "knowledge-editing" in fields["tags"]
@@ -100,8 +100,8 @@ def test_each_kind_of_folder_gets_its_card(folders, form, library, relation, wor
 
 
 def test_a_base_without_a_hub_id_is_not_claimed_to_be_there(folders):
-    assert "base_model" not in metadata(prepare(folders / "of-the-world", "me/x").card)
-    card = prepare(folders / "patch", "me/x").card
+    assert "base_model" not in metadata(prepare_upload(folders / "of-the-world", "me/x").card)
+    card = prepare_upload(folders / "patch", "me/x").card
     assert "base_model" not in metadata(card) and "`base-model`" in card
     assert str(folders) not in card
 
@@ -109,14 +109,14 @@ def test_a_base_without_a_hub_id_is_not_claimed_to_be_there(folders):
 def test_measured_numbers_stand_in_the_card(folders):
     scores = {"generate": {"reliability": {"mean": 0.5, "low": 0.25, "high": 0.75, "n": 2}}}
     answers = {"The capital of France is": ("Paris | x", "Lyon <b>")}
-    card = prepare(folders / "patch", "me/x", measured=Measured("Its own tests.", answers, scores)).card
+    card = prepare_upload(folders / "patch", "me/x", measured=Measured("Its own tests.", answers, scores)).card
     assert "| The capital of France is | Lyon | Paris | Paris \\| x | Lyon &lt;b> |" in card
     assert "| reliability | 50 (25 to 75; 2) |" in card
 
 
 def test_everything_goes_in_one_commit(folders):
     hub = FakeHub()
-    url = publish(prepare(folders / "patch", "me/edited"), hub, private=True)
+    url = publish(prepare_upload(folders / "patch", "me/edited"), hub, private=True)
     assert url == "https://hub.example/me/edited" and hub.repos == {"me/edited": True}
     ((repo, files, message),) = hub.commits
     assert repo == "me/edited" and "2 edited facts" in message
@@ -125,7 +125,7 @@ def test_everything_goes_in_one_commit(folders):
 
 
 def test_an_existing_repository_is_added_to_on_request_only(folders):
-    hub, publication = FakeHub(existing=("me/edited",)), prepare(folders / "patch", "me/edited")
+    hub, publication = FakeHub(existing=("me/edited",)), prepare_upload(folders / "patch", "me/edited")
     with pytest.raises(OutputError, match="exists already"):
         publish(publication, hub)
     assert hub.commits == []
@@ -145,22 +145,22 @@ def test_an_existing_repository_is_added_to_on_request_only(folders):
 )
 def test_what_the_hub_refuses_is_told(folders, step, error, kind, words):
     with pytest.raises(kind) as caught:
-        publish(prepare(folders / "patch", "me/edited"), FakeHub(fails={step: error}))
+        publish(prepare_upload(folders / "patch", "me/edited"), FakeHub(fails={step: error}))
     assert words in str(caught.value)
 
 
 def test_what_cannot_be_published_is_refused(folders, tmp_path):
     with pytest.raises(ConfigError, match="hub id"):
-        prepare(folders / "patch", "me/and/you")
+        prepare_upload(folders / "patch", "me/and/you")
     with pytest.raises(ConfigError, match="hub id"):
-        prepare(folders / "patch", "me/x", base_model="/a/folder")
+        prepare_upload(folders / "patch", "me/x", base_model="/a/folder")
     (tmp_path / "palimpsest.json").write_text('{"form": "soup"}')
     for folder, words in ((folders / "base-model", "no palimpsest.json"), (tmp_path, "found 'soup'")):
         with pytest.raises(DataError, match="nothing to publish") as caught:
-            prepare(folder, "me/x")
+            prepare_upload(folder, "me/x")
         assert words in str(caught.value)
     with pytest.raises(DataError, match="nothing to publish"):
-        prepare(tmp_path / "none", "me/x")
+        prepare_upload(tmp_path / "none", "me/x")
 
 
 def test_the_command_shows_everything_without_a_network(folders, tmp_path, capfd, monkeypatch):

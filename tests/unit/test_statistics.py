@@ -21,7 +21,7 @@ from palimpsest.patches.base import Manifest
 from palimpsest.patches.weights import Dense, WeightPatch
 from palimpsest.solve.factorised import Factorised
 from palimpsest.statistics.cache import Cache
-from palimpsest.statistics.collect import collect, identities
+from palimpsest.statistics.collecting import collect, identities
 from palimpsest.statistics.moments import SecondMoment
 from palimpsest.statistics.prepared import KeyMetrics, StatisticsConfig, open_source
 from palimpsest.statistics.published import PublishedMoments, read_npz

@@ -121,7 +121,7 @@ def test_the_published_numbers_of_texts(monkeypatch, tmp_path):
     monkeypatch.setattr(
         contexts, "_continued", lambda _m, starts, length, *_: asked.append((len(starts), length)) or []
     )
-    for options in (contexts.ROME, contexts.MEMIT, contexts.NONE):
+    for options in (contexts.ROME, contexts.MEMIT, contexts.NO_CONTEXTS):
         context_templates(model, options, seed=0, cache=Cache(tmp_path))
     assert asked == [(10, 5), (10, 10), (5, 10)]
 
@@ -130,7 +130,7 @@ def test_given_templates():
     model = tiny.tiny_model("gptj")
     given = ContextOptions(given=["I know that {}", "{}", "I know that {}"])
     assert context_templates(model, given, seed=0) == ("{}", "I know that {}")
-    assert context_templates(model, contexts.NONE, seed=0) == ("{}",)
+    assert context_templates(model, contexts.NO_CONTEXTS, seed=0) == ("{}",)
 
 
 @pytest.mark.parametrize("extra", [{"given": ["no place"]}, {"given": ["{} behind"]}, {"lengths": [0]}, {"top_k": 0}])

@@ -6,9 +6,9 @@ import torch
 import tiny
 from palimpsest import ModelError
 from palimpsest.models import suffix as suffixes
-from palimpsest.models.bypass import cast_above, frozen
+from palimpsest.models.bypass import cast_above, frozen_parameters
 from palimpsest.models.hooks import Point
-from palimpsest.models.suffix import prepare
+from palimpsest.models.suffix import prepare_suffix
 
 # Token counts before and from the suffix's first column on differ from row to row; one row has nothing before it.
 ROWS = (
@@ -52,13 +52,13 @@ def places(ids, columns):
 def test_a_suffix_gives_the_logits_and_gradients_of_the_whole_pass(family, layer):
     model = tiny.tiny_model(family)
     ids, own = rows_and_columns(model)
-    suffix, _ = prepare(model, ids, own, layer + 1)
+    suffix, _ = prepare_suffix(model, ids, own, layer + 1)
     assert suffix.prefix is not None, "this family goes on from a cache"
     rows, columns = places(ids, own)
     generator = torch.Generator().manual_seed(0)
     deltas = torch.randn(len(ids), 32, generator=generator).requires_grad_()
     weights = torch.randn(len(rows), len(tiny.tokenizer()), generator=generator)
-    with frozen(model.module):
+    with frozen_parameters(model.module):
         logits = suffix.logits(rows, columns, added(suffix, deltas))
         (gradient,) = torch.autograd.grad((logits * weights).sum(), deltas)
         naive = [
@@ -87,11 +87,11 @@ def test_a_model_that_cannot_go_on_from_a_cache_is_run_whole_with_the_same_resul
     model = tiny.tiny_model(family)
     ids, own = rows_and_columns(model)
     monkeypatch.setattr(suffixes._Prefix, *BROKEN_CACHES[broken])
-    whole, _ = prepare(model, ids, own, 1)
+    whole, _ = prepare_suffix(model, ids, own, 1)
     assert whole.prefix is None
     monkeypatch.undo()
-    right, _ = prepare(model, ids, own, 1)
-    assert prepare(model, ids, own, 1, from_cache=False)[0].prefix is None
+    right, _ = prepare_suffix(model, ids, own, 1)
+    assert prepare_suffix(model, ids, own, 1, from_cache=False)[0].prefix is None
     rows, tokens = places(ids, own)
     deltas = torch.randn(len(ids), 32, generator=torch.Generator().manual_seed(0))
     expected = right.logits(rows, tokens, added(right, deltas))
@@ -108,10 +108,10 @@ def test_that_a_model_goes_on_rightly_is_found_out_once_and_again_for_longer_row
     )
     ids, own = rows_and_columns(model)
     for rows in (ids, ids, [row[:-1] for row in ids], [row + row[-1:] for row in ids]):
-        prepare(model, rows, own, 1)
+        prepare_suffix(model, rows, own, 1)
     longest = max(map(len, ids))
     assert asked == [longest, longest + 1]
-    prepare(model, ids, own, 2)
+    prepare_suffix(model, ids, own, 2)
     assert asked == [longest, longest + 1, longest]
 
 
@@ -121,7 +121,7 @@ def test_some_rows_of_a_suffix_and_changes_inside_its_blocks(family, entry):
     model = tiny.tiny_model(family)
     ids, own = rows_and_columns(model)
     point = Point("mlp.down", entry)
-    suffix, found = prepare(model, ids, own, entry, points=[point])
+    suffix, found = prepare_suffix(model, ids, own, entry, points=[point])
     for keep in ([0, 1, 2], [2], [1, 2]):
         some = suffix.select(torch.tensor(keep))
         rows = torch.arange(len(keep))
@@ -137,19 +137,19 @@ def test_some_rows_of_a_suffix_and_changes_inside_its_blocks(family, entry):
                 whole = model.module(input_ids=torch.tensor([ids[row]])).logits[0, -1]
             assert torch.allclose(logits[place], whole, rtol=1e-5, atol=1e-4)
     for row, vector in zip(ids, found[point], strict=True):
-        _, alone = prepare(model, [row], [own[ids.index(row)]], entry, points=[point])
+        _, alone = prepare_suffix(model, [row], [own[ids.index(row)]], entry, points=[point])
         assert torch.allclose(alone[point][0], vector, atol=1e-5)
 
 
 def test_the_head_can_follow_an_earlier_block():
     model = tiny.tiny_model("llama")
     ids, own = rows_and_columns(model)
-    suffix, _ = prepare(model, ids, own, 1, last_block=1)
+    suffix, _ = prepare_suffix(model, ids, own, 1, last_block=1)
     rows, tokens = places(ids, own)
     point = Point("resid", 1)
     expected = []
     for row, start in zip(ids, own, strict=True):
-        _, found = prepare(model, [row] * len(row), range(len(row)), 0, points=[point])
+        _, found = prepare_suffix(model, [row] * len(row), range(len(row)), 0, points=[point])
         expected.append(found[point][start:])
     early = model.sites.module("unembed")(model.sites.module("final_norm")(torch.cat(expected)))
     assert torch.allclose(suffix.logits(rows, tokens), early, rtol=1e-5, atol=1e-4)
@@ -160,7 +160,7 @@ def test_upper_weights_in_another_dtype_and_back(family):
     model = tiny.tiny_model(family)
     ids, own = rows_and_columns(model)
     before = {name: value.clone() for name, value in model.module.state_dict().items()}
-    suffix, _ = prepare(model, ids, own, 1)
+    suffix, _ = prepare_suffix(model, ids, own, 1)
     rows, tokens = places(ids, own)
     exact = suffix.logits(rows, tokens)
     with cast_above(model.sites, model.weights, 1, torch.bfloat16):
@@ -175,7 +175,7 @@ def test_upper_weights_in_another_dtype_and_back(family):
 def test_nothing_is_left_behind_also_when_it_raises():
     model = tiny.tiny_model("gptj")
     ids, own = rows_and_columns(model)
-    suffix, _ = prepare(model, ids, own, 1)
+    suffix, _ = prepare_suffix(model, ids, own, 1)
     with pytest.raises(IndexError):
         suffix.logits(torch.tensor([99]), torch.tensor([0]))
     for module in model.module.modules():
@@ -188,4 +188,4 @@ def test_nothing_is_left_behind_also_when_it_raises():
 def test_layers_out_of_range(entry, last):
     model = tiny.tiny_model("gptj")
     with pytest.raises(ModelError, match="out of range"):
-        prepare(model, [[1, 2, 3]], [1], entry, last_block=last)
+        prepare_suffix(model, [[1, 2, 3]], [1], entry, last_block=last)

@@ -14,7 +14,7 @@ from palimpsest.models.hooks import Point, captured
 from palimpsest.statistics import writing
 from palimpsest.statistics.cache import Cache
 from palimpsest.statistics.catalogue import open_text
-from palimpsest.statistics.collect import collect, identities
+from palimpsest.statistics.collecting import collect, identities
 from palimpsest.statistics.writing import OwnWriting, WrittenText, drawn, sample_rows, start_token
 
 POINT = Point("mlp.down", 1, "input")

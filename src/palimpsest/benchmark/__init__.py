@@ -1,7 +1,31 @@
 """Methods x data sets x models x protocols x seeds: planned, run by several workers, resumed after anything."""
 
+from palimpsest.benchmark.estimate import estimates, time_to_go
+from palimpsest.benchmark.folder import (
+    Finished,
+    ResultsFolder,
+    load_labelled,
+    published_figures,
+    run_folders,
+    unit_counts,
+)
 from palimpsest.benchmark.plan import Plan, WorkUnit
-from palimpsest.benchmark.recipe import Recipe, read_recipe
+from palimpsest.benchmark.recipe import Published, Recipe, read_recipe
 from palimpsest.benchmark.runner import run
 
-__all__ = ["Plan", "Recipe", "WorkUnit", "read_recipe", "run"]
+__all__ = [
+    "Finished",
+    "Plan",
+    "Published",
+    "Recipe",
+    "ResultsFolder",
+    "WorkUnit",
+    "estimates",
+    "load_labelled",
+    "published_figures",
+    "read_recipe",
+    "run",
+    "run_folders",
+    "time_to_go",
+    "unit_counts",
+]

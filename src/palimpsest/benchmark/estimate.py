@@ -86,7 +86,8 @@ def _seconds(
 
 def _checkpoint_bytes(name: str) -> int | None:
     """Size of a model's weights, when they are on this machine: a folder, a bundled model, the hub's cache."""
-    from palimpsest.checkpoints.locating import BUNDLED, locate
+    from palimpsest.checkpoints import locate
+    from palimpsest.world import BUNDLED
 
     folder = Path(locate(name)) if name in BUNDLED or Path(name).is_dir() else _cached(name)
     if folder is None:

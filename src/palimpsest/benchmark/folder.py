@@ -218,7 +218,7 @@ def load_labelled(run: Path) -> RunRecord:
     return record.model_copy(update={"specification": record.specification.model_copy(update=named)})
 
 
-def published(results: Path) -> list[dict[str, Any]]:
+def published_figures(results: Path) -> list[dict[str, Any]]:
     """The published figures that the recipe of a folder of results names; none where it is no such folder."""
     file = results / PLAN
     if not file.exists():
@@ -234,7 +234,7 @@ def run_folders(results: Path) -> list[Path]:
     return [folder for address in units if ((folder := results / UNITS / address) / RUN).exists()]
 
 
-def counts(folder: ResultsFolder) -> dict[str, int]:
+def unit_counts(folder: ResultsFolder) -> dict[str, int]:
     """How many units stand where."""
     found: dict[str, int] = dict.fromkeys(("ok", "failed", "refused", "begun", "left"), 0)
     for unit in folder.plan.units:

@@ -11,11 +11,11 @@ from typing import Any
 
 from palimpsest.answers import VERSION
 from palimpsest.benchmark.recipe import DataEntry, MethodEntry, ModelEntry, ProtocolEntry, Recipe, label_of
-from palimpsest.checkpoints.locating import BUNDLED
 from palimpsest.datasets import Dataset
 from palimpsest.errors import ConfigError, DataError
 from palimpsest.files import expanded
 from palimpsest.provenance import content_digest, digest
+from palimpsest.world import BUNDLED
 
 
 @dataclass(frozen=True)

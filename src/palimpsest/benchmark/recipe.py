@@ -151,8 +151,8 @@ class Recipe(Config):
     def check(self) -> None:
         """Raises `ConfigError` for labels given twice, rows restricted to labels that there are not, unknown names."""
         from palimpsest.datasets import DATASETS
-        from palimpsest.evaluation.measures import find_measure
-        from palimpsest.methods.catalogue import method
+        from palimpsest.evaluation import find_measure
+        from palimpsest.methods import method
 
         labels: dict[str, list[str]] = {
             "models": [label_of(one) for one in self.models],

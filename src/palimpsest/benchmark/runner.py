@@ -8,7 +8,7 @@ from pathlib import Path
 
 from palimpsest import processes
 from palimpsest.benchmark.cluster import run_on_ray
-from palimpsest.benchmark.folder import Finished, ResultsFolder, counts
+from palimpsest.benchmark.folder import Finished, ResultsFolder, unit_counts
 from palimpsest.benchmark.plan import Plan, WorkUnit
 from palimpsest.benchmark.workers import run_locally
 from palimpsest.errors import ConfigError
@@ -86,7 +86,7 @@ def run(
             run_locally(folder, left, workers=number, on_finished=finished, on_progress=on_stage or _silent)
         ended = [(unit, folder.finished(unit)) for unit in plan.units]
         failures = [(unit, one.error or "") for unit, one in ended if one is not None and one.state == "failed"]
-        return PlanOutcome(counts(folder), failures)
+        return PlanOutcome(unit_counts(folder), failures)
 
 
 def _silent(_unit: WorkUnit, _stage: str, _done: int, _total: int) -> None:

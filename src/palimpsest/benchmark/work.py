@@ -19,7 +19,7 @@ from palimpsest.stopwatch import Progress, silent
 if TYPE_CHECKING:
     from palimpsest.datasets import Dataset
     from palimpsest.evaluation import BaseAnswers
-    from palimpsest.models.editable import EditableModel
+    from palimpsest.models import EditableModel
 
 
 @dataclass
@@ -61,7 +61,7 @@ class Desk:
 
     def _evaluate(self, unit: WorkUnit, folder: Path, progress: Progress) -> Any:
         from palimpsest.evaluation import evaluate
-        from palimpsest.methods.catalogue import method
+        from palimpsest.methods import method
 
         data = self._dataset(unit)
         model = self._load(unit)
@@ -113,7 +113,7 @@ class Desk:
         return self._data[1]
 
     def _base_file(self, unit: WorkUnit) -> Path:
-        from palimpsest.evaluation.answers import FORMAT_VERSION
+        from palimpsest.evaluation import FORMAT_VERSION
 
         identity = [unit.model.model_dump(exclude={"label"}), FORMAT_VERSION]
         return self.results / BASE / f"{digest(identity)}.json"

@@ -67,7 +67,7 @@ def adapter_base(folder: Path) -> str:
     return str(beside) if beside.exists() and not os.path.exists(expanded(base)) else base
 
 
-def merged(folder: Path, module: Any) -> Any:
+def merge_adapter(folder: Path, module: Any) -> Any:
     """The base model with the adapter merged into its weights. Raises `ModelError` where the two do not go together."""
     import peft
 

@@ -69,7 +69,7 @@ def check(path: Path) -> Header:
     return header
 
 
-def read(path: Path, *, dtype: torch.dtype, placement: str | Mapping[str, Any]) -> tuple[Any, Any]:
+def from_gguf(path: Path, *, dtype: torch.dtype, placement: str | Mapping[str, Any]) -> tuple[Any, Any]:
     """The model, its weights expanded to a floating-point dtype, and its tokenizer.
 
     Raises `ModelError` for what `check` refuses, for an architecture that transformers cannot convert, and where

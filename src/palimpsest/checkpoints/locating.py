@@ -10,9 +10,8 @@ from palimpsest.checkpoints.gguf_files import the_gguf_in
 from palimpsest.checkpoints.gguf_header import is_gguf
 from palimpsest.errors import ModelError, near_matches
 from palimpsest.files import expanded, require_regular, said
-from palimpsest.world import bundled_path
+from palimpsest.world import BUNDLED, bundled_path
 
-BUNDLED = ("world", "world-t5")
 _HUB_SECONDS = 10
 
 

@@ -12,7 +12,7 @@ from palimpsest.cli import inputs, terminal
 from palimpsest.errors import ConfigError
 
 if TYPE_CHECKING:
-    from palimpsest.patches.base import Patch
+    from palimpsest.patches import Patch
 
 EXAMPLES = (
     "palimpsest apply world my-patch --out new-model",
@@ -55,8 +55,8 @@ def apply(
     require_absent(out)
     read = inputs.read_patches(patches)
     loaded = inputs.load_model(model, inputs.Placement(device, dtype, device_map, trust_remote_code))
-    from palimpsest.patches.export import write_adapter, write_merged, write_patched
-    from palimpsest.report.tables import size
+    from palimpsest.patches import write_adapter, write_merged, write_patched
+    from palimpsest.report import size
 
     with terminal.status(f"writing {out}"):
         write = {"merged": write_merged, "peft": write_adapter, "patched": write_patched}[form]

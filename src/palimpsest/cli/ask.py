@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from palimpsest.cli import inputs, terminal
-from palimpsest.wording.texts import require_text
+from palimpsest.wording import require_text
 
 EXAMPLES = (
     'palimpsest ask world "The capital of France is"',
@@ -56,7 +56,7 @@ def ask(
     def said() -> list[str]:
         if not as_configured:
             return loaded.generate(prompts, max_new_tokens=max_new_tokens)
-        from palimpsest.models.configured import generate_as_configured
+        from palimpsest.models import generate_as_configured
 
         return generate_as_configured(loaded, prompts, max_new_tokens=max_new_tokens, seed=seed)
 

@@ -13,7 +13,7 @@ from palimpsest.cli import inputs, records, terminal
 from palimpsest.errors import DataError, unknown_name
 
 if TYPE_CHECKING:
-    from palimpsest.evaluation.assessment import Assessment
+    from palimpsest.evaluation import Assessment
 
 EXAMPLES = (
     "palimpsest assess world --facts facts.csv --wrong to-be-edited.jsonl",
@@ -82,7 +82,7 @@ def assess(
     patches = inputs.read_patches(patch or [])
     placement = inputs.Placement(device, dtype, device_map, trust_remote_code)
     loaded = inputs.load_model(model, placement, chat=inputs.chat_of(patches, chat))
-    from palimpsest.evaluation.assessment import assess as run
+    from palimpsest.evaluation import assess as run
 
     options: dict[str, Any] = {"answer": answer, "against": against, "smoothing": smoothing, "threshold": threshold}
     with inputs.patched(loaded, patches), terminal.progress_bar("asking") as progress:

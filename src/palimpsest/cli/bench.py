@@ -11,8 +11,7 @@ from palimpsest.cli import inputs, terminal
 from palimpsest.errors import ConfigError
 
 if TYPE_CHECKING:
-    from palimpsest.benchmark import Plan, WorkUnit
-    from palimpsest.benchmark.folder import Finished, ResultsFolder
+    from palimpsest.benchmark import Finished, Plan, ResultsFolder, WorkUnit
 
 EXAMPLES = (
     "palimpsest bench bench/recipes/table-2.world.toml --out results --workers 2",
@@ -52,8 +51,7 @@ def bench(
 ) -> None:
     """Run a recipe with several workers. Killed at any moment, it goes on with --resume."""
     terminal.quiet_libraries()
-    from palimpsest.benchmark import Plan, read_recipe, run
-    from palimpsest.benchmark.folder import ResultsFolder
+    from palimpsest.benchmark import Plan, ResultsFolder, read_recipe, run
 
     if retry_failed and not resume:
         raise ConfigError(
@@ -108,9 +106,8 @@ def _say(plan: Plan, place: Path, result: dict[str, Any]) -> None:
 
 
 def _show_plan(folder: ResultsFolder, *, as_json: bool, only_status: bool) -> None:
-    from palimpsest.benchmark.estimate import estimates, time_to_go
-    from palimpsest.benchmark.folder import counts
-    from palimpsest.report.tables import size
+    from palimpsest.benchmark import estimates, time_to_go, unit_counts
+    from palimpsest.report import size
 
     known = estimates(folder)
     units = folder.plan.units
@@ -119,7 +116,7 @@ def _show_plan(folder: ResultsFolder, *, as_json: bool, only_status: bool) -> No
         | {"seconds": one.seconds, "checkpoint_bytes": one.checkpoint_bytes}
         for unit, one in zip(units, known, strict=True)
     ]
-    found, to_go = counts(folder), time_to_go(folder)
+    found, to_go = unit_counts(folder), time_to_go(folder)
     if as_json:
         plan = folder.plan.recipe.model_dump(mode="json")
         terminal.emit_json({"recipe": plan, "units": rows, "counts": found, "seconds_to_go": to_go})

@@ -16,7 +16,7 @@ from palimpsest.errors import ModelError, PalimpsestError
 
 if TYPE_CHECKING:
     from palimpsest.evaluation import BaseAnswers, RunRecord
-    from palimpsest.models.editable import EditableModel
+    from palimpsest.models import EditableModel
     from palimpsest.requests import EditRequest
     from palimpsest.stopwatch import Progress
 
@@ -69,7 +69,7 @@ def compare(model: EditableModel, job: Job, progress: Progress, *, num_workers: 
         num_workers: how many processes; left out, one a core when a small model and enough work make it worth it.
     """
     from palimpsest.evaluation import load_run
-    from palimpsest.methods.catalogue import METHODS
+    from palimpsest.methods import METHODS
 
     names = [name for name in METHODS if name not in NOT_FOR_ONE_FACT]
     workers = num_workers or _num_workers(model, len(names) * len(job.requests))
@@ -163,7 +163,7 @@ def _run(
     """One method on all facts; its record goes to disk. Returns why it could not run, if so."""
     from palimpsest.datasets import Dataset
     from palimpsest.evaluation import Single, evaluate
-    from palimpsest.methods.catalogue import method
+    from palimpsest.methods import method
 
     def advance(_stage: str, done: int, total: int) -> None:
         report(name, done if total == len(job.requests) else 0)

@@ -10,21 +10,21 @@ PROTOCOLS = ("single", "batch", "sequential")
 
 def methods(incomplete: str) -> list[tuple[str, str]]:
     """Methods, each with its summary."""
-    from palimpsest.methods.catalogue import METHODS
+    from palimpsest.methods import METHODS
 
     return [(name, row.summary) for name, row in sorted(METHODS.rows().items()) if name.startswith(incomplete)]
 
 
 def models(incomplete: str) -> list[str]:
     """The bundled models; the shell itself completes folders where none of them fits."""
-    from palimpsest.checkpoints.locating import BUNDLED
+    from palimpsest.world import BUNDLED
 
     return _beginning(BUNDLED, incomplete)
 
 
 def datasets(incomplete: str) -> list[tuple[str, str]]:
     """Data sets, each with its summary; the shell itself completes files where none of them fits."""
-    from palimpsest.datasets.catalogue import DATASETS
+    from palimpsest.datasets import DATASETS
 
     return [(name, row.summary) for name, row in sorted(DATASETS.rows().items()) if name.startswith(incomplete)]
 

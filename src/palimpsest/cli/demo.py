@@ -14,8 +14,8 @@ from palimpsest.cli.comparing import Comparison, Job, compare
 from palimpsest.errors import DataError
 
 if TYPE_CHECKING:
-    from palimpsest.models.editable import EditableModel
-    from palimpsest.report.tables import ReportRun
+    from palimpsest.models import EditableModel
+    from palimpsest.report import ReportRun
     from palimpsest.requests import EditRequest
 
 EXAMPLES = (
@@ -98,7 +98,7 @@ def choose_facts(model: EditableModel, num_edits: int, seed: int) -> tuple[list[
     """
     from palimpsest.answers import gives_old
     from palimpsest.datasets import dataset
-    from palimpsest.models.generation import AnswerRoom, written
+    from palimpsest.models import AnswerRoom, written_answers
 
     data = dataset(DATASET, split="test").with_probes(_PROBES_PER_KIND)
     drawn = data.sample(len(data.requests), seed).requests
@@ -106,7 +106,7 @@ def choose_facts(model: EditableModel, num_edits: int, seed: int) -> tuple[list[
     for first in range(0, len(drawn), _ASKED_AT_ONCE):
         chunk = drawn[first : first + _ASKED_AT_ONCE]
         room = AnswerRoom.of(model.tokenizer, (request.target_old or "" for request in chunk))
-        answers = written(model, [request.prompt for request in chunk], room)
+        answers = written_answers(model, [request.prompt for request in chunk], room)
         known += [
             request
             for request, answer in zip(chunk, answers, strict=True)
@@ -130,7 +130,7 @@ def _plain(request: EditRequest) -> dict[str, Any]:
 
 
 def _show(found: Comparison, requests: Sequence[EditRequest]) -> None:
-    from palimpsest.report.tables import label_runs
+    from palimpsest.report import label_runs
 
     runs = label_runs(found.records)
     shown = max(runs, key=_overall)
@@ -159,8 +159,7 @@ def _show(found: Comparison, requests: Sequence[EditRequest]) -> None:
 
 
 def _show_methods(runs: Sequence[ReportRun], num_workers: int) -> None:
-    from palimpsest.report.definitions import LOWER_IS_BETTER, label
-    from palimpsest.report.tables import metrics, size
+    from palimpsest.report import LOWER_IS_BETTER, label, metrics, size
 
     is_wide = terminal.console().width >= _WIDE
     if is_wide:

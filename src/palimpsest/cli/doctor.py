@@ -9,8 +9,8 @@ from palimpsest.cli import inputs, terminal
 from palimpsest.errors import ConfigError, PalimpsestError
 
 if TYPE_CHECKING:
-    from palimpsest.methods.base import Method
-    from palimpsest.models.editable import EditableModel
+    from palimpsest.methods import Method
+    from palimpsest.models import EditableModel
 
 EXAMPLES = (
     "palimpsest doctor world",
@@ -38,7 +38,7 @@ def doctor(
 
 def examine(model: EditableModel) -> dict[str, Any]:
     """Everything `doctor` says, JSON-ready."""
-    from palimpsest.models.configured import departures
+    from palimpsest.models import departures
 
     module = model.module
     parameters = list(module.parameters())
@@ -84,8 +84,7 @@ def _tied(model: EditableModel) -> list[list[str]]:
 
 def _special(model: EditableModel, tied: list[list[str]]) -> list[str]:
     """What this model has that not every model has, one sentence each."""
-    from palimpsest.models.sites.linear import is_quantised, is_transposed, qualified_name
-    from palimpsest.models.sites.table import num_experts
+    from palimpsest.models.sites import is_quantised, is_transposed, num_experts, qualified_name
 
     sites, found = model.sites, []
     fused: dict[str, list[str]] = {}
@@ -119,7 +118,7 @@ def _special(model: EditableModel, tied: list[list[str]]) -> list[str]:
 
 
 def _sites(model: EditableModel) -> list[dict[str, Any]]:
-    from palimpsest.models.sites.linear import features, is_quantised
+    from palimpsest.models.sites import features, is_quantised
 
     sites = model.sites
     rows = []
@@ -163,7 +162,7 @@ def _tokenizer(model: EditableModel) -> dict[str, Any]:
 
 
 def _usable_methods(model: EditableModel) -> list[dict[str, Any]]:
-    from palimpsest.methods.catalogue import METHODS, method
+    from palimpsest.methods import METHODS, method
 
     rows = []
     for name in METHODS:

@@ -14,8 +14,8 @@ from palimpsest.errors import ConfigError
 from palimpsest.files import expanded
 
 if TYPE_CHECKING:
-    from palimpsest.methods.base import EditOutcome, Method
-    from palimpsest.models.editable import EditableModel
+    from palimpsest.methods import EditOutcome, Method
+    from palimpsest.models import EditableModel
     from palimpsest.requests import EditRequest
 
 EXAMPLES = (
@@ -126,7 +126,7 @@ def _replies(
     """What the model writes after the prompts without the patch and with it; not asked again where the method did."""
     if outcome.diagnostics.replies is not None and max_new_tokens is None:
         return outcome.diagnostics.replies
-    from palimpsest.models.generation import replies_to
+    from palimpsest.models import replies_to
 
     with terminal.status("asking the model"):
         before = replies_to(model, requests, max_new_tokens)
@@ -145,9 +145,9 @@ def _carried(editor: Method[Any], state: Path | None) -> Any:
             found="--state",
             remedy="leave --state out",
         )
-    from palimpsest.methods.outcomes import settle
+    from palimpsest.methods import settle_state
 
-    settle(state)
+    settle_state(state)
     return editor.State.load(state) if state.exists() else None
 
 
@@ -173,7 +173,7 @@ def _result(
     out: Path,
     notes: list[str],
 ) -> dict[str, Any]:
-    from palimpsest.evaluation.verdicts import outcome as became
+    from palimpsest.evaluation import verified as became
 
     found, patch, is_chat = outcome.diagnostics, outcome.patch, model.chat is not None
     outcomes = [
@@ -213,14 +213,14 @@ def _result(
 
 
 def _show(result: dict[str, Any]) -> None:
-    from palimpsest.evaluation.verdicts import WORDS
-    from palimpsest.report.tables import size
+    from palimpsest.evaluation import VERDICT_WORDS
+    from palimpsest.report import size
 
     edits = result["edits"]
     # `auto` has tested more than the prompts.
     more = [one for one in ("elsewhere", "kept") if edits and one in edits[0]]
     rows = [
-        (one["prompt"], one["before"], one["after"], one["target_new"], WORDS[one["verdict"]])
+        (one["prompt"], one["before"], one["after"], one["target_new"], VERDICT_WORDS[one["verdict"]])
         + tuple("{} of {}".format(*one[key]) for key in more)
         for one in edits[:SHOWN_EDITS]
     ]

@@ -146,7 +146,7 @@ def evaluate(
 
 def check_measures(names: Sequence[str]) -> None:
     """Raises `ConfigError` for an unknown measure, before a model is loaded."""
-    from palimpsest.evaluation.measures import find_measure
+    from palimpsest.evaluation import find_measure
 
     for name in names:
         find_measure(name)

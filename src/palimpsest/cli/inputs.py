@@ -17,9 +17,9 @@ from palimpsest.errors import ConfigError
 from palimpsest.files import FileKind, expanded, parse_toml, said
 
 if TYPE_CHECKING:
-    from palimpsest.methods.base import Method
-    from palimpsest.models.editable import EditableModel
-    from palimpsest.patches.base import Patch
+    from palimpsest.methods import Method
+    from palimpsest.models import EditableModel
+    from palimpsest.patches import Patch
 
 SHOWN_VALUE = 40
 _OF_SOME_METHODS = MappingProxyType(
@@ -149,7 +149,7 @@ def make_method(
         options["seed"] = seed
     with terminal.status("loading torch"):
         terminal.quiet_libraries()
-        from palimpsest.methods.catalogue import method
+        from palimpsest.methods import method
         from palimpsest.methods.presets import presets
 
         for option, whose in _OF_SOME_METHODS.items():
@@ -172,7 +172,7 @@ def make_method(
 
 def _takes(name: str, option: str) -> bool:
     """Whether a method has an option of that name."""
-    from palimpsest.methods.catalogue import METHODS
+    from palimpsest.methods import METHODS
 
     return option in METHODS[name].load().Config.model_fields
 
@@ -242,7 +242,7 @@ def read_patches(folders: Sequence[Path]) -> list[Patch]:
     """The patches in these folders. Raises `PatchError` for a folder without a readable patch."""
     with terminal.status("reading patches"):
         terminal.quiet_libraries()
-        from palimpsest.patches.storage import load_patch
+        from palimpsest.patches import load_patch
 
         return [load_patch(folder) for folder in folders]
 

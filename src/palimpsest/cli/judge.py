@@ -33,9 +33,8 @@ def judge(
     as_json: inputs.JsonOption = False,
 ) -> None:
     """Have a language model judge a run's answers: correct or incorrect. Verdicts are cached and never asked twice."""
-    from palimpsest.datasets.portability.endpoint import Endpoint
-    from palimpsest.evaluation import load_run
-    from palimpsest.evaluation.judging import Judge
+    from palimpsest.datasets.portability import Endpoint
+    from palimpsest.evaluation import Judge, load_run
     from palimpsest.files import cache_folder, require_absent, write_text
 
     endpoints.require_prices(max_cost, prices)

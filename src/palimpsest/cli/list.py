@@ -43,7 +43,7 @@ def list_(
 
 
 def _methods() -> list[dict[str, Any]]:
-    from palimpsest.methods.catalogue import METHODS
+    from palimpsest.methods import METHODS
 
     return [
         {"name": name, "summary": row.summary, "fixed options": dict(row.options), "source": row.source}
@@ -52,7 +52,7 @@ def _methods() -> list[dict[str, Any]]:
 
 
 def _models() -> list[dict[str, Any]]:
-    from palimpsest.models.sites.table import architectures
+    from palimpsest.models.sites import architectures
 
     kinds = {"world": "decoder", "world-t5": "encoder-decoder"}
     bundled = [
@@ -72,20 +72,20 @@ def _models() -> list[dict[str, Any]]:
 
 
 def _datasets() -> list[dict[str, Any]]:
-    from palimpsest.datasets.catalogue import DATASETS
+    from palimpsest.datasets import DATASETS
 
     return [{"name": name, "summary": row.summary, "source": row.source} for name, row in DATASETS.rows().items()]
 
 
 def _metrics() -> list[dict[str, Any]]:
-    from palimpsest.report.definitions import MEASURES, SCORINGS
+    from palimpsest.report import MEASURES, SCORINGS
 
     kinds = [{"name": name, "kind": "metric", "summary": text} for name, text in MEASURES.items()]
     return kinds + [{"name": name, "kind": "scoring", "summary": text} for name, text in SCORINGS.items()]
 
 
 def _presets() -> list[dict[str, Any]]:
-    from palimpsest.methods.catalogue import METHODS
+    from palimpsest.methods import METHODS
     from palimpsest.methods.presets import presets
 
     return [
@@ -102,7 +102,7 @@ def _presets() -> list[dict[str, Any]]:
 
 
 def _texts() -> list[dict[str, Any]]:
-    from palimpsest.statistics.catalogue import TEXTS
+    from palimpsest.statistics import TEXTS
 
     return [
         {"name": name, "summary": row.summary, "fixed options": dict(row.options), "source": row.source}
@@ -112,7 +112,7 @@ def _texts() -> list[dict[str, Any]]:
 
 def _statistics() -> list[dict[str, Any]]:
     terminal.quiet_libraries()
-    from palimpsest.statistics.cache import Cache
+    from palimpsest.statistics import Cache
 
     rows = []
     for record in Cache().records():

@@ -11,7 +11,7 @@ from palimpsest.cli import inputs, terminal
 from palimpsest.errors import ConfigError
 
 if TYPE_CHECKING:
-    from palimpsest.patches.memory import MemoryPatch
+    from palimpsest.patches import MemoryPatch
 
 memory = typer.Typer(
     help="The edits in a patch of ike or serac, one by one: list them, take some out.",
@@ -68,7 +68,7 @@ def delete(
 
 
 def _read(folder: Path) -> MemoryPatch:
-    from palimpsest.patches.memory import MemoryPatch
+    from palimpsest.patches import MemoryPatch
 
     [read] = inputs.read_patches([folder])
     if not isinstance(read, MemoryPatch):

@@ -119,11 +119,11 @@ def make_generator(
     network: dict[str, Any],
 ) -> Generator:
     """The generator that was named. Raises `ConfigError` for options that it does not have."""
+    from palimpsest.datasets import ENDINGS, read_records
     from palimpsest.datasets.portability import ChatGenerator, LocalModel, TableGenerator
-    from palimpsest.datasets.reading import ENDINGS, read_records
 
     if name.startswith(("http://", "https://")):
-        from palimpsest.datasets.portability.endpoint import Endpoint
+        from palimpsest.datasets.portability import Endpoint
         from palimpsest.files import cache_folder
 
         if model is None:
@@ -149,8 +149,7 @@ def _forecast(
     edits: list[EditRequest], generator: Generator, num_items: int, prices: tuple[float, float] | None
 ) -> dict[str, Any] | None:
     """What will be asked of an endpoint; `None` for what costs nothing."""
-    from palimpsest.datasets.portability import ChatGenerator
-    from palimpsest.datasets.portability.cost import estimate
+    from palimpsest.datasets.portability import ChatGenerator, estimate
 
     if not isinstance(generator, ChatGenerator) or generator.cache is None:
         return None

@@ -12,7 +12,7 @@ from palimpsest.errors import DataError
 from palimpsest.files import expanded
 
 if TYPE_CHECKING:
-    from palimpsest.patches.card import Measured
+    from palimpsest.patches import Measured
 
 EXAMPLES = (
     "palimpsest push my-patch me/world-in-2026 --dry-run",
@@ -47,10 +47,10 @@ def push(
         terminal.quiet_libraries()
         from huggingface_hub import HfApi
 
-        from palimpsest.patches.hub import prepare, publish
+        from palimpsest.patches import prepare_upload, publish
 
         measured = None if record is None else read_measured(expanded(record))
-        publication = prepare(expanded(folder), repo, measured=measured, base_model=base_model)
+        publication = prepare_upload(expanded(folder), repo, measured=measured, base_model=base_model)
     url = None
     if not dry_run:
         with terminal.status(f"sending {len(publication.files)} files to {repo}"):
@@ -67,7 +67,7 @@ def push(
         }
         terminal.emit_json({**described, "files": sizes, "card": publication.card})
         return
-    from palimpsest.report.tables import size
+    from palimpsest.report import size
 
     if dry_run:
         terminal.say(publication.card)
@@ -81,7 +81,7 @@ def read_measured(path: Path) -> Measured:
     Raises `DataError` for anything else, `OutputError` for a folder without a run.
     """
     from palimpsest.files import FileKind
-    from palimpsest.patches.card import Measured
+    from palimpsest.patches import Measured
 
     if path.is_dir():
         from palimpsest.evaluation import load_run

@@ -27,8 +27,7 @@ def read_edits(file: Path, *, skip_bad: bool | None = False) -> tuple[list[EditR
 
     Raises `DataError` for a file that cannot be read or has no edits, and for records that cannot be used.
     """
-    from palimpsest.datasets import load_edits
-    from palimpsest.datasets.base import BadRecordError
+    from palimpsest.datasets import BadRecordError, load_edits
 
     try:
         data = load_edits(file, is_strict=None if skip_bad is None else not skip_bad)
@@ -79,7 +78,7 @@ def inline_edit(
 
 def remarks_on(edit: EditRequest) -> list[str]:
     """What a user should know about an edit from the command line."""
-    from palimpsest.datasets.tabular import remarks
+    from palimpsest.datasets import remarks
 
     return [f"{remark}." for remark in remarks(edit, edit.subject)]
 
@@ -89,9 +88,7 @@ def find_dataset(name: str, path: Path | None, *, skip_bad: bool = False) -> Dat
 
     Raises `ConfigError` with near matches for an unknown name.
     """
-    from palimpsest.datasets import dataset, load_edits
-    from palimpsest.datasets.catalogue import DATASETS
-    from palimpsest.datasets.reading import ENDINGS
+    from palimpsest.datasets import DATASETS, ENDINGS, dataset, load_edits
 
     if path is None and name not in DATASETS:
         file = expanded(name)

@@ -14,7 +14,7 @@ from palimpsest.errors import DataError
 from palimpsest.files import expanded
 
 if TYPE_CHECKING:
-    from palimpsest.benchmark.recipe import Published
+    from palimpsest.benchmark import Published
     from palimpsest.evaluation import RunRecord
 
 EXAMPLES = (
@@ -46,10 +46,7 @@ def report(
         require_absent(tables)
     records = read_records(runs)
     with terminal.status("drawing"):
-        from palimpsest.report import build_report
-        from palimpsest.report.exports import write_tables
-        from palimpsest.report.settings import group
-        from palimpsest.report.tables import size
+        from palimpsest.report import build_report, group, size, write_tables
 
         published = _published(runs)
         build_report(records, out, published=published)
@@ -64,15 +61,14 @@ def report(
 
 def _published(runs: Sequence[Path]) -> list[Published]:
     """The figures of others that the recipes of these results name."""
-    from palimpsest.benchmark.folder import published
-    from palimpsest.benchmark.recipe import Published
+    from palimpsest.benchmark import Published, published_figures
 
-    return [Published(**one) for folder in runs for one in published(expanded(folder))]
+    return [Published(**one) for folder in runs for one in published_figures(expanded(folder))]
 
 
 def read_records(runs: list[Path]) -> list[RunRecord]:
     """The records in these folders, or in the folders inside them. Raises `DataError` for a folder without a record."""
-    from palimpsest.benchmark.folder import load_labelled, run_folders
+    from palimpsest.benchmark import load_labelled, run_folders
 
     folders = []
     for run in (expanded(given) for given in runs):

@@ -13,8 +13,8 @@ from palimpsest.errors import ConfigError
 from palimpsest.files import expanded
 
 if TYPE_CHECKING:
-    from palimpsest.models.hooks import Point
-    from palimpsest.statistics.passes import KeyStatistics
+    from palimpsest.models import Point
+    from palimpsest.statistics import KeyStatistics
 
 EXAMPLES = (
     "palimpsest stats world --text world --layers 1,2,3",
@@ -56,10 +56,8 @@ def stats(
     wanted = parse_layers(layers)
     with terminal.status("opening the text"):
         terminal.quiet_libraries()
-        from palimpsest.models.hooks import Point
-        from palimpsest.statistics.cache import Cache
-        from palimpsest.statistics.collect import collect
-        from palimpsest.statistics.prepared import open_source
+        from palimpsest.models import Point
+        from palimpsest.statistics import Cache, collect, open_source
 
         source = open_source(text)
     loaded = inputs.load_model(model, inputs.Placement(trust_remote_code=trust_remote_code))

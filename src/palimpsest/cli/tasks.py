@@ -44,7 +44,7 @@ def tasks(
     """Measure other abilities with lm-evaluation-harness, before and after patches."""
     patches = inputs.read_patches(patch or [])
     loaded = inputs.load_model(model, inputs.Placement(device, dtype, device_map, trust_remote_code))
-    from palimpsest.evaluation.other_tasks import run_tasks
+    from palimpsest.evaluation import run_tasks
 
     with tempfile.TemporaryDirectory() as scratch, terminal.progress_bar("asking") as progress:
         names, folder = _with_world(task, include, Path(scratch))
@@ -70,8 +70,7 @@ def _with_world(task: list[str], include: Path | None, scratch: Path) -> tuple[l
     """The names as the harness knows them; `world` stands for the tasks of the bundled world, made on the spot."""
     if WORLD not in task:
         return task, include
-    from palimpsest.world import build
-    from palimpsest.world.tasks import write_tasks
+    from palimpsest.world import build, write_tasks
 
     names = [name for name in task if name != WORLD] + list(write_tasks(build(), scratch))
     for file in sorted(include.glob("*.yaml")) if include is not None else ():

@@ -12,7 +12,7 @@ from palimpsest.cli import inputs, records, terminal
 from palimpsest.errors import ConfigError
 
 if TYPE_CHECKING:
-    from palimpsest.models.editable import EditableModel
+    from palimpsest.models import EditableModel
     from palimpsest.requests import EditRequest
     from palimpsest.tracing import AverageTrace, CausalTrace, TraceOptions
 
@@ -125,7 +125,7 @@ def _write(
     out: Path, found: CausalTrace | AverageTrace, single: list[CausalTrace], recommended: dict[str, Any]
 ) -> None:
     from palimpsest.files import new_folder
-    from palimpsest.report.heat_maps import save_trace
+    from palimpsest.report import save_trace
 
     with terminal.status("drawing"), new_folder(out) as draft:
         (draft / "trace.json").write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
@@ -137,7 +137,7 @@ def _write(
 
 
 def _show(found: CausalTrace | AverageTrace, recommended: dict[str, Any], out: Path | None) -> None:
-    from palimpsest.report.heat_maps import labelled_rows
+    from palimpsest.report import labelled_rows
     from palimpsest.tracing import CausalTrace
 
     rows, is_one = labelled_rows(found), isinstance(found, CausalTrace)

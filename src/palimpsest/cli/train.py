@@ -13,8 +13,7 @@ from palimpsest.errors import ConfigError
 
 if TYPE_CHECKING:
     from palimpsest.datasets import Dataset
-    from palimpsest.methods.editors import TrainedEditor
-    from palimpsest.methods.trained import TrainableMethod
+    from palimpsest.methods import TrainableMethod, TrainedEditor
     from palimpsest.requests import EditRequest
 
 EXAMPLES = (
@@ -94,8 +93,7 @@ def train(
 def _trainable(name: str, preset: str, options: dict[str, Any]) -> TrainableMethod[Any]:
     """The method to train. Raises `ConfigError` for one that is not trained, and for unknown names and options."""
     made = inputs.make_method(name, preset, None)
-    from palimpsest.methods.catalogue import METHODS
-    from palimpsest.methods.trained import TrainableMethod
+    from palimpsest.methods import METHODS, TrainableMethod
 
     if not isinstance(made, TrainableMethod):
         known = [one for one in METHODS if issubclass(METHODS[one].load(), TrainableMethod)]
@@ -113,7 +111,7 @@ def _edits(
     sources: Sequence[str], limit: int | None, seed: int, *, skip_bad: bool
 ) -> tuple[list[EditRequest], list[str]]:
     """The edits of all sources, and what should be said about them."""
-    from palimpsest.datasets.catalogue import training_edits
+    from palimpsest.datasets import training_edits
 
     requests: list[EditRequest] = []
     notes: list[str] = []
@@ -136,7 +134,7 @@ def _edits(
 
 
 def _draw(trained: TrainedEditor, folder: Path) -> None:
-    from palimpsest.report.training_curves import save_curve
+    from palimpsest.report import save_curve
 
     title = f"{trained.record.method} on {trained.record.model}"
     save_curve(trained.record.curve, trained.record.best_step, folder / CURVE, title=title)
@@ -166,7 +164,7 @@ def _result(trained: TrainedEditor, out: Path, notes: list[str]) -> dict[str, An
 
 
 def _show(result: dict[str, Any]) -> None:
-    from palimpsest.report.tables import size
+    from palimpsest.report import size
 
     names = list(result["validation"])
     rows = [

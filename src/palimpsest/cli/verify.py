@@ -14,7 +14,7 @@ from palimpsest.errors import DataError
 
 if TYPE_CHECKING:
     from palimpsest.evaluation import ProbeResult, RunRecord
-    from palimpsest.patches.base import Patch
+    from palimpsest.patches import Patch
     from palimpsest.requests import EditRequest
 
 EXAMPLES = (
@@ -107,7 +107,7 @@ class StoredPatch:
 
     def resolve(self, _model: Any) -> tuple[Any, None]:
         """No options of its own: the patch's manifest has them."""
-        from palimpsest.methods.base import MethodConfig
+        from palimpsest.methods import MethodConfig
 
         return MethodConfig(seed=self.patch.manifest.seed or 0), None
 
@@ -120,7 +120,7 @@ class StoredPatch:
 
     def edit(self, _model: Any, _requests: Sequence[Any], state: Any = None, *, progress: Any = None) -> Any:
         """The stored patch, whatever is asked."""
-        from palimpsest.methods.base import Diagnostics, EditOutcome
+        from palimpsest.methods import Diagnostics, EditOutcome
 
         return EditOutcome(self.patch, state, Diagnostics(seconds={"total": 0.0}))
 
@@ -185,7 +185,7 @@ def _result(
 
 def _failure(probe: ProbeResult, request: EditRequest, *, is_chat: bool) -> dict[str, Any]:
     """An edit that does not hold, and how."""
-    from palimpsest.evaluation.verdicts import verdict_on
+    from palimpsest.evaluation import verdict_on
 
     found = {"edit": probe.edit_id, "prompt": probe.prompt, "wanted": probe.expected, "after": probe.shown_after()}
     if probe.is_failed or probe.after is None:
@@ -194,7 +194,7 @@ def _failure(probe: ProbeResult, request: EditRequest, *, is_chat: bool) -> dict
 
 
 def _show(result: dict[str, Any]) -> None:
-    from palimpsest.report.definitions import LOWER_IS_BETTER
+    from palimpsest.report import LOWER_IS_BETTER
 
     scores = result["scores"]
     kinds = [kind for kind in scores.get("generate", {}) if kind not in LOWER_IS_BETTER]

@@ -13,7 +13,7 @@ from palimpsest.errors import ConfigError
 
 if TYPE_CHECKING:
     from palimpsest.requests import EditRequest
-    from palimpsest.teaching.results import FactTraining
+    from palimpsest.teaching import FactTraining
 
 EXAMPLES = terminal.examples(
     "palimpsest world train --out my-world --seed 1",
@@ -70,9 +70,9 @@ def train(
     _refuse({"--limit": limit is not None, "--phrasings": phrasings != 4}, without="--facts")
     with terminal.status("loading torch"):
         terminal.quiet_libraries()
-        from palimpsest.teaching.training import default_recipe
-        from palimpsest.teaching.training import train as run
-        from palimpsest.world.knowledge import build
+        from palimpsest.teaching import default_recipe
+        from palimpsest.teaching import train as run
+        from palimpsest.world import build
 
     knowledge = build(seed, people=people)
     recipe = replace(default_recipe(architecture), **given)
@@ -93,8 +93,7 @@ def _teach(
     requests = _requests(files)[:limit]
     with terminal.status("loading torch"):
         terminal.quiet_libraries()
-        from palimpsest.teaching.fact_training import fact_recipe, train_on_facts
-        from palimpsest.teaching.facts import lessons
+        from palimpsest.teaching import fact_recipe, lessons, train_on_facts
 
     taught = lessons(requests, seed=seed, phrasings=phrasings)
     for reason in sorted({one.reason for one in taught.left_out}):

@@ -1,7 +1,28 @@
 """Data sets: files and names to EditRequests."""
 
-from palimpsest.datasets.base import Dataset, Skipped
-from palimpsest.datasets.catalogue import DATASETS, dataset, load_edits
+from palimpsest.datasets.base import BadRecordError, Dataset, Skipped
+from palimpsest.datasets.catalogue import DATASETS, dataset, load_edits, training_edits
 from palimpsest.datasets.derived import with_distracting, with_out_of_scope
+from palimpsest.datasets.phrasings import Phrasings, own_phrasing, relation_of
+from palimpsest.datasets.reading import ENDINGS, read_records
+from palimpsest.datasets.subjects import find_subject
+from palimpsest.datasets.tabular import remarks
 
-__all__ = ["DATASETS", "Dataset", "Skipped", "dataset", "load_edits", "with_distracting", "with_out_of_scope"]
+__all__ = [
+    "DATASETS",
+    "ENDINGS",
+    "BadRecordError",
+    "Dataset",
+    "Phrasings",
+    "Skipped",
+    "dataset",
+    "find_subject",
+    "load_edits",
+    "own_phrasing",
+    "read_records",
+    "relation_of",
+    "remarks",
+    "training_edits",
+    "with_distracting",
+    "with_out_of_scope",
+]

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from palimpsest.datasets.base import Dataset
 from palimpsest.requests import EditRequest, Probe, normalise
-from palimpsest.wording.joining import separator
+from palimpsest.wording import separator
 
 DRAWS = 50
 

@@ -20,7 +20,7 @@ from palimpsest.datasets.questions import names, paired
 from palimpsest.errors import DataError
 from palimpsest.files import parse_json
 from palimpsest.requests import PLACEHOLDER, EditRequest, Probe, filled, normalise
-from palimpsest.wording.spelling import hidden
+from palimpsest.wording import hidden_characters
 
 _PYTHON_LIST = re.compile(r"\[\s*'")
 _STRUCTURED = ("probes", "rephrase", "locality", "portability", "target_old", "accepts", "accepts_old")
@@ -188,7 +188,9 @@ def remarks(edit: EditRequest, subject: str | None, fields: Mapping[str, Any] = 
             f"The answers {edit.target_old!r} and {edit.target_new!r} differ in case or spaces only; "
             "free generation is compared without them and counts both as right"
         )
-    unseen = [f"{one} in `{name}`" for name in ("prompt", "target_new") for one in hidden(getattr(edit, name))]
+    unseen = [
+        f"{one} in `{name}`" for name in ("prompt", "target_new") for one in hidden_characters(getattr(edit, name))
+    ]
     if unseen:
         yield f"Invisible characters are part of the edit ({'; '.join(unseen[:3])})"
     ending = next((one for one in (edit.target_new, edit.target_old) if one and _ends_in(edit.prompt, one)), None)

@@ -12,12 +12,11 @@ from pydantic import BaseModel
 from palimpsest.errors import ConfigError, DataError
 from palimpsest.evaluation.scoring import Observation
 from palimpsest.files import FileKind
-from palimpsest.models.generation import AnswerRoom, written
-from palimpsest.models.scores import TargetScore
+from palimpsest.models import AnswerRoom, TargetScore, written_answers
 from palimpsest.provenance import digest
 
 if TYPE_CHECKING:
-    from palimpsest.models.editable import EditableModel
+    from palimpsest.models import EditableModel
 
 Pair = tuple[str, str]
 FORMAT_VERSION = 2
@@ -66,7 +65,7 @@ class BaseAnswers:
         known = self._generated.setdefault(_name(room), {})
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]
         if missing:
-            texts = written(model, missing, room, forward_batch_size=forward_batch_size)
+            texts = written_answers(model, missing, room, forward_batch_size=forward_batch_size)
             known.update(zip(map(str, missing), texts, strict=True))
 
     def score(self, model: EditableModel, pairs: Iterable[Pair], *, forward_batch_size: int) -> None:

@@ -17,14 +17,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from palimpsest.datasets.phrasings import own_phrasing, relation_of
+from palimpsest.datasets import own_phrasing, relation_of
 from palimpsest.errors import ConfigError, DataError, near_matches
 from palimpsest.provenance import digest
 from palimpsest.requests import EditRequest, normalise
 from palimpsest.stopwatch import Progress, silent
 
 if TYPE_CHECKING:
-    from palimpsest.models.editable import EditableModel
+    from palimpsest.models import EditableModel
 
 Against = Literal["answers", "relations"]
 

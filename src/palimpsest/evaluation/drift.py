@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from palimpsest.models.tokens import Encoded, by_length, encode, encode_apart
+from palimpsest.models import Encoded, by_length, encode, encode_apart
 
 if TYPE_CHECKING:
-    from palimpsest.models.editable import EditableModel
+    from palimpsest.models import EditableModel
 
 MAX_SENTENCES = 32
 # Logits of one forward pass, (places, vocabulary), stay below this many numbers (256 MB in float32).

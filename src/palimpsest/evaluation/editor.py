@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from palimpsest.stopwatch import Progress
 
 if TYPE_CHECKING:
-    from palimpsest.models.editable import EditableModel
-    from palimpsest.patches.base import Patch
+    from palimpsest.models import EditableModel
+    from palimpsest.patches import Patch
     from palimpsest.requests import EditRequest
 
 

@@ -22,12 +22,11 @@ from palimpsest.evaluation.scoring import (
     old_answer,
     score,
 )
-from palimpsest.models.generation import AnswerRoom, written
+from palimpsest.models import AnswerRoom, written_answers
 from palimpsest.requests import EditRequest, Probe
 
 if TYPE_CHECKING:
-    from palimpsest.models.editable import EditableModel
-    from palimpsest.models.scores import TargetScore
+    from palimpsest.models import EditableModel, TargetScore
 
 ProbeOfEdit = tuple[EditRequest, Probe]
 
@@ -139,7 +138,7 @@ class Examiner:
         prompts = list(dict.fromkeys(probe.prompt for _, probe in questions))
         generated: dict[str, str] = {}
         if any(scoring in OF_TEXT for scoring in self.scorings) and prompts:
-            texts = written(self.model, prompts, self._room, forward_batch_size=self._rows)
+            texts = written_answers(self.model, prompts, self._room, forward_batch_size=self._rows)
             generated = dict(zip(prompts, texts, strict=True))
         pairs = list(dict.fromkeys((p.prompt, text) for r, p in questions for text in self._targets(r, p)))
         scores: dict[str, dict[str, TargetScore]] = {prompt: {} for prompt in prompts}

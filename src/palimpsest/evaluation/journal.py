@@ -20,8 +20,7 @@ from palimpsest.errors import OutputError, PalimpsestError
 from palimpsest.evaluation.answers import BaseAnswers
 from palimpsest.evaluation.records import FailedEdit, ProbeResult, Specification
 from palimpsest.files import FileKind, append, hold, require_absent, said, to_json, write_json, write_text
-from palimpsest.patches.base import Patch
-from palimpsest.patches.storage import load_patch
+from palimpsest.patches import Patch, load_patch
 from palimpsest.provenance import now
 
 FORMAT_VERSION = 1

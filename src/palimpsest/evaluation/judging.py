@@ -12,10 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from palimpsest.datasets.portability.asking import Message, NoProposal
-from palimpsest.datasets.portability.cached_answers import CachedAnswers
-from palimpsest.datasets.portability.cost import RequestEstimate, estimated
-from palimpsest.datasets.portability.generators import Completer
+from palimpsest.datasets.portability import CachedAnswers, Completer, Message, NoProposal, RequestEstimate, estimated
 from palimpsest.evaluation import aggregate
 from palimpsest.evaluation.records import ProbeResult, RunRecord, Scores
 from palimpsest.stopwatch import Progress, silent

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from palimpsest.errors import ConfigError, unknown_name
 
 if TYPE_CHECKING:
-    from palimpsest.models.editable import EditableModel
-    from palimpsest.patches.base import Patch
+    from palimpsest.models import EditableModel
+    from palimpsest.patches import Patch
 
 Measure = Callable[["EditableModel", "Patch | None", Sequence[str]], dict[str, float]]
 """From the model with a patch on it, that patch (`None` for the unedited model) and the edited prompts to numbers."""
@@ -52,7 +52,7 @@ def weight_distances(model: EditableModel, patch: Patch | None, _prompts: Sequen
 
     Weights outside of both, such as norms, are under `other`. Nothing for patches that add to no weights.
     """
-    from palimpsest.patches.weights import WeightPatch
+    from palimpsest.patches import WeightPatch
 
     if not isinstance(patch, WeightPatch):
         return {}

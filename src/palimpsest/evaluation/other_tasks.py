@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from palimpsest.errors import ConfigError, DataError
 from palimpsest.evaluation.drift import log_likelihoods
-from palimpsest.models.tokens import encode, encode_apart
+from palimpsest.models import encode, encode_apart
 from palimpsest.stopwatch import Progress, silent
 
 if TYPE_CHECKING:
-    from palimpsest.models.editable import EditableModel
+    from palimpsest.models import EditableModel
 
 _LONGEST_ANSWER = 256
 

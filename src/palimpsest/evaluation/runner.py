@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from palimpsest.answers import VERSION
-from palimpsest.datasets.base import Dataset
+from palimpsest.datasets import Dataset
 from palimpsest.errors import ConfigError, DataError, OutputError, PalimpsestError, unknown_name
 from palimpsest.evaluation import aggregate, drift
 from palimpsest.evaluation.answers import BaseAnswers
@@ -30,7 +30,7 @@ from palimpsest.requests import EditRequest
 from palimpsest.stopwatch import Progress, Stopwatch, silent
 
 if TYPE_CHECKING:
-    from palimpsest.models.editable import EditableModel
+    from palimpsest.models import EditableModel
 
 # Present in every record, so that scripts can rely on them.
 _STAGES = ("statistics", "targets", "solve", "evaluation", "base_answers", "perplexity")

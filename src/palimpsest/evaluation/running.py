@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from palimpsest.errors import PatchError
 
 if TYPE_CHECKING:
-    from palimpsest.models.editable import EditableModel
-    from palimpsest.patches.base import Applied, Patch
+    from palimpsest.models import EditableModel
+    from palimpsest.patches import Applied, Patch
 
 
 class RunningPatch:

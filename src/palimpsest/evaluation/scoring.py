@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from palimpsest.answers import first_sentence, gives, is_exact, is_reply_to, new_names, old_names, same_beginning
 from palimpsest.requests import EditRequest, Probe, normalise
-from palimpsest.wording.degenerate import is_degenerate
+from palimpsest.wording import is_degenerate
 
 if TYPE_CHECKING:
-    from palimpsest.models.scores import TargetScore
+    from palimpsest.models import TargetScore
 
 Scoring = Literal["generate", "teacher_forced", "log_prob", "exact"]
 SCORINGS: tuple[str, ...] = get_args(Scoring)

@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from palimpsest.answers import first_sentence, gives, gives_new, gives_old, new_names, old_names, shown
-from palimpsest.wording.degenerate import is_degenerate
+from palimpsest.wording import is_degenerate
 
 if TYPE_CHECKING:
     from palimpsest.requests import EditRequest
 
 EditVerdict = Literal["holds", "in other words", "babbles", "old answer", "other answer"]
-WORDS: dict[str, str] = {
+VERDICT_WORDS: dict[str, str] = {
     "holds": "yes",
     "in other words": "in other words",
     "babbles": "no: repeats itself",
@@ -46,7 +46,7 @@ class VerifiedEdit:
         return asdict(self)
 
 
-def outcome(request: EditRequest, before: str, after: str, *, is_chat: bool) -> VerifiedEdit:
+def verified(request: EditRequest, before: str, after: str, *, is_chat: bool) -> VerifiedEdit:
     """What became of an edit, from the texts written before and after it."""
     names = [*new_names(request), *old_names(request)]
     verdict = verdict_on(request, before, after, is_chat=is_chat)

@@ -16,8 +16,8 @@ from palimpsest.evaluation.measures import Measure
 from palimpsest.stopwatch import Progress, Stopwatch, silent
 
 if TYPE_CHECKING:
-    from palimpsest.models.editable import EditableModel
-    from palimpsest.patches.base import Patch
+    from palimpsest.models import EditableModel
+    from palimpsest.patches import Patch
     from palimpsest.requests import EditRequest
 
 

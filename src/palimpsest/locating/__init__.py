@@ -1,1 +1,30 @@
 """Where in a model a fact is written, and what is to be written there: contexts, keys, target vectors, spreading."""
+
+from palimpsest.locating.contexts import NO_CONTEXTS, ContextOptions, context_templates, in_context
+from palimpsest.locating.first_token import PROMPT_ALONE, apart_from_sink, first_token_notes, kept_rows
+from palimpsest.locating.last_layer import AnswerPlaces, answer_places, queries_of
+from palimpsest.locating.spreading import SITE, Spreading, as_patch, spread
+from palimpsest.locating.subject_vectors import KeyPooling, SubjectRows, key_columns, subject_rows, subject_vectors
+
+__all__ = [
+    "NO_CONTEXTS",
+    "PROMPT_ALONE",
+    "SITE",
+    "AnswerPlaces",
+    "ContextOptions",
+    "KeyPooling",
+    "Spreading",
+    "SubjectRows",
+    "answer_places",
+    "apart_from_sink",
+    "as_patch",
+    "context_templates",
+    "first_token_notes",
+    "in_context",
+    "kept_rows",
+    "key_columns",
+    "queries_of",
+    "spread",
+    "subject_rows",
+    "subject_vectors",
+]

@@ -16,10 +16,9 @@ from torch import Tensor
 
 from palimpsest.config import Config
 from palimpsest.errors import ConfigError
-from palimpsest.models.editable import EditableModel
-from palimpsest.models.tokens import encode
+from palimpsest.models import EditableModel, encode
 from palimpsest.requests import EditRequest
-from palimpsest.statistics.cache import Cache, CacheEntry, whole_identity
+from palimpsest.statistics import Cache, CacheEntry, whole_identity
 
 SAMPLER_VERSION = 1
 """Goes up when the same model, seed and options would give other texts."""
@@ -55,7 +54,7 @@ class ContextOptions(Config):
 ROME = ContextOptions(starts=[""], lengths=[5, 10], per_start=10)
 """ROME's (arXiv:2202.05262, code): ten texts of five and ten of ten tokens."""
 MEMIT = ContextOptions()
-NONE = ContextOptions(given=[])
+NO_CONTEXTS = ContextOptions(given=[])
 """The prompt alone."""
 
 

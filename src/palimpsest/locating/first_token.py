@@ -18,12 +18,10 @@ from torch import Tensor
 
 from palimpsest.locating.contexts import CLEAN, in_context
 from palimpsest.locating.subject_vectors import SubjectRows, subject_rows, subject_vectors
-from palimpsest.models.editable import EditableModel
-from palimpsest.models.hooks import Point
-from palimpsest.models.tokens import subject_last_token, token_spans
+from palimpsest.models import EditableModel, Point, subject_last_token, token_spans
 from palimpsest.requests import EditRequest
 
-ALONE = " (prompt alone)"
+PROMPT_ALONE = " (prompt alone)"
 """What the name of an edit's second part ends with."""
 
 MARGIN = 0.2
@@ -87,7 +85,7 @@ def kept_rows(model: EditableModel, requests: Sequence[EditRequest]) -> SubjectR
     The token after a subject reads much alike whatever the subject is. So the same rows with other words in its place,
     those with the most similar embeddings, are kept from changing.
     """
-    alone = [request for request in requests if request.id.endswith(ALONE)]
+    alone = [request for request in requests if request.id.endswith(PROMPT_ALONE)]
     if not alone:
         return None
     rows: dict[tuple[int, ...], None] = {}
@@ -96,7 +94,7 @@ def kept_rows(model: EditableModel, requests: Sequence[EditRequest]) -> SubjectR
     return SubjectRows(tuple(rows), torch.arange(len(rows))[:, None])
 
 
-def notes(record: dict[str, Any]) -> list[str]:
+def first_token_notes(record: dict[str, Any]) -> list[str]:
     """What a user should read of the record."""
     if not record:
         return []
@@ -145,5 +143,5 @@ def _after_subject(model: EditableModel, request: EditRequest) -> EditRequest | 
     start, end = request.subject_span()
     for _, last in token_spans(model.tokenizer, request.prompt, chat=model.chat):
         if request.prompt[end:last].strip():
-            return replace(request, subject=request.prompt[start:last], probes=(), id=request.id + ALONE)
+            return replace(request, subject=request.prompt[start:last], probes=(), id=request.id + PROMPT_ALONE)
     return None

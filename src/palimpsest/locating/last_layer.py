@@ -17,9 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from palimpsest.models.editable import EditableModel
-from palimpsest.models.hooks import Point, captured, intervened
-from palimpsest.models.tokens import Encoded, by_length
+from palimpsest.models import EditableModel, Encoded, Point, by_length, captured, intervened
 
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 8e-2}
 

@@ -12,12 +12,10 @@ from torch import Tensor
 
 from palimpsest.locating.subject_vectors import KeyPooling, SubjectRows, key_columns, subject_vectors
 from palimpsest.locating.target_vector import TargetVectors
-from palimpsest.models.editable import EditableModel
-from palimpsest.models.hooks import Point
-from palimpsest.models.sites.linear import factors_to_storage
-from palimpsest.patches.base import Manifest
-from palimpsest.patches.weights import Delta, Dense, LowRank, WeightPatch
-from palimpsest.solve.solution import Solution
+from palimpsest.models import EditableModel, Point
+from palimpsest.models.sites import factors_to_storage
+from palimpsest.patches import Delta, Dense, LowRank, Manifest, WeightPatch
+from palimpsest.solve import Solution
 from palimpsest.stopwatch import Progress, silent
 
 SITE = "mlp.down"

@@ -10,11 +10,15 @@ import torch
 from torch import Tensor
 
 from palimpsest.locating.contexts import CLEAN, check_templates, in_context
-from palimpsest.models.editable import EditableModel
-from palimpsest.models.generation import DEFAULT_ROWS
-from palimpsest.models.hooks import Point, captured
-from palimpsest.models.suffix import require_decoder
-from palimpsest.models.tokens import by_length, subject_last_token
+from palimpsest.models import (
+    DEFAULT_ROWS,
+    EditableModel,
+    Point,
+    by_length,
+    captured,
+    require_decoder,
+    subject_last_token,
+)
 from palimpsest.requests import EditRequest
 
 KeyPooling = Literal["mean", "half-clean", "columns"]

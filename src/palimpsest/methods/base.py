@@ -16,14 +16,12 @@ from palimpsest.errors import ConfigError, DataError, ModelError
 from palimpsest.methods.checking import look_again, neutral_scores
 from palimpsest.methods.outcomes import Diagnostics, EditOutcome, MethodState
 from palimpsest.methods.presets import Preset, find_preset
-from palimpsest.models.editable import EditableModel
-from palimpsest.patches.base import Manifest, Patch
-from palimpsest.patches.modules import ModulePatch
-from palimpsest.patches.weights import WeightPatch
+from palimpsest.models import EditableModel
+from palimpsest.patches import Manifest, ModulePatch, Patch, WeightPatch
 from palimpsest.provenance import hardware, peak_memory_bytes
 from palimpsest.requests import EditRequest, check_requests, without_duplicates
 from palimpsest.stopwatch import Progress, Stopwatch, silent
-from palimpsest.training.finetune import FinetuneResult
+from palimpsest.training import FinetuneResult
 
 __all__ = ["Capabilities", "Diagnostics", "EditOutcome", "EditRun", "Method", "MethodConfig", "MethodState"]
 

@@ -18,20 +18,16 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from palimpsest.errors import ConfigError
-from palimpsest.locating.last_layer import AnswerPlaces, answer_places
+from palimpsest.locating import AnswerPlaces, answer_places
 from palimpsest.methods.base import Capabilities, EditRun, Method, MethodConfig
 from palimpsest.methods.memory import MemoryConfig, QueryMemory
 from palimpsest.methods.ordinary import ordinary_rows
-from palimpsest.models.activations import activation, activation_of
-from palimpsest.models.bypass import frozen
-from palimpsest.models.editable import EditableModel
-from palimpsest.patches.base import Manifest, Patch
-from palimpsest.patches.modules import ModulePatch
-from palimpsest.patches.neurons import Neurons
+from palimpsest.models import EditableModel, activation, activation_of, frozen_parameters
+from palimpsest.patches import Manifest, ModulePatch, Neurons, Patch
 from palimpsest.provenance import digest
 from palimpsest.requests import EditRequest
-from palimpsest.statistics.writing import OWN
-from palimpsest.training.divergence import require_finite
+from palimpsest.statistics import OWN_WRITING
+from palimpsest.training import require_finite
 
 SLOTS_PER_FACT = 0.64
 """Where nobody says how many: the paper's 64 slots for 100 facts."""
@@ -58,7 +54,7 @@ class CaliNetConfig(MethodConfig):
     memory_weight: float = Field(default=0.0, ge=0)
     """Weight of what the slots write where ordinary text is read, squared and relative to what is there. Ours; the
     paper trains without."""
-    text: str = OWN
+    text: str = OWN_WRITING
     """That text, not read where the weight is zero: `own`, what the model itself writes; `wikipedia`, `wikitext`,
     `world`; a text file, a .jsonl, a .parquet, or a folder of them; owner/name of a data set on the hub; or a data set
     of edits, such as `world-counterfact`: its training prompts with their old answers."""
@@ -91,7 +87,7 @@ class CaliNet(Method[CaliNetConfig]):
             places = answer_places(model, [model.encode(prompt, r.target_new) for prompt, r in phrasings])
         with run.clock.stage("memory"):
             memory = self._ordinary(model, config, run)
-        with run.clock.stage("training"), frozen(model.module):
+        with run.clock.stage("training"), frozen_parameters(model.module):
             keys, values, losses = train(places, memory, slots, name, config, run)
         run.diagnostics.losses = {request.id: losses for request in requests}
         run.diagnostics.facts |= {"slots": slots, "phrasings": len(phrasings), "activation": name, "steps": len(losses)}

@@ -14,10 +14,8 @@ from statistics import mean
 from typing import Any
 
 from palimpsest.errors import DataError
-from palimpsest.models.editable import EditableModel
-from palimpsest.models.scores import TargetScore
-from palimpsest.patches.base import Patch
-from palimpsest.patches.weights import WeightPatch
+from palimpsest.models import EditableModel, TargetScore
+from palimpsest.patches import Patch, WeightPatch
 from palimpsest.requests import EditRequest
 
 NEUTRAL = (

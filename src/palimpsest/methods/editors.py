@@ -12,9 +12,8 @@ from torch import Tensor
 
 from palimpsest.errors import ConfigError, DataError, ModelError
 from palimpsest.files import FileKind, cache_folder, expanded, new_folder, write_json, write_tensors
-from palimpsest.models.editable import EditableModel
-from palimpsest.models.fingerprint import differences
-from palimpsest.patches.base import checked_base, checked_chat
+from palimpsest.models import EditableModel, fingerprint_differences
+from palimpsest.patches import checked_base, checked_chat
 from palimpsest.provenance import file_digest, now, versions
 from palimpsest.world import bundled_editors
 
@@ -125,7 +124,7 @@ def require_model(record: EditorRecord, model: EditableModel) -> None:
 
 def disagreements(record: EditorRecord, model: EditableModel) -> list[str]:
     """What the model differs in from the one that an editor was trained for; empty when it is that one."""
-    lines = differences(record.base, model.fingerprint(), owner="the editor")
+    lines = fingerprint_differences(record.base, model.fingerprint(), owner="the editor")
     if record.tokenizer != model.tokenizer_digest:
         lines.append("the tokenizer is another one")
     if record.chat != (model.chat.to_dict() if model.chat is not None else None):

@@ -20,11 +20,8 @@ from palimpsest.errors import ConfigError
 from palimpsest.files import expanded
 from palimpsest.methods.base import Capabilities, EditRun, Method, MethodConfig
 from palimpsest.methods.catalogue import METHODS, method
-from palimpsest.models.editable import EditableModel
-from palimpsest.models.generation import AnswerRoom, written
-from palimpsest.patches.base import Manifest
-from palimpsest.patches.storage import load_patch
-from palimpsest.patches.weights import WeightPatch
+from palimpsest.models import AnswerRoom, EditableModel, written_answers
+from palimpsest.patches import Manifest, WeightPatch, load_patch
 from palimpsest.requests import EditRequest
 
 # The paper forgets for three passes. A known fact has next to no loss: a threshold would end forgetting at its start.
@@ -149,7 +146,7 @@ def _mastered(model: EditableModel, old: list[EditRequest], run: EditRun) -> lis
     Forgetting what was never learned damages other knowledge (section 4.1 of the paper).
     """
     room = AnswerRoom.of(model.tokenizer, (name for request in old for name in new_names(request)))
-    answers = written(model, [request.prompt for request in old], room)
+    answers = written_answers(model, [request.prompt for request in old], room)
     is_chat = model.chat is not None
     known = [r for r, answer in zip(old, answers, strict=True) if gives_new(r, answer, is_chat=is_chat)]
     unknown = [r for r in old if r not in known]

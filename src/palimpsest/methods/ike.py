@@ -21,14 +21,11 @@ from typing import Any, ClassVar, Literal, final
 from pydantic import Field
 from torch import Tensor
 
-from palimpsest.datasets.catalogue import training_edits
+from palimpsest.datasets import training_edits
 from palimpsest.errors import ConfigError
 from palimpsest.methods.base import Capabilities, EditRun, Method, MethodConfig
-from palimpsest.models.editable import EditableModel
-from palimpsest.models.encoders import TextEncoder, inner_products, most_similar, text_encoder
-from palimpsest.patches.base import Manifest
-from palimpsest.patches.inputs import InputPatch, filled
-from palimpsest.patches.memory import MemoryEntry
+from palimpsest.models import EditableModel, TextEncoder, inner_products, most_similar, text_encoder
+from palimpsest.patches import InputPatch, Manifest, MemoryEntry, filled_template
 from palimpsest.requests import EditRequest, normalise
 
 DemonstrationKind = Literal["copy", "update", "retain"]
@@ -213,5 +210,5 @@ def _pairs(other: EditRequest, kind: DemonstrationKind, subject: str | None) -> 
 
 
 def _shown(template: str, fact: EditRequest, prompt: str, answer: str) -> str:
-    text = filled(template, prompt=fact.prompt, answer=fact.target_new, query=prompt)
+    text = filled_template(template, prompt=fact.prompt, answer=fact.target_new, query=prompt)
     return f"{text} {answer}\n\n"

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from palimpsest.locating.spreading import SITE
+from palimpsest.locating import SITE
 from palimpsest.methods.problem import LocateThenEditConfig, Problem, Solutions
-from palimpsest.models.editable import EditableModel
-from palimpsest.models.sites.linear import weight_as_out_in
-from palimpsest.patches.weights import WeightPatch
-from palimpsest.solve.factorised import Factorised
-from palimpsest.solve.solution import Solution
-from palimpsest.statistics.subspaces import Spectrum
+from palimpsest.models import EditableModel
+from palimpsest.models.sites import weight_as_out_in
+from palimpsest.patches import WeightPatch
+from palimpsest.solve import Factorised, Solution
+from palimpsest.statistics import Spectrum
 
 LARGEST_CHANGE = 0.3
 """Change of what a layer's MLP writes for ordinary text, against what it writes, above which an edit is said to damage

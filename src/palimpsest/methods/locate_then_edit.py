@@ -11,19 +11,16 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, final
 
-from palimpsest.locating.contexts import context_templates
-from palimpsest.locating.first_token import apart_from_sink, notes
-from palimpsest.locating.spreading import SITE, as_patch
+from palimpsest.locating import SITE, apart_from_sink, as_patch, context_templates, first_token_notes
 from palimpsest.methods.base import Capabilities, EditRun, Method
 from palimpsest.methods.inspection import inspect
 from palimpsest.methods.problem import ConfigT, Problem, Solutions
-from palimpsest.models.editable import EditableModel
-from palimpsest.models.layers import layer_numbers
-from palimpsest.patches.weights import WeightPatch
+from palimpsest.models import EditableModel, layer_numbers
+from palimpsest.patches import WeightPatch
 from palimpsest.provenance import digest
 from palimpsest.requests import EditRequest
-from palimpsest.statistics.prepared import KeyMetrics, Prepared
-from palimpsest.tracing.layers import layers_by_depth
+from palimpsest.statistics import KeyMetrics, Prepared
+from palimpsest.tracing import layers_by_depth
 
 MOST_LAYERS = 5
 """Where layers are chosen by themselves and nobody says how many: at most these."""
@@ -64,7 +61,7 @@ class LocateThenEdit(Method[ConfigT]):
             requests, sink = apart_from_sink(model, requests, templates, layers[-1])
         problem = Problem(model, requests, layers, templates, config, metrics, run)
         solutions = self.solutions(problem)
-        run.diagnostics.notes += notes(sink)
+        run.diagnostics.notes += first_token_notes(sink)
         run.diagnostics.facts |= {"first_token": sink} if sink else {}
         run.diagnostics.facts |= {
             "layers": layers,

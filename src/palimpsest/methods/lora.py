@@ -14,15 +14,10 @@ from pydantic import Field
 
 from palimpsest.errors import ConfigError
 from palimpsest.methods.base import Capabilities, EditRun, Method, MethodConfig
-from palimpsest.models.editable import EditableModel
-from palimpsest.models.layers import layer_numbers
-from palimpsest.patches.base import Manifest
-from palimpsest.patches.weights import WeightPatch
+from palimpsest.models import EditableModel, layer_numbers
+from palimpsest.patches import Manifest, WeightPatch
 from palimpsest.requests import EditRequest
-from palimpsest.training.adapters import LoraAdapters
-from palimpsest.training.constraint import NOTHING
-from palimpsest.training.finetune import FinetuneOptions, finetune
-from palimpsest.training.keeping import spared_directions
+from palimpsest.training import NOTHING_SPARED, FinetuneOptions, LoraAdapters, finetune, spared_directions
 
 
 class LoraConfig(FinetuneOptions, MethodConfig):
@@ -54,7 +49,7 @@ class Lora(Method[LoraConfig]):
         self, model: EditableModel, requests: Sequence[EditRequest], config: LoraConfig, run: EditRun
     ) -> WeightPatch:
         modules = _modules(model, config)
-        spared = NOTHING
+        spared = NOTHING_SPARED
         if config.spare:
             with run.clock.stage("sparing"):
                 spared = spared_directions(model, requests, modules, seed=config.seed)

@@ -22,9 +22,7 @@ from torch import Tensor
 from palimpsest.methods.base import MethodConfig
 from palimpsest.methods.problem import Problem
 from palimpsest.methods.spread_and_solve import Solver, SpreadAndSolve, SpreadConfig
-from palimpsest.solve.factorised import Factorised
-from palimpsest.solve.least_squares import equality_constrained, ridge
-from palimpsest.solve.solution import RELATIVE_STRENGTH, Solution
+from palimpsest.solve import RELATIVE_STRENGTH, Factorised, Solution, equality_constrained, ridge
 
 
 class MemitConfig(SpreadConfig):

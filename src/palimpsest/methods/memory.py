@@ -10,9 +10,8 @@ from pydantic import Field
 from torch import Tensor
 
 from palimpsest.config import Config
-from palimpsest.locating.last_layer import queries_of
-from palimpsest.models.editable import EditableModel
-from palimpsest.models.tokens import Encoded
+from palimpsest.locating import queries_of
+from palimpsest.models import EditableModel, Encoded
 from palimpsest.provenance import digest
 from palimpsest.requests import EditRequest, normalise
 from palimpsest.stopwatch import Progress, silent

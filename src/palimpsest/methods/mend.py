@@ -24,14 +24,22 @@ from torch import Tensor, nn
 
 from palimpsest.methods.base import Capabilities, EditRun, MethodConfig
 from palimpsest.methods.trained import HypernetworkConfig, TrainableMethod, hypernetwork_patch
-from palimpsest.models.editable import EditableModel
-from palimpsest.models.sites.linear import features
-from palimpsest.patches.weights import WeightPatch
+from palimpsest.models import EditableModel
+from palimpsest.models.sites import features
+from palimpsest.patches import WeightPatch
 from palimpsest.requests import EditRequest
-from palimpsest.training.examples import EditExample
-from palimpsest.training.gradient_factors import Factors, Update, gradient_factors
-from palimpsest.training.hypernetwork import Hypernetwork, HypernetworkOptions, chosen_places, editing_losses
-from palimpsest.training.metatraining import MetaTrainingOptions, Objective
+from palimpsest.training import (
+    EditExample,
+    Factors,
+    Hypernetwork,
+    HypernetworkOptions,
+    MetaTrainingOptions,
+    Objective,
+    Update,
+    chosen_places,
+    editing_losses,
+    gradient_factors,
+)
 
 # Of the mean deviation: an entry that hardly moved in training must not be blown up when it moves for once.
 _LEAST_DEVIATION = 0.01

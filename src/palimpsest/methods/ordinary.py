@@ -7,21 +7,18 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from palimpsest.datasets.catalogue import DATASETS, dataset
+from palimpsest.datasets import DATASETS, dataset
 from palimpsest.errors import DataError
 from palimpsest.methods.memory import MemoryConfig, OrdinaryRow
-from palimpsest.models import tokens
-from palimpsest.models.tokens import Encoded
+from palimpsest.models import Encoded, tokens
 from palimpsest.provenance import digest
 from palimpsest.requests import EditRequest, normalise
-from palimpsest.statistics.cache import Cache
-from palimpsest.statistics.catalogue import open_text
-from palimpsest.statistics.writing import OWN
+from palimpsest.statistics import OWN_WRITING, Cache, open_text
 from palimpsest.stopwatch import Progress, silent
-from palimpsest.wording.joining import separator
+from palimpsest.wording import separator
 
 if TYPE_CHECKING:
-    from palimpsest.models.editable import EditableModel
+    from palimpsest.models import EditableModel
 
 # Characters a token may take on average before the end of a long text is lost; it is cut before it is tokenised.
 _LONGEST_TOKEN = 32
@@ -75,7 +72,7 @@ class OrdinaryText:
         self, model: EditableModel, name: str, config: MemoryConfig, progress: Progress = silent
     ) -> list[OrdinaryRow]:
         """See `ordinary_rows`."""
-        weights = model.fingerprint() if name == OWN else None
+        weights = model.fingerprint() if name == OWN_WRITING else None
         key = digest([weights, model.tokenizer_digest, name, config.model_dump()])
         if self._kept[0] != key:
             self._kept = (key, ordinary_rows(model, name, config, at_least=1, progress=progress))

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from palimpsest.errors import DataError, OutputError
 from palimpsest.files import FileKind, new_file, new_folder, require_absent, short_name, write_tensors
-from palimpsest.patches.base import MANIFEST, Patch
+from palimpsest.patches import MANIFEST_FILE, Patch
 from palimpsest.provenance import file_digest
 
 _STATE = FileKind(
@@ -56,7 +56,7 @@ class MethodState(ABC):
     def load(cls, path: str | Path) -> Self:
         """Reads what `save` wrote. Raises `DataError` for a file that is damaged or another method's."""
         file = Path(path)
-        settle(file)
+        settle_state(file)
         stored = _STATE.tensors(file, integers=True)
         if stored.texts.get("state") != cls.__name__:
             found = str(stored.texts.get("state"))
@@ -121,7 +121,9 @@ class EditOutcome:
             with new_folder(folder) as draft:
                 self.patch.write(draft)
                 with new_file(pending) as waiting:
-                    self.state.write(waiting, patch=os.path.abspath(folder), manifest=file_digest(draft / MANIFEST))
+                    self.state.write(
+                        waiting, patch=os.path.abspath(folder), manifest=file_digest(draft / MANIFEST_FILE)
+                    )
             pending.replace(file)
         except OSError as error:
             raise OutputError(
@@ -137,14 +139,14 @@ class EditOutcome:
                     pending.unlink()
 
 
-def settle(file: Path) -> None:
+def settle_state(file: Path) -> None:
     """Finishes what a killed process began: a state whose patch is there takes its place, any other is dropped."""
     pending = _pending(file)
     if not os.path.isfile(pending):
         return
     try:
         texts = _STATE.tensors(pending, integers=True).texts
-        manifest = Path(texts["patch"]) / MANIFEST
+        manifest = Path(texts["patch"]) / MANIFEST_FILE
         is_complete = manifest.is_file() and file_digest(manifest) == texts["manifest"]
     except (DataError, KeyError):
         is_complete = False

@@ -8,15 +8,13 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import Field
 
-from palimpsest.locating.contexts import ContextOptions
-from palimpsest.locating.spreading import SITE
+from palimpsest.locating import SITE, ContextOptions
 from palimpsest.locating.target_vector import TargetOptions, TargetVectors, find_target_vectors
 from palimpsest.methods.base import EditRun, MethodConfig
-from palimpsest.models.editable import EditableModel
+from palimpsest.models import EditableModel
 from palimpsest.requests import EditRequest
-from palimpsest.solve.solution import Solution
-from palimpsest.statistics.prepared import StatisticsConfig
-from palimpsest.statistics.writing import OWN
+from palimpsest.solve import Solution
+from palimpsest.statistics import OWN_WRITING, StatisticsConfig
 
 
 class LocateThenEditConfig(MethodConfig):
@@ -33,7 +31,7 @@ class LocateThenEditConfig(MethodConfig):
     """Texts put in front of the prompts."""
     search_in: Literal["all-contexts", "prompt"] = "all-contexts"
     """Where the search looks for the answer: behind every context, as published, or at the prompts alone."""
-    text: str = OWN
+    text: str = OWN_WRITING
     """Text whose keys stay what they are: `own`, what the model itself writes; `wikipedia`, `wikitext`, `world`; a text
     file, a .jsonl, a .parquet, or a folder of them; owner/name of a data set on the hub; or a folder of .npz files as
     published with ROME and MEMIT."""

@@ -19,15 +19,12 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import ClassVar, Literal, final
 
-from palimpsest.locating.first_token import ALONE, kept_rows
-from palimpsest.locating.spreading import SITE, as_patch
-from palimpsest.locating.subject_vectors import subject_rows, subject_vectors
+from palimpsest.locating import PROMPT_ALONE, SITE, as_patch, kept_rows, subject_rows, subject_vectors
 from palimpsest.methods.base import MethodConfig
 from palimpsest.methods.locate_then_edit import LocateThenEdit
 from palimpsest.methods.problem import LocateThenEditConfig, Problem, Solutions
-from palimpsest.models.hooks import Point
-from palimpsest.solve.rank_one import cosine, rank_one
-from palimpsest.solve.solution import Solution
+from palimpsest.models import Point
+from palimpsest.solve import Solution, cosine, rank_one
 
 SMALLEST_COSINE = 0.1
 """Cosine, in C's metric, of a fact's mean key and its prompt's key, below which ROME's divisor is too small: its update
@@ -56,7 +53,7 @@ class Rome(LocateThenEdit[RomeConfig]):
             for done, request in enumerate(requests):
                 run.progress("edits", done, len(requests))
                 # What is written for the prompt alone is searched there; its first part holds behind contexts.
-                templates = problem.templates[:1] if request.id.endswith(ALONE) else problem.templates
+                templates = problem.templates[:1] if request.id.endswith(PROMPT_ALONE) else problem.templates
                 one = replace(problem, requests=[request], templates=templates)
                 for layer in problem.layers:
                     solution = solved(one, layer)

@@ -11,14 +11,12 @@ from typing import Literal, TypeVar, final
 from pydantic import Field
 from torch import Tensor
 
-from palimpsest.locating.first_token import kept_rows
-from palimpsest.locating.spreading import SITE, Spreading, spread
-from palimpsest.locating.subject_vectors import KeyPooling, SubjectRows, subject_rows
+from palimpsest.locating import SITE, KeyPooling, Spreading, SubjectRows, kept_rows, spread, subject_rows
 from palimpsest.methods.base import MethodState
 from palimpsest.methods.locate_then_edit import LocateThenEdit
 from palimpsest.methods.problem import LocateThenEditConfig, Problem, Solutions
-from palimpsest.models.editable import EditableModel
-from palimpsest.solve.solution import Solution
+from palimpsest.models import EditableModel
+from palimpsest.solve import Solution
 
 
 class SpreadConfig(LocateThenEditConfig):

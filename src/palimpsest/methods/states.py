@@ -13,8 +13,8 @@ from torch import Tensor
 from palimpsest.errors import ConfigError, DataError
 from palimpsest.files import FileKind, parse_json
 from palimpsest.methods.base import MethodState
-from palimpsest.models.editable import EditableModel
-from palimpsest.patches.branches import Branch
+from palimpsest.models import EditableModel
+from palimpsest.patches import Branch
 
 BranchT = TypeVar("BranchT", bound=Branch)
 

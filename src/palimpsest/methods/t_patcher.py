@@ -27,21 +27,16 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from palimpsest.locating.last_layer import AnswerPlaces, answer_places
+from palimpsest.locating import AnswerPlaces, answer_places
 from palimpsest.methods.base import Capabilities, EditRun, Method, MethodConfig, MethodState
 from palimpsest.methods.memory import Memory, MemoryConfig, QueryMemory
 from palimpsest.methods.ordinary import ordinary_rows
 from palimpsest.methods.states import EditedQueries
-from palimpsest.models.activations import activation, activation_of
-from palimpsest.models.bypass import frozen
-from palimpsest.models.editable import EditableModel
-from palimpsest.patches.base import Manifest, Patch
-from palimpsest.patches.modules import ModulePatch
-from palimpsest.patches.neurons import Neurons
+from palimpsest.models import EditableModel, activation, activation_of, frozen_parameters
+from palimpsest.patches import Manifest, ModulePatch, Neurons, Patch
 from palimpsest.requests import EditRequest
-from palimpsest.statistics.writing import OWN
-from palimpsest.training.divergence import require_finite
-from palimpsest.training.keeping import prompts_apart_from, to_be_answered
+from palimpsest.statistics import OWN_WRITING
+from palimpsest.training import prompts_apart_from, require_finite, to_be_answered
 
 
 class TPatcherConfig(MethodConfig):
@@ -79,7 +74,7 @@ class TPatcherConfig(MethodConfig):
     sentences where it has no subject. 0: none, as published."""
     min_gain: float = Field(default=0.001, ge=0)
     """An edit that is right goes on while the loss on held-out memory falls by more than this from look to look."""
-    text: str = OWN
+    text: str = OWN_WRITING
     """What is left alone: `own`, what the model itself writes; `wikipedia`, `wikitext`, `world`; a text file, a .jsonl,
     a .parquet, or a folder of them; owner/name of a data set on the hub; or a data set of edits, such as
     `world-counterfact`: its training prompts with their old answers."""
@@ -128,7 +123,7 @@ class TPatcher(Method[TPatcherConfig]):
             one = places.of_fact(index)
             kept = memory.apart_from(request)
             others = _others(model, request, config)
-            with run.clock.stage("training"), frozen(model.module):
+            with run.clock.stage("training"), frozen_parameters(model.module):
                 training = Training(one, _written(added, one.queries), kept, before, others, name, config)
                 neurons, losses = training.run(request.id)
             before = torch.cat([before, one.queries])

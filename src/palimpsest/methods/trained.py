@@ -24,16 +24,21 @@ from palimpsest.methods.editors import (
     require_model,
 )
 from palimpsest.methods.presets import find_preset
-from palimpsest.models.editable import EditableModel
-from palimpsest.patches.base import Manifest
-from palimpsest.patches.weights import WeightPatch
+from palimpsest.models import EditableModel
+from palimpsest.patches import Manifest, WeightPatch
 from palimpsest.provenance import digest, peak_memory_bytes
 from palimpsest.requests import EditRequest
 from palimpsest.stopwatch import Progress, silent
-from palimpsest.training.examples import EditExample, editing_examples, split_examples
-from palimpsest.training.gradient_factors import low_rank
-from palimpsest.training.hypernetwork import Hypernetwork
-from palimpsest.training.metatraining import MetaTrainingOptions, Objective, metatrain
+from palimpsest.training import (
+    EditExample,
+    Hypernetwork,
+    MetaTrainingOptions,
+    Objective,
+    editing_examples,
+    low_rank,
+    metatrain,
+    split_examples,
+)
 
 AUTO, FRESH = "auto", "fresh"
 

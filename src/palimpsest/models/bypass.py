@@ -71,7 +71,7 @@ def head_at(sites: Sites, rows: Tensor, columns: Tensor) -> Iterator[None]:
 
 
 @contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
+def frozen_parameters(module: nn.Module) -> Iterator[None]:
     """Inside the block no parameter takes a gradient; afterwards `requires_grad` is as it was."""
     flags = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
     try:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from palimpsest.errors import ModelError
-from palimpsest.models.templates import rendered
+from palimpsest.models.templates import render_chat
 
 # Stand for a message while the template is read; no template treats them in a way of its own.
 _QUESTION, _ANSWER = "Xq7question", "Xq7answer"
@@ -94,7 +94,7 @@ def _apply(tokenizer: Any, question: str, answer: str | None = None, *, where: s
     if answer is not None:
         turns.append({"role": "assistant", "content": answer})
     try:
-        return rendered(tokenizer, turns, add_generation_prompt=answer is None, enable_thinking=False)
+        return render_chat(tokenizer, turns, add_generation_prompt=answer is None, enable_thinking=False)
     except Exception as error:  # a template is a program, and its errors are of any kind
         raise ModelError(
             "The chat template cannot be used.",

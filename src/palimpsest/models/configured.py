@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from palimpsest.checkpoints.refusals import refused_by_transformers
+from palimpsest.checkpoints import refused_by_transformers
 from palimpsest.errors import ModelError
 from palimpsest.models import tokens
 
@@ -71,12 +71,16 @@ def generate_as_configured(
         batch = model.batch([model.encode(prompt)])
         with model.reads(batch), torch.random.fork_rng():
             torch.manual_seed(seed)
-            texts.append(written(model, batch.input_ids, batch.attention_mask, max_new_tokens=max_new_tokens).strip())
+            texts.append(
+                written_as_configured(
+                    model, batch.input_ids, batch.attention_mask, max_new_tokens=max_new_tokens
+                ).strip()
+            )
     return texts
 
 
 @torch.no_grad()
-def written(
+def written_as_configured(
     model: EditableModel, input_ids: Tensor, attention_mask: Tensor, *, max_new_tokens: int, **options: Any
 ) -> str:
     """What the module's own `generate` writes after one prompt.

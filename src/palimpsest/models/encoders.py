@@ -12,10 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from palimpsest.checkpoints.config_files import check_files
-from palimpsest.checkpoints.locating import locate
-from palimpsest.checkpoints.pretrained import require_complete
-from palimpsest.checkpoints.refusals import refused_by_transformers
+from palimpsest.checkpoints import check_files, locate, refused_by_transformers, require_complete
 from palimpsest.errors import ConfigError, ModelError
 from palimpsest.requests import normalise
 

@@ -117,7 +117,9 @@ def fingerprint(config: Any, shapes: Mapping[str, list[int]], digest: Digest, to
     }
 
 
-def differences(recorded: Mapping[str, Any], found: Mapping[str, Any], *, owner: str = "the patch") -> list[str]:
+def fingerprint_differences(
+    recorded: Mapping[str, Any], found: Mapping[str, Any], *, owner: str = "the patch"
+) -> list[str]:
     """Sentences that name what two fingerprints disagree on; empty when they are one model.
 
     Arguments:

@@ -55,7 +55,7 @@ class AnswerRoom:
         return {"tokens": self.tokens, "characters": self.characters}
 
 
-def written(
+def written_answers(
     model: Reader, prompts: Sequence[str], room: AnswerRoom, *, forward_batch_size: int = DEFAULT_ROWS
 ) -> list[str]:
     """What a model writes after prompts, to be judged: greedily, past the answer's own end.
@@ -77,7 +77,7 @@ def replies_to(model: Reader, requests: Sequence[EditRequest], max_new_tokens: i
     """
     names = [name for request in requests for name in (*new_names(request), *old_names(request))]
     room = AnswerRoom.of(model.tokenizer, names, max_new_tokens)
-    return written(model, [request.prompt for request in requests], room)
+    return written_answers(model, [request.prompt for request in requests], room)
 
 
 def continuations(

@@ -47,7 +47,7 @@ def offloaded_value(model: nn.Module, name: str) -> Tensor:
     raise _absent([name])
 
 
-def whole(tensor: Tensor) -> Tensor:
+def whole_tensor(tensor: Tensor) -> Tensor:
     """The tensor itself; one whose parts lie in several processes is gathered, and all of them must call this."""
     gather = getattr(tensor, "full_tensor", None)
     full: Tensor = gather() if gather is not None else tensor

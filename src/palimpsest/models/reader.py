@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from palimpsest.checkpoints.pretrained import refuse_nan
+from palimpsest.checkpoints import refuse_nan
 from palimpsest.errors import DataError, ModelError
 from palimpsest.models import tokens
 from palimpsest.models.chat import Chat, chosen_chat

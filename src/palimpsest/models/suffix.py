@@ -161,7 +161,7 @@ class Suffix:
 
 
 @torch.no_grad()
-def prepare(
+def prepare_suffix(
     model: EditableModel,
     rows: Sequence[Sequence[int]],
     columns: Sequence[int],

@@ -20,7 +20,7 @@ class EndlessTemplate(Exception):
     """A template that takes more time or memory than any template for a conversation needs."""
 
 
-def rendered(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
+def render_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
     """The text that a tokenizer's chat template makes of messages.
 
     It is rendered in a thread of its own, whose every call and line looks at the thread's processor time: Python runs

@@ -12,8 +12,7 @@ from torch import Tensor
 from palimpsest.errors import DataError, ModelError
 from palimpsest.models.chat import Chat
 from palimpsest.requests import EditRequest
-from palimpsest.wording.joining import Prompt, separator, stripped
-from palimpsest.wording.texts import require_text
+from palimpsest.wording import Prompt, require_text, separator, stripped
 
 PaddingSide = Literal["left", "right"]
 

@@ -1,1 +1,61 @@
 """What an edit changed: objects that apply, come off exactly, add up, and are saved as data."""
+
+from palimpsest.patches.base import MANIFEST_FILE, Applied, Manifest, Patch, checked_base, checked_chat
+from palimpsest.patches.branches import Branch
+from palimpsest.patches.card import Measured
+from palimpsest.patches.codebook import SILENCED, Codebook, CodebookEntry, Replacement
+from palimpsest.patches.export import write_adapter, write_merged, write_patched
+from palimpsest.patches.folders import patched_base, put_on_all
+from palimpsest.patches.hub import prepare_upload, publish
+from palimpsest.patches.inputs import InputPatch, filled_template
+from palimpsest.patches.memory import MemoryEntry, MemoryPatch
+from palimpsest.patches.modules import ModulePatch
+from palimpsest.patches.neurons import Neurons
+from palimpsest.patches.prompts import prompt_columns
+from palimpsest.patches.routers import EditorReference, RouterPatch, Routing
+from palimpsest.patches.side_memories import SITE, KnownEdit, SideMemories, SideMemory, indicators, standing_back
+from palimpsest.patches.storage import load_patch
+from palimpsest.patches.weights import Delta, Dense, LowRank, WeightPatch
+
+__all__ = [
+    "MANIFEST_FILE",
+    "SILENCED",
+    "SITE",
+    "Applied",
+    "Branch",
+    "Codebook",
+    "CodebookEntry",
+    "Delta",
+    "Dense",
+    "EditorReference",
+    "InputPatch",
+    "KnownEdit",
+    "LowRank",
+    "Manifest",
+    "Measured",
+    "MemoryEntry",
+    "MemoryPatch",
+    "ModulePatch",
+    "Neurons",
+    "Patch",
+    "Replacement",
+    "RouterPatch",
+    "Routing",
+    "SideMemories",
+    "SideMemory",
+    "WeightPatch",
+    "checked_base",
+    "checked_chat",
+    "filled_template",
+    "indicators",
+    "load_patch",
+    "patched_base",
+    "prepare_upload",
+    "prompt_columns",
+    "publish",
+    "put_on_all",
+    "standing_back",
+    "write_adapter",
+    "write_merged",
+    "write_patched",
+]

@@ -15,20 +15,17 @@ from torch import Tensor
 from palimpsest import processes
 from palimpsest.errors import PatchError
 from palimpsest.files import new_folder, write_json, write_tensors
-from palimpsest.models.chat import Chat
-from palimpsest.models.fingerprint import differences
-from palimpsest.models.placement import whole
+from palimpsest.models import Chat, fingerprint_differences, whole_tensor
 from palimpsest.provenance import file_digest, now, versions
 
 if TYPE_CHECKING:
-    from palimpsest.models.editable import EditableModel
-    from palimpsest.models.patch_stack import PatchStack, StackedChange
+    from palimpsest.models import EditableModel, PatchStack, StackedChange
 
 PatchKind = Literal["weights", "modules", "inputs", "routers"]
 
 FORMAT_VERSION = 1
 TENSORS = "patch.safetensors"
-MANIFEST = "manifest.json"
+MANIFEST_FILE = "manifest.json"
 PARTS = "parts"
 """Files of a patch's folder, and the folder in it of the patches that it consists of."""
 
@@ -199,7 +196,7 @@ class Patch(ABC):
     def write(self, draft: Path) -> None:
         """Writes the patch's files into a folder that is still a draft."""
         draft.mkdir(parents=True, exist_ok=True)
-        tensors = {name: whole(part.detach()).cpu().contiguous() for name, part in self.tensors().items()}
+        tensors = {name: whole_tensor(part.detach()).cpu().contiguous() for name, part in self.tensors().items()}
         write_tensors(tensors, draft / TENSORS)
         manifest = self.manifest.model_copy(
             update={
@@ -209,14 +206,14 @@ class Patch(ABC):
                 "payload": self.payload(),
             }
         )
-        write_json(draft / MANIFEST, manifest.model_dump(), indent=2)
+        write_json(draft / MANIFEST_FILE, manifest.model_dump(), indent=2)
         for name, part in self.saved_parts().items():
             part.write(draft / PARTS / name)
 
     def _hand_over(self) -> None:
         """Takes part in gathering what the first process writes, in its order, and keeps none of it."""
         for part in self.tensors().values():
-            whole(part.detach())
+            whole_tensor(part.detach())
         for kept in self.saved_parts().values():
             kept._hand_over()
 
@@ -246,7 +243,7 @@ class Patch(ABC):
         if self.manifest.base is None:
             return []
         here = set(model.weights.names())
-        return differences(
+        return fingerprint_differences(
             self.manifest.base, model.fingerprint([name for name in self.manifest.base["touched"] if name in here])
         )
 
@@ -293,7 +290,7 @@ def joined(first: Manifest, second: Manifest) -> Manifest:
     """The manifest of two patches in one. Raises `PatchError` when the two were made for different models."""
     base = first.base or second.base
     if first.base is not None and second.base is not None:
-        lines = [line for line in differences(first.base, second.base) if "is missing" not in line]
+        lines = [line for line in fingerprint_differences(first.base, second.base) if "is missing" not in line]
         if lines:
             raise PatchError(
                 "Two patches for different models cannot be added.",

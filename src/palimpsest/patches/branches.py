@@ -16,8 +16,7 @@ from torch import Tensor
 from palimpsest.errors import PalimpsestError, PatchError
 
 if TYPE_CHECKING:
-    from palimpsest.models.editable import EditableModel
-    from palimpsest.models.hooks import Attachment
+    from palimpsest.models import Attachment, EditableModel
 
 
 class Branch(ABC):

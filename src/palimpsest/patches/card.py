@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from palimpsest.files import to_json
 from palimpsest.patches.base import Manifest
 from palimpsest.provenance import versions
-from palimpsest.wording.texts import printed
+from palimpsest.wording import printed
 
 CARD = "README.md"
 CONTENTS = "palimpsest.json"

@@ -11,13 +11,13 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from palimpsest.files import shaped
-from palimpsest.models.hooks import Attachment, Point, attach
-from palimpsest.models.sites.linear import features
+from palimpsest.models import Attachment, Point, attach
+from palimpsest.models.sites import features
 from palimpsest.patches.branches import Branch, require_shapes, require_weight
 from palimpsest.patches.prompts import Decision, prompt_columns
 
 if TYPE_CHECKING:
-    from palimpsest.models.editable import EditableModel
+    from palimpsest.models import EditableModel
 
 SILENCED = -1.0
 """The radius of an entry that a later edit of the same prompt has taken the place of."""

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from palimpsest.checkpoints.locating import BUNDLED
 from palimpsest.errors import ConfigError, some_of
 from palimpsest.files import expanded, new_folder, require_absent, write_tensors
-from palimpsest.models.sites.linear import describe, factors_to_storage, is_quantised, is_transposed, qualified_name
+from palimpsest.models.sites import describe, factors_to_storage, is_quantised, is_transposed, qualified_name
 from palimpsest.patches.base import Patch
 from palimpsest.patches.card import CARD, CONTENTS, Contents, FolderForm, card
 from palimpsest.patches.folders import PATCHES
@@ -24,9 +23,10 @@ from palimpsest.patches.modules import ModulePatch
 from palimpsest.patches.neurons import Neurons
 from palimpsest.patches.weights import LowRank, WeightPatch
 from palimpsest.patches.widening import widened
+from palimpsest.world import BUNDLED
 
 if TYPE_CHECKING:
-    from palimpsest.models.editable import EditableModel
+    from palimpsest.models import EditableModel
 
 _SHOWN_TENSORS = 4
 _SHARD = "5GB"

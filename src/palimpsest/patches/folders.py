@@ -12,7 +12,7 @@ from palimpsest.patches.card import CONTENTS, Contents
 from palimpsest.patches.storage import load_patch
 
 if TYPE_CHECKING:
-    from palimpsest.models.editable import EditableModel
+    from palimpsest.models import EditableModel
 
 PATCHES = "patches"
 _FOLDER = FileKind(

@@ -8,12 +8,12 @@ from typing import Any
 
 from palimpsest.errors import ConfigError, DataError, OutputError
 from palimpsest.files import FileKind, to_json
-from palimpsest.patches.base import MANIFEST, TENSORS
+from palimpsest.patches.base import MANIFEST_FILE, TENSORS
 from palimpsest.patches.card import CARD, CONTENTS, Contents, Measured, card
 from palimpsest.patches.storage import read_manifest
 
 # What may name the base model's folder on this machine, which is nobody's business and of no use elsewhere.
-_NAMING_THE_BASE = (MANIFEST, CONTENTS, "adapter_config.json", "config.json")
+_NAMING_THE_BASE = (MANIFEST_FILE, CONTENTS, "adapter_config.json", "config.json")
 _FOLDER = FileKind(
     DataError,
     "There is nothing to publish here.",
@@ -48,7 +48,9 @@ class Publication:
         }
 
 
-def prepare(folder: Path, repo: str, *, measured: Measured | None = None, base_model: str | None = None) -> Publication:
+def prepare_upload(
+    folder: Path, repo: str, *, measured: Measured | None = None, base_model: str | None = None
+) -> Publication:
     """Reads a folder of edits and makes its card; needs no network and writes nothing.
 
     Arguments:
@@ -88,14 +90,14 @@ def read_contents(folder: Path) -> Contents:
 
     Raises `DataError` for another folder, `PatchError` for a patch that cannot be read.
     """
-    if (folder / MANIFEST).is_file() and (folder / TENSORS).is_file():
+    if (folder / MANIFEST_FILE).is_file() and (folder / TENSORS).is_file():
         manifest = read_manifest(folder)
         fingerprint = manifest.base["weights"] if manifest.base else None
         return Contents(form="patch", base=manifest.model or "unknown", fingerprint=fingerprint, patches=[manifest])
     file = folder / CONTENTS
     if file.is_file():
         return _FOLDER.record(file, Contents)
-    found = f"no {MANIFEST} and no {CONTENTS} in it" if folder.is_dir() else "nothing of that name"
+    found = f"no {MANIFEST_FILE} and no {CONTENTS} in it" if folder.is_dir() else "nothing of that name"
     raise _FOLDER.refused(folder, found)
 
 

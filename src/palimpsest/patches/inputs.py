@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from palimpsest.models import tokens
-from palimpsest.models.encoders import TextEncoder, inner_products, most_similar, text_encoder
+from palimpsest.models import TextEncoder, inner_products, most_similar, text_encoder, tokens
 from palimpsest.models.routing import Route
 from palimpsest.patches.base import Manifest, Patch
 from palimpsest.patches.memory import MemoryEntry, MemoryPatch, read_entries
 
 if TYPE_CHECKING:
-    from palimpsest.models.editable import EditableModel
-    from palimpsest.models.patch_stack import StackedChange
+    from palimpsest.models import EditableModel, StackedChange
 
 
 _PLACE = re.compile(r"\{(prompt|answer|query)\}")
@@ -93,7 +91,7 @@ class InputPatch(MemoryPatch):
     def text(self, entry: MemoryEntry, prompt: str, kept: int) -> str:
         """What is read in the prompt's place, with the `kept` most similar demonstrations."""
         shown = entry.demonstrations[len(entry.demonstrations) - kept :]
-        return "".join((*shown, filled(self.template, prompt=entry.prompt, answer=entry.answer, query=prompt)))
+        return "".join((*shown, filled_template(self.template, prompt=entry.prompt, answer=entry.answer, query=prompt)))
 
     def num_fitting(self, model: EditableModel, entry: MemoryEntry, prompt: str) -> int | None:
         """How many demonstrations fit into the model's context before an edit and a prompt; the most similar ones."""
@@ -112,6 +110,6 @@ class InputPatch(MemoryPatch):
         )
 
 
-def filled(template: str, **parts: str) -> str:
+def filled_template(template: str, **parts: str) -> str:
     """A template with `prompt`, `answer` and `query` put in; other braces, of the template or the parts, stay."""
     return _PLACE.sub(lambda place: parts[place[1]], template)

@@ -16,9 +16,7 @@ from palimpsest.patches.neurons import Neurons
 from palimpsest.patches.side_memories import SideMemories
 
 if TYPE_CHECKING:
-    from palimpsest.models.editable import EditableModel
-    from palimpsest.models.hooks import Attachment
-    from palimpsest.models.patch_stack import StackedChange
+    from palimpsest.models import Attachment, EditableModel, StackedChange
 
 FORMS: dict[str, type[Branch]] = {branch.form: branch for branch in (Neurons, Codebook, SideMemories)}
 

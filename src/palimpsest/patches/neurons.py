@@ -12,12 +12,11 @@ from torch import Tensor
 
 from palimpsest.errors import PatchError
 from palimpsest.files import shaped
-from palimpsest.models.activations import activation
-from palimpsest.models.hooks import Attachment, Point, attach
+from palimpsest.models import Attachment, Point, activation, attach
 from palimpsest.patches.branches import Branch, require_shapes, require_weight
 
 if TYPE_CHECKING:
-    from palimpsest.models.editable import EditableModel
+    from palimpsest.models import EditableModel
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from palimpsest.models.editable import EditableModel
-    from palimpsest.models.tokens import PaddedBatch
+    from palimpsest.models import EditableModel, PaddedBatch
 
 T = TypeVar("T")
 

@@ -14,17 +14,15 @@ from torch import Tensor
 
 from palimpsest.errors import DataError, PatchError
 from palimpsest.files import FileKind, said
-from palimpsest.models.encoders import most_similar
+from palimpsest.models import most_similar
 from palimpsest.models.routing import Route
-from palimpsest.models.scoped.counterfactual import edited_prompt, require_same_tokenizer
-from palimpsest.models.scoped.scoped_editor import ScopedEditor, ScopedEditorRecord
+from palimpsest.models.scoped import ScopedEditor, ScopedEditorRecord, edited_prompt, require_same_tokenizer
 from palimpsest.patches.base import Manifest, Patch
 from palimpsest.patches.memory import MemoryEntry, MemoryPatch, read_entries
 from palimpsest.provenance import file_digest
 
 if TYPE_CHECKING:
-    from palimpsest.models.editable import EditableModel
-    from palimpsest.models.patch_stack import StackedChange
+    from palimpsest.models import EditableModel, StackedChange
 
 _EDITOR = "editor/"
 _EDITOR_FILE = FileKind(PatchError, "A trained editor cannot be read.", expected="the file that training wrote")

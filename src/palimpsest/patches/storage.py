@@ -7,7 +7,7 @@ from pathlib import Path
 
 from palimpsest.errors import PatchError
 from palimpsest.files import FileKind, expanded
-from palimpsest.patches.base import FORMAT_VERSION, MANIFEST, PARTS, TENSORS, Manifest, Patch
+from palimpsest.patches.base import FORMAT_VERSION, MANIFEST_FILE, PARTS, TENSORS, Manifest, Patch
 from palimpsest.patches.inputs import InputPatch
 from palimpsest.patches.modules import ModulePatch
 from palimpsest.patches.routers import RouterPatch
@@ -18,7 +18,7 @@ _DEEPEST = 8
 _PATCH = FileKind(
     PatchError,
     "This is not a readable patch.",
-    expected=f"a folder with {MANIFEST} and {TENSORS}",
+    expected=f"a folder with {MANIFEST_FILE} and {TENSORS}",
     remedy="point to a folder that `palimpsest edit --out` wrote",
 )
 
@@ -55,13 +55,13 @@ def _load(folder: Path, deepest: int) -> Patch:
     parts = {part.name: _load(part, deepest - 1) for part in kept}
     # A patch of a memory that was trained elsewhere may hold whole numbers of that editor's.
     tensors = _PATCH.tensors(file, integers=manifest.kind == RouterPatch.kind).tensors
-    with _PATCH.reading(folder / MANIFEST):
+    with _PATCH.reading(folder / MANIFEST_FILE):
         return KINDS[manifest.kind].from_saved(tensors, manifest, parts)
 
 
 def read_manifest(folder: Path) -> Manifest:
     """Reads and checks a patch's manifest alone. Raises `PatchError` as `load_patch` does."""
-    file = folder / MANIFEST
+    file = folder / MANIFEST_FILE
     if not file.is_file():
-        raise _PATCH.refused(folder, "nothing of that name" if not folder.exists() else f"no {MANIFEST}")
+        raise _PATCH.refused(folder, "nothing of that name" if not folder.exists() else f"no {MANIFEST_FILE}")
     return _PATCH.record(file, Manifest, known_format=FORMAT_VERSION, what="patch")

@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from palimpsest.errors import PatchError
-from palimpsest.models.placement import whole
-from palimpsest.models.sites.linear import is_plain
+from palimpsest.models import whole_tensor
+from palimpsest.models.sites import is_plain
 from palimpsest.patches.base import Manifest, Patch, joined
 
 if TYPE_CHECKING:
-    from palimpsest.models.editable import EditableModel
-    from palimpsest.models.patch_stack import StackedChange
+    from palimpsest.models import EditableModel, StackedChange
 
 _ROWS_AT_ONCE = 256
 
@@ -34,7 +33,7 @@ class Dense:
 
     def dense(self) -> Tensor:
         """The change itself, gathered when each of several processes has a share of it."""
-        return whole(self.delta)
+        return whole_tensor(self.delta)
 
     def squared_norm(self) -> float:
         """Sum of all squared entries."""
@@ -139,7 +138,7 @@ class WeightPatch(Patch):
     ) -> None:
         for name, delta in deltas.items():
             for part in delta.tensors().values():
-                if not whole(torch.isfinite(part).all()):
+                if not whole_tensor(torch.isfinite(part).all()):
                     raise PatchError(
                         "A patch holds numbers that are not finite.",
                         expected="finite numbers",

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from palimpsest.errors import ConfigError
-from palimpsest.models.activations import activation_of
-from palimpsest.models.sites.linear import is_quantised, is_transposed
+from palimpsest.models import activation_of
+from palimpsest.models.sites import is_quantised, is_transposed
 from palimpsest.patches.neurons import Neurons
 
 if TYPE_CHECKING:
-    from palimpsest.models.editable import EditableModel
+    from palimpsest.models import EditableModel
 
 # What configs call the width of their MLPs.
 _WIDTHS = ("n_inner", "intermediate_size", "ffn_dim", "decoder_ffn_dim", "ffn_hidden_size", "d_ff")

@@ -1,5 +1,26 @@
 """One self-contained page out of runs. Nothing here ever touches a model."""
 
+from palimpsest.report.definitions import LOWER_IS_BETTER, MEASURES, SCORINGS, label
+from palimpsest.report.exports import write_tables
+from palimpsest.report.heat_maps import labelled_rows, save_trace
 from palimpsest.report.html import build_report
+from palimpsest.report.settings import group
+from palimpsest.report.tables import ReportRun, label_runs, metrics, size
+from palimpsest.report.training_curves import save_curve
 
-__all__ = ["build_report"]
+__all__ = [
+    "LOWER_IS_BETTER",
+    "MEASURES",
+    "SCORINGS",
+    "ReportRun",
+    "build_report",
+    "group",
+    "label",
+    "label_runs",
+    "labelled_rows",
+    "metrics",
+    "save_curve",
+    "save_trace",
+    "size",
+    "write_tables",
+]

@@ -13,7 +13,7 @@ from palimpsest.report.settings import SettingGroup
 from palimpsest.report.tables import ReportRun, percent
 
 if TYPE_CHECKING:
-    from palimpsest.benchmark.recipe import Published
+    from palimpsest.benchmark import Published
 
 _PUBLISHED = {"reliability": "rel.", "generality": "gen.", "locality": "loc."}
 

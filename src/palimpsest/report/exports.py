@@ -15,7 +15,7 @@ from palimpsest.report.definitions import label
 from palimpsest.report.settings import SettingGroup
 
 if TYPE_CHECKING:
-    from palimpsest.benchmark.recipe import Published
+    from palimpsest.benchmark import Published
 
 _FIELDS = ("setting", "scoring", "method", "metric", "mean", "low", "high", "n")
 _LATEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",

@@ -17,8 +17,8 @@ from palimpsest.report.settings import SettingGroup
 from palimpsest.report.tables import ReportRun
 
 if TYPE_CHECKING:
-    from palimpsest.benchmark.recipe import Published
-    from palimpsest.evaluation.records import RunRecord
+    from palimpsest.benchmark import Published
+    from palimpsest.evaluation import RunRecord
 
 _EDITS_BUDGET = 1_200_000
 _SHOWN_SETTINGS = 6

@@ -11,7 +11,7 @@ from palimpsest.report.definitions import label
 from palimpsest.report.tables import ReportRun
 
 if TYPE_CHECKING:
-    from palimpsest.evaluation.records import ProbeResult
+    from palimpsest.evaluation import ProbeResult
 
 _ALL_RIGHT = 0.999
 

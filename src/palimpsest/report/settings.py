@@ -12,8 +12,8 @@ from palimpsest.evaluation import aggregate
 from palimpsest.report.tables import ReportRun, label_runs
 
 if TYPE_CHECKING:
-    from palimpsest.benchmark.recipe import Published
-    from palimpsest.evaluation.records import ProbeResult, RunRecord, SequenceCheckpoint
+    from palimpsest.benchmark import Published
+    from palimpsest.evaluation import ProbeResult, RunRecord, SequenceCheckpoint
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from palimpsest.report.definitions import LOWER_IS_BETTER
 
 if TYPE_CHECKING:
-    from palimpsest.evaluation.records import Estimate, RunRecord
+    from palimpsest.evaluation import Estimate, RunRecord
 
 _PREFERRED = ("generate", "exact", "teacher_forced", "log_prob")
 HOLDS = 0.9

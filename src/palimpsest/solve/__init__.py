@@ -3,3 +3,23 @@
 Everywhere keys are rows (n, in) and residuals are rows (n, out); a change is `left @ right`, left (out, n) and right
 (n, in); all of it in float64.
 """
+
+from palimpsest.solve.factorised import Factorised
+from palimpsest.solve.least_squares import equality_constrained, ridge
+from palimpsest.solve.null_space import EarlierKeys, null_space_projected
+from palimpsest.solve.rank_one import cosine, rank_one
+from palimpsest.solve.solution import RELATIVE_STRENGTH, Solution
+from palimpsest.solve.ties import ties
+
+__all__ = [
+    "RELATIVE_STRENGTH",
+    "EarlierKeys",
+    "Factorised",
+    "Solution",
+    "cosine",
+    "equality_constrained",
+    "null_space_projected",
+    "rank_one",
+    "ridge",
+    "ties",
+]

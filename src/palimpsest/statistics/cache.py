@@ -24,12 +24,11 @@ from palimpsest.files import (
     to_json,
     write_tensors,
 )
-from palimpsest.models.fingerprint import exact_digest
+from palimpsest.models import exact_digest
 from palimpsest.provenance import digest, now, versions
 
 if TYPE_CHECKING:
-    from palimpsest.models.editable import EditableModel
-    from palimpsest.models.hooks import Point
+    from palimpsest.models import EditableModel, Point
 
 FORMAT_VERSION = 1
 _ENDING = ".safetensors"

@@ -12,7 +12,7 @@ from itertools import count as counting
 from torch import Tensor
 
 from palimpsest.errors import DataError
-from palimpsest.solve.factorised import Factorised
+from palimpsest.solve import Factorised
 from palimpsest.statistics.moments import SecondMoment
 
 

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from palimpsest.files import shaped
-from palimpsest.models.hooks import Point, captured
-from palimpsest.models.tokens import PaddedBatch
+from palimpsest.models import PaddedBatch, Point, captured
 from palimpsest.statistics import rows as reading
 from palimpsest.statistics.cache import Cache, CacheEntry
 from palimpsest.statistics.convergence import direction_error, is_due
@@ -20,7 +19,7 @@ from palimpsest.statistics.moments import SecondMoment
 from palimpsest.stopwatch import Progress
 
 if TYPE_CHECKING:
-    from palimpsest.models.editable import EditableModel
+    from palimpsest.models import EditableModel
 
 _PROBES = 32
 

@@ -11,12 +11,12 @@ from pydantic import Field
 
 from palimpsest.config import Config
 from palimpsest.files import expanded
-from palimpsest.models.hooks import Point
+from palimpsest.models import Point
 from palimpsest.provenance import digest
-from palimpsest.solve.factorised import Factorised
+from palimpsest.solve import Factorised
 from palimpsest.statistics.cache import Cache
 from palimpsest.statistics.catalogue import open_text, reachable
-from palimpsest.statistics.collect import TOLERANCE, collect, identities, key_width
+from palimpsest.statistics.collecting import TOLERANCE, collect, identities, key_width
 from palimpsest.statistics.hub_text import HubText
 from palimpsest.statistics.passes import KeyStatistics
 from palimpsest.statistics.published import PublishedMoments
@@ -27,7 +27,7 @@ from palimpsest.statistics.writing import OwnWriting
 from palimpsest.stopwatch import Progress, silent
 
 if TYPE_CHECKING:
-    from palimpsest.models.editable import EditableModel
+    from palimpsest.models import EditableModel
 
 
 class StatisticsConfig(Config):

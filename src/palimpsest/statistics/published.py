@@ -10,13 +10,12 @@ import torch
 
 from palimpsest.errors import DataError
 from palimpsest.files import require_regular
-from palimpsest.models.sites.linear import features
+from palimpsest.models.sites import features
 from palimpsest.provenance import file_digest
 from palimpsest.statistics.moments import SecondMoment
 
 if TYPE_CHECKING:
-    from palimpsest.models.editable import EditableModel
-    from palimpsest.models.hooks import Point
+    from palimpsest.models import EditableModel, Point
 
 _LARGEST_ASYMMETRY = 1e-4
 

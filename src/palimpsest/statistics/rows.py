@@ -12,7 +12,7 @@ from palimpsest.statistics.text import Text
 from palimpsest.statistics.writing import WrittenText
 
 if TYPE_CHECKING:
-    from palimpsest.models.editable import EditableModel
+    from palimpsest.models import EditableModel
 
 MINIMUM = 4
 """Tokens for every dimension of a key below which a second moment is refused."""

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from palimpsest.statistics.cache import Cache, CacheEntry
     from palimpsest.statistics.passes import KeyStatistics
 
-THRESHOLD = 2e-2
+NULL_SPACE_THRESHOLD = 2e-2
 """AlphaEdit's: eigenvalues of E[k k^T] below it count as zero, whatever the scale of the keys."""
 
-ENERGY = 0.05
+NULL_SPACE_ENERGY = 0.05
 """Ours: the share of E|k|^2 that the null space may hold."""
 
 
@@ -88,7 +88,7 @@ def spectrum_of(statistics: KeyStatistics, cache: Cache | None = None) -> Spectr
     return spectrum
 
 
-def below_threshold(spectrum: Spectrum, threshold: float = THRESHOLD) -> Projector:
+def below_threshold(spectrum: Spectrum, threshold: float = NULL_SPACE_THRESHOLD) -> Projector:
     """The null space as AlphaEdit publishes it: eigenvectors whose eigenvalue is below a fixed number.
 
     How many these are depends on the scale of a model's activations; see `null_dimension`.
@@ -98,7 +98,7 @@ def below_threshold(spectrum: Spectrum, threshold: float = THRESHOLD) -> Project
     return _projector(spectrum, int((spectrum.values < threshold).sum()))
 
 
-def lowest_energy(spectrum: Spectrum, share: float = ENERGY) -> Projector:
+def lowest_energy(spectrum: Spectrum, share: float = NULL_SPACE_ENERGY) -> Projector:
     """The largest null space that holds at most a share of E|k|^2; it does not depend on the scale of the keys."""
     if not 0 <= share < 1:
         raise ConfigError("A share of energy is out of range.", expected="0 to below 1", found=str(share))

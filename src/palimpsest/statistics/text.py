@@ -20,7 +20,7 @@ from palimpsest.provenance import file_digest
 from palimpsest.stopwatch import Progress, silent
 
 if TYPE_CHECKING:
-    from palimpsest.models.editable import EditableModel
+    from palimpsest.models import EditableModel
     from palimpsest.statistics.cache import Cache
 
 RECORDS = (".jsonl", ".parquet")

@@ -18,16 +18,16 @@ from torch import Tensor
 
 from palimpsest.errors import ModelError
 from palimpsest.files import shaped
-from palimpsest.models.bypass import cast_above, frozen
+from palimpsest.models import cast_above, frozen_parameters
 from palimpsest.statistics.cache import Cache, CacheEntry, whole_identity
 from palimpsest.statistics.catalogue import open_text
 from palimpsest.statistics.text import Text
 from palimpsest.stopwatch import Progress, silent
 
 if TYPE_CHECKING:
-    from palimpsest.models.editable import EditableModel
+    from palimpsest.models import EditableModel
 
-OWN = "own"
+OWN_WRITING = "own"
 """What options call it."""
 
 SAMPLER_VERSION = 1
@@ -60,7 +60,7 @@ class OwnWriting(Text):
     """
 
     seed: int = 0
-    name: str = OWN
+    name: str = OWN_WRITING
 
     def identity(self) -> dict[str, Any]:
         return {"kind": "own writing", "sampler": SAMPLER_VERSION, "seed": self.seed}
@@ -88,7 +88,7 @@ class WrittenText(Text):
         progress: told "own writing" with tokens done and wanted.
     """
 
-    name = OWN
+    name = OWN_WRITING
 
     def __init__(
         self, model: EditableModel, seed: int = 0, cache: Cache | None = None, progress: Progress = silent
@@ -217,7 +217,7 @@ def sample_rows(
     start, device = start_token(model), model.device
     at_once = _rows_at_once(model, length)
     found = torch.full((rows, length), start)
-    with model.weights.without_changes(), frozen(model.module), computing_fast(model):
+    with model.weights.without_changes(), frozen_parameters(model.module), computing_fast(model):
         for first in range(0, rows, at_once):
             part = slice(first, first + at_once)
             ids, past = found[part, :1], None

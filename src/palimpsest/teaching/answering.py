@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from palimpsest.errors import DataError
-from palimpsest.world.text import STOPS
+from palimpsest.world import SENTENCE_ENDS
 
 
 def answer(
@@ -38,7 +38,9 @@ def answer(
     if empty := [index for index, prompt in enumerate(prompts) if not prompt]:
         raise DataError("A prompt is empty.", where=f"prompt {empty[0]}")
     end = tokenizer.eos_token_id
-    stops = {i for i in range(len(tokenizer)) if i == end or any(stop in tokenizer.decode([i]) for stop in STOPS)}
+    stops = {
+        i for i in range(len(tokenizer)) if i == end or any(stop in tokenizer.decode([i]) for stop in SENTENCE_ENDS)
+    }
     device = next(model.parameters()).device
     stop_ids = torch.tensor(sorted(stops), device=device)
     by_length: dict[int, list[int]] = {}
@@ -60,7 +62,7 @@ def answer(
 
 def cut(text: str) -> str:
     """A continuation up to its first stop, without the spaces around it."""
-    for stop in STOPS:
+    for stop in SENTENCE_ENDS:
         text = text.split(stop, 1)[0]
     return text.strip()
 

@@ -22,8 +22,7 @@ from palimpsest.stopwatch import Progress
 from palimpsest.teaching.answering import answer
 from palimpsest.teaching.bars import bar
 from palimpsest.teaching.tracing import MeanTrace, trace
-from palimpsest.world.knowledge import Knowledge, build
-from palimpsest.world.text import Sentence, held_out, sentence, taught, taught_two_hop
+from palimpsest.world import Knowledge, Sentence, build, held_out, sentence, taught, taught_two_hop
 
 
 @runtime_checkable

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from palimpsest.answers import gives, is_reply_to
-from palimpsest.models.editable import EditableModel
-from palimpsest.models.generation import AnswerRoom, written
+from palimpsest.models import AnswerRoom, EditableModel, written_answers
 from palimpsest.stopwatch import Progress
 from palimpsest.teaching.bars import bar
 from palimpsest.teaching.facts import FactQuestion
@@ -43,7 +42,7 @@ def ceiling(
             prompts = [question.prompt for question in some]
             scores = model.score(prompts, [question.answer for question in some])
             room = AnswerRoom.of(model.tokenizer, (question.answer for question in some))
-            for question, said, score in zip(some, written(model, prompts, room), scores, strict=True):
+            for question, said, score in zip(some, written_answers(model, prompts, room), scores, strict=True):
                 right.setdefault(question.kind, []).append(_is_right(model, question, said))
                 shares.setdefault(question.kind, []).append(score.accuracy)
             report(start + len(some), "")

@@ -17,7 +17,7 @@ from palimpsest.errors import ConfigError
 from palimpsest.teaching.recipe import TrainingRecipe
 from palimpsest.teaching.rows import EncodedSentence, RowBatch, RowPacker, encode
 from palimpsest.teaching.tokenizer import learn_tokenizer
-from palimpsest.world.text import Sentence
+from palimpsest.world import Sentence
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, T5Config, T5F
 from palimpsest.teaching.recipe import TrainingRecipe
 from palimpsest.teaching.rows import shuffled
 from palimpsest.teaching.tokenizer import learn_text_to_text_tokenizer
-from palimpsest.world.text import Sentence
+from palimpsest.world import Sentence
 
 # What the library's loss leaves out, and its shift to the right replaces by padding.
 IGNORED = -100

@@ -11,12 +11,10 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from palimpsest.datasets.base import Skipped
-from palimpsest.datasets.phrasings import Phrasings, own_phrasing, relation_of
-from palimpsest.datasets.subjects import find_subject
+from palimpsest.datasets import Phrasings, Skipped, find_subject, own_phrasing, relation_of
 from palimpsest.errors import ConfigError, DataError
 from palimpsest.requests import EditRequest, Probe, normalise
-from palimpsest.world.text import Sentence, sentence
+from palimpsest.world import Sentence, sentence
 
 MIN_FACTS = 20
 # A distracting probe states the edit's false answer itself; what portability asks is true only after the edit.

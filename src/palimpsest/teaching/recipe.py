@@ -15,7 +15,7 @@ from torch.nn import Parameter
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from palimpsest.errors import ConfigError
-from palimpsest.world.text import Sentence
+from palimpsest.world import Sentence
 
 
 class Example(Protocol):

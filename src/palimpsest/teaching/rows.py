@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from palimpsest.errors import DataError
-from palimpsest.world.text import Sentence
+from palimpsest.world import Sentence
 
 T = TypeVar("T")
 

@@ -18,11 +18,10 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from palimpsest.errors import ConfigError, ModelError
-from palimpsest.models.editable import EditableModel
+from palimpsest.models import EditableModel
 from palimpsest.teaching.rows import encode
-from palimpsest.tracing.restoration import Corruption, Probabilities, Restoration, restored_probabilities
-from palimpsest.world.knowledge import Knowledge
-from palimpsest.world.text import Sentence, sentence, taught
+from palimpsest.tracing import Corruption, Probabilities, Restoration, restored_probabilities
+from palimpsest.world import Knowledge, Sentence, sentence, taught
 
 _SITE_NAMES = MappingProxyType({"mlp": "mlp.down", "block": "resid"})
 SITES = tuple(_SITE_NAMES)

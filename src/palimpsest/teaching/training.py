@@ -32,8 +32,7 @@ from palimpsest.teaching.encoder_decoder import EncoderDecoderRecipe
 from palimpsest.teaching.muon import Muon
 from palimpsest.teaching.recipe import TrainingBatch, TrainingRecipe
 from palimpsest.teaching.results import TrainingResult
-from palimpsest.world.knowledge import Knowledge, build
-from palimpsest.world.text import Sentence, training_sentences
+from palimpsest.world import Knowledge, Sentence, build, training_sentences
 
 RECIPES: dict[str, type[TrainingRecipe]] = {kind.architecture: kind for kind in (DecoderRecipe, EncoderDecoderRecipe)}
 CARD_FACTS = 2500

@@ -9,7 +9,7 @@ from statistics import mean
 from pydantic import BaseModel, ConfigDict
 
 from palimpsest.errors import DataError
-from palimpsest.models.editable import EditableModel
+from palimpsest.models import EditableModel
 from palimpsest.requests import EditRequest
 from palimpsest.stopwatch import Progress, silent
 from palimpsest.tracing.causal import KINDS, CausalTrace, TraceOptions, trace_question

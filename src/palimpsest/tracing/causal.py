@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from palimpsest.config import Config
 from palimpsest.errors import DataError
 from palimpsest.files import FileKind
-from palimpsest.models.editable import EditableModel
+from palimpsest.models import EditableModel
 from palimpsest.requests import EditRequest
 from palimpsest.stopwatch import Progress, silent
 from palimpsest.tracing.questions import TracedPrompt, draw_noise, embedding_deviation, question

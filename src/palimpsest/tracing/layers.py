@@ -14,8 +14,7 @@ from typing import Any
 import torch
 
 from palimpsest.errors import ConfigError
-from palimpsest.models.editable import EditableModel
-from palimpsest.models.hooks import Point, captured
+from palimpsest.models import EditableModel, Point, captured
 from palimpsest.requests import EditRequest
 from palimpsest.stopwatch import Progress, silent
 from palimpsest.tracing.causal import TraceOptions, default_window, window_around

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from palimpsest.errors import ModelError
-from palimpsest.models.editable import EditableModel
-from palimpsest.models.tokens import subject_first_token, subject_last_token
+from palimpsest.models import EditableModel, subject_first_token, subject_last_token
 from palimpsest.requests import EditRequest
 
 KNOWN = 0.1

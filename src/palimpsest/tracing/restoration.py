@@ -14,9 +14,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from palimpsest.models.editable import EditableModel
-from palimpsest.models.hooks import Intervention, Point, captured, intervened
-from palimpsest.models.suffix import Suffix, prepare
+from palimpsest.models import EditableModel, Intervention, Point, Suffix, captured, intervened, prepare_suffix
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ def restored_probabilities(
     """
     samples, answer = len(corruption.noise), corruption.answer_id
     points = sorted({point for one in restorations for point in one.points}, key=repr)
-    from_subject, _ = prepare(model, [corruption.ids], [corruption.subject[0]], 0)
+    from_subject, _ = prepare_suffix(model, [corruption.ids], [corruption.subject[0]], 0)
     with captured(model.sites, points) as states:
         clean = model.forward(model.batch([corruption.ids]), **model.last_logits_only).logits[0, -1].float().softmax(-1)
     goes_on = from_subject.prefix is not None
@@ -120,7 +118,7 @@ def _corrupted(model: EditableModel, corruption: Corruption, layer: int, *, from
 
     samples = len(corruption.noise)
     with intervened(model.sites, {Point("embed"): disturb}):
-        return prepare(model, [corruption.ids] * samples, [start] * samples, layer, from_cache=from_cache)[0]
+        return prepare_suffix(model, [corruption.ids] * samples, [start] * samples, layer, from_cache=from_cache)[0]
 
 
 def _answer_probabilities(rows: Suffix, answer: int) -> Tensor:

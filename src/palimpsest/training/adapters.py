@@ -11,10 +11,10 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor, nn
 
-from palimpsest.models.editable import EditableModel
-from palimpsest.models.sites.linear import factors_to_storage, is_transposed
-from palimpsest.patches.weights import LowRank
-from palimpsest.training.constraint import NOTHING
+from palimpsest.models import EditableModel
+from palimpsest.models.sites import factors_to_storage, is_transposed
+from palimpsest.patches import LowRank
+from palimpsest.training.constraint import NOTHING_SPARED
 from palimpsest.training.steps import unit_of_adapter
 
 ADAPTER = "edit"
@@ -42,7 +42,7 @@ class LoraAdapters:
         *,
         rank: int,
         alpha: float,
-        spared: Mapping[str, Tensor] = NOTHING,
+        spared: Mapping[str, Tensor] = NOTHING_SPARED,
     ) -> None:
         self._model = model
         self._modules = list(modules)

@@ -10,8 +10,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from palimpsest.models.placement import whole
-from palimpsest.models.sites.linear import is_transposed
+from palimpsest.models import whole_tensor
+from palimpsest.models.sites import is_transposed
 from palimpsest.training.steps import root_mean_square
 
 Constraint = Literal["none", "linf", "l2"]
@@ -43,7 +43,7 @@ class Ball:
 NO_BALL = Ball()
 
 
-NOTHING: Mapping[str, Tensor] = MappingProxyType({})
+NOTHING_SPARED: Mapping[str, Tensor] = MappingProxyType({})
 
 
 def spare(delta: Tensor, basis: Tensor | None, module: nn.Module) -> Tensor:
@@ -61,6 +61,6 @@ def project(delta: Tensor, constraint: Constraint, radius: float) -> Tensor:
     if constraint == "linf":
         return delta.clamp(-radius, radius)
     if constraint == "l2":
-        norm = float(whole(delta.norm()))
+        norm = float(whole_tensor(delta.norm()))
         return delta * (radius / norm) if norm > radius else delta
     return delta

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from palimpsest import processes
-from palimpsest.models.editable import EditableModel
-from palimpsest.patches.weights import Dense
-from palimpsest.training.constraint import NO_BALL, NOTHING, Ball, project, spare
+from palimpsest.models import EditableModel
+from palimpsest.patches import Dense
+from palimpsest.training.constraint import NO_BALL, NOTHING_SPARED, Ball, project, spare
 from palimpsest.training.steps import owner, unit_of_step
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 def training_copies(
-    model: EditableModel, names: Sequence[str], *, ball: Ball = NO_BALL, spared: Mapping[str, Tensor] = NOTHING
+    model: EditableModel, names: Sequence[str], *, ball: Ball = NO_BALL, spared: Mapping[str, Tensor] = NOTHING_SPARED
 ) -> TrainingCopies | ShardedCopies:
     """Copies of the named parameters to train; where several processes are at work, each holds a share of them."""
     if processes.count() == 1:
@@ -51,7 +51,7 @@ class TrainingCopies:
         names: Sequence[str],
         *,
         ball: Ball = NO_BALL,
-        spared: Mapping[str, Tensor] = NOTHING,
+        spared: Mapping[str, Tensor] = NOTHING_SPARED,
     ) -> None:
         self._stack = model.weights
         self._module = model.module

@@ -11,7 +11,7 @@ from palimpsest.errors import DataError
 from palimpsest.requests import EditRequest, normalise
 
 if TYPE_CHECKING:
-    from palimpsest.models.editable import EditableModel
+    from palimpsest.models import EditableModel
 
 _VALIDATION_SHARE = 10
 

@@ -14,9 +14,7 @@ from torch import Tensor, nn
 from palimpsest import processes
 from palimpsest.config import Config
 from palimpsest.errors import ConfigError
-from palimpsest.models.editable import EditableModel
-from palimpsest.models.scores import leads
-from palimpsest.models.tokens import Encoded, by_length
+from palimpsest.models import EditableModel, Encoded, by_length, leads
 from palimpsest.provenance import digest
 from palimpsest.requests import EditRequest
 from palimpsest.stopwatch import Progress, silent

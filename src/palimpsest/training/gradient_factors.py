@@ -12,12 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from palimpsest.models.bypass import frozen
-from palimpsest.models.editable import EditableModel
-from palimpsest.models.hooks import Intervention, Point, captured, intervened
-from palimpsest.models.sites.linear import factors_to_storage
-from palimpsest.models.tokens import Encoded
-from palimpsest.patches.weights import LowRank
+from palimpsest.models import EditableModel, Encoded, Intervention, Point, captured, frozen_parameters, intervened
+from palimpsest.models.sites import factors_to_storage
+from palimpsest.patches import LowRank
 from palimpsest.training.finetune import answer_losses
 
 # Gradients in float16 vanish below 6e-8; the loss is scaled by this before the backward pass and they are divided.
@@ -111,7 +108,7 @@ def gradient_factors(model: EditableModel, rows: Sequence[Encoded], where: Seque
     entrances = {place.name: Point(place.site, place.layer, "input") for place in where}
     exits = {Point(place.site, place.layer): adds_nothing(place) for place in where}
     with (
-        frozen(model.module),
+        frozen_parameters(model.module),
         torch.enable_grad(),
         captured(model.sites, list(entrances.values())) as read,
         intervened(model.sites, exits),

@@ -17,10 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from palimpsest.models.bypass import frozen
-from palimpsest.models.editable import EditableModel
-from palimpsest.models.layers import layer_numbers
-from palimpsest.models.tokens import Encoded
+from palimpsest.models import EditableModel, Encoded, frozen_parameters, layer_numbers
 from palimpsest.requests import EditRequest
 from palimpsest.training.examples import EditExample
 from palimpsest.training.gradient_factors import Update, WeightPlace, places, updated
@@ -153,7 +150,7 @@ def _predictions(
     batch = model.batch(encoded)
     at, columns, labels = model.answer_places(encoded, batch)
     owners = torch.tensor([owner for owner, _ in rows], device=model.device)
-    with frozen(model.module), updated(model, updates, owners):
+    with frozen_parameters(model.module), updated(model, updates, owners):
         logits = model.logits_at(batch, at, columns)
     return logits.float().log_softmax(-1), at, labels
 

@@ -21,8 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from palimpsest.models.editable import EditableModel
-from palimpsest.models.tokens import Encoded, PaddedBatch
+from palimpsest.models import EditableModel, Encoded, PaddedBatch
 from palimpsest.requests import EditRequest, normalise
 
 OTHER_SUBJECTS = (

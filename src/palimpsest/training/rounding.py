@@ -34,7 +34,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from palimpsest import processes
-from palimpsest.models.sites.linear import LINEAR_TYPES
+from palimpsest.models.sites import LINEAR_TYPES
 
 LARGEST = 2**26
 """Shares of attention in one call up to which they are kept for the derivative; beyond, it is torch's fused one."""

@@ -21,10 +21,9 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 from palimpsest import processes
 from palimpsest.errors import ConfigError
-from palimpsest.models.editable import EditableModel
-from palimpsest.models.placement import whole
-from palimpsest.patches.weights import Dense
-from palimpsest.training.constraint import NO_BALL, NOTHING, Ball, project, spare
+from palimpsest.models import EditableModel, whole_tensor
+from palimpsest.patches import Dense
+from palimpsest.training.constraint import NO_BALL, NOTHING_SPARED, Ball, project, spare
 from palimpsest.training.steps import owner, unit_of_step
 
 P = ParamSpec("P")
@@ -50,7 +49,7 @@ class ShardedCopies:
         names: Sequence[str],
         *,
         ball: Ball = NO_BALL,
-        spared: Mapping[str, Tensor] = NOTHING,
+        spared: Mapping[str, Tensor] = NOTHING_SPARED,
     ) -> None:
         model.weights.require_present(names)
         _require_unwrapped(model.module)
@@ -110,7 +109,7 @@ class ShardedCopies:
             basis = self._spared.get(name.removesuffix(".weight"))
             if basis is not None:
                 base = self._model.weights.current(name)
-                change = spare(whole(master) - base.float(), basis, owner(self._base, name)) + base.float()
+                change = spare(whole_tensor(master) - base.float(), basis, owner(self._base, name)) + base.float()
                 master.copy_(distribute_tensor(change, self._mesh, [Shard(0)], src_data_rank=None))
             if self._ball.constraint != "none":
                 start, radius = self._start(name), self._ball.radius_of(self._model.weights.current(name))
@@ -120,7 +119,7 @@ class ShardedCopies:
     def deltas(self) -> dict[str, Dense]:
         """How far each parameter has moved, in float32, every process keeping its share; see `placement.whole`."""
         moved = {name: master.detach() - self._start(name) for name, master in self._masters.items()}
-        return {name: Dense(delta) for name, delta in moved.items() if whole(delta.any())}
+        return {name: Dense(delta) for name, delta in moved.items() if whole_tensor(delta.any())}
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

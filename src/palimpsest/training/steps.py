@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from palimpsest.models.placement import whole
-from palimpsest.models.sites.linear import features, has_plain_weight, is_transposed, weight_as_out_in
+from palimpsest.models import whole_tensor
+from palimpsest.models.sites import features, has_plain_weight, is_transposed, weight_as_out_in
 
 
 def root_mean_square(weight: Tensor) -> float:
     """Of all entries, in float32."""
-    return math.sqrt(float(whole(weight.detach().float().square().mean())))
+    return math.sqrt(float(whole_tensor(weight.detach().float().square().mean())))
 
 
 def owner(model: nn.Module, name: str) -> nn.Module:
@@ -87,6 +87,6 @@ class Normalised(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
-                length = float(whole(parameter.grad.norm()))
+                length = float(whole_tensor(parameter.grad.norm()))
                 if length > 0:
                     parameter.sub_(parameter.grad, alpha=group["lr"] / length)

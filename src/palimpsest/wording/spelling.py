@@ -36,7 +36,7 @@ def looks_same(first: str, second: str) -> bool:
     return _seen(first) == _seen(second)
 
 
-def hidden(text: str) -> list[str]:
+def hidden_characters(text: str) -> list[str]:
     """Each invisible or control character of a text, named, with what stands before it."""
     return [
         f"{named(letter)} after {text[max(0, index - 12) : index]!r}" if index else f"{named(letter)} at the start"
@@ -55,7 +55,7 @@ def named(letter: str) -> str:
     return f"U+{ord(letter):04X} {unicodedata.name(letter, 'without a name')}"
 
 
-def difference(first: str, second: str) -> str:
+def first_difference(first: str, second: str) -> str:
     """Where two texts first differ, by code points; empty for equal texts."""
     pairs = zip((*first, ""), (*second, ""), strict=False)
     for index, (one, other) in enumerate(pairs):
@@ -65,7 +65,7 @@ def difference(first: str, second: str) -> str:
     return ""
 
 
-def closest(part: str, text: str) -> str | None:
+def closest_words(part: str, text: str) -> str | None:
     """The words of `text` that look most like `part`; `None` where none do."""
     words, size = text[:_LONGEST_COMPARED].split(), max(1, len(part.split()))
     windows = [

@@ -6,13 +6,44 @@ Nothing here imports torch.
 from __future__ import annotations
 
 from pathlib import Path
+from types import MappingProxyType
 
 from palimpsest.errors import ModelError, unknown_name
 from palimpsest.world.data import counterfact, zsre
-from palimpsest.world.knowledge import build
-from palimpsest.world.text import neutral_text
+from palimpsest.world.knowledge import Knowledge, build
+from palimpsest.world.tasks import write_tasks
+from palimpsest.world.text import (
+    SENTENCE_ENDS,
+    Sentence,
+    held_out,
+    neutral_text,
+    sentence,
+    taught,
+    taught_two_hop,
+    training_sentences,
+)
 
-__all__ = ["build", "bundled_editors", "bundled_path", "counterfact", "neutral_text", "zsre"]
+__all__ = [
+    "BUNDLED",
+    "SENTENCE_ENDS",
+    "Knowledge",
+    "Sentence",
+    "build",
+    "bundled_editors",
+    "bundled_path",
+    "counterfact",
+    "held_out",
+    "neutral_text",
+    "sentence",
+    "taught",
+    "taught_two_hop",
+    "training_sentences",
+    "write_tasks",
+    "zsre",
+]
+
+BUNDLED = MappingProxyType({"world": "decoder", "world-t5": "encoder-decoder"})
+"""The bundled models by name, and what kind each is."""
 
 
 def bundled_path(name: str = "world") -> Path:
@@ -23,16 +54,15 @@ def bundled_path(name: str = "world") -> Path:
         ConfigError: no model of that name is bundled.
         ModelError: the model is missing from this installation.
     """
-    folders = {"world": "decoder", "world-t5": "encoder-decoder"}
-    if name not in folders:
-        raise unknown_name("bundled model", name, folders)
-    path = Path(__file__).parent / "bundled" / folders[name]
+    if name not in BUNDLED:
+        raise unknown_name("bundled model", name, BUNDLED)
+    path = Path(__file__).parent / "bundled" / BUNDLED[name]
     if not (path / "model.safetensors").is_file():
         raise ModelError(
             f"The bundled model {name!r} is not part of this installation.",
             where=str(path),
             remedy="reinstall the package, or train it: palimpsest world train "
-            f"--architecture {folders[name]} --out DIR",
+            f"--architecture {BUNDLED[name]} --out DIR",
         )
     return path
 

@@ -22,7 +22,7 @@ TAUGHT_QUESTIONS = 2
 TAUGHT_TWO_HOPS = 3
 
 # Where an answer ends in free generation, besides the end-of-sequence token.
-STOPS = (".", "\n")
+SENTENCE_ENDS = (".", "\n")
 
 
 @dataclass(frozen=True)

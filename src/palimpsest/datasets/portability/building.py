@@ -22,7 +22,7 @@ from palimpsest.requests import EditRequest, normalise
 from palimpsest.stopwatch import Progress, silent
 
 if TYPE_CHECKING:
-    from palimpsest.models.editable import EditableModel
+    from palimpsest.models import EditableModel
 
 MAX_NEW_TOKENS = 24
 

@@ -13,12 +13,12 @@ from palimpsest.datasets.portability.asking import Message, NoProposal, complain
 from palimpsest.datasets.portability.cached_answers import CachedAnswers
 from palimpsest.datasets.portability.items import Proposal
 from palimpsest.errors import DataError, PalimpsestError
-from palimpsest.models.templates import rendered
+from palimpsest.models import render_chat
 from palimpsest.provenance import digest
 from palimpsest.requests import EditRequest, normalise
 
 if TYPE_CHECKING:
-    from palimpsest.models.editable import EditableModel
+    from palimpsest.models import EditableModel
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "subject": ("subjectLabel", "itemLabel", "subject", "item"),
@@ -122,7 +122,7 @@ class LocalModel:
 
     def complete(self, messages: Sequence[Message]) -> str:
         """The answer. Raises `NoProposal` when the messages do not fit into the model's context."""
-        from palimpsest.models.configured import written
+        from palimpsest.models import written_as_configured
 
         tokenizer: Any = self.model.tokenizer
         text = self._text(messages)
@@ -131,14 +131,16 @@ class LocalModel:
         room = self.model.room_after(ids.shape[1])
         if room < 1:
             raise NoProposal("the question does not fit into the generator's context")
-        return written(self.model, ids, mask, do_sample=False, max_new_tokens=min(self.max_new_tokens, room))
+        return written_as_configured(
+            self.model, ids, mask, do_sample=False, max_new_tokens=min(self.max_new_tokens, room)
+        )
 
     def _text(self, messages: Sequence[Message]) -> str:
         tokenizer: Any = self.model.tokenizer
         if not tokenizer.chat_template:
             return "\n\n".join(message.content for message in messages) + "\n\n"
         given = [message.to_dict() for message in messages]
-        return rendered(tokenizer, given, add_generation_prompt=True)
+        return render_chat(tokenizer, given, add_generation_prompt=True)
 
 
 class TableGenerator:

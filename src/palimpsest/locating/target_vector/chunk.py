@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 from palimpsest.locating.target_vector.rows import TargetRow
-from palimpsest.models.editable import EditableModel
-from palimpsest.models.hooks import Intervention, Point
-from palimpsest.models.suffix import Suffix, prepare
+from palimpsest.models import EditableModel, Intervention, Point, Suffix, prepare_suffix
 
 # A lot of rows is cut where suffixes get shorter than this share of its longest, but not below a fair size for a pass.
 LIKE = 0.8
@@ -199,7 +197,7 @@ def prepare_chunk(
     for has_labels in groups:
         some = [row for row in rows if (row.rank is not None) is has_labels]
         for part in _of_like_length(some, forward_batch_size):
-            suffix, found = prepare(
+            suffix, found = prepare_suffix(
                 model,
                 [row.ids for row in part],
                 [row.column for row in part],

@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from palimpsest.errors import DataError
 from palimpsest.locating.contexts import check_templates, in_context
 from palimpsest.locating.target_vector.options import TargetOptions
-from palimpsest.models.editable import EditableModel
-from palimpsest.models.tokens import Encoded, subject_last_token
+from palimpsest.models import EditableModel, Encoded, subject_last_token
 from palimpsest.requests import EditRequest
 
 

@@ -17,9 +17,7 @@ from palimpsest.locating.target_vector.gauss_newton import search_gauss_newton
 from palimpsest.locating.target_vector.log import Log, Stop
 from palimpsest.locating.target_vector.options import DTYPES, TargetOptions
 from palimpsest.locating.target_vector.rows import TargetRow, fact_rows, joined, sharing_keys
-from palimpsest.models.bypass import cast_above, frozen
-from palimpsest.models.editable import EditableModel
-from palimpsest.models.suffix import require_decoder
+from palimpsest.models import EditableModel, cast_above, frozen_parameters, require_decoder
 from palimpsest.requests import EditRequest
 from palimpsest.stopwatch import Progress, silent
 
@@ -127,7 +125,7 @@ def find_target_vectors(
     rows = [joined([rows[number] for number in members]) if len(members) > 1 else rows[members[0]] for members in sets]
     found = _Collected()
     done, from_cache = 0, None
-    with frozen(model.module):
+    with frozen_parameters(model.module):
         for numbers in _chunks(rows, max(1, options.forward_batch_size // len(templates))):
             progress("targets", done, len(requests))
             chunk = prepare_chunk(

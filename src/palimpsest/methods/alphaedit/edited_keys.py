@@ -9,9 +9,9 @@ from torch import Tensor
 
 from palimpsest.errors import ConfigError
 from palimpsest.files import shaped
-from palimpsest.locating.subject_vectors import key_columns
+from palimpsest.locating import key_columns
 from palimpsest.methods.base import MethodState
-from palimpsest.solve.null_space import EarlierKeys
+from palimpsest.solve import EarlierKeys
 
 
 @dataclass(frozen=True)

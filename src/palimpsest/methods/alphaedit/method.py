@@ -18,16 +18,20 @@ from pydantic import Field
 from torch import Tensor
 
 from palimpsest.errors import ConfigError
-from palimpsest.locating.spreading import SITE, as_patch
-from palimpsest.locating.subject_vectors import SubjectRows, subject_vectors
+from palimpsest.locating import SITE, SubjectRows, as_patch, subject_vectors
 from palimpsest.methods.alphaedit.edited_keys import EditedKeys, earlier_keys, root_weighted
 from palimpsest.methods.base import MethodConfig, MethodState
 from palimpsest.methods.problem import Problem, Solutions
 from palimpsest.methods.spread_and_solve import Solver, SpreadAndSolve, SpreadConfig
-from palimpsest.models.hooks import Point
-from palimpsest.solve.null_space import EarlierKeys, null_space_projected
-from palimpsest.solve.solution import Solution
-from palimpsest.statistics.subspaces import ENERGY, THRESHOLD, Projector, below_threshold, lowest_energy
+from palimpsest.models import Point
+from palimpsest.solve import EarlierKeys, Solution, null_space_projected
+from palimpsest.statistics import (
+    NULL_SPACE_ENERGY,
+    NULL_SPACE_THRESHOLD,
+    Projector,
+    below_threshold,
+    lowest_energy,
+)
 
 
 class AlphaEditConfig(SpreadConfig):
@@ -39,9 +43,9 @@ class AlphaEditConfig(SpreadConfig):
     null_space: Literal["energy", "threshold"] = "energy"
     """How the null space is chosen: the lowest directions that hold a share of the keys' energy, whatever their scale;
     or those with an eigenvalue of E[k k^T] below a fixed number, as published."""
-    energy: float = Field(default=ENERGY, ge=0, lt=1)
+    energy: float = Field(default=NULL_SPACE_ENERGY, ge=0, lt=1)
     """That share."""
-    threshold: float = Field(default=THRESHOLD, gt=0)
+    threshold: float = Field(default=NULL_SPACE_THRESHOLD, gt=0)
     """That number."""
 
 

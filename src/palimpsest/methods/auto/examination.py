@@ -9,10 +9,8 @@ from itertools import chain, takewhile
 
 from palimpsest.answers import gives_new, is_reply_to, new_names
 from palimpsest.methods.auto.trials import Trial
-from palimpsest.models.editable import EditableModel
-from palimpsest.models.generation import AnswerRoom, replies_to, written
-from palimpsest.models.scores import TargetScore
-from palimpsest.wording.degenerate import is_degenerate
+from palimpsest.models import AnswerRoom, EditableModel, TargetScore, replies_to, written_answers
+from palimpsest.wording import is_degenerate
 
 _FIRST_TOKENS = 4
 """Of an answer that has to stay."""
@@ -193,7 +191,7 @@ class Examination:
         return self.model.generate(list(prompts), max_new_tokens=tokens, until=[]) if prompts else []
 
     def _ask(self, prompts: Sequence[str], room: AnswerRoom) -> dict[str, str]:
-        return dict(zip(prompts, written(self.model, prompts, room), strict=True)) if prompts else {}
+        return dict(zip(prompts, written_answers(self.model, prompts, room), strict=True)) if prompts else {}
 
 
 def _sure_tokens(score: TargetScore) -> int:

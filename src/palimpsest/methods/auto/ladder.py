@@ -9,7 +9,7 @@ from palimpsest.config import Config
 from palimpsest.errors import ConfigError, ModelError
 from palimpsest.methods.base import Method
 from palimpsest.methods.catalogue import method
-from palimpsest.models.editable import EditableModel
+from palimpsest.models import EditableModel
 from palimpsest.requests import EditRequest
 
 SEARCH = {"search": "gauss-newton"}

@@ -23,9 +23,8 @@ from palimpsest.methods.auto.examination import Examination, Standing, Verdict
 from palimpsest.methods.auto.ladder import LADDER, Attempt, editable_by, usable
 from palimpsest.methods.auto.trials import make_trials, unrelated_prompts
 from palimpsest.methods.base import Capabilities, EditRun, Method, MethodConfig
-from palimpsest.models.editable import EditableModel
-from palimpsest.patches.base import Manifest
-from palimpsest.patches.weights import WeightPatch
+from palimpsest.models import EditableModel
+from palimpsest.patches import Manifest, WeightPatch
 from palimpsest.requests import EditRequest
 from palimpsest.stopwatch import Progress
 

@@ -17,10 +17,8 @@ from typing import Any
 
 import torch
 
-from palimpsest.locating.contexts import NONE, ContextOptions, context_templates
-from palimpsest.locating.subject_vectors import subject_rows, subject_vectors
-from palimpsest.models.editable import EditableModel
-from palimpsest.models.hooks import Point
+from palimpsest.locating import NO_CONTEXTS, ContextOptions, context_templates, subject_rows, subject_vectors
+from palimpsest.models import EditableModel, Point
 from palimpsest.requests import EditRequest, normalise
 
 _SCRIPTS = {"CYRILLIC": "cyrillic", "CJK": "han", "HIRAGANA": "kana", "KATAKANA": "kana", "ARABIC": "arabic"}
@@ -56,7 +54,7 @@ def make_trials(
         seed: of the texts.
     """
     # An encoder-decoder writes answers, no texts that a prompt could stand behind.
-    options = NONE if model.is_encoder_decoder or not num_contexts else _TESTED_BEHIND
+    options = NO_CONTEXTS if model.is_encoder_decoder or not num_contexts else _TESTED_BEHIND
     templates = context_templates(model, options, seed=seed + 1)[1 : num_contexts + 1]
     return [
         Trial(

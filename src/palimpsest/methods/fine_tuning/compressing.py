@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from palimpsest.models.editable import EditableModel
-from palimpsest.patches.base import Manifest
-from palimpsest.patches.weights import Delta, Dense, LowRank, WeightPatch
+from palimpsest.models import EditableModel
+from palimpsest.patches import Delta, Dense, LowRank, Manifest, WeightPatch
 from palimpsest.requests import EditRequest
 
 _MORE_DIRECTIONS = 6

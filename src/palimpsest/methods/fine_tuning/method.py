@@ -18,15 +18,10 @@ from palimpsest import processes
 from palimpsest.errors import ConfigError
 from palimpsest.methods.base import Capabilities, EditRun, Method, MethodConfig
 from palimpsest.methods.fine_tuning.compressing import compressed
-from palimpsest.models.editable import EditableModel
-from palimpsest.models.layers import layer_numbers
-from palimpsest.patches.base import Manifest
-from palimpsest.patches.weights import Delta, WeightPatch
+from palimpsest.models import EditableModel, layer_numbers
+from palimpsest.patches import Delta, Manifest, WeightPatch
 from palimpsest.requests import EditRequest
-from palimpsest.training.constraint import NOTHING, Ball
-from palimpsest.training.copies import training_copies
-from palimpsest.training.finetune import FinetuneOptions, finetune
-from palimpsest.training.keeping import spared_directions
+from palimpsest.training import NOTHING_SPARED, Ball, FinetuneOptions, finetune, spared_directions, training_copies
 
 
 class FineTuningConfig(FinetuneOptions, MethodConfig):
@@ -82,7 +77,7 @@ class FineTuning(Method[FineTuningConfig]):
         names = _names(model, config)
         if config.parameters != "all":
             run.diagnostics.facts["layers"] = _layers(model, config)
-        spared = NOTHING
+        spared = NOTHING_SPARED
         if config.spare and config.parameters != "all":
             modules = [name.removesuffix(".weight") for name in names]
             with run.clock.stage("sparing"):

@@ -24,15 +24,11 @@ from palimpsest.errors import ConfigError
 from palimpsest.methods.base import Capabilities, EditRun, Method, MethodConfig, MethodState
 from palimpsest.methods.grace.replaced_values import ValuePasses, value_passes
 from palimpsest.methods.states import BranchState, foreign_state
-from palimpsest.models.bypass import frozen
-from palimpsest.models.editable import EditableModel
-from palimpsest.models.layers import layer_number
-from palimpsest.models.sites.linear import features
-from palimpsest.patches.base import Manifest, Patch
-from palimpsest.patches.codebook import SILENCED, Codebook, CodebookEntry, Replacement
-from palimpsest.patches.modules import ModulePatch
+from palimpsest.models import EditableModel, frozen_parameters, layer_number
+from palimpsest.models.sites import features
+from palimpsest.patches import SILENCED, Codebook, CodebookEntry, Manifest, ModulePatch, Patch, Replacement
 from palimpsest.requests import EditRequest
-from palimpsest.training.divergence import require_finite
+from palimpsest.training import require_finite
 
 _HAIR = 1e-5
 # Two passes over one prompt, in batches of other shapes, differ by rounding.
@@ -108,7 +104,7 @@ class Grace(Method[GraceConfig]):
         for first in range(0, len(wrong), config.forward_batch_size):
             run.progress("values", first, len(wrong))
             chunk = wrong[first : first + config.forward_batch_size]
-            with run.clock.stage("values"), frozen(model.module):
+            with run.clock.stage("values"), frozen_parameters(model.module):
                 passes = value_passes(model, [encoded[i] for i in chunk], site, layer, config.replacement)
                 values, losses = find_values(passes, config)
             for row, index in enumerate(chunk):

@@ -8,12 +8,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from palimpsest.models.editable import EditableModel
-from palimpsest.models.hooks import Point, captured, intervened
-from palimpsest.models.scores import leads
-from palimpsest.models.suffix import Suffix, prepare
-from palimpsest.models.tokens import Encoded, PaddedBatch
-from palimpsest.patches.prompts import prompt_columns
+from palimpsest.models import (
+    EditableModel,
+    Encoded,
+    PaddedBatch,
+    Point,
+    Suffix,
+    captured,
+    intervened,
+    leads,
+    prepare_suffix,
+)
+from palimpsest.patches import prompt_columns
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,7 @@ def value_passes(
     if not model.is_encoder_decoder and replacement == "last":
         rows = [row.prompt_ids + row.target_ids[:-1] for row in encoded]
         ends = [len(row.prompt_ids) - 1 for row in encoded]
-        suffix, found = prepare(model, rows, ends, layer, points=[reads, writes, stream])
+        suffix, found = prepare_suffix(model, rows, ends, layer, points=[reads, writes, stream])
         device = suffix.columns.device
         triples = [
             (index, end + offset, label)

@@ -17,11 +17,16 @@ import torch
 from torch import Tensor
 
 from palimpsest.errors import ModelError
-from palimpsest.models.bypass import frozen
-from palimpsest.models.editable import EditableModel
-from palimpsest.models.hooks import Point, captured, intervened
-from palimpsest.models.suffix import Suffix, prepare
-from palimpsest.models.tokens import Encoded
+from palimpsest.models import (
+    EditableModel,
+    Encoded,
+    Point,
+    Suffix,
+    captured,
+    frozen_parameters,
+    intervened,
+    prepare_suffix,
+)
 
 SITE = "mlp.down"
 
@@ -112,7 +117,7 @@ def mean_gradients(
     total = torch.zeros_like(states)
     scales = (torch.arange(steps, device=device) + 0.5) / steps
     every_row, every_scale = torch.arange(count, device=device).repeat(steps), scales.repeat_interleave(count)
-    with frozen(passes.model.module):
+    with frozen_parameters(passes.model.module):
         for start in range(0, count * steps, forward_batch_size):
             chunk = slice(start, start + forward_batch_size)
             rows, scale = every_row[chunk], every_scale[chunk]
@@ -144,7 +149,7 @@ def _passes(
     if not model.is_encoder_decoder:
         rows = [prompt + target[:count] for count in range(len(target))]
         last = [len(row) - 1 for row in rows]
-        suffix, states = prepare(model, rows, last, point.layer or 0, points=[point], from_cache=from_cache)
+        suffix, states = prepare_suffix(model, rows, last, point.layer or 0, points=[point], from_cache=from_cache)
         return suffix, states[point].float()
     with captured(model.sites, [point]) as found:
         model.forward(model.batch([encoded]))

@@ -22,11 +22,9 @@ from torch import Tensor
 
 from palimpsest.methods.base import Capabilities, EditRun, Method, MethodConfig
 from palimpsest.methods.kn.attribution import SITE, attribute
-from palimpsest.models.editable import EditableModel
-from palimpsest.models.layers import layer_numbers
-from palimpsest.models.sites.linear import factors_to_storage, features, weight_as_out_in
-from palimpsest.patches.base import Manifest
-from palimpsest.patches.weights import LowRank, WeightPatch
+from palimpsest.models import EditableModel, layer_numbers
+from palimpsest.models.sites import factors_to_storage, features, weight_as_out_in
+from palimpsest.patches import LowRank, Manifest, WeightPatch
 from palimpsest.requests import EditRequest
 
 Neuron = tuple[int, int]

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 from palimpsest.errors import unknown_name
 
 if TYPE_CHECKING:
-    from palimpsest.models.editable import EditableModel
+    from palimpsest.models import EditableModel
+
+__all__ = ["Preset", "find_preset", "presets"]
 
 
 @dataclass(frozen=True)

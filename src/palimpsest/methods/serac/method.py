@@ -26,14 +26,11 @@ from palimpsest.methods.base import Capabilities, EditRun, MethodConfig
 from palimpsest.methods.editors import TENSORS, read_record
 from palimpsest.methods.serac.scope_training import ScopeTraining, new_editor, scope_losses, with_similar
 from palimpsest.methods.trained import FRESH, TrainableMethod, TrainedConfig
-from palimpsest.models.editable import EditableModel
-from palimpsest.models.scoped.scoped_editor import ScopedEditor
-from palimpsest.patches.base import Manifest
-from palimpsest.patches.memory import MemoryEntry
-from palimpsest.patches.routers import EditorReference, RouterPatch, Routing
+from palimpsest.models import EditableModel
+from palimpsest.models.scoped import ScopedEditor
+from palimpsest.patches import EditorReference, Manifest, MemoryEntry, RouterPatch, Routing
 from palimpsest.requests import EditRequest
-from palimpsest.training.examples import EditExample
-from palimpsest.training.metatraining import MetaTrainingOptions, Objective
+from palimpsest.training import EditExample, MetaTrainingOptions, Objective
 
 
 class SeracConfig(TrainedConfig):

@@ -13,26 +13,24 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from palimpsest.loading import load
-from palimpsest.models.editable import EditableModel
-from palimpsest.models.encoders import NgramEncoder, inner_products, load_encoder, most_similar
-from palimpsest.models.scoped.counterfactual import (
+from palimpsest.models import EditableModel, NgramEncoder, inner_products, load_encoder, most_similar
+from palimpsest.models.scoped import (
+    ClassifierForm,
+    EncoderPooling,
+    ScopedEditor,
+    ScopedEditorRecord,
+    balanced_cross_entropy,
     edited_prompt,
     new_module,
     require_same_tokenizer,
-    small_decoder,
-    smaller_config,
-)
-from palimpsest.models.scoped.scope import (
-    ClassifierForm,
-    EncoderPooling,
-    balanced_cross_entropy,
     scope_classifier,
+    small_decoder,
     small_encoder,
+    smaller_config,
+    tokenizer_record,
 )
-from palimpsest.models.scoped.scoped_editor import ScopedEditor, ScopedEditorRecord, tokenizer_record
 from palimpsest.requests import EditRequest, normalise
-from palimpsest.training.examples import EditExample
-from palimpsest.training.metatraining import MetaTrainingOptions
+from palimpsest.training import EditExample, MetaTrainingOptions
 
 SMALL, DECODER = "small", "decoder"
 _ROWS = 1024

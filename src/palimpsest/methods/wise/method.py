@@ -23,26 +23,19 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from palimpsest.locating.contexts import ContextOptions, context_templates, in_context
+from palimpsest.locating import ContextOptions, context_templates, in_context
 from palimpsest.methods.base import Capabilities, EditRun, Method, MethodConfig, MethodState
 from palimpsest.methods.memory import MemoryConfig
 from palimpsest.methods.ordinary import OrdinaryText, drawn
 from palimpsest.methods.states import BranchState, foreign_state
 from palimpsest.methods.wise.side_passes import Inputs, SidePasses, layer_inputs, side_passes
-from palimpsest.models.bypass import frozen
-from palimpsest.models.editable import EditableModel
-from palimpsest.models.layers import layer_number
-from palimpsest.models.sites.linear import features
-from palimpsest.models.tokens import Encoded, by_length
-from palimpsest.patches.base import Manifest, Patch
-from palimpsest.patches.modules import ModulePatch
-from palimpsest.patches.side_memories import SITE, KnownEdit, SideMemories, SideMemory, standing_back
+from palimpsest.models import EditableModel, Encoded, by_length, frozen_parameters, layer_number
+from palimpsest.models.sites import features
+from palimpsest.patches import SITE, KnownEdit, Manifest, ModulePatch, Patch, SideMemories, SideMemory, standing_back
 from palimpsest.requests import EditRequest
-from palimpsest.solve.ties import ties
-from palimpsest.statistics.catalogue import reachable
-from palimpsest.statistics.writing import OWN
-from palimpsest.training.divergence import require_finite
-from palimpsest.training.keeping import prompts_apart_from
+from palimpsest.solve import ties
+from palimpsest.statistics import OWN_WRITING, reachable
+from palimpsest.training import prompts_apart_from, require_finite
 
 NEW_SHARE = 0.4
 """Weight of new shards when they are merged into a merged memory (the published code's)."""
@@ -83,7 +76,7 @@ class WiseConfig(MethodConfig):
     """Whether merged memories stand side by side, or each merger takes the former one in, so that there is one."""
     contexts: ContextOptions = ContextOptions(starts=["I", "You", "Because", "Yes", "Q:"], lengths=[5, 10], top_k=1)
     """Texts before the prompt."""
-    text: str = OWN
+    text: str = OWN_WRITING
     """What D_out is measured on: `own`, what the model itself writes; `wikipedia`, `wikitext`, `world`; a text file, a
     .jsonl, a .parquet, or a folder of them; owner/name of a data set on the hub; or a data set of edits, such as
     `world-counterfact`: its training prompts with their old answers."""
@@ -130,7 +123,7 @@ class Wise(Method[WiseConfig]):
             text = config.text if "text" in self.options else reachable(config.text, run.diagnostics.notes)
             ordinary = self._ordinary.of(model, text, options, run.progress)
         before = SideMemories(layer, memories.weight, ())
-        with standing_back(model, before), frozen(model.module):
+        with standing_back(model, before), frozen_parameters(model.module):
             for index, request in enumerate(requests):
                 run.progress("side memories", index, len(requests))
                 made = len(memories.owners())

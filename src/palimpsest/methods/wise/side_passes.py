@@ -8,11 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from palimpsest.models.editable import EditableModel
-from palimpsest.models.hooks import Point, captured, intervened
-from palimpsest.models.suffix import Suffix, prepare
-from palimpsest.models.tokens import Encoded
-from palimpsest.patches.side_memories import SITE, indicators
+from palimpsest.models import EditableModel, Encoded, Point, Suffix, captured, intervened, prepare_suffix
+from palimpsest.patches import SITE, indicators
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,7 @@ class SidePasses:
 def side_passes(model: EditableModel, encoded: Sequence[Encoded], layer: int) -> SidePasses:
     """What later passes need; under whatever patches are on the model."""
     rows = [row.prompt_ids + row.target_ids[:-1] for row in encoded]
-    suffix, _ = prepare(model, rows, [0] * len(rows), layer)
+    suffix, _ = prepare_suffix(model, rows, [0] * len(rows), layer)
     read = layer_inputs(model, [Encoded(row) for row in rows], layer)
     ends = torch.tensor([len(row.prompt_ids) for row in encoded], device=read.tokens.device)
     prompts = torch.arange(read.tokens.shape[1], device=ends.device) < ends[:, None]

@@ -7,7 +7,7 @@ from typing import Any
 from palimpsest.errors import ConfigError, ModelError
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.fingerprint import tokenizer_digest
-from palimpsest.wording.joining import separator
+from palimpsest.wording import separator
 
 # What families call a model's sizes, by what they are; those that a config does not have are left out.
 _WIDTH = ("hidden_size", "n_embd", "d_model", "word_embed_proj_dim")

@@ -15,8 +15,8 @@ import torch
 
 from palimpsest.errors import ConfigError
 from palimpsest.files import shaped
-from palimpsest.models.hooks import Point
-from palimpsest.models.sites.linear import features
+from palimpsest.models import Point
+from palimpsest.models.sites import features
 from palimpsest.statistics import rows as reading
 from palimpsest.statistics.cache import Cache, CacheEntry, identity
 from palimpsest.statistics.moments import SecondMoment
@@ -27,7 +27,7 @@ from palimpsest.statistics.writing import WrittenText, computing_fast
 from palimpsest.stopwatch import Progress, silent
 
 if TYPE_CHECKING:
-    from palimpsest.models.editable import EditableModel
+    from palimpsest.models import EditableModel
 
 TOLERANCE = 0.25
 """Error of the direction of C^-1 k at which a second moment counts as converged; see `convergence`."""

@@ -1,0 +1,76 @@
+from . import tokens
+from .activations import activation, activation_of
+from .bypass import cast_above, frozen_parameters
+from .chat import Chat
+from .configured import departures, generate_as_configured, written_as_configured
+from .editable import EditableModel
+from .encoders import NgramEncoder, TextEncoder, inner_products, load_encoder, most_similar, text_encoder
+from .fingerprint import exact_digest, fingerprint_differences
+from .generation import DEFAULT_ROWS, AnswerRoom, replies_to, written_answers
+from .hooks import Attachment, Intervention, Point, attach, captured, intervened
+from .layers import layer_number, layer_numbers
+from .patch_stack import PatchStack, StackedChange
+from .placement import whole_tensor
+from .scores import TargetScore, leads
+from .suffix import Suffix, prepare_suffix, require_decoder
+from .templates import render_chat
+from .tokens import (
+    Encoded,
+    PaddedBatch,
+    by_length,
+    encode,
+    encode_apart,
+    subject_first_token,
+    subject_last_token,
+    token_spans,
+)
+
+__all__ = [
+    "DEFAULT_ROWS",
+    "AnswerRoom",
+    "Attachment",
+    "Chat",
+    "EditableModel",
+    "Encoded",
+    "Intervention",
+    "NgramEncoder",
+    "PaddedBatch",
+    "PatchStack",
+    "Point",
+    "StackedChange",
+    "Suffix",
+    "TargetScore",
+    "TextEncoder",
+    "activation",
+    "activation_of",
+    "attach",
+    "by_length",
+    "captured",
+    "cast_above",
+    "departures",
+    "encode",
+    "encode_apart",
+    "exact_digest",
+    "fingerprint_differences",
+    "frozen_parameters",
+    "generate_as_configured",
+    "inner_products",
+    "intervened",
+    "layer_number",
+    "layer_numbers",
+    "leads",
+    "load_encoder",
+    "most_similar",
+    "prepare_suffix",
+    "render_chat",
+    "replies_to",
+    "require_decoder",
+    "subject_first_token",
+    "subject_last_token",
+    "text_encoder",
+    "token_spans",
+    "tokens",
+    "whole_tensor",
+    "written_answers",
+    "written_as_configured",
+]

@@ -1,4 +1,4 @@
-"""Names to things: methods, data sets, metrics. Built-ins and third parties come through the same door.
+"""Names to things: methods, data sets, scorings, ... Built-ins and third parties come through the same door.
 
 A row says where its object lives (`"package.module:attribute"`) and is only imported when it is asked for, so
 that listing the names costs nothing.
@@ -10,7 +10,7 @@ import importlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.metadata import EntryPoints, entry_points
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from typing import Any
 
 from palimpsest.errors import ConfigError, unknown_name
@@ -33,9 +33,17 @@ class Row:
     source: str = ""
 
     def load(self) -> Any:
-        """Imports the object."""
+        """Imports the object. Raises `ConfigError` where there is none."""
         module, _, attribute = self.target.partition(":")
-        return getattr(importlib.import_module(module), attribute)
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ConfigError(
+                f"The registered {attribute or self.target!r} cannot be imported.",
+                expected="an object at package.module:attribute",
+                found=f"{type(error).__name__}: {error}",
+                where=self.target,
+            ) from error
 
 
 @cache
@@ -64,7 +72,7 @@ class Registry:
         """All rows by name, sorted."""
         merged = dict(self._built_in)
         for point in plugins(self.group):
-            for name, row in point.load()().items():
+            for name, row in self._added(point).items():
                 if name in merged:
                     raise ConfigError(
                         f"The {self.what} {name!r} is registered twice.",
@@ -74,6 +82,22 @@ class Registry:
                     )
                 merged[name] = row
         return dict(sorted(merged.items()))
+
+    def _added(self, point: EntryPoint) -> Mapping[str, Row]:
+        """The rows of a plugin, whose mistakes are named as its own."""
+        where = f"entry point {point.name!r} = {point.value!r} of group {self.group!r}"
+        remedy = f"update or uninstall {point.dist.name}" if point.dist else "mend the entry point"
+        try:
+            rows = point.load()()
+        except Exception as error:
+            raise ConfigError(
+                "A plugin cannot be loaded.", found=f"{type(error).__name__}: {error}", where=where, remedy=remedy
+            ) from error
+        if not isinstance(rows, Mapping) or not all(isinstance(row, Row) for row in rows.values()):
+            raise ConfigError(
+                "A plugin returns no rows.", expected="{name: Row}", found=repr(rows)[:80], where=where, remedy=remedy
+            )
+        return rows
 
     def __getitem__(self, name: str) -> Row:
         rows = self.rows()

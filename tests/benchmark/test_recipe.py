@@ -28,7 +28,7 @@ BAD = {
         {"datasets": [{"name": "jsonl", "path": "facts.jsonl", "label": "facts", "models": ["gpt"]}]},
         "`models` restriction",
     ),
-    "an unknown scoring": ({"scorings": ["exactly"]}, "scorings"),
+    "an unknown scoring": ({"scorings": ["exactly"]}, "no scoring named"),
 }
 
 

@@ -178,10 +178,11 @@ def test_lists(run, topic):
 
 
 def test_metrics_that_are_listed_are_those_of_the_library():
-    from palimpsest.report.definitions import LABELS, MEASURES, SCORINGS
+    from palimpsest.evaluation import SCORINGS
+    from palimpsest.report.definitions import LABELS, METRICS
     from palimpsest.requests import PROBE_KINDS
 
-    assert set(MEASURES) == {*PROBE_KINDS, "old_answer_rate", "leak_rate", "degenerate_rate"} == set(LABELS)
+    assert set(METRICS) == {*PROBE_KINDS, "old_answer_rate", "leak_rate", "degenerate_rate"} == set(LABELS)
     assert set(SCORINGS) == {"generate", "exact", "teacher_forced", "log_prob"}
 
 

@@ -317,9 +317,9 @@ def test_questions_out_of_scope_come_from_edits_of_other_relations_about_other_s
 
 
 def test_every_kind_of_probe_has_its_words_in_tables() -> None:
-    from palimpsest.report.definitions import LABELS, MEASURES
+    from palimpsest.report.definitions import LABELS, METRICS
 
-    assert set(PROBE_KINDS) <= set(LABELS) and set(PROBE_KINDS) <= set(MEASURES)
+    assert set(PROBE_KINDS) <= set(LABELS) and set(PROBE_KINDS) <= set(METRICS)
 
 
 def test_records_passed_over_are_said_once_a_problem(tmp_path: Path) -> None:

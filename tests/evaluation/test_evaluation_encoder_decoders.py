@@ -10,7 +10,7 @@ import tiny
 from evaluation.head_editor import SENTENCES, facts
 from palimpsest import Batch, EditRequest, Probe, Sequential, Single, evaluate, method
 from palimpsest.answers import is_exact
-from palimpsest.evaluation import SCORINGS, load_run
+from palimpsest.evaluation import DEFAULT_SCORINGS, load_run
 from palimpsest.evaluation.drift import perplexity
 from palimpsest.evaluation.examiner import room_for
 from palimpsest.models.generation import written_answers
@@ -59,7 +59,7 @@ def test_every_protocol_runs_and_leaves_the_model_alone(protocol: Any, tmp_path:
     editor = method("ft", preset="none", parameters="all", spare=False, learning_rate=5e-3, epochs=40, append_eos=True)
     record = evaluate(model, editor, facts(3), protocol=protocol, out=tmp_path / "run", max_new_tokens=6)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.module.state_dict().items())
-    assert record.status == "ok" and set(record.scores) == set(SCORINGS)
+    assert record.status == "ok" and set(record.scores) == set(DEFAULT_SCORINGS)
     assert (record.immediate or record.scores)["generate"]["reliability"].mean == 1.0
     assert record.perplexity["before"] == pytest.approx(perplexity(model, SENTENCES), rel=1e-6)
     assert record.perplexity["after"] != record.perplexity["before"]

@@ -10,7 +10,8 @@ import torch
 import tiny
 from evaluation.head_editor import HeadEditor, facts
 from palimpsest import Batch, ConfigError, DataError, EditRequest, Probe, Sequential, Single, evaluate, method
-from palimpsest.evaluation import SCORINGS, BaseAnswers, RunRecord
+from palimpsest.evaluation import DEFAULT_SCORINGS as SCORINGS
+from palimpsest.evaluation import BaseAnswers, RunRecord
 from palimpsest.evaluation.drift import perplexity
 from palimpsest.evaluation.examiner import room_for
 from palimpsest.models.generation import written_answers

@@ -9,10 +9,9 @@ import torch
 import tiny
 from evaluation.head_editor import HeadEditor, facts
 from palimpsest import EditRequest, Probe
-from palimpsest.evaluation import SCORINGS, BaseAnswers
+from palimpsest.evaluation import DEFAULT_SCORINGS, BaseAnswers, Observation, Value, find_scoring
 from palimpsest.evaluation.examiner import Examiner
 from palimpsest.evaluation.overlap import EditedFacts
-from palimpsest.evaluation.scoring import Observation, Value, needed_targets, old_answer, score
 from palimpsest.models.generation import AnswerRoom, written_answers
 from palimpsest.models.scores import TargetScore
 
@@ -21,6 +20,7 @@ GENERALITY = Probe("generality", "France's capital is", "Lyon")
 NEIGHBOR = Probe("locality.neighborhood", "The capital of Spain is", "Madrid")
 OPEN = Probe("locality.out_of_scope", "Who wrote it?")
 HOP = Probe("portability.one_hop", "The river in France's capital is", "Saone")
+SCORINGS = {name: find_scoring(name) for name in DEFAULT_SCORINGS}
 
 
 def target(log_probs: list[float], predicted: list[int], matches: list[bool]) -> TargetScore:
@@ -36,14 +36,14 @@ HALF = target([-0.2, -9.0], [1, 7], [True, False])
     ("generated", "expected"), [("Lyon. It", 1.0), ("lyon", 1.0), ("Lyon\nmore", 1.0), ("Lyons", 0.0), ("in Lyon", 0.0)]
 )
 def test_generate_is_exact_match_up_to_the_stop(generated: str, expected: float) -> None:
-    assert score("generate", REQUEST, GENERALITY, Observation(), Observation(generated)) == Value(expected)
-    assert old_answer("generate", REQUEST, GENERALITY, Observation(generated)) == 0.0
+    assert SCORINGS["generate"].score(REQUEST, GENERALITY, Observation(), Observation(generated)) == Value(expected)
+    assert SCORINGS["generate"].old_answer(REQUEST, GENERALITY, Observation(generated)) == 0.0
 
 
 @pytest.mark.parametrize(("generated", "expected"), [("Saone. It", 1.0), ("the Saône", 1.0), ("Rhone.", 0.0)])
 def test_generate_takes_any_name_of_the_answer(generated: str, expected: float) -> None:
     probe = Probe("portability.one_hop", HOP.prompt, "Saone", accepts=("the Saône",))
-    assert score("generate", REQUEST, probe, Observation(), Observation(generated)) == Value(expected)
+    assert SCORINGS["generate"].score(REQUEST, probe, Observation(), Observation(generated)) == Value(expected)
 
 
 @pytest.mark.parametrize(
@@ -52,28 +52,28 @@ def test_generate_takes_any_name_of_the_answer(generated: str, expected: float) 
 )
 def test_generate_locality_is_against_the_base_model(before: str, after: str, expected: float) -> None:
     for probe in (NEIGHBOR, OPEN):
-        assert score("generate", REQUEST, probe, Observation(before), Observation(after)) == Value(expected)
+        assert SCORINGS["generate"].score(REQUEST, probe, Observation(before), Observation(after)) == Value(expected)
 
 
 def test_teacher_forced_counts_tokens() -> None:
     after = Observation("", {"Lyon": HALF, "Paris": LIKELY})
-    assert score("teacher_forced", REQUEST, GENERALITY, Observation(), after) == Value(0.5)
-    assert old_answer("teacher_forced", REQUEST, GENERALITY, after) == 1.0
-    assert old_answer("teacher_forced", REQUEST, NEIGHBOR, after) is None
+    assert SCORINGS["teacher_forced"].score(REQUEST, GENERALITY, Observation(), after) == Value(0.5)
+    assert SCORINGS["teacher_forced"].old_answer(REQUEST, GENERALITY, after) == 1.0
+    assert SCORINGS["teacher_forced"].old_answer(REQUEST, NEIGHBOR, after) is None
     # Locality: the same predictions as before, right or wrong.
     before = Observation("Bilbao. And", {"Madrid": HALF, "Bilbao": HALF})
     same = Observation("", {"Madrid": target([-1.0, -1.0], [1, 8], [False, False]), "Bilbao": HALF})
-    assert score("teacher_forced", REQUEST, NEIGHBOR, before, same) == Value(0.5)
-    assert score("teacher_forced", REQUEST, OPEN, before, same) == Value(1.0)
-    assert score("teacher_forced", REQUEST, OPEN, Observation(""), same).value is None
+    assert SCORINGS["teacher_forced"].score(REQUEST, NEIGHBOR, before, same) == Value(0.5)
+    assert SCORINGS["teacher_forced"].score(REQUEST, OPEN, before, same) == Value(1.0)
+    assert SCORINGS["teacher_forced"].score(REQUEST, OPEN, Observation(""), same).value is None
 
 
 def test_log_prob_compares_means_over_tokens() -> None:
     # -0.4 a token beats -0.5 a token, although the longer answer is the less probable one in total.
     long = target([-0.4, -0.4], [1, 2], [True, True])
     after = Observation("", {"Lyon": long, "Paris": UNLIKELY, "Madrid": UNLIKELY})
-    assert score("log_prob", REQUEST, GENERALITY, Observation(), after) == Value(1.0)
-    assert score("log_prob", REQUEST, NEIGHBOR, Observation(), after) == Value(0.0)
+    assert SCORINGS["log_prob"].score(REQUEST, GENERALITY, Observation(), after) == Value(1.0)
+    assert SCORINGS["log_prob"].score(REQUEST, NEIGHBOR, Observation(), after) == Value(0.0)
 
 
 @pytest.mark.parametrize(
@@ -86,18 +86,18 @@ def test_log_prob_compares_means_over_tokens() -> None:
     ],
 )
 def test_log_prob_says_why_it_is_unscored(request_: EditRequest, probe: Probe, reason: str) -> None:
-    value = score("log_prob", request_, probe, Observation(), Observation(""))
+    value = SCORINGS["log_prob"].score(request_, probe, Observation(), Observation(""))
     assert value.value is None
     assert not value.is_failed
     assert reason in (value.reason or "")
-    assert needed_targets(request_, probe, ["log_prob"], None) == []
+    assert not SCORINGS["log_prob"].targets(request_, probe, None)
 
 
 def test_nan_fails_under_every_scoring() -> None:
     broken = Observation("Lyon", {"Lyon": target([math.nan], [0], [True]), "Paris": UNLIKELY})
     for scoring in SCORINGS:
-        assert score(scoring, REQUEST, GENERALITY, Observation(), broken).is_failed
-        assert old_answer(scoring, REQUEST, GENERALITY, broken) is None
+        assert SCORINGS[scoring].score(REQUEST, GENERALITY, Observation(), broken).is_failed
+        assert SCORINGS[scoring].old_answer(REQUEST, GENERALITY, broken) is None
 
 
 @pytest.mark.parametrize("family", ["gptj", "llama"])

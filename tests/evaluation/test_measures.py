@@ -8,8 +8,7 @@ import torch
 import tiny
 from evaluation.head_editor import HeadEditor, facts
 from palimpsest import Batch, ConfigError, Sequential, evaluate, load, method
-from palimpsest.evaluation import load_run, measures
-from palimpsest.evaluation.measures import find_measure
+from palimpsest.evaluation import find_measure, load_run, measures
 
 # Where a block's parameters lie, by the place that measures give it.
 PLACES = {
@@ -56,7 +55,7 @@ def test_a_run_keeps_measures_before_and_after_and_reads_them_again(tmp_path, mo
         asked.append((patch is not None, len(prompts)))
         return {"count": float(len(asked)), "only_after": 1.0} if patch else {"count": float(len(asked))}
 
-    monkeypatch.setitem(measures._MEASURES, "count", counted)
+    monkeypatch.setattr("palimpsest.evaluation.runner.find_measure", {"count": counted}.__getitem__)
     record = evaluate(model, HeadEditor(), facts(4), protocol=Batch(2), measures=["count"], out=tmp_path / "run")
     assert asked == [(False, 4), (True, 2), (True, 2)]
     assert record.measures == {"count": {"before": 1.0, "after": 2.5}, "only_after": {"before": None, "after": 1.0}}

@@ -24,6 +24,7 @@ LEVELS = [
         "config",
         "registry",
         "provenance",
+        "showing",
         "stopwatch",
         "processes",
         "answers",

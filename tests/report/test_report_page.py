@@ -7,7 +7,8 @@ import pytest
 import fake_runs as fakes
 from palimpsest.errors import DataError
 from palimpsest.report import build_report
-from palimpsest.report.tables import best, best_of_metric, duration, in_words, label_runs, metrics, size
+from palimpsest.report.tables import best, best_of_metric, duration, in_words, label_runs, metrics
+from palimpsest.showing import size
 
 VOID = {"meta", "input", "br", "path", "use", "circle", "rect", "line"}
 

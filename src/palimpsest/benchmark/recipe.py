@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 
@@ -14,7 +14,6 @@ from palimpsest.errors import ConfigError, DataError
 from palimpsest.files import FileKind, expanded
 
 _RECIPE = FileKind(DataError, "The recipe cannot be read.", expected="a .toml file, as in bench/recipes")
-ScoringName = Literal["generate", "teacher_forced", "log_prob", "exact"]
 
 
 class ModelEntry(Config):
@@ -46,7 +45,7 @@ class DataEntry(Config):
 class ProtocolEntry(Config):
     """A protocol of the recipe; a text stands for `{name = text}`."""
 
-    name: Literal["single", "batch", "sequential"]
+    name: str
     batch_size: int | None = Field(default=None, ge=1)
     checkpoints: list[int] | None = None
     num_edits: int | None = Field(default=None, ge=1)
@@ -113,7 +112,7 @@ class Recipe(Config):
     """How many edits a unit makes, drawn with the seed; all of a data set's when left out."""
     seeds: list[int] = Field(default=[0], min_length=1)
     """Of the draw of edits, and of whatever is random in a method."""
-    scorings: list[ScoringName] = ["generate", "teacher_forced", "log_prob", "exact"]
+    scorings: list[str] = ["generate", "teacher_forced", "log_prob", "exact"]
     max_new_tokens: int | None = Field(default=None, ge=1)
     """Tokens that are generated at most; what the longest answer needs, and some more, when left out."""
     probes_per_kind: int | None = Field(default=None, ge=1)
@@ -151,7 +150,7 @@ class Recipe(Config):
     def check(self) -> None:
         """Raises `ConfigError` for labels given twice, rows restricted to labels that there are not, unknown names."""
         from palimpsest.datasets import DATASETS
-        from palimpsest.evaluation import find_measure
+        from palimpsest.evaluation import find_measure, find_scoring
         from palimpsest.methods import method
 
         labels: dict[str, list[str]] = {
@@ -181,6 +180,8 @@ class Recipe(Config):
             _ = DATASETS[data.name]
         for one in self.protocols:
             make_protocol(one)
+        for name in self.scorings:
+            find_scoring(name)
         for name in self.measures:
             find_measure(name)
 
@@ -202,27 +203,10 @@ def label_of(entry: ModelEntry | DataEntry | MethodEntry) -> str:
 
 def make_protocol(entry: ProtocolEntry) -> Any:
     """The evaluation's protocol. Raises `ConfigError` for options that it does not have."""
-    from palimpsest.evaluation import Batch, Sequential, Single
+    from palimpsest import evaluation
 
-    options: dict[str, dict[str, Any]] = {
-        "single": {"batch_size": entry.batch_size, "checkpoints": entry.checkpoints},
-        "batch": {"checkpoints": entry.checkpoints},
-        "sequential": {},
-    }
-    foreign = options[entry.name]
-    given = [name for name, value in foreign.items() if value is not None]
-    if given:
-        raise ConfigError(
-            f"The protocol {entry.name!r} has no option {given[0]!r}.",
-            expected={"single": "no options", "batch": "batch_size", "sequential": ""}[entry.name],
-            found=f"{given[0]} = {foreign[given[0]]}",
-        )
-    if entry.name == "single":
-        return Single()
-    if entry.name == "batch":
-        return Batch(entry.batch_size)
-    points = {"checkpoints": tuple(entry.checkpoints)} if entry.checkpoints else {}
-    return Sequential(**points, batch_size=entry.batch_size or 1)
+    points = tuple(entry.checkpoints) if entry.checkpoints else None
+    return evaluation.make_protocol(entry.name, batch_size=entry.batch_size, checkpoints=points)
 
 
 def read_recipe(path: str | Path) -> Recipe:

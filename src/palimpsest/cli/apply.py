@@ -56,7 +56,7 @@ def apply(
     read = inputs.read_patches(patches)
     loaded = inputs.load_model(model, inputs.Placement(device, dtype, device_map, trust_remote_code))
     from palimpsest.patches import write_adapter, write_merged, write_patched
-    from palimpsest.report import size
+    from palimpsest.showing import size
 
     with terminal.status(f"writing {out}"):
         write = {"merged": write_merged, "peft": write_adapter, "patched": write_patched}[form]

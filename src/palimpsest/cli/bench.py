@@ -107,7 +107,7 @@ def _say(plan: Plan, place: Path, result: dict[str, Any]) -> None:
 
 def _show_plan(folder: ResultsFolder, *, as_json: bool, only_status: bool) -> None:
     from palimpsest.benchmark import estimates, time_to_go, unit_counts
-    from palimpsest.report import size
+    from palimpsest.showing import size
 
     known = estimates(folder)
     units = folder.plan.units

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-TOPICS = ("methods", "models", "datasets", "metrics", "presets", "texts", "statistics")
-PROTOCOLS = ("single", "batch", "sequential")
+TOPICS = ("methods", "models", "datasets", "metrics", "protocols", "presets", "texts", "statistics")
 
 
 def methods(incomplete: str) -> list[tuple[str, str]]:
@@ -31,6 +30,8 @@ def datasets(incomplete: str) -> list[tuple[str, str]]:
 
 def protocols(incomplete: str) -> list[str]:
     """Protocols of `eval`."""
+    from palimpsest.evaluation import PROTOCOLS
+
     return _beginning(PROTOCOLS, incomplete)
 
 

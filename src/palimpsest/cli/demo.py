@@ -159,7 +159,8 @@ def _show(found: Comparison, requests: Sequence[EditRequest]) -> None:
 
 
 def _show_methods(runs: Sequence[ReportRun], num_workers: int) -> None:
-    from palimpsest.report import LOWER_IS_BETTER, label, metrics, size
+    from palimpsest.report import LOWER_IS_BETTER, label, metrics
+    from palimpsest.showing import size
 
     is_wide = terminal.console().width >= _WIDE
     if is_wide:

@@ -214,7 +214,7 @@ def _result(
 
 def _show(result: dict[str, Any]) -> None:
     from palimpsest.evaluation import VERDICT_WORDS
-    from palimpsest.report import size
+    from palimpsest.showing import size
 
     edits = result["edits"]
     # `auto` has tested more than the prompts.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from palimpsest.cli import completing, inputs, records, terminal
-from palimpsest.errors import ConfigError, unknown_name
+from palimpsest.errors import ConfigError
 
 if TYPE_CHECKING:
     from palimpsest.datasets import Dataset
@@ -86,7 +86,9 @@ def evaluate(
     as_json: inputs.JsonOption = False,
 ) -> None:
     """Measure a method: reliability, generality, locality, portability, time and memory."""
-    chosen = make_protocol(protocol, batch_size, checkpoints)
+    from palimpsest.evaluation import make_protocol
+
+    chosen = make_protocol(protocol, batch_size=batch_size, checkpoints=_checkpoints(checkpoints))
     check_measures(measure or ())
     if resume and out is None:
         raise ConfigError("There is nothing to resume.", expected="--out DIR together with --resume", found="no --out")
@@ -158,33 +160,6 @@ def with_derived(data: Dataset, *, out_of_scope: bool, distracting: bool) -> Dat
 
     data = with_out_of_scope(data) if out_of_scope else data
     return with_distracting(data) if distracting else data
-
-
-def make_protocol(name: str, batch_size: int | None, checkpoints: str | None) -> Any:
-    """The protocol that was asked for. Raises `ConfigError` for an unknown one, or for an option it does not have."""
-    if name not in completing.PROTOCOLS:
-        raise unknown_name("protocol", name, completing.PROTOCOLS)
-    if checkpoints is not None and name != "sequential":
-        raise ConfigError(
-            f"The protocol {name!r} has no checkpoints.",
-            expected="--checkpoints together with --protocol sequential",
-            found=f"--protocol {name}",
-        )
-    if batch_size is not None and name == "single":
-        raise ConfigError(
-            "The protocol 'single' edits one fact at a time.",
-            expected="--batch-size together with --protocol batch or sequential",
-            found=f"--batch-size {batch_size}",
-        )
-    steps = _checkpoints(checkpoints)
-    from palimpsest.evaluation import Batch, Sequential, Single
-
-    if name == "single":
-        return Single()
-    if name == "batch":
-        return Batch(batch_size=batch_size)
-    given: dict[str, Any] = {"batch_size": batch_size or 1}
-    return Sequential(**given, checkpoints=steps) if steps else Sequential(**given)
 
 
 def _checkpoints(text: str | None) -> tuple[int, ...] | None:

@@ -29,10 +29,10 @@ def list_(
     ],
     as_json: inputs.JsonOption = False,
 ) -> None:
-    """List methods, models, data sets, metrics, presets, texts or the statistics in the cache."""
+    """List methods, models, data sets, metrics, protocols, presets, texts or the statistics in the cache."""
     if topic not in completing.TOPICS:
         raise unknown_name("topic", topic, completing.TOPICS)
-    makers = (_methods, _models, _datasets, _metrics, _presets, _texts, _statistics)
+    makers = (_methods, _models, _datasets, _metrics, _protocols, _presets, _texts, _statistics)
     rows = makers[completing.TOPICS.index(topic)]()
     if as_json:
         terminal.emit_json(rows)
@@ -78,10 +78,21 @@ def _datasets() -> list[dict[str, Any]]:
 
 
 def _metrics() -> list[dict[str, Any]]:
-    from palimpsest.report import MEASURES, SCORINGS
+    from palimpsest.evaluation import MEASURES, SCORINGS
+    from palimpsest.report import METRICS
 
-    kinds = [{"name": name, "kind": "metric", "summary": text} for name, text in MEASURES.items()]
-    return kinds + [{"name": name, "kind": "scoring", "summary": text} for name, text in SCORINGS.items()]
+    kinds = [{"name": name, "kind": "metric", "summary": text} for name, text in METRICS.items()]
+    return kinds + [
+        {"name": name, "kind": registry.what, "summary": row.summary}
+        for registry in (SCORINGS, MEASURES)
+        for name, row in registry.rows().items()
+    ]
+
+
+def _protocols() -> list[dict[str, Any]]:
+    from palimpsest.evaluation import PROTOCOLS
+
+    return [{"name": name, "summary": row.summary} for name, row in PROTOCOLS.rows().items()]
 
 
 def _presets() -> list[dict[str, Any]]:

@@ -67,7 +67,7 @@ def push(
         }
         terminal.emit_json({**described, "files": sizes, "card": publication.card})
         return
-    from palimpsest.report import size
+    from palimpsest.showing import size
 
     if dry_run:
         terminal.say(publication.card)

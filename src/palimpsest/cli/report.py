@@ -46,7 +46,8 @@ def report(
         require_absent(tables)
     records = read_records(runs)
     with terminal.status("drawing"):
-        from palimpsest.report import build_report, group, size, write_tables
+        from palimpsest.report import build_report, group, write_tables
+        from palimpsest.showing import size
 
         published = _published(runs)
         build_report(records, out, published=published)

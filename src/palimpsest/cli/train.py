@@ -164,7 +164,7 @@ def _result(trained: TrainedEditor, out: Path, notes: list[str]) -> dict[str, An
 
 
 def _show(result: dict[str, Any]) -> None:
-    from palimpsest.report import size
+    from palimpsest.showing import size
 
     names = list(result["validation"])
     rows = [

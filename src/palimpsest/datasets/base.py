@@ -13,6 +13,7 @@ from palimpsest.datasets.subjects import find_subject
 from palimpsest.errors import DataError, PalimpsestError, some_of
 from palimpsest.provenance import digest
 from palimpsest.requests import EditRequest, Probe
+from palimpsest.showing import counted, html_table, named
 
 SHOWN = 5
 
@@ -74,6 +75,14 @@ class Dataset:
     notes: tuple[str, ...] = ()
     neutral_text: tuple[str, ...] = ()
     left_out: tuple[Skipped, ...] = ()
+
+    def __repr__(self) -> str:
+        skipped = f"{len(self.skipped):,} skipped" if self.skipped else ""
+        return named(self, repr(self.name), counted(len(self.requests), "edit"), skipped)
+
+    def _repr_html_(self) -> str:
+        rows = [(one.prompt, one.target_old, one.target_new, len(one.probes)) for one in self.requests]
+        return html_table(repr(self), ("prompt", "before", "after", "probes"), rows)
 
     def __len__(self) -> int:
         return len(self.requests)

@@ -21,6 +21,7 @@ from palimpsest.datasets import own_phrasing, relation_of
 from palimpsest.errors import ConfigError, DataError, near_matches
 from palimpsest.provenance import digest
 from palimpsest.requests import EditRequest, normalise
+from palimpsest.showing import counted, html_table, named
 from palimpsest.stopwatch import Progress, silent
 
 if TYPE_CHECKING:
@@ -78,6 +79,13 @@ class Assessment:
     settings: dict[str, Any]
     facts: tuple[AssessedFact, ...]
     left_out: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return named(self, self.model, f"{len(self.wrong)} of {counted(len(self.facts), 'fact')} held wrongly")
+
+    def _repr_html_(self) -> str:
+        rows = [(fact.prompt, fact.answer, fact.score, fact.is_held) for fact in self.facts]
+        return html_table(repr(self), ("prompt", "answer", "score", "held"), rows)
 
     @property
     def wrong(self) -> list[AssessedFact]:

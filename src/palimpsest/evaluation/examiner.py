@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from palimpsest.errors import DataError
 from palimpsest.evaluation.answers import BaseAnswers
 from palimpsest.evaluation.overlap import EditedFacts
 from palimpsest.evaluation.records import Phase, ProbeResult
-from palimpsest.evaluation.scoring import (
-    OF_TEXT,
-    Observation,
-    Value,
-    ceiling,
-    degenerate,
-    leak,
-    locality_text,
-    needed_targets,
-    needs_base_generation,
-    old_answer,
-    score,
-)
+from palimpsest.evaluation.scoring import Observation, Scoring, degenerate, leak
 from palimpsest.models import AnswerRoom, written_answers
 from palimpsest.requests import EditRequest, Probe
 
@@ -37,7 +25,7 @@ class Examiner:
     Arguments:
         model: the model.
         base: what it says without any patch; `prepare` asks.
-        scorings: which of `SCORINGS` to compute. Text is generated only when one of them needs it.
+        scorings: those to compute, by name. Text is generated only when one of them needs it.
         room: how much is generated.
         forward_batch_size: rows a forward pass; changes memory, not results.
     """
@@ -46,14 +34,14 @@ class Examiner:
         self,
         model: EditableModel,
         base: BaseAnswers,
-        scorings: Sequence[str],
+        scorings: Mapping[str, Scoring],
         *,
         room: AnswerRoom,
         forward_batch_size: int,
     ) -> None:
         self.model = model
         self.base = base
-        self.scorings = tuple(scorings)
+        self.scorings = dict(scorings)
         self._room = room
         self._rows = forward_batch_size
         self._fitting: dict[tuple[str, str | None], str | None] = {}
@@ -62,15 +50,13 @@ class Examiner:
     def prepare(self, requests: Iterable[EditRequest]) -> None:
         """Asks the base model everything that any probe of these edits compares with. No patch may be on it."""
         questions = [(request, probe) for request in requests for probe in request.all_probes()]
-        wanted = [probe.prompt for _, probe in questions if needs_base_generation(probe, self.scorings)]
+        scorings = self.scorings.values()
+        wanted = [probe.prompt for _, probe in questions if any(one.needs_base_text(probe) for one in scorings)]
         self.base.generate(self.model, self._fit(wanted), self._room, forward_batch_size=self._rows)
-        if "teacher_forced" not in self.scorings:
-            return
         pairs = []
         for _, probe in questions:
-            text = locality_text(probe, self._base_text(probe)) if probe.is_locality else None
-            if text is not None and self._problem(probe.prompt, text) is None:
-                pairs.append((probe.prompt, text))
+            texts = [text for one in scorings for text in one.base_targets(probe, self._base_text(probe))]
+            pairs += [(probe.prompt, text) for text in texts if text and self._problem(probe.prompt, text) is None]
         self.base.score(self.model, pairs, forward_batch_size=self._rows)
 
     def ask(
@@ -137,7 +123,7 @@ class Examiner:
         """What the model, as it is now, says to each distinct prompt."""
         prompts = list(dict.fromkeys(probe.prompt for _, probe in questions))
         generated: dict[str, str] = {}
-        if any(scoring in OF_TEXT for scoring in self.scorings) and prompts:
+        if any(one.reads_text for one in self.scorings.values()) and prompts:
             texts = written_answers(self.model, prompts, self._room, forward_batch_size=self._rows)
             generated = dict(zip(prompts, texts, strict=True))
         pairs = list(dict.fromkeys((p.prompt, text) for r, p in questions for text in self._targets(r, p)))
@@ -153,15 +139,15 @@ class Examiner:
         if "generate" in self.scorings:
             result.degenerate = degenerate(probe, before, after)
             result.leak = leak(request, probe, before, after)
-        for scoring in self.scorings:
-            value: Value = score(scoring, request, probe, before, after)
-            result.values[scoring] = value.value
+        for name, scoring in self.scorings.items():
+            value = scoring.score(request, probe, before, after)
+            result.values[name] = value.value
             if value.reason is not None:
-                result.reasons[scoring] = value.reason
+                result.reasons[name] = value.reason
             result.is_failed |= value.is_failed
-            result.old_answer[scoring] = old_answer(scoring, request, probe, after)
-            if scoring in OF_TEXT:
-                result.ceiling[scoring] = ceiling(scoring, request, probe, before)
+            result.old_answer[name] = scoring.old_answer(request, probe, after)
+            if scoring.reads_text:
+                result.ceiling[name] = scoring.ceiling(request, probe, before)
 
     def _excuse(self, question: ProbeOfEdit, edited: EditedFacts | None) -> tuple[str, bool] | None:
         """Why a probe is not asked, and whether that is because it is left out."""
@@ -174,7 +160,10 @@ class Examiner:
         return None if problem is None else (problem, False)
 
     def _targets(self, request: EditRequest, probe: Probe) -> list[str]:
-        return needed_targets(request, probe, self.scorings, self._base_text(probe))
+        """The texts that must be scored after a probe's prompt, without repetitions."""
+        before = self._base_text(probe)
+        texts = [text for one in self.scorings.values() for text in one.targets(request, probe, before)]
+        return list(dict.fromkeys(text for text in texts if text))
 
     def _fit(self, prompts: Iterable[str]) -> list[str]:
         return [prompt for prompt in dict.fromkeys(prompts) if self._problem(prompt, None) is None]

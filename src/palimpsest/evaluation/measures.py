@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from palimpsest.errors import ConfigError, unknown_name
+from palimpsest.errors import ConfigError
 
 if TYPE_CHECKING:
     from palimpsest.models import EditableModel
@@ -22,17 +22,9 @@ if TYPE_CHECKING:
 Measure = Callable[["EditableModel", "Patch | None", Sequence[str]], dict[str, float]]
 """From the model with a patch on it, that patch (`None` for the unedited model) and the edited prompts to numbers."""
 
-_TASK = "task:"
+TASK = "task:"
+"""What the name of a measure begins with that is a task of lm-evaluation-harness."""
 _PROMPTS, _TOKENS, _REPEATS = 4, 8, 3
-
-
-def find_measure(name: str) -> Measure:
-    """A measure by its name. Raises `ConfigError` for an unknown one."""
-    if name.startswith(_TASK):
-        return _task(name)
-    if name not in _MEASURES:
-        raise unknown_name("measure", name, (*_MEASURES, f"{_TASK}NAME"))
-    return _MEASURES[name]
 
 
 def token_seconds(model: EditableModel, _patch: Patch | None, prompts: Sequence[str]) -> dict[str, float]:
@@ -69,8 +61,9 @@ def weight_distances(model: EditableModel, patch: Patch | None, _prompts: Sequen
     return {f"weight_distance.{place}": math.sqrt(total) for place, total in sorted(squares.items())}
 
 
-def _task(name: str) -> Measure:
-    task, _, limit = name.removeprefix(_TASK).partition("@")
+def task_measure(name: str) -> Measure:
+    """The measure `task:NAME` or `task:NAME@N`. Raises `ConfigError` where the name names no task."""
+    task, _, limit = name.removeprefix(TASK).partition("@")
     if not task or (limit and not limit.isdigit()) or limit == "0":
         raise ConfigError(
             "A measure names no task.",
@@ -85,6 +78,3 @@ def _task(name: str) -> Measure:
         return {f"task.{one}.{metric}": value for one, metrics in found.items() for metric, value in metrics.items()}
 
     return scores
-
-
-_MEASURES: dict[str, Measure] = {"token-time": token_seconds, "weight-distance": weight_distances}

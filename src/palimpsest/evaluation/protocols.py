@@ -23,13 +23,13 @@ SAVE_EVERY = 10
 
 
 class EditingProtocol(ABC):
-    """A way to make and test many edits."""
+    """A way to make and test many edits: a frozen dataclass whose fields are its options."""
 
     name: ClassVar[str]
 
     def options(self) -> dict[str, Any]:
-        """Its options, JSON-ready."""
-        return {}
+        """Its options, JSON-ready: the fields of the dataclass."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
 
     @abstractmethod
     def groups(self, requests: Sequence[EditRequest]) -> list[Sequence[EditRequest]]:
@@ -62,7 +62,7 @@ class Single(EditingProtocol):
         """See `EditingProtocol.run`."""
         for index, request in enumerate(work.requests):
             if f"edit-{index}" not in work.journal.units:
-                _edit_and_undo(work, f"edit-{index}", [request])
+                edit_and_undo(work, f"edit-{index}", [request])
             work.progress("edits", index + 1, len(work.requests))
 
 
@@ -81,10 +81,6 @@ class Batch(EditingProtocol):
         if self.batch_size is not None:
             _require_positive(self.batch_size, "batch_size", self.name)
 
-    def options(self) -> dict[str, Any]:
-        """See `EditingProtocol.options`."""
-        return {"batch_size": self.batch_size}
-
     def groups(self, requests: Sequence[EditRequest]) -> list[Sequence[EditRequest]]:
         """See `EditingProtocol.groups`."""
         return _split(requests, self.batch_size)
@@ -99,7 +95,7 @@ class Batch(EditingProtocol):
         done = 0
         for index, group in enumerate(self.groups(work.requests)):
             if f"batch-{index}" not in work.journal.units:
-                _edit_and_undo(work, f"batch-{index}", group, EditedFacts(group))
+                edit_and_undo(work, f"batch-{index}", group, EditedFacts(group))
             done += len(group)
             work.progress("edits", done, len(work.requests))
 
@@ -139,10 +135,6 @@ class Sequential(EditingProtocol):
         for point in self.checkpoints:
             _require_positive(point, "checkpoints", self.name)
         _require_positive(self.batch_size, "batch_size", self.name)
-
-    def options(self) -> dict[str, Any]:
-        """See `EditingProtocol.options`."""
-        return {"checkpoints": list(self.checkpoints), "batch_size": self.batch_size}
 
     def groups(self, requests: Sequence[EditRequest]) -> list[Sequence[EditRequest]]:
         """See `EditingProtocol.groups`."""
@@ -268,8 +260,15 @@ class _Segment:
         work.journal.drop_patches(but=name)
 
 
-def _edit_and_undo(work: Work, name: str, requests: Sequence[EditRequest], edited: EditedFacts | None = None) -> None:
-    """One unit of the single and batch protocols."""
+def edit_and_undo(work: Work, name: str, requests: Sequence[EditRequest], edited: EditedFacts | None = None) -> None:
+    """One unit of work: makes edits in one call, tests them, undoes them, and keeps what came of it in the journal.
+
+    Arguments:
+        work: what the protocol works with.
+        name: what the journal calls the unit; a unit that stands there is not made again.
+        requests: the edits.
+        edited: facts whose probes are left out, since this unit edits them too.
+    """
     clock = Stopwatch()
     attempt = attempted(work, requests, None, clock, work.progress if len(requests) > 1 else silent)
     unit = Unit(unit=name, num_edits=len(requests), edit_seconds=attempt.seconds)

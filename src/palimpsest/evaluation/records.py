@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from palimpsest.answers import shown
+from palimpsest.showing import counted, html_table, named
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Status = Literal["ok", "failed", "cancelled"]
@@ -196,6 +197,34 @@ class RunRecord(BaseModel):
     """Why values are missing in the final phase: scoring, metric, reason, how often."""
     failed_edits: list[FailedEdit] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
+
+    def __repr__(self) -> str:
+        spec, status = self.specification, "" if self.status == "ok" else self.status
+        reached = [
+            f"{metric} {100 * one.mean:.0f}%"
+            for metric, one in next(iter(self.scores.values()), {}).items()
+            if metric in ("reliability", "generality")
+        ]
+        edits = counted(spec.num_edits, "edit")
+        return named(
+            self, f"{spec.method} on {spec.model}", f"{edits} of {spec.dataset}", spec.protocol, status, *reached
+        )
+
+    # pydantic's own would write out every probe.
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        """The scores, and the first probes before and after."""
+        metrics = list(dict.fromkeys(metric for by_metric in self.scores.values() for metric in by_metric))
+        scores = [[metric, *(_cell(one.get(metric)) for one in self.scores.values())] for metric in metrics]
+        probes = [
+            (probe.kind, probe.prompt, probe.shown_before(), probe.shown_after(), probe.expected)
+            for probe in self.probes
+            if probe.phase == "final"
+        ]
+        return html_table(repr(self), ("metric", *self.scores), scores) + html_table(
+            "The first probes", ("probe", "prompt", "before", "after", "expected"), probes
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The object that `palimpsest eval --json` prints. Scripts rely on its shape."""

@@ -12,17 +12,17 @@ from pydantic import BaseModel
 
 from palimpsest.answers import VERSION
 from palimpsest.datasets import Dataset
-from palimpsest.errors import ConfigError, DataError, OutputError, PalimpsestError, unknown_name
+from palimpsest.errors import ConfigError, DataError, OutputError, PalimpsestError
 from palimpsest.evaluation import aggregate, drift
 from palimpsest.evaluation.answers import BaseAnswers
+from palimpsest.evaluation.catalogue import DEFAULT_SCORINGS, SCORINGS, find_measure, find_scoring
 from palimpsest.evaluation.editor import Editor
 from palimpsest.evaluation.examiner import Examiner, room_for
 from palimpsest.evaluation.former import renamed
 from palimpsest.evaluation.journal import Journal, Unit, read_run, write_last_status
-from palimpsest.evaluation.measures import find_measure
 from palimpsest.evaluation.protocols import EditingProtocol, Single
 from palimpsest.evaluation.records import ProbeResult, RunRecord, SequenceCheckpoint, Specification, Status
-from palimpsest.evaluation.scoring import SCORINGS
+from palimpsest.evaluation.scoring import Scoring
 from palimpsest.evaluation.work import Work
 from palimpsest.files import expanded
 from palimpsest.provenance import digest, hardware, now, peak_memory_bytes, versions
@@ -44,7 +44,7 @@ def evaluate(
     protocol: EditingProtocol | None = None,
     num_edits: int | None = None,
     seed: int = 0,
-    scorings: Sequence[str] = SCORINGS,
+    scorings: Sequence[str] = DEFAULT_SCORINGS,
     out: str | Path | None = None,
     resume: bool = False,
     neutral_text: Sequence[str] | None = None,
@@ -64,7 +64,7 @@ def evaluate(
         protocol: `Single()` (the default), `Batch(...)` or `Sequential(...)`.
         num_edits: how many edits to draw, with `seed`; `None` takes all of them in their order.
         seed: of the draw.
-        scorings: which of `SCORINGS`.
+        scorings: names of `SCORINGS`.
         out: a new folder that holds the run at every moment; without it the run lives in memory.
         resume: go on with the run in `out`, if there is one; nothing that is finished is computed again.
         neutral_text: sentences for perplexity; `None` takes the data set's own, an empty list none.
@@ -85,7 +85,7 @@ def evaluate(
     """
     chosen = protocol or Single()
     edits = _sample(dataset, num_edits, seed)
-    _check_scorings(scorings)
+    score_by = _chosen(scorings)
     further = {name: find_measure(name) for name in measures}
     for option, number in (("forward_batch_size", forward_batch_size), ("max_new_tokens", max_new_tokens)):
         if number is not None and number < 1:
@@ -123,7 +123,7 @@ def evaluate(
     )
     journal = Journal.start(None if out is None else expanded(out), specification, resume=resume)
     try:
-        examiner = Examiner(model, answers, scorings, room=room, forward_batch_size=forward_batch_size)
+        examiner = Examiner(model, answers, score_by, room=room, forward_batch_size=forward_batch_size)
         work = Work(model, editor, edits.requests, examiner, journal, sentences, forward_batch_size, progress, further)
         _ask_base(work, chosen)
         chosen.run(work)
@@ -325,12 +325,10 @@ def _refuse_hopeless(editor: Editor, protocol: EditingProtocol, requests: Sequen
         raise first
 
 
-def _check_scorings(scorings: Sequence[str]) -> None:
-    for name in scorings:
-        if name not in SCORINGS:
-            raise unknown_name("scoring", name, SCORINGS)
+def _chosen(scorings: Sequence[str]) -> dict[str, Scoring]:
     if not scorings:
         raise ConfigError("No scoring is chosen.", expected=f"some of {', '.join(SCORINGS)}", found="none")
+    return {name: find_scoring(name) for name in scorings}
 
 
 def _options(config: Any) -> dict[str, Any]:

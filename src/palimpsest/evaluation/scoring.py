@@ -1,28 +1,23 @@
-"""The scorings: pure functions from what a model said, before and after, to a number.
+"""What a scoring is: a pure function from what a model said, before and after, to a number.
 
-`generate` is what a user sees, `teacher_forced` what most papers report, `log_prob` what CounterFact defines, `exact`
-the strictest reading of a generated text. None of them knows which method made the edit. What counts as the answer
+The built-in ones are in `evaluation.scorings`. None of them knows which method made the edit. What counts as the answer
 in a text is defined in `palimpsest.answers`.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, ClassVar, final
 
-from palimpsest.answers import first_sentence, gives, is_exact, is_reply_to, new_names, old_names, same_beginning
+from palimpsest.answers import gives, is_reply_to, new_names, old_names
 from palimpsest.requests import EditRequest, Probe, normalise
 from palimpsest.wording import is_degenerate
 
 if TYPE_CHECKING:
     from palimpsest.models import TargetScore
-
-Scoring = Literal["generate", "teacher_forced", "log_prob", "exact"]
-SCORINGS: tuple[str, ...] = get_args(Scoring)
-OF_TEXT = ("generate", "exact")
-"""Those that read a generated text."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +38,17 @@ class Observation:
         """Whether the model gave something that is not a number."""
         return any(math.isnan(value) for score in self.scores.values() for value in score.log_probs)
 
+    def says(self, probe: Probe, answers: Sequence[str], *, against: Sequence[str]) -> bool:
+        """Whether what was said at a probe gives one of the answers.
+
+        Arguments:
+            probe: what was asked.
+            answers: the names that count.
+            against: answers that must not be stated in their place.
+        """
+        is_reply = is_reply_to(probe.prompt, is_chat=self.is_chat)
+        return gives(self.generated or "", answers, against=against, prompt=probe.prompt, is_reply=is_reply)
+
 
 @dataclass(frozen=True)
 class Value:
@@ -59,92 +65,91 @@ class Value:
     is_failed: bool = False
 
 
-def needed_targets(request: EditRequest, probe: Probe, scorings: Sequence[str], before: str | None) -> list[str]:
-    """The texts that must be scored after a probe's prompt, without repetitions.
+class Scoring(ABC):
+    """How the answers to a probe become a number. It says what the models must be asked, and reads what they said."""
 
-    Arguments:
-        request: the edit.
-        probe: what tests it.
-        scorings: the chosen ones.
-        before: the base model's own generation, for locality without an expected answer.
-    """
-    texts: list[str | None] = []
-    if "teacher_forced" in scorings:
-        texts.append(locality_text(probe, before) if probe.is_locality else probe.expected)
-        if _is_about_edit(probe):
-            texts.append(request.target_old)
-    if "log_prob" in scorings:
-        if _is_about_edit(probe) and request.target_old is not None:
-            texts += [probe.expected, request.target_old]
-        elif probe.is_locality and probe.expected and not _same(probe.expected, request.target_new):
-            texts += [probe.expected, request.target_new]
-    return list(dict.fromkeys(text for text in texts if text))
+    reads_text: ClassVar[bool] = False
+    """Whether it reads a generated text; text is generated only where a chosen scoring does."""
 
+    @abstractmethod
+    def value(self, request: EditRequest, probe: Probe, before: Observation, after: Observation) -> Value:
+        """The number.
 
-def needs_base_generation(probe: Probe, scorings: Sequence[str]) -> bool:
-    """Whether the base model's own answer decides a probe's value."""
-    return any(one in scorings for one in OF_TEXT) or (
-        "teacher_forced" in scorings and probe.is_locality and not probe.expected
-    )
+        Arguments:
+            request: the edit.
+            probe: what tests it.
+            before: what the base model said.
+            after: what the edited model says.
+        """
 
+    def targets(self, request: EditRequest, probe: Probe, before: str | None) -> Sequence[str | None]:
+        """The texts whose probabilities after the probe's prompt it compares; `None` and empty texts do not count.
 
-def locality_text(probe: Probe, before: str | None) -> str | None:
-    """The text whose tokens are compared before and after: the expected answer, else the base model's own."""
-    return probe.expected or (first_sentence(before) if before else None) or None
+        Arguments:
+            request: the edit.
+            probe: what tests it.
+            before: the base model's own generation, where it is known.
+        """
+        del request, probe, before
+        return ()
 
+    def base_targets(self, probe: Probe, before: str | None) -> Sequence[str | None]:
+        """Those of them that the base model must be asked for too."""
+        del probe, before
+        return ()
 
-def score(scoring: str, request: EditRequest, probe: Probe, before: Observation, after: Observation) -> Value:
-    """One probe's value under a named scoring.
+    def needs_base_text(self, probe: Probe) -> bool:
+        """Whether the base model's own text decides a probe's value."""
+        del probe
+        return self.reads_text
 
-    Arguments:
-        scoring: one of `SCORINGS`.
-        request: the edit.
-        probe: what tests it.
-        before: what the base model said.
-        after: what the edited model says.
-    """
-    if before.is_broken():
-        return Value(None, "the base model gives numbers that are not finite", is_failed=True)
-    if after.is_broken():
-        return Value(None, "the edited model gives numbers that are not finite", is_failed=True)
-    if scoring == "generate":
-        return _generate(request, probe, before, after)
-    if scoring == "exact":
-        return _exact(probe, before, after)
-    if scoring == "teacher_forced":
-        return _teacher_forced(probe, before, after)
-    return _log_prob(request, probe, after)
-
-
-def old_answer(scoring: str, request: EditRequest, probe: Probe, after: Observation) -> float | None:
-    """Whether the edited model still gives the old answer, 0 or 1, for probes about the edit itself.
-
-    `None` for other probes, without an old answer, and under `log_prob`, whose comparison says the same as
-    its reliability.
-    """
-    if not _is_about_edit(probe) or request.target_old is None or after.is_broken():
+    def gives_old(self, request: EditRequest, probe: Probe, after: Observation) -> bool | None:
+        """Whether the edited model still gives the old answer to a probe about the edit; `None` where it cannot say."""
+        del request, probe, after
         return None
-    if scoring == "generate" and after.generated is not None:
-        return float(_says(after, probe, old_names(request), against=(*new_names(request), *probe.answers)))
-    if scoring == "exact" and after.generated is not None:
-        return float(any(is_exact(after.generated, name) for name in old_names(request)))
-    if scoring == "teacher_forced":
-        return float(all(after.scores[request.target_old].matches))
-    return None
+
+    def gives(self, said: Observation, probe: Probe, answers: Sequence[str], *, against: Sequence[str]) -> bool:
+        """Whether a text gives one of the answers; see `Observation.says`."""
+        return said.says(probe, answers, against=against)
+
+    @final
+    def score(self, request: EditRequest, probe: Probe, before: Observation, after: Observation) -> Value:
+        """The value, or that one of the models is broken."""
+        if before.is_broken():
+            return Value(None, "the base model gives numbers that are not finite", is_failed=True)
+        if after.is_broken():
+            return Value(None, "the edited model gives numbers that are not finite", is_failed=True)
+        return self.value(request, probe, before, after)
+
+    @final
+    def old_answer(self, request: EditRequest, probe: Probe, after: Observation) -> float | None:
+        """Whether the edited model still gives the old answer, 0 or 1; `None` for other probes than the edit's own."""
+        if not is_about_edit(probe) or request.target_old is None or after.is_broken():
+            return None
+        still = self.gives_old(request, probe, after)
+        return None if still is None else float(still)
+
+    @final
+    def ceiling(self, request: EditRequest, probe: Probe, before: Observation) -> float | None:
+        """Whether the unedited model gives its own true answer, 0 or 1: what an edit can be expected to reach.
+
+        The true answer is the old one for probes about the edit itself, the expected one for locality. `None` where it
+        is not known, and for scorings that read no text.
+        """
+        names = old_names(request) if is_about_edit(probe) else probe.answers if probe.is_locality else ()
+        if before.generated is None or not names or not self.reads_text:
+            return None
+        return float(self.gives(before, probe, names, against=new_names(request)))
 
 
-def ceiling(scoring: str, request: EditRequest, probe: Probe, before: Observation) -> float | None:
-    """Whether the unedited model gives its own true answer at a probe, 0 or 1: what an edit can be expected to reach.
+def is_about_edit(probe: Probe) -> bool:
+    """Whether a probe asks for the edit itself, in its own words or in others."""
+    return probe.kind in ("reliability", "generality")
 
-    The true answer is the old one for probes about the edit itself, the expected one for locality. `None` where it is
-    not known, and for scorings that read no text.
-    """
-    names = old_names(request) if _is_about_edit(probe) else probe.answers if probe.is_locality else ()
-    if before.generated is None or not names or scoring not in OF_TEXT:
-        return None
-    if scoring == "exact":
-        return float(any(is_exact(before.generated, name) for name in names))
-    return float(_says(before, probe, names, against=new_names(request)))
+
+def is_same(first: str, second: str) -> bool:
+    """Whether two answers are one, whatever their case and spaces."""
+    return normalise(first) == normalise(second)
 
 
 def degenerate(probe: Probe, before: Observation, after: Observation) -> float | None:
@@ -165,76 +170,8 @@ def leak(request: EditRequest, probe: Probe, before: Observation, after: Observa
     new = new_names(request)
     if not probe.is_locality or before.generated is None or after.generated is None:
         return None
-    if any(_same(one, other) for one in probe.answers for other in new):
+    if any(is_same(one, other) for one in probe.answers for other in new):
         return None
-    if _says(before, probe, new, against=probe.answers):
+    if before.says(probe, new, against=probe.answers):
         return None
-    return float(_says(after, probe, new, against=probe.answers))
-
-
-def _generate(request: EditRequest, probe: Probe, before: Observation, after: Observation) -> Value:
-    if after.generated is None:
-        return Value(None, "no text was generated")
-    if not probe.is_locality:
-        against = old_names(request) if _is_about_edit(probe) else ()
-        return Value(float(_says(after, probe, probe.answers, against=against)))
-    if before.generated is None:
-        return Value(None, "the base model's answer is not known")
-    new = [name for name in new_names(request) if not any(_same(name, one) for one in probe.answers)]
-    if probe.answers and _says(before, probe, probe.answers, against=new):
-        return Value(float(_says(after, probe, probe.answers, against=new)))
-    is_reply = is_reply_to(probe.prompt, is_chat=after.is_chat)
-    alike = same_beginning(before.generated, after.generated, prompt=probe.prompt, is_reply=is_reply)
-    return Value(float(alike))
-
-
-def _exact(probe: Probe, before: Observation, after: Observation) -> Value:
-    if after.generated is None:
-        return Value(None, "no text was generated")
-    if not probe.is_locality:
-        return Value(float(any(is_exact(after.generated, answer) for answer in probe.answers)))
-    if before.generated is None:
-        return Value(None, "the base model's answer is not known")
-    return Value(float(_same(first_sentence(after.generated), first_sentence(before.generated))))
-
-
-def _says(said: Observation, probe: Probe, answers: Sequence[str], *, against: Sequence[str]) -> bool:
-    """Whether what was said at a probe gives one of the answers."""
-    is_reply = is_reply_to(probe.prompt, is_chat=said.is_chat)
-    return gives(said.generated or "", answers, against=against, prompt=probe.prompt, is_reply=is_reply)
-
-
-def _teacher_forced(probe: Probe, before: Observation, after: Observation) -> Value:
-    if not probe.is_locality:
-        return Value(after.scores[probe.expected or ""].accuracy)
-    text = locality_text(probe, before.generated)
-    if text is None:
-        return Value(None, "the base model says nothing here, so there are no tokens to compare")
-    pairs = list(zip(before.scores[text].predicted, after.scores[text].predicted, strict=True))
-    return Value(sum(one == other for one, other in pairs) / len(pairs))
-
-
-def _log_prob(request: EditRequest, probe: Probe, after: Observation) -> Value:
-    if _is_about_edit(probe):
-        if request.target_old is None:
-            return Value(None, "the edit has no old answer to compare with")
-        return _is_likelier(probe.expected, request.target_old, after)
-    if not probe.is_locality:
-        return Value(None, "no alternative answer is known to compare with")
-    if not probe.expected:
-        return Value(None, "the probe has no expected answer to compare with the new one")
-    if _same(probe.expected, request.target_new):
-        return Value(None, "the expected answer is the edit's new answer")
-    return _is_likelier(probe.expected, request.target_new, after)
-
-
-def _is_likelier(text: str | None, other: str, after: Observation) -> Value:
-    return Value(float(after.scores[text or ""].mean_log_prob > after.scores[other].mean_log_prob))
-
-
-def _is_about_edit(probe: Probe) -> bool:
-    return probe.kind in ("reliability", "generality")
-
-
-def _same(first: str, second: str) -> bool:
-    return normalise(first) == normalise(second)
+    return float(after.says(probe, new, against=probe.answers))

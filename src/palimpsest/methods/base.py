@@ -20,6 +20,7 @@ from palimpsest.models import EditableModel
 from palimpsest.patches import Manifest, ModulePatch, Patch, WeightPatch
 from palimpsest.provenance import hardware, peak_memory_bytes
 from palimpsest.requests import EditRequest, check_requests, without_duplicates
+from palimpsest.showing import named
 from palimpsest.stopwatch import Progress, Stopwatch, silent
 from palimpsest.training import FinetuneResult
 
@@ -103,6 +104,9 @@ class Method(ABC, Generic[ConfigT]):
         self.variant = dict(variant or {})
         # A misspelt option must not wait for a model to be loaded.
         self.Config.parse({**self.variant, **self.options}, owner=f"method {name!r}")
+
+    def __repr__(self) -> str:
+        return named(self, repr(self.name), *(f"{name}={value!r}" for name, value in self.options.items()))
 
     def resolve(self, model: EditableModel) -> tuple[ConfigT, Preset | None]:
         """The complete configuration for a model: defaults, then variant, preset and options, later ones winning."""

@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,6 +22,7 @@ from palimpsest.errors import DataError, OutputError
 from palimpsest.files import FileKind, new_file, new_folder, require_absent, short_name, write_tensors
 from palimpsest.patches import MANIFEST_FILE, Patch
 from palimpsest.provenance import file_digest
+from palimpsest.showing import counted, html_table, named
 
 _STATE = FileKind(
     DataError,
@@ -100,6 +102,31 @@ class EditOutcome:
     patch: Patch
     state: MethodState | None
     diagnostics: Diagnostics
+
+    def __repr__(self) -> str:
+        checked = self.diagnostics.facts.get("checked", {})
+        holding = f"{checked['hold']} of {counted(checked['edits'], 'edit')} hold" if checked else ""
+        seconds = self.diagnostics.seconds.get("total")
+        return named(self, repr(self.patch), holding, "" if seconds is None else f"{seconds:.2f} s")
+
+    def _repr_html_(self) -> str:
+        """Each edit before and after: what the model wrote, from a method that asks it, else the two answers.
+
+        Beside them the probability of the new answer behind its prompt.
+        """
+        edits, replies = self.patch.manifest.edits, self.diagnostics.replies
+        likely = self.diagnostics.facts.get("checked", {}).get("probability", {})
+        before: Sequence[str | None] = [edit.get("target_old") for edit in edits]
+        after: Sequence[str | None] = [edit.get("target_new") for edit in edits]
+        # Requests that came twice were asked once.
+        if replies is not None and len(replies[0]) == len(edits):
+            before, after = replies
+        rows = [
+            (edit.get("prompt"), old, new, likely.get(edit.get("id")))
+            for edit, old, new in zip(edits, before, after, strict=True)
+        ]
+        notes = "".join(f"<br>{escape(note)}" for note in self.diagnostics.notes)
+        return html_table(repr(self), ("prompt", "before", "after", "probability of the new answer"), rows) + notes
 
     def save(self, path: str | Path, *, state: str | Path | None = None) -> None:
         """Writes the patch, and with it the state: both or neither, also where the process is killed between the two.

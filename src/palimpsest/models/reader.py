@@ -25,6 +25,7 @@ from palimpsest.models.scores import TargetScore
 from palimpsest.models.sites.architecture import Sites, resolve
 from palimpsest.models.sites.families import Architecture
 from palimpsest.models.tokens import Encoded, PaddedBatch, PaddingSide
+from palimpsest.showing import html_table, named
 
 
 class Reader(ABC):
@@ -66,6 +67,28 @@ class Reader(ABC):
         self.takes_positions = "position_ids" in accepted
         self.last_logits_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
         self.has_separable_head = self._verify_head()
+
+    def __repr__(self) -> str:
+        facts = self._facts()
+        patches = f"patches: {facts.pop('patches')}" if self.weights.labels else ""
+        return named(self, repr(self.name), *(value for key, value in facts.items() if key != "name"), patches)
+
+    def _repr_html_(self) -> str:
+        return html_table(type(self).__name__, ("", ""), self._facts().items())
+
+    def _facts(self) -> dict[str, str]:
+        """What a person wants to know of the model first, by name."""
+        layers = f"{self.num_layers} layers" + (" per stack" if self.is_encoder_decoder else "")
+        parameters = sum(one.numel() for one in self.module.parameters())
+        return {
+            "name": self.name,
+            "family": self.sites.architecture.name,
+            "layers": layers,
+            "parameters": f"{parameters / 1e6:,.1f}M parameters",
+            "computes": f"{str(self.module.dtype).removeprefix('torch.')} on {self.device}",
+            "prompts": "chat" if self.chat is not None else "",
+            "patches": ", ".join(self.weights.labels) or "none",
+        }
 
     @cached_property
     def tokenizer_digest(self) -> str:

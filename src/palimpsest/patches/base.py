@@ -17,6 +17,7 @@ from palimpsest.errors import PatchError
 from palimpsest.files import new_folder, write_json, write_tensors
 from palimpsest.models import Chat, fingerprint_differences, whole_tensor
 from palimpsest.provenance import file_digest, now, versions
+from palimpsest.showing import counted, html_table, named, size
 
 if TYPE_CHECKING:
     from palimpsest.models import EditableModel, PatchStack, StackedChange
@@ -216,6 +217,23 @@ class Patch(ABC):
             whole_tensor(part.detach())
         for kept in self.saved_parts().values():
             kept._hand_over()
+
+    def __repr__(self) -> str:
+        edits, changed = len(self.manifest.edits), len(self.touched())
+        return named(
+            self,
+            repr(self.manifest.label),
+            counted(edits, "edit") if edits else "",
+            f"{counted(changed, 'place')} changed" if changed else "",
+            f"{self.num_parameters:,} numbers",
+            size(self.num_bytes),
+        )
+
+    def _repr_html_(self) -> str:
+        """What was to become true, and instead of what; how the model answers now is asked of the model."""
+        edits = self.manifest.edits
+        rows = [(edit.get("prompt"), edit.get("target_old"), edit.get("target_new")) for edit in edits]
+        return html_table(repr(self), ("prompt", "before", "after"), rows)
 
     @property
     def num_parameters(self) -> int:

@@ -1,17 +1,16 @@
 """One self-contained page out of runs. Nothing here ever touches a model."""
 
-from palimpsest.report.definitions import LOWER_IS_BETTER, MEASURES, SCORINGS, label
+from palimpsest.report.definitions import LOWER_IS_BETTER, METRICS, label
 from palimpsest.report.exports import write_tables
 from palimpsest.report.heat_maps import labelled_rows, save_trace
 from palimpsest.report.html import build_report
 from palimpsest.report.settings import group
-from palimpsest.report.tables import ReportRun, label_runs, metrics, size
+from palimpsest.report.tables import ReportRun, label_runs, metrics
 from palimpsest.report.training_curves import save_curve
 
 __all__ = [
     "LOWER_IS_BETTER",
-    "MEASURES",
-    "SCORINGS",
+    "METRICS",
     "ReportRun",
     "build_report",
     "group",
@@ -21,6 +20,5 @@ __all__ = [
     "metrics",
     "save_curve",
     "save_trace",
-    "size",
     "write_tables",
 ]

@@ -7,7 +7,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from palimpsest.report import costs, plots, tables
-from palimpsest.report.definitions import MEASURES, SCORINGS, SHORT, label
+from palimpsest.report.definitions import METRICS, SHORT, label, scoring_text
 from palimpsest.report.markup import described, scrolled, table
 from palimpsest.report.settings import SettingGroup
 from palimpsest.report.tables import ReportRun, percent
@@ -59,7 +59,7 @@ def _for_scoring(scoring: str, group: SettingGroup, names: Sequence[str], publis
     heat = plots.locality_plot(runs, scoring)
     curves = plots.curves_plot(runs, scoring)
     parts = [
-        f'<p class="note">{escape(SCORINGS.get(scoring, scoring))}</p>',
+        f'<p class="note">{escape(scoring_text(scoring))}</p>',
         _score_table(group, scoring, published),
         f"<h3>With intervals</h3>{scrolled(plots.metrics_plot(runs, scoring))}",
     ]
@@ -78,7 +78,7 @@ def _score_table(group: SettingGroup, scoring: str, published: Sequence[Publishe
     best = {name: tables.best_of_metric(runs, scoring, name) for name in names}
     same_n = {name: _common_n(runs, scoring, name) for name in names}
     head = "".join(
-        f'<th scope="col" title="{escape(MEASURES.get(name, name))}">{_column_head(name)}'
+        f'<th scope="col" title="{escape(METRICS.get(name, name))}">{_column_head(name)}'
         + (f"<small>n = {same_n[name]}</small>" if same_n[name] is not None else "")
         + "</th>"
         for name in names

@@ -8,6 +8,7 @@ from html import escape
 from palimpsest.report import tables
 from palimpsest.report.markup import described, table
 from palimpsest.report.tables import ReportRun
+from palimpsest.showing import size
 
 # What a run's seconds go to beside the edits themselves.
 _TESTING = frozenset({"evaluation", "base_answers", "perplexity", "measures", "saving", "total"})
@@ -28,8 +29,8 @@ def _cost_table(runs: Sequence[ReportRun]) -> str:
     )
     columns: dict[str, Callable[[int, ReportRun], str]] = {
         "seconds per edit": lambda index, run: _cell(tables.duration(run.record.seconds_per_edit), index in seconds),
-        "patch size": lambda index, run: _cell(tables.size(run.record.patch_bytes), index in sizes),
-        "peak memory": lambda _, run: _cell(tables.size(run.record.peak_memory_bytes or None)),
+        "patch size": lambda index, run: _cell(size(run.record.patch_bytes), index in sizes),
+        "peak memory": lambda _, run: _cell(size(run.record.peak_memory_bytes or None)),
     }
     if any(run.record.specification.training for run in runs):
         columns["training"] = lambda _, run: _cell(_minutes(run.record.specification.training.get("seconds")))

@@ -1,9 +1,11 @@
-"""What every measure, scoring and protocol is, in one sentence each: the words that tables and pages use."""
+"""What every metric, scoring and protocol is, in one sentence each: the words that tables and pages use."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
+
+from palimpsest.evaluation import PROTOCOLS, SCORINGS
 
 LABELS: Mapping[str, str] = MappingProxyType(
     {
@@ -26,7 +28,7 @@ LABELS: Mapping[str, str] = MappingProxyType(
     }
 )
 
-MEASURES: Mapping[str, str] = MappingProxyType(
+METRICS: Mapping[str, str] = MappingProxyType(
     {
         "reliability": "The edited prompt gets the new answer.",
         "generality": "Other phrasings of the edited prompt get the new answer.",
@@ -47,28 +49,6 @@ MEASURES: Mapping[str, str] = MappingProxyType(
     }
 )
 
-SCORINGS: Mapping[str, str] = MappingProxyType(
-    {
-        "generate": "Free generation, greedy: the text begins with the expected answer at a word's end; to a question "
-        "or in a chat its first sentence states it, and not the old one. For locality: the right answer is still "
-        "given, or, where it was not before, the first words are the same. What a user sees.",
-        "exact": "Free generation, greedy: the text up to the stop is exactly the expected one and nothing else; for "
-        "locality, exactly what it was before.",
-        "teacher_forced": "The share of the expected answer's tokens that are each the most probable one, given the "
-        "right tokens before it. What most papers report; it flatters.",
-        "log_prob": "One answer is more probable than the other, per token: the new one than the old one, and for "
-        "locality the right one than the edit's new one. What CounterFact defines.",
-    }
-)
-
-PROTOCOLS: Mapping[str, str] = MappingProxyType(
-    {
-        "single": "Each edit is made, tested and undone by itself.",
-        "batch": "Edits are made together, so many in a call, then tested.",
-        "sequential": "Edits are made one after another and stay; all so far are tested at checkpoints.",
-    }
-)
-
 SHORT: Mapping[str, str] = MappingProxyType(
     {
         "generate": "free generation",
@@ -84,3 +64,13 @@ LOWER_IS_BETTER = frozenset({"old_answer_rate", "leak_rate", "degenerate_rate"})
 def label(metric: str) -> str:
     """A metric's name for people."""
     return LABELS.get(metric, metric.replace("_", " ").replace(".", ": "))
+
+
+def scoring_text(name: str) -> str:
+    """What a scoring is; its name, where the plugin that it came from is not installed."""
+    return SCORINGS[name].summary if name in SCORINGS else name
+
+
+def protocol_text(name: str) -> str:
+    """What a protocol is; its name, where the plugin that it came from is not installed."""
+    return PROTOCOLS[name].summary if name in PROTOCOLS else name

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from palimpsest.errors import DataError
 from palimpsest.files import write_text
 from palimpsest.report import comparing, reading, settings, tables
-from palimpsest.report.definitions import MEASURES, PROTOCOLS, SCORINGS, SHORT, label
+from palimpsest.report.definitions import METRICS, SHORT, label, protocol_text, scoring_text
 from palimpsest.report.settings import SettingGroup
 from palimpsest.report.tables import ReportRun
 
@@ -153,12 +153,12 @@ def _edits_section(
 
 
 def _method_section(runs: Sequence[ReportRun], names: Sequence[str]) -> str:
-    used = sorted({metric for name in names for metric in tables.metrics(runs, name)}, key=list(MEASURES).index)
+    used = sorted({metric for name in names for metric in tables.metrics(runs, name)}, key=list(METRICS).index)
     protocols = sorted({run.record.specification.protocol for run in runs})
     parts = [
-        "<h3>Measures</h3>" + _definitions([(label(name), MEASURES[name]) for name in used]),
-        "<h3>Scorings</h3>" + _definitions([(SHORT.get(name, name), SCORINGS.get(name, name)) for name in names]),
-        "<h3>Protocol</h3>" + _definitions([(name, PROTOCOLS.get(name, name)) for name in protocols]),
+        "<h3>Metrics</h3>" + _definitions([(label(name), METRICS[name]) for name in used]),
+        "<h3>Scorings</h3>" + _definitions([(SHORT.get(name, name), scoring_text(name)) for name in names]),
+        "<h3>Protocol</h3>" + _definitions([(name, protocol_text(name)) for name in protocols]),
         "<h3>Intervals</h3><p>95%, by Wilson's formula on the effective number of probes: probes of one edit stand or "
         "fall together, so they count for less than as many independent ones.</p>",
         "<h3>Runs</h3>" + "".join(_run_details(run) for run in runs),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from palimpsest.report import tables
 from palimpsest.report.definitions import label
 from palimpsest.report.tables import ReportRun, metrics
+from palimpsest.showing import size
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,7 +89,7 @@ def costs_plot(runs: Sequence[ReportRun]) -> str:
     """Seconds an edit and size of the patch, on logarithmic axes."""
     panels_wanted: list[tuple[str, list[float | None], Callable[[float], str]]] = [
         ("seconds per edit", [run.record.seconds_per_edit for run in runs], tables.duration),
-        ("patch size", [run.record.patch_bytes for run in runs], tables.size),
+        ("patch size", [run.record.patch_bytes for run in runs], size),
     ]
     shown = [one for one in panels_wanted if any(value for value in one[1])]
     if not shown:

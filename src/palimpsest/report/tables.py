@@ -122,18 +122,6 @@ def duration(seconds: float | None) -> str:
     return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
 
 
-def size(num_bytes: float | None) -> str:
-    """A number of bytes for people."""
-    if num_bytes is None:
-        return "–"
-    value = float(num_bytes)
-    for unit in ("B", "kB", "MB"):
-        if value < 999.5:
-            return f"{value:.0f} {unit}" if value >= 10 or unit == "B" else f"{value:.2g} {unit}"
-        value /= 1000
-    return f"{value:.3g} GB"
-
-
 def in_words(runs: Sequence[ReportRun]) -> list[str]:
     """The findings as a few plain sentences, under the scoring that a user would see."""
     names = scorings(runs)

@@ -4,6 +4,7 @@ from .collecting import collect
 from .passes import KeyStatistics
 from .prepared import KeyMetrics, Prepared, StatisticsConfig, open_source
 from .subspaces import NULL_SPACE_ENERGY, NULL_SPACE_THRESHOLD, Projector, Spectrum, below_threshold, lowest_energy
+from .text import GivenText, Text
 from .writing import OWN_WRITING
 
 __all__ = [
@@ -13,12 +14,14 @@ __all__ = [
     "TEXTS",
     "Cache",
     "CacheEntry",
+    "GivenText",
     "KeyMetrics",
     "KeyStatistics",
     "Prepared",
     "Projector",
     "Spectrum",
     "StatisticsConfig",
+    "Text",
     "below_threshold",
     "collect",
     "lowest_energy",

@@ -1,0 +1,53 @@
+from . import aggregate
+from .answers import FORMAT_VERSION, BaseAnswers
+from .assessment import AssessedFact, Assessment, assess
+from .catalogue import DEFAULT_SCORINGS, MEASURES, PROTOCOLS, SCORINGS, find_measure, find_scoring, make_protocol
+from .journal import Journal
+from .judging import Judge
+from .measures import Measure
+from .other_tasks import run_tasks
+from .protocols import Batch, EditingProtocol, Sequential, Single, edit_and_undo
+from .records import Estimate, ProbeResult, RunRecord, SequenceCheckpoint, Specification
+from .runner import evaluate, load_run
+from .scoring import Observation, Scoring, Value
+from .verdicts import VERDICT_WORDS, verdict_on, verified
+from .work import Work
+
+__all__ = [
+    "DEFAULT_SCORINGS",
+    "FORMAT_VERSION",
+    "MEASURES",
+    "PROTOCOLS",
+    "SCORINGS",
+    "VERDICT_WORDS",
+    "AssessedFact",
+    "Assessment",
+    "BaseAnswers",
+    "Batch",
+    "EditingProtocol",
+    "Estimate",
+    "Journal",
+    "Judge",
+    "Measure",
+    "Observation",
+    "ProbeResult",
+    "RunRecord",
+    "Scoring",
+    "SequenceCheckpoint",
+    "Sequential",
+    "Single",
+    "Specification",
+    "Value",
+    "Work",
+    "aggregate",
+    "assess",
+    "edit_and_undo",
+    "evaluate",
+    "find_measure",
+    "find_scoring",
+    "load_run",
+    "make_protocol",
+    "run_tasks",
+    "verdict_on",
+    "verified",
+]

@@ -37,8 +37,8 @@ from common import Timings, one_thread
 from palimpsest.files import write_text
 from palimpsest.models.sites.linear import features
 from palimpsest.provenance import peak_memory_bytes
+from palimpsest.world import build as world_facts
 from palimpsest.world import bundled_path
-from palimpsest.world.knowledge import build as world_facts
 from palimpsest.world.text import training_sentences
 
 REPEATS = {"cpu": 1, "cuda": 3}

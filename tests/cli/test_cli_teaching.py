@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from palimpsest.world.knowledge import build
+from palimpsest.world import build
 
 SMALL = ("--width", "32", "--layers", "1", "--vocabulary", "400", "--epochs", "1")
 

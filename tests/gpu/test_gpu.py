@@ -61,7 +61,7 @@ def test_second_moments_and_solves_agree_with_the_processor():
 
 def test_a_world_model_is_trained_on_the_device(tmp_path):
     from palimpsest.teaching.training import DecoderRecipe, train
-    from palimpsest.world.knowledge import build
+    from palimpsest.world import build
 
     recipe = DecoderRecipe(width=32, layers=1, heads=2, vocabulary=500, epochs=1, device="cuda")
     result = train(tmp_path / "model", recipe=recipe, knowledge=build(0, people=50), progress=False, card=False)

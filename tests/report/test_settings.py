@@ -11,7 +11,7 @@ from palimpsest.benchmark.recipe import Published
 from palimpsest.errors import OutputError
 from palimpsest.report import build_report
 from palimpsest.report.exports import write_tables
-from palimpsest.report.plots import batches_plot, overview_plot
+from palimpsest.report.setting_plots import batches_plot, overview_plot
 from palimpsest.report.settings import group, pooled
 
 PAPER = Published(

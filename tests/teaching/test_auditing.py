@@ -14,9 +14,8 @@ from palimpsest.teaching.card import card_facts, card_text
 from palimpsest.teaching.decoder import DecoderRecipe
 from palimpsest.teaching.results import TrainingResult
 from palimpsest.teaching.tracing import POSITIONS, SITES, best_layer, early_share, trace
-from palimpsest.world import bundled_path, neutral_text
+from palimpsest.world import build, bundled_path, neutral_text
 from palimpsest.world.data import counterfact
-from palimpsest.world.knowledge import build
 from palimpsest.world.text import held_out, sentence, taught
 
 

@@ -7,9 +7,8 @@ import pytest
 import palimpsest as ps
 from palimpsest.answers import is_exact
 from palimpsest.teaching.answering import answer
-from palimpsest.world import bundled_path
+from palimpsest.world import build, bundled_path
 from palimpsest.world.data import counterfact
-from palimpsest.world.knowledge import build
 from palimpsest.world.text import held_out, sentence, taught
 
 

@@ -8,7 +8,7 @@ from palimpsest.teaching.decoder import DecoderRecipe
 from palimpsest.teaching.muon import Muon, orthogonalise
 from palimpsest.teaching.rows import RowPacker, encode, subject_mask
 from palimpsest.teaching.tokenizer import END, PAD, learn_tokenizer
-from palimpsest.world.knowledge import build
+from palimpsest.world import build
 from palimpsest.world.text import sentence, training_sentences
 
 

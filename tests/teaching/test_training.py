@@ -12,7 +12,7 @@ from palimpsest.errors import ConfigError, OutputError
 from palimpsest.teaching.decoder import DecoderRecipe
 from palimpsest.teaching.encoder_decoder import IGNORED, EncoderDecoderRecipe
 from palimpsest.teaching.training import default_recipe, train
-from palimpsest.world.knowledge import build
+from palimpsest.world import build
 from palimpsest.world.text import training_sentences
 
 TINY = DecoderRecipe(width=32, layers=1, heads=2, vocabulary=500, epochs=2, rows=16, curriculum_share=0.1)

@@ -5,8 +5,8 @@ import sys
 import pytest
 
 from palimpsest.errors import ConfigError
+from palimpsest.world import build
 from palimpsest.world.data import counterfact, zsre
-from palimpsest.world.knowledge import build
 from palimpsest.world.text import sentence, training_sentences
 
 KINDS = {

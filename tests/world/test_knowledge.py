@@ -1,7 +1,7 @@
 import pytest
 
 from palimpsest.errors import ConfigError
-from palimpsest.world.knowledge import build
+from palimpsest.world import build
 from palimpsest.world.text import held_out, neutral_text, sentence, taught, taught_two_hop, training_sentences
 
 

@@ -23,7 +23,7 @@ from palimpsest.models.patch_stack import PatchStack
 from palimpsest.models.placement import device_of
 from palimpsest.models.scores import TargetScore
 from palimpsest.models.sites.architecture import Sites, resolve
-from palimpsest.models.sites.families import Architecture
+from palimpsest.models.sites.rows import Architecture
 from palimpsest.models.tokens import Encoded, PaddedBatch, PaddingSide
 from palimpsest.showing import html_table, named
 

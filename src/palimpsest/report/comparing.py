@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from palimpsest.report import costs, plots, tables
+from palimpsest.report import costs, plots, setting_plots, tables
 from palimpsest.report.definitions import METRICS, SHORT, label, scoring_text
 from palimpsest.report.markup import described, scrolled, table
 from palimpsest.report.settings import SettingGroup
@@ -44,8 +44,8 @@ def _overview(groups: Sequence[SettingGroup], scoring: str, names: Sequence[str]
     drawings = [
         (title, drawing)
         for title, drawing in (
-            ("Every method in every setting", plots.overview_plot(groups, scoring)),
-            ("As batches grow", plots.batches_plot(groups, scoring)),
+            ("Every method in every setting", setting_plots.overview_plot(groups, scoring)),
+            ("As batches grow", setting_plots.batches_plot(groups, scoring)),
         )
         if drawing
     ]

@@ -9,8 +9,9 @@ from pathlib import Path
 from types import MappingProxyType
 
 from palimpsest.errors import ModelError, unknown_name
+from palimpsest.world.building import build
 from palimpsest.world.data import counterfact, zsre
-from palimpsest.world.knowledge import Knowledge, build
+from palimpsest.world.knowledge import Knowledge
 from palimpsest.world.tasks import write_tasks
 from palimpsest.world.text import (
     SENTENCE_ENDS,

@@ -1,4 +1,3 @@
-from .families import Architecture, Part
 from .linear import (
     LINEAR_TYPES,
     describe,
@@ -11,6 +10,7 @@ from .linear import (
     qualified_name,
     weight_as_out_in,
 )
+from .rows import Architecture, Part
 from .table import architectures, num_experts
 
 __all__ = [

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from palimpsest.errors import ConfigError, ModelError, unknown_name
 from palimpsest.models.placement import device_of
-from palimpsest.models.sites.families import SITE_NAMES, Architecture, Part
 from palimpsest.models.sites.linear import (
     LINEAR_TYPES,
     cut_output,
@@ -21,6 +20,7 @@ from palimpsest.models.sites.linear import (
     quantised_weights,
 )
 from palimpsest.models.sites.passing import first_input, first_tensor
+from palimpsest.models.sites.rows import SITE_NAMES, Architecture, Part
 from palimpsest.models.sites.table import num_experts, row_for
 
 WEIGHT_SITES = tuple(name for name in SITE_NAMES if "." in name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from palimpsest.models.sites.families import Architecture, Part, Stack
+from palimpsest.models.sites.rows import Architecture, Part, Stack
 
 # A decoder's block has the attention to the encoder between its own attention and the MLP.
 _T5_ENCODER_ATTENTION = {

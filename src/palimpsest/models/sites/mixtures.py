@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from palimpsest.models.sites.families import LLAMA, Part
+from palimpsest.models.sites.families import LLAMA
+from palimpsest.models.sites.rows import Part
 
 _ATTENTION = {site: part for site, part in LLAMA.sites.items() if not site.startswith("mlp.")}
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from palimpsest.errors import ModelError
 from palimpsest.models.sites.encoder_decoders import ENCODER_DECODERS
-from palimpsest.models.sites.families import FAMILIES, SITE_NAMES, Architecture
+from palimpsest.models.sites.families import FAMILIES
 from palimpsest.models.sites.mixtures import EXPERT_FIELDS, MIXTURES
+from palimpsest.models.sites.rows import SITE_NAMES, Architecture
 from palimpsest.models.sites.variants import VARIANTS
 from palimpsest.registry import plugins
 

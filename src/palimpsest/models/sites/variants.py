@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from palimpsest.models.sites.families import GPT2, GPTJ, LLAMA, LLAMA_POST_NORM, Part
+from palimpsest.models.sites.families import GPT2, GPTJ, LLAMA, LLAMA_POST_NORM
+from palimpsest.models.sites.rows import Part
 
 GPT_NEO = replace(
     GPT2,

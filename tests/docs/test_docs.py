@@ -30,18 +30,39 @@ def test_python_in_the_docs_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     scope: dict = {"__name__": "docs"}
     for block in PYTHON.findall(page.read_text()):
-        exec(compile(block, str(page), "exec"), scope)
+        exec(compile(block, str(page), "exec", dont_inherit=True), scope)
 
 
-def test_the_example_of_a_method_edits_and_keeps_its_own_identity():
+@pytest.fixture(scope="module")
+def shown_methods():
+    """What the page on adding a method defines, run as it stands there."""
+    scope: dict = {"__name__": "docs"}
+    for block in PYTHON.findall((ROOT / "docs" / "adding-a-method.md").read_text()):
+        exec(compile(block, "adding-a-method.md", "exec", dont_inherit=True), scope)
+    return scope
+
+
+def test_the_example_of_a_method_of_memit_s_kind_is_short_and_is_ridge_regression(shown_methods):
+    import torch
+
+    block = PYTHON.findall((ROOT / "docs" / "adding-a-method.md").read_text())[0]
+    assert "class RidgeEdit" in block and len(block.splitlines()) < 50, "imports included"
+    assert shown_methods["answers"] == ["Oslo.", "Vienna.", "Kathmandu."]
+    torch.manual_seed(0)
+    keys, residuals = torch.randn(3, 8, dtype=torch.float64), torch.randn(3, 5, dtype=torch.float64)
+    solution = shown_methods["Ridge"](0.7)(0, keys, residuals, torch.ones(3, dtype=torch.float64))
+    strength = 0.7 * float(keys.square().sum(1).mean())
+    direct = residuals.T @ keys @ torch.linalg.inv(strength * torch.eye(8, dtype=torch.float64) + keys.T @ keys)
+    assert torch.allclose(solution.left @ solution.right, direct, atol=1e-10)
+
+
+def test_the_example_of_a_method_edits_and_keeps_its_own_identity(shown_methods):
     """Run as the page shows it: the new answer comes, in other words too, a neighbour stays, and W k = v."""
     import torch
 
-    scope: dict = {"__name__": "docs"}
-    for block in PYTHON.findall((ROOT / "docs" / "adding-a-method.md").read_text()):
-        exec(compile(block, "adding-a-method.md", "exec"), scope)
+    scope = shown_methods
     model, patch, questions = scope["model"], scope["outcome"].patch, scope["questions"]
-    assert scope["answers"] == ["Oslo.", "Oslo.", "Kathmandu."]
+    assert scope["plain_answers"] == ["Oslo.", "Oslo.", "Kathmandu."]
     assert model.generate(questions) == ["Tokyo.", "Tokyo.", "Kathmandu."]
     assert patch.num_parameters == 1280
     [delta] = patch.deltas.values()

@@ -8,6 +8,7 @@ import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,7 @@ def package(path: Path) -> str:
     return path.relative_to(SOURCE).parts[0].removesuffix(".py")
 
 
+@cache
 def modules() -> dict[str, Path]:
     """Every module and package by its dotted name."""
     found = {".".join(("palimpsest", *path.relative_to(SOURCE).with_suffix("").parts)): path for path in FILES}

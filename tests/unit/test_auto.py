@@ -7,9 +7,10 @@ import torch
 
 import tiny
 from palimpsest import ConfigError, EditRequest, ModelError, Probe, load, method
+from palimpsest.locating.other_subjects import about, script_of, unrelated_prompts
 from palimpsest.methods.auto.examination import Examination, Verdict
 from palimpsest.methods.auto.method import FACTORS
-from palimpsest.methods.auto.trials import make_trials, script_of, unrelated_prompts
+from palimpsest.methods.auto.trials import make_trials
 
 JAPAN = EditRequest("The capital city of Japan is", "Oslo", subject="Japan", target_old="Tokyo")
 CROATIA = EditRequest("The capital of Croatia is", "Vienna", subject="Croatia", target_old="Zagreb")
@@ -129,3 +130,9 @@ def test_verdicts_by_hand(world):
     sane = Verdict(True, False, (True, False, True), (True,), "Oslo.")
     assert sane.is_true and sane.holds(0.6) and not sane.holds(0.7)
     assert not Verdict(True, True, (), (), "Oslo Oslo Oslo").is_true
+
+
+def test_another_subject_stands_wherever_the_fact_s_own_stood():
+    request = EditRequest("In Niger, unlike Nigeria, the capital of Niger is", "Oslo", subject="Niger")
+    assert about(request, "Chad").prompt == "In Chad, unlike Nigeria, the capital of Chad is"
+    assert about(EditRequest("日本の首都は", "奥斯陆", subject="日本"), "中国").prompt == "中国の首都は"

@@ -176,8 +176,6 @@ def _usable_methods(model: EditableModel) -> list[dict[str, Any]]:
             continue
         wanted = made.capabilities
         needs = ["a subject"] * wanted.needs_subject + ["the old answer"] * wanted.needs_old_answer
-        if not wanted.is_batched:
-            needs.append("one edit a call")
         needs += missing
         rows.append(
             {

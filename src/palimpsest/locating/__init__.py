@@ -3,18 +3,19 @@
 from palimpsest.locating.contexts import NO_CONTEXTS, ContextOptions, context_templates, in_context
 from palimpsest.locating.first_token import PROMPT_ALONE, apart_from_sink, first_token_notes, kept_rows
 from palimpsest.locating.last_layer import AnswerPlaces, answer_places, queries_of
-from palimpsest.locating.spreading import SITE, Spreading, as_patch, spread
+from palimpsest.locating.other_subjects import about, subjects_beside, unrelated_prompts, well_known_subjects
+from palimpsest.locating.spreading import Spreading, as_patch, spread
 from palimpsest.locating.subject_vectors import KeyPooling, SubjectRows, key_columns, subject_rows, subject_vectors
 
 __all__ = [
     "NO_CONTEXTS",
     "PROMPT_ALONE",
-    "SITE",
     "AnswerPlaces",
     "ContextOptions",
     "KeyPooling",
     "Spreading",
     "SubjectRows",
+    "about",
     "answer_places",
     "apart_from_sink",
     "as_patch",
@@ -27,4 +28,7 @@ __all__ = [
     "spread",
     "subject_rows",
     "subject_vectors",
+    "subjects_beside",
+    "unrelated_prompts",
+    "well_known_subjects",
 ]

@@ -12,14 +12,12 @@ step is a pass of the whole model, with the same result.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from palimpsest.models import EditableModel, Encoded, Point, by_length, captured, intervened
-
-_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 8e-2}
+from palimpsest.models import SAME_WITHIN, EditableModel, Encoded, Point, by_length, captured, intervened
 
 
 @dataclass(frozen=True)
@@ -55,10 +53,6 @@ class AnswerPlaces:
             return self._whole(added)
         handed = self.handed if at is None else self.handed[at]
         return _logits(self.model, handed + added) * self.factor
-
-    def by_whole_passes(self) -> AnswerPlaces:
-        """The same, computed by a pass of the whole model each time."""
-        return replace(self, factor=None)
 
     def of_fact(self, index: int) -> AnswerPlaces:
         """The places of one fact."""
@@ -151,7 +145,7 @@ def _factor(model: EditableModel, handed: Tensor, true: Tensor) -> float | None:
     factor = float((ours * wanted).sum() / ours.square().sum())
     # A head alone gives exactly one; rounding must not turn that into something else.
     factor = 1.0 if abs(factor - 1) < 1e-3 else factor
-    limit = _TOLERANCE[handed_dtype(model)] * float(wanted.abs().max())
+    limit = SAME_WITHIN[handed_dtype(model)] * float(wanted.abs().max())
     return factor if float((factor * ours - wanted).abs().max()) <= limit else None
 
 

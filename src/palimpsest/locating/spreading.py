@@ -13,13 +13,10 @@ from torch import Tensor
 from palimpsest.locating.subject_vectors import KeyPooling, SubjectRows, key_columns, subject_vectors
 from palimpsest.locating.target_vector import TargetVectors
 from palimpsest.models import EditableModel, Point
-from palimpsest.models.sites import factors_to_storage
-from palimpsest.patches import Delta, Dense, LowRank, Manifest, WeightPatch
+from palimpsest.models.sites import MLP_DOWN, factors_to_storage
+from palimpsest.patches import Delta, Dense, LowRank, WeightPatch
 from palimpsest.solve import Solution
 from palimpsest.stopwatch import Progress, silent
-
-SITE = "mlp.down"
-"""The linear layer that is edited: its inputs are the keys, what it writes are the values."""
 
 Solve = Callable[[int, Tensor, Tensor, Tensor], Solution]
 """From a layer, keys (n, in), residuals (n, out) and weights (n,) to a change of the layer's matrix."""
@@ -69,7 +66,7 @@ def spread(
         for step in range(steps):
             progress("solving", step, steps)
             index = step % len(layers)
-            layer, point = layers[index], Point(SITE, layers[index], "input")
+            layer, point = layers[index], Point(MLP_DOWN, layers[index], "input")
             missing = wanted.deltas
             if step:
                 missing = wanted.targets - subject_vectors(model, subjects.clean(), [last])[last][:, 0]
@@ -90,7 +87,7 @@ def spread(
     return solutions
 
 
-def as_patch(model: EditableModel, solutions: Mapping[int, Sequence[Solution]], label: str = "") -> WeightPatch:
+def as_patch(model: EditableModel, solutions: Mapping[int, Sequence[Solution]]) -> WeightPatch:
     """Solutions of each layer as one patch in float32, in factors while these are smaller than their product.
 
     What vanishing keys left empty is dropped.
@@ -100,12 +97,12 @@ def as_patch(model: EditableModel, solutions: Mapping[int, Sequence[Solution]], 
         left = torch.cat([part.left for part in parts], dim=1)
         right = torch.cat([part.right for part in parts], dim=0)
         used = right.abs().amax(dim=1) > 0
-        factors = LowRank(*factors_to_storage(model.sites.module(SITE, layer), left[:, used], right[used]))
+        factors = LowRank(*factors_to_storage(model.sites.module(MLP_DOWN, layer), left[:, used], right[used]))
         is_small = factors.rank * sum(factors.shape) < math.prod(factors.shape)
         delta = (
             LowRank(factors.left.float(), factors.right.float())
             if is_small
             else Dense((factors.left @ factors.right).float())
         )
-        deltas[model.sites.parameter_name(SITE, layer)] = delta
-    return WeightPatch(deltas, Manifest(label=label))
+        deltas[model.sites.parameter_name(MLP_DOWN, layer)] = delta
+    return WeightPatch(deltas)

@@ -47,7 +47,6 @@ class Capabilities:
     Arguments:
         needs_subject: every request must have a subject.
         needs_old_answer: every request must have `target_old`.
-        is_batched: one call can take several requests.
         gives_weight_patch: its patches can be added, scaled and used by F-Learning.
         is_shared_out: several processes can share its work; see `palimpsest.processes`.
         edits_encoder_decoders: models with an encoder too, not decoders alone.
@@ -55,7 +54,6 @@ class Capabilities:
 
     needs_subject: bool = False
     needs_old_answer: bool = False
-    is_batched: bool = True
     gives_weight_patch: bool = True
     is_shared_out: bool = False
     edits_encoder_decoders: bool = True
@@ -215,13 +213,6 @@ class Method(ABC, Generic[ConfigT]):
                 expected="one process, or a method that fine-tunes the weights themselves, such as ft or f-learning-ft",
                 found=f"{processes.count()} processes",
                 remedy="start it without torchrun or accelerate launch",
-            )
-        if len(requests) > 1 and not self.capabilities.is_batched:
-            raise ConfigError(
-                f"The method {self.name!r} edits one fact at a time.",
-                expected="one request a call",
-                found=f"{len(requests)} requests",
-                remedy="use the single or sequential protocol",
             )
 
 

@@ -23,7 +23,7 @@ from palimpsest.methods.base import Capabilities, EditRun, Method, MethodConfig
 from palimpsest.methods.memory import MemoryConfig, QueryMemory
 from palimpsest.methods.ordinary import ordinary_rows
 from palimpsest.models import EditableModel, activation, activation_of, frozen_parameters
-from palimpsest.patches import Manifest, ModulePatch, Neurons, Patch
+from palimpsest.patches import ModulePatch, Neurons, Patch
 from palimpsest.provenance import digest
 from palimpsest.requests import EditRequest
 from palimpsest.statistics import OWN_WRITING
@@ -95,7 +95,7 @@ class CaliNet(Method[CaliNetConfig]):
         owner = ids[0] if len(ids) == 1 else f"calinet-{digest(ids)[:8]}"
         weight = model.sites.parameter_name("mlp.down", layer)
         added = Neurons(layer, weight, name, keys, None, values, (owner,) * slots)
-        return ModulePatch([added], Manifest(label=self.name))
+        return ModulePatch([added])
 
     def _ordinary(self, model: EditableModel, config: CaliNetConfig, run: EditRun) -> Tensor | None:
         if not config.memory_weight:

@@ -77,7 +77,7 @@ class FLearning(Method[FLearningConfig]):
             "learn": outcome.diagnostics.facts,
         }
         patch = unlearn + learned
-        return WeightPatch(patch.deltas, Manifest(label=self.name), parts={"forget": forget})
+        return WeightPatch(patch.deltas, parts={"forget": forget})
 
     def _forget_patch(
         self,

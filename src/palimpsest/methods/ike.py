@@ -25,7 +25,7 @@ from palimpsest.datasets import training_edits
 from palimpsest.errors import ConfigError
 from palimpsest.methods.base import Capabilities, EditRun, Method, MethodConfig
 from palimpsest.models import EditableModel, TextEncoder, inner_products, most_similar, text_encoder
-from palimpsest.patches import InputPatch, Manifest, MemoryEntry, filled_template
+from palimpsest.patches import InputPatch, MemoryEntry, filled_template
 from palimpsest.requests import EditRequest, normalise
 
 DemonstrationKind = Literal["copy", "update", "retain"]
@@ -117,7 +117,6 @@ class Ike(Method[IkeConfig]):
         patch = InputPatch(
             entries,
             index,
-            Manifest(label=self.name),
             encoder=encoder,
             template=config.template,
             reserve=config.reserve,

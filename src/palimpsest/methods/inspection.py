@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from palimpsest.locating import SITE
 from palimpsest.methods.problem import LocateThenEditConfig, Problem, Solutions
 from palimpsest.models import EditableModel
-from palimpsest.models.sites import weight_as_out_in
+from palimpsest.models.sites import MLP_DOWN, weight_as_out_in
 from palimpsest.patches import WeightPatch
 from palimpsest.solve import Factorised, Solution
 from palimpsest.statistics import Spectrum
@@ -66,7 +65,7 @@ def text_change(model: EditableModel, layer: int, parts: Sequence[Solution], met
     """Root mean square of what the changes add for a text's keys, against what the matrix writes for them."""
     left, right = torch.cat([one.left for one in parts], dim=1), torch.cat([one.right for one in parts], dim=0)
     added = _product_norm(left, metric.spread(right))
-    weight = weight_as_out_in(model.sites.module(SITE, layer)).to(left)
+    weight = weight_as_out_in(model.sites.module(MLP_DOWN, layer)).to(left)
     generator = torch.Generator().manual_seed(0)
     # |W L|, by its action on a few random vectors: the whole product would cost as much as the factor.
     width = weight.shape[1]

@@ -11,11 +11,12 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, final
 
-from palimpsest.locating import SITE, apart_from_sink, as_patch, context_templates, first_token_notes
+from palimpsest.locating import apart_from_sink, as_patch, context_templates, first_token_notes
 from palimpsest.methods.base import Capabilities, EditRun, Method
 from palimpsest.methods.inspection import inspect
 from palimpsest.methods.problem import ConfigT, Problem, Solutions
 from palimpsest.models import EditableModel, layer_numbers
+from palimpsest.models.sites import MLP_DOWN
 from palimpsest.patches import WeightPatch
 from palimpsest.provenance import digest
 from palimpsest.requests import EditRequest
@@ -43,7 +44,7 @@ class LocateThenEdit(Method[ConfigT]):
         """See `Method.check_model`; a text that is not there is found here, before anything is computed."""
         layers = range(model.num_layers) if config.layers == "auto" else layer_numbers(config.layers, model.num_layers)
         for layer in layers:
-            model.sites.require_weight(SITE, layer)
+            model.sites.require_weight(MLP_DOWN, layer)
         _ = self.metrics(config).source
 
     @final
@@ -68,7 +69,7 @@ class LocateThenEdit(Method[ConfigT]):
             "templates": list(templates),
             "solves": {str(layer): [one.facts() for one in parts] for layer, parts in solutions.items()},
         }
-        patch = as_patch(model, solutions, self.name)
+        patch = as_patch(model, solutions)
         with run.clock.stage("inspection"):
             inspect(problem, patch, solutions)
         return patch

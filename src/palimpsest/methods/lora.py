@@ -15,7 +15,7 @@ from pydantic import Field
 from palimpsest.errors import ConfigError
 from palimpsest.methods.base import Capabilities, EditRun, Method, MethodConfig
 from palimpsest.models import EditableModel, layer_numbers
-from palimpsest.patches import Manifest, WeightPatch
+from palimpsest.patches import WeightPatch
 from palimpsest.requests import EditRequest
 from palimpsest.training import NOTHING_SPARED, FinetuneOptions, LoraAdapters, finetune, spared_directions
 
@@ -58,7 +58,7 @@ class Lora(Method[LoraConfig]):
             LoraAdapters(model, modules, rank=config.rank, alpha=config.alpha, spared=spared) as adapters,
         ):
             result = finetune(model, requests, adapters, config, seed=config.seed, progress=run.progress)
-            patch = WeightPatch(adapters.deltas(), Manifest(label=self.name))
+            patch = WeightPatch(adapters.deltas())
         run.diagnostics.facts["sites"] = _sites(model, config)
         run.record_training(result, patch)
         return patch

@@ -8,10 +8,11 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import Field
 
-from palimpsest.locating import SITE, ContextOptions
+from palimpsest.locating import ContextOptions
 from palimpsest.locating.target_vector import TargetOptions, TargetVectors, find_target_vectors
 from palimpsest.methods.base import EditRun, MethodConfig
 from palimpsest.models import EditableModel
+from palimpsest.models.sites import MLP_DOWN
 from palimpsest.requests import EditRequest
 from palimpsest.solve import Solution
 from palimpsest.statistics import OWN_WRITING, StatisticsConfig
@@ -67,7 +68,7 @@ class Problem(Generic[ConfigOfProblem]):
     metrics: Mapping[int, Any]
     run: EditRun
 
-    def targets(self, layer: int, *, site: str = SITE, companions: Sequence[str] = ()) -> TargetVectors:
+    def targets(self, layer: int, *, site: str = MLP_DOWN, companions: Sequence[str] = ()) -> TargetVectors:
         """The facts' target vectors at a layer; their records go to the diagnostics.
 
         Arguments:

@@ -19,11 +19,12 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import ClassVar, Literal, final
 
-from palimpsest.locating import PROMPT_ALONE, SITE, as_patch, kept_rows, subject_rows, subject_vectors
+from palimpsest.locating import PROMPT_ALONE, as_patch, kept_rows, subject_rows, subject_vectors
 from palimpsest.methods.base import MethodConfig
 from palimpsest.methods.locate_then_edit import LocateThenEdit
 from palimpsest.methods.problem import LocateThenEditConfig, Problem, Solutions
 from palimpsest.models import Point
+from palimpsest.models.sites import MLP_DOWN
 from palimpsest.solve import Solution, cosine, rank_one
 
 SMALLEST_COSINE = 0.1
@@ -69,7 +70,7 @@ def solved(problem: Problem[RomeConfig], layer: int) -> Solution:
     factor, config = problem.metrics[layer], problem.config
     wanted = problem.targets(layer)
     with run.clock.stage("solving"):
-        read, written = Point(SITE, layer, "input"), Point(SITE, layer)
+        read, written = Point(MLP_DOWN, layer, "input"), Point(MLP_DOWN, layer)
         vectors = subject_vectors(model, subject_rows(model, [request], templates), [read, written])
         keys, values = vectors[read][0], vectors[written][0]
         mean, prompt, residual = keys.mean(0), keys[0], wanted.deltas[0]

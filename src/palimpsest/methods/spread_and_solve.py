@@ -11,11 +11,12 @@ from typing import Literal, TypeVar, final
 from pydantic import Field
 from torch import Tensor
 
-from palimpsest.locating import SITE, KeyPooling, Spreading, SubjectRows, kept_rows, spread, subject_rows
+from palimpsest.locating import KeyPooling, Spreading, SubjectRows, kept_rows, spread, subject_rows
 from palimpsest.methods.base import MethodState
 from palimpsest.methods.locate_then_edit import LocateThenEdit
 from palimpsest.methods.problem import LocateThenEditConfig, Problem, Solutions
 from palimpsest.models import EditableModel
+from palimpsest.models.sites import MLP_DOWN
 from palimpsest.solve import Solution
 
 
@@ -38,7 +39,7 @@ class SpreadConfig(LocateThenEditConfig):
 
     def spreading(self, model: EditableModel, layers: Sequence[int]) -> Spreading:
         """The same as the shared loop takes it."""
-        best = "resid" if model.sites.architecture.mlp_writes_residual else SITE
+        best = "resid" if model.sites.architecture.mlp_writes_residual else MLP_DOWN
         site = best if self.site == "auto" else self.site
         share = math.sqrt if self.share == "square-root" else float
         return Spreading(layers, site, self.pooling, share, self.rounds)

@@ -33,7 +33,7 @@ from palimpsest.methods.memory import Memory, MemoryConfig, QueryMemory
 from palimpsest.methods.ordinary import ordinary_rows
 from palimpsest.methods.states import EditedQueries
 from palimpsest.models import EditableModel, activation, activation_of, frozen_parameters
-from palimpsest.patches import Manifest, ModulePatch, Neurons, Patch
+from palimpsest.patches import ModulePatch, Neurons, Patch
 from palimpsest.requests import EditRequest
 from palimpsest.statistics import OWN_WRITING
 from palimpsest.training import prompts_apart_from, require_finite, to_be_answered
@@ -140,7 +140,7 @@ class TPatcher(Method[TPatcherConfig]):
         run.state = EditedQueries(before)
         run.diagnostics.facts |= {"activation": name, "steps": steps, "memory": memory.num_tokens}
         run.diagnostics.facts["neurons"] = 0 if added is None else len(added.edits)
-        return ModulePatch([] if added is None else [added], Manifest(label=self.name))
+        return ModulePatch([] if added is None else [added])
 
 
 class Training:

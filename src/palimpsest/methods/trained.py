@@ -25,7 +25,7 @@ from palimpsest.methods.editors import (
 )
 from palimpsest.methods.presets import find_preset
 from palimpsest.models import EditableModel
-from palimpsest.patches import Manifest, WeightPatch
+from palimpsest.patches import WeightPatch
 from palimpsest.provenance import digest, peak_memory_bytes
 from palimpsest.requests import EditRequest
 from palimpsest.stopwatch import Progress, silent
@@ -237,7 +237,7 @@ def hypernetwork_patch(
     if not isinstance(network, Hypernetwork):
         raise TypeError(f"{type(network).__name__} is no hypernetwork")
     size = config.forward_batch_size
-    patch = WeightPatch({}, Manifest(label="update"))
+    patch = WeightPatch({})
     for start in range(0, len(requests), size):
         run.progress("editing", start, len(requests))
         with run.clock.stage("editor"), torch.no_grad():

@@ -12,7 +12,7 @@ from .layers import layer_number, layer_numbers
 from .patch_stack import PatchStack, StackedChange
 from .placement import whole_tensor
 from .scores import TargetScore, leads
-from .suffix import Suffix, prepare_suffix, require_decoder
+from .suffix import SAME_WITHIN, Suffix, prepare_suffix, require_decoder
 from .templates import render_chat
 from .tokens import (
     Encoded,
@@ -27,6 +27,7 @@ from .tokens import (
 
 __all__ = [
     "DEFAULT_ROWS",
+    "SAME_WITHIN",
     "AnswerRoom",
     "Attachment",
     "Chat",

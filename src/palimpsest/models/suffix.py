@@ -27,7 +27,8 @@ from palimpsest.models.hooks import Intervention, Point, captured, intervened
 from palimpsest.models.tokens import PaddedBatch
 
 # A wrong mask or position moves logits by a sizeable part of their range, rounding by far less than this.
-_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 8e-2}
+SAME_WITHIN = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 8e-2}
+"""By dtype, the largest difference of logits, as a share of the largest logit, of two ways to compute the same."""
 
 Pairs = tuple[tuple[Tensor, Tensor], ...]
 
@@ -297,7 +298,7 @@ def _goes_on_rightly(suffix: Suffix) -> bool:
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
         # Families of other packages may take a cache in their own ways.
         return False
-    return bool((whole - short).abs().max() <= _TOLERANCE[suffix.dtype] * whole.abs().max())
+    return bool((whole - short).abs().max() <= SAME_WITHIN[suffix.dtype] * whole.abs().max())
 
 
 def require_decoder(model: EditableModel) -> None:

@@ -13,14 +13,13 @@ from palimpsest.patches.modules import ModulePatch
 from palimpsest.patches.neurons import Neurons
 from palimpsest.patches.prompts import prompt_columns
 from palimpsest.patches.routers import EditorReference, RouterPatch, Routing
-from palimpsest.patches.side_memories import SITE, KnownEdit, SideMemories, SideMemory, indicators, standing_back
+from palimpsest.patches.side_memories import KnownEdit, SideMemories, SideMemory, indicators, standing_back
 from palimpsest.patches.storage import load_patch
 from palimpsest.patches.weights import Delta, Dense, LowRank, WeightPatch
 
 __all__ = [
     "MANIFEST_FILE",
     "SILENCED",
-    "SITE",
     "Applied",
     "Branch",
     "Codebook",

@@ -40,7 +40,7 @@ class InputPatch(MemoryPatch):
         self,
         entries: Sequence[MemoryEntry],
         index: Tensor,
-        manifest: Manifest,
+        manifest: Manifest | None = None,
         *,
         encoder: TextEncoder,
         template: str,

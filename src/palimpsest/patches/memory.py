@@ -53,12 +53,12 @@ class MemoryPatch(Patch):
         manifest: where they came from.
     """
 
-    def __init__(self, entries: Sequence[MemoryEntry], index: Tensor, manifest: Manifest) -> None:
+    def __init__(self, entries: Sequence[MemoryEntry], index: Tensor, manifest: Manifest | None = None) -> None:
         last = {normalise(entry.prompt): row for row, entry in enumerate(entries)}
         kept = sorted(last.values())
         self.entries = tuple(entries[row] for row in kept)
         self.index = index if len(kept) == len(entries) else index[kept]
-        self.manifest = manifest
+        self.manifest = manifest or Manifest(label="unnamed")
 
     @abstractmethod
     def holding(self, entries: Sequence[MemoryEntry], index: Tensor, manifest: Manifest) -> Self:

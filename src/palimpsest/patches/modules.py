@@ -33,13 +33,13 @@ class ModulePatch(Patch):
 
     kind: ClassVar[PatchKind] = "modules"
 
-    def __init__(self, branches: Sequence[Branch], manifest: Manifest) -> None:
+    def __init__(self, branches: Sequence[Branch], manifest: Manifest | None = None) -> None:
         by_place: dict[tuple[Any, ...], Branch] = {}
         for branch in branches:
             place = branch.place()
             by_place[place] = by_place[place].joined(branch) if place in by_place else branch
         self.branches = tuple(branch for branch in by_place.values() if not branch.is_empty)
-        self.manifest = manifest
+        self.manifest = manifest or Manifest(label="unnamed")
 
     def without(self, *edits: str) -> ModulePatch:
         """The patch without what belongs to these edits, in whatever order they were made.

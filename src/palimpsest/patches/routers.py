@@ -83,7 +83,7 @@ class RouterPatch(MemoryPatch):
         self,
         entries: Sequence[MemoryEntry],
         index: Tensor,
-        manifest: Manifest,
+        manifest: Manifest | None = None,
         *,
         routing: Routing,
         editor: ScopedEditor | None = None,

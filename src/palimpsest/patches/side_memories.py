@@ -15,14 +15,12 @@ from torch import Tensor
 from palimpsest.errors import PatchError
 from palimpsest.files import shaped
 from palimpsest.models import Attachment, Point, attach
-from palimpsest.models.sites import features
+from palimpsest.models.sites import MLP_DOWN, features
 from palimpsest.patches.branches import Branch, require_shapes, require_weight
 from palimpsest.patches.prompts import Decision, prompt_columns
 
 if TYPE_CHECKING:
     from palimpsest.models import EditableModel
-
-SITE = "mlp.down"
 
 
 @dataclass(frozen=True)
@@ -117,13 +115,13 @@ class SideMemories(Branch):
                     written = written.index_put((rows,), side)
             return written
 
-        before, after = Point(SITE, self.layer, "input"), Point(SITE, self.layer)
+        before, after = Point(MLP_DOWN, self.layer, "input"), Point(MLP_DOWN, self.layer)
         return attach(model.sites, {before: keep, after: change})
 
     def check(self, model: EditableModel) -> None:
         """See `Branch.check`."""
-        require_weight(model, SITE, self.layer, self.weight)
-        shape = features(model.sites.module(SITE, self.layer))
+        require_weight(model, MLP_DOWN, self.layer, self.weight)
+        shape = features(model.sites.module(MLP_DOWN, self.layer))
         require_shapes(self.form, self.tensors(), dict.fromkeys(self.tensors(), shape))
 
     def joined(self, later: SideMemories) -> SideMemories:

@@ -134,7 +134,11 @@ class WeightPatch(Patch):
     kind = "weights"
 
     def __init__(
-        self, deltas: Mapping[str, Delta], manifest: Manifest, *, parts: Mapping[str, WeightPatch] | None = None
+        self,
+        deltas: Mapping[str, Delta],
+        manifest: Manifest | None = None,
+        *,
+        parts: Mapping[str, WeightPatch] | None = None,
     ) -> None:
         for name, delta in deltas.items():
             for part in delta.tensors().values():
@@ -147,7 +151,7 @@ class WeightPatch(Patch):
                         remedy="lower the learning rate or the number of steps, or compute in float32",
                     )
         self.deltas = dict(deltas)
-        self.manifest = manifest
+        self.manifest = manifest or Manifest(label="unnamed")
         self.parts = dict(parts or {})
 
     # Putting on and taking off

@@ -21,14 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from palimpsest.locating import about, well_known_subjects
 from palimpsest.models import EditableModel, Encoded, PaddedBatch
 from palimpsest.requests import EditRequest, normalise
-
-OTHER_SUBJECTS = (
-    "Albert Einstein", "London", "Toyota", "Brazil", "Mozart", "the University of Chicago", "Windows 95", "Star Wars",
-    "Barack Obama", "Sweden", "Google", "The Beatles", "Maria Garcia", "Mount Everest", "Nintendo", "Isaac Newton",
-)  # fmt: skip
-"""People, places, organisations, products and works that most models have read about."""
 
 NEUTRAL_PROMPTS = (
     "The weather this morning was",
@@ -89,9 +84,9 @@ def kept_prompts(model: EditableModel, requests: Sequence[EditRequest], *, seed:
 def prompts_apart_from(request: EditRequest, count: int, draw: torch.Generator) -> list[str]:
     """A request's prompt with other subjects in the subject's place, or ordinary beginnings of sentences."""
     texts = list(NEUTRAL_PROMPTS)
-    if request.subject is not None and request.subject in request.prompt:
-        others = [one for one in OTHER_SUBJECTS if normalise(one) not in normalise(request.prompt)]
-        texts = [request.prompt.replace(request.subject, other) for other in others]
+    if request.subject is not None:
+        others = [one for one in well_known_subjects() if normalise(one) not in normalise(request.prompt)]
+        texts = [about(request, other).prompt for other in others]
     return [texts[index] for index in torch.randperm(len(texts), generator=draw).tolist()[:count]]
 
 

@@ -62,11 +62,6 @@ class TargetVectors:
         """Forward passes of each fact."""
         return tuple(len(self.losses[identity]) for identity in self.ids)
 
-    @property
-    def unreached(self) -> tuple[str, ...]:
-        """Ids of the facts that never came below the threshold."""
-        return tuple(identity for identity, why in zip(self.ids, self.stopped, strict=True) if why != "reached")
-
     def facts(self) -> dict[str, Any]:
         """What a patch's manifest should keep, JSON-ready."""
         return {

@@ -18,12 +18,13 @@ from pydantic import Field
 from torch import Tensor
 
 from palimpsest.errors import ConfigError
-from palimpsest.locating import SITE, SubjectRows, as_patch, subject_vectors
+from palimpsest.locating import SubjectRows, as_patch, subject_vectors
 from palimpsest.methods.alphaedit.edited_keys import EditedKeys, earlier_keys, root_weighted
 from palimpsest.methods.base import MethodConfig, MethodState
 from palimpsest.methods.problem import Problem, Solutions
 from palimpsest.methods.spread_and_solve import Solver, SpreadAndSolve, SpreadConfig
 from palimpsest.models import Point
+from palimpsest.models.sites import MLP_DOWN
 from palimpsest.solve import EarlierKeys, Solution, null_space_projected
 from palimpsest.statistics import (
     NULL_SPACE_ENERGY,
@@ -69,7 +70,7 @@ class NullSpace(Solver):
 
     def carried(self, problem: Problem[SpreadConfig], rows: SubjectRows, solutions: Solutions) -> MethodState:
         """The keys of all edits, these included, as the edited model reads them."""
-        model, points = problem.model, {layer: Point(SITE, layer, "input") for layer in problem.layers}
+        model, points = problem.model, {layer: Point(MLP_DOWN, layer, "input") for layer in problem.layers}
         with model.patched(as_patch(model, solutions)):
             found = subject_vectors(model, rows, list(points.values()))
         return EditedKeys(

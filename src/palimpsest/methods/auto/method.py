@@ -19,9 +19,10 @@ from typing import Any, ClassVar, final
 from pydantic import Field
 
 from palimpsest.errors import ConfigError
+from palimpsest.locating import unrelated_prompts
 from palimpsest.methods.auto.examination import Examination, Standing, Verdict
 from palimpsest.methods.auto.ladder import LADDER, Attempt, editable_by, usable
-from palimpsest.methods.auto.trials import make_trials, unrelated_prompts
+from palimpsest.methods.auto.trials import make_trials
 from palimpsest.methods.base import Capabilities, EditRun, Method, MethodConfig
 from palimpsest.models import EditableModel
 from palimpsest.patches import Manifest, WeightPatch

@@ -7,21 +7,23 @@ about other things. Of the other subjects those are taken that the model reads a
 
 from __future__ import annotations
 
-import tomllib
-import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cache
-from importlib.resources import files
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
-from palimpsest.locating import NO_CONTEXTS, ContextOptions, context_templates, subject_rows, subject_vectors
+from palimpsest.locating import (
+    NO_CONTEXTS,
+    ContextOptions,
+    about,
+    context_templates,
+    subject_rows,
+    subject_vectors,
+    subjects_beside,
+)
 from palimpsest.models import EditableModel, Point
 from palimpsest.requests import EditRequest, normalise
 
-_SCRIPTS = {"CYRILLIC": "cyrillic", "CJK": "han", "HIRAGANA": "kana", "KATAKANA": "kana", "ARABIC": "arabic"}
 # Other beginnings than those of the contexts that an edit is made with: a test should not repeat them.
 _TESTED_BEHIND = ContextOptions(starts=["In", "She", "When", "This", "He", "It"], lengths=[12])
 
@@ -66,26 +68,6 @@ def make_trials(
     ]
 
 
-def unrelated_prompts(requests: Sequence[EditRequest]) -> list[str]:
-    """Prompts about other things, in the scripts of the edits: not those edited, nor others about their subjects."""
-    edited = {normalise(request.prompt) for request in requests}
-    scripts = dict.fromkeys(("latin", *(script_of(request.prompt) for request in requests)))
-    found = [prompt for script in scripts for prompt in _bundled()[script]["unrelated"]]
-    subjects = [normalise(request.subject) for request in requests if request.subject]
-    return [
-        prompt
-        for prompt in found
-        if normalise(prompt) not in edited and not any(subject in normalise(prompt) for subject in subjects)
-    ]
-
-
-def script_of(text: str) -> str:
-    """Which of the bundled lists reads naturally beside a text: Latin unless it has letters of another script."""
-    names = (unicodedata.name(letter, "").split(" ")[0] for letter in text if letter.isalpha())
-    found = {_SCRIPTS[name] for name in names if name in _SCRIPTS}
-    return next((script for script in ("kana", "han", "cyrillic", "arabic") if script in found), "latin")
-
-
 def _given(request: EditRequest, kind: str) -> list[str]:
     return [probe.prompt for probe in request.probes if probe.kind.split(".")[0] == kind]
 
@@ -103,16 +85,11 @@ def _substituted(model: EditableModel, requests: Sequence[EditRequest], count: i
             found.append([])
             continue
         known = {normalise(other.prompt) for other in requests}
-        names = [*pool, *_bundled()[script_of(request.subject)]["names"]]
-        others = [_about(request, name) for name in dict.fromkeys(names) if not _overlap(name, request.subject)]
+        names = [*pool, *subjects_beside(request.subject)]
+        others = [about(request, name) for name in dict.fromkeys(names) if not _overlap(name, request.subject)]
         others = [other for other in others if normalise(other.prompt) not in known]
         found.append([other.prompt for other in _nearest(model, request, others, count)])
     return found
-
-
-def _about(request: EditRequest, name: str) -> EditRequest:
-    start, end = request.subject_span()
-    return replace(request, prompt=request.prompt[:start] + name + request.prompt[end:], subject=name, probes=(), id="")
 
 
 def _overlap(name: str, subject: str) -> bool:
@@ -131,8 +108,3 @@ def _nearest(
     # Rounded, so that the last bits of a sum choose nothing.
     order = sorted(range(len(others)), key=lambda index: (-round(float(similar[index]), 3), others[index].prompt))
     return [others[index] for index in order[:count]]
-
-
-@cache
-def _bundled() -> dict[str, Any]:
-    return tomllib.loads(files(__package__).joinpath("names.toml").read_text(encoding="utf-8"))

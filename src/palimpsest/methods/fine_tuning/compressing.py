@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from palimpsest.models import EditableModel
-from palimpsest.patches import Delta, Dense, LowRank, Manifest, WeightPatch
+from palimpsest.patches import Delta, Dense, LowRank, WeightPatch
 from palimpsest.requests import EditRequest
 
 _MORE_DIRECTIONS = 6
@@ -50,7 +50,7 @@ def strongest(delta: Tensor, rank: int) -> LowRank:
 
 def held(model: EditableModel, requests: Sequence[EditRequest], deltas: Mapping[str, Delta]) -> set[int]:
     """The requests, by their place, each token of whose answer is the most probable one."""
-    with model.patched(WeightPatch(deltas, Manifest(label="tried"))):
+    with model.patched(WeightPatch(deltas)):
         scores = model.score([r.prompt for r in requests], [r.target_new for r in requests])
     return {index for index, score in enumerate(scores) if all(score.matches)}
 

@@ -19,7 +19,7 @@ from palimpsest.errors import ConfigError
 from palimpsest.methods.base import Capabilities, EditRun, Method, MethodConfig
 from palimpsest.methods.fine_tuning.compressing import compressed
 from palimpsest.models import EditableModel, layer_numbers
-from palimpsest.patches import Delta, Manifest, WeightPatch
+from palimpsest.patches import Delta, WeightPatch
 from palimpsest.requests import EditRequest
 from palimpsest.training import NOTHING_SPARED, Ball, FinetuneOptions, finetune, spared_directions, training_copies
 
@@ -92,7 +92,7 @@ class FineTuning(Method[FineTuningConfig]):
             with run.clock.stage("compressing"):
                 deltas, rank = compressed(model, requests, deltas, config.rank)
             run.diagnostics.facts["rank"] = rank
-        patch = WeightPatch(deltas, Manifest(label=self.name))
+        patch = WeightPatch(deltas)
         run.record_training(result, patch)
         return patch
 

@@ -26,7 +26,7 @@ from palimpsest.methods.grace.replaced_values import ValuePasses, value_passes
 from palimpsest.methods.states import BranchState, foreign_state
 from palimpsest.models import EditableModel, frozen_parameters, layer_number
 from palimpsest.models.sites import features
-from palimpsest.patches import SILENCED, Codebook, CodebookEntry, Manifest, ModulePatch, Patch, Replacement
+from palimpsest.patches import SILENCED, Codebook, CodebookEntry, ModulePatch, Patch, Replacement
 from palimpsest.requests import EditRequest
 from palimpsest.training import require_finite
 
@@ -120,7 +120,7 @@ class Grace(Method[GraceConfig]):
         run.diagnostics.facts |= {"entries": len(book.entries), "layer": layer, "site": site}
         own = book.owners()
         patch = book.select([own.index(edit) for edit in dict.fromkeys(changed)])
-        return ModulePatch([patch], Manifest(label=self.name))
+        return ModulePatch([patch])
 
 
 def inserted(

@@ -27,8 +27,7 @@ from palimpsest.models import (
     intervened,
     prepare_suffix,
 )
-
-SITE = "mlp.down"
+from palimpsest.models.sites import MLP_DOWN
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ def attribute(
     scores, activations = [], []
     from_cache: bool | None = None
     for layer in layers:
-        point = Point(SITE, layer, "input")
+        point = Point(MLP_DOWN, layer, "input")
         passes, states = _passes(model, encoded, point, from_cache)
         from_cache = passes.prefix is not None if isinstance(passes, Suffix) else None
         gradients = mean_gradients(passes, point, states, labels, steps, forward_batch_size)

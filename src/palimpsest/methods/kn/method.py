@@ -21,10 +21,10 @@ from pydantic import Field
 from torch import Tensor
 
 from palimpsest.methods.base import Capabilities, EditRun, Method, MethodConfig
-from palimpsest.methods.kn.attribution import SITE, attribute
+from palimpsest.methods.kn.attribution import attribute
 from palimpsest.models import EditableModel, layer_numbers
-from palimpsest.models.sites import factors_to_storage, features, weight_as_out_in
-from palimpsest.patches import LowRank, Manifest, WeightPatch
+from palimpsest.models.sites import MLP_DOWN, factors_to_storage, features, weight_as_out_in
+from palimpsest.patches import LowRank, WeightPatch
 from palimpsest.requests import EditRequest
 
 Neuron = tuple[int, int]
@@ -67,7 +67,7 @@ class KnowledgeNeurons(Method[KnowledgeNeuronsConfig]):
 
     def check_model(self, model: EditableModel, config: KnowledgeNeuronsConfig) -> None:
         for layer in layer_numbers(config.layers, model.num_layers):
-            model.sites.require_weight(SITE, layer)
+            model.sites.require_weight(MLP_DOWN, layer)
 
     def compute(
         self, model: EditableModel, requests: Sequence[EditRequest], config: KnowledgeNeuronsConfig, run: EditRun
@@ -104,7 +104,7 @@ class KnowledgeNeurons(Method[KnowledgeNeuronsConfig]):
         without = [key for key, at in neurons.items() if not at]
         if without:
             run.diagnostics.notes.append(f"No neuron stands out for {len(without)} edit(s): {', '.join(without[:5])}.")
-        return WeightPatch(column_deltas(model, columns), Manifest(label=self.name))
+        return WeightPatch(column_deltas(model, columns))
 
 
 def prompts_of(request: EditRequest, config: KnowledgeNeuronsConfig) -> list[str]:
@@ -139,18 +139,18 @@ def answer_change(model: EditableModel, request: EditRequest, config: KnowledgeN
 
 def column(model: EditableModel, layer: int, index: int) -> Tensor:
     """(width,), what a neuron writes when its activation is one, in float32."""
-    return weight_as_out_in(model.sites.module(SITE, layer))[:, index].detach().float()
+    return weight_as_out_in(model.sites.module(MLP_DOWN, layer))[:, index].detach().float()
 
 
 def column_deltas(model: EditableModel, columns: Mapping[Neuron, Tensor]) -> dict[str, LowRank]:
     """Changes of single columns as one low-rank delta a layer: the columns times the rows that pick them out."""
     deltas = {}
     for layer in sorted({layer for layer, _ in columns}):
-        module = model.sites.module(SITE, layer)
+        module = model.sites.module(MLP_DOWN, layer)
         indices = sorted(index for other, index in columns if other == layer)
         left = torch.stack([columns[layer, index] for index in indices], dim=1)
         right = torch.zeros(len(indices), features(module)[1], device=left.device)
         right[range(len(indices)), indices] = 1.0
-        name = model.sites.parameter_name(SITE, layer)
+        name = model.sites.parameter_name(MLP_DOWN, layer)
         deltas[name] = LowRank(*factors_to_storage(module, left, right))
     return deltas

@@ -28,7 +28,7 @@ from palimpsest.methods.serac.scope_training import ScopeTraining, new_editor, s
 from palimpsest.methods.trained import FRESH, TrainableMethod, TrainedConfig
 from palimpsest.models import EditableModel
 from palimpsest.models.scoped import ScopedEditor
-from palimpsest.patches import EditorReference, Manifest, MemoryEntry, RouterPatch, Routing
+from palimpsest.patches import EditorReference, MemoryEntry, RouterPatch, Routing
 from palimpsest.requests import EditRequest
 from palimpsest.training import EditExample, MetaTrainingOptions, Objective
 
@@ -87,7 +87,7 @@ class Serac(TrainableMethod[SeracConfig]):
             is_self_contained=config.self_contained or is_fresh,
         )
         entries = [MemoryEntry.of(request) for request in requests]
-        return RouterPatch(entries, index, Manifest(label=self.name), routing=routing, editor=editor)
+        return RouterPatch(entries, index, routing=routing, editor=editor)
 
     def _reference(self, model: EditableModel, config: SeracConfig) -> EditorReference:
         folder = self.folder(model, config).resolve()

@@ -30,8 +30,8 @@ from palimpsest.methods.ordinary import OrdinaryText, drawn
 from palimpsest.methods.states import BranchState, foreign_state
 from palimpsest.methods.wise.side_passes import Inputs, SidePasses, layer_inputs, side_passes
 from palimpsest.models import EditableModel, Encoded, by_length, frozen_parameters, layer_number
-from palimpsest.models.sites import features
-from palimpsest.patches import SITE, KnownEdit, Manifest, ModulePatch, Patch, SideMemories, SideMemory, standing_back
+from palimpsest.models.sites import MLP_DOWN, features
+from palimpsest.patches import KnownEdit, ModulePatch, Patch, SideMemories, SideMemory, standing_back
 from palimpsest.requests import EditRequest
 from palimpsest.solve import ties
 from palimpsest.statistics import OWN_WRITING, reachable
@@ -111,7 +111,7 @@ class Wise(Method[WiseConfig]):
         self._ordinary = OrdinaryText()
 
     def check_model(self, model: EditableModel, config: WiseConfig) -> None:
-        model.sites.parameter_name(SITE, layer_number(config.layer, model.num_layers))
+        model.sites.parameter_name(MLP_DOWN, layer_number(config.layer, model.num_layers))
 
     def compute(self, model: EditableModel, requests: Sequence[EditRequest], config: WiseConfig, run: EditRun) -> Patch:
         layer = layer_number(config.layer, model.num_layers)
@@ -145,7 +145,7 @@ class Wise(Method[WiseConfig]):
         run.state = SideMemoryState(memories)
         run.diagnostics.facts |= {"layer": layer, "memories": len(memories.memories), "contexts": list(templates)}
         changed = tuple(one for one in memories.memories if max(one.shards) >= first)
-        return ModulePatch([SideMemories(layer, memories.weight, changed)], Manifest(label=self.name))
+        return ModulePatch([SideMemories(layer, memories.weight, changed)])
 
 
 def train(
@@ -235,11 +235,11 @@ def _open_shard(memories: SideMemories, config: WiseConfig) -> int:
 
 def _earlier(state: MethodState | None, model: EditableModel, layer: int) -> SideMemories:
     """The side memories so far. Raises `ConfigError` for another method's state, or that of another place."""
-    weight = model.sites.parameter_name(SITE, layer)
+    weight = model.sites.parameter_name(MLP_DOWN, layer)
     if state is None:
         return SideMemories(layer, weight, ())
     found = state.branch if isinstance(state, SideMemoryState) else None
-    shape = features(model.sites.module(SITE, layer))
+    shape = features(model.sites.module(MLP_DOWN, layer))
     if found is None or found.weight != weight or any(tuple(one.change.shape) != shape for one in found.memories):
         raise foreign_state(
             f"the side memories that wise returned for {weight}, of shape {shape}",

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from palimpsest.models import EditableModel, Encoded, Point, Suffix, captured, intervened, prepare_suffix
-from palimpsest.patches import SITE, indicators
+from palimpsest.models.sites import MLP_DOWN
+from palimpsest.patches import indicators
 
 
 @dataclass(frozen=True)
@@ -72,13 +73,13 @@ def side_passes(model: EditableModel, encoded: Sequence[Encoded], layer: int) ->
         for offset, label in enumerate(row.target_ids)
     ]
     at, columns, labels = torch.tensor(triples, device=model.device).unbind(1)
-    return SidePasses(suffix, Point(SITE, layer), Inputs(read.tensor, prompts), (at, columns, labels))
+    return SidePasses(suffix, Point(MLP_DOWN, layer), Inputs(read.tensor, prompts), (at, columns, labels))
 
 
 @torch.no_grad()
 def layer_inputs(model: EditableModel, rows: Sequence[Encoded], layer: int) -> Inputs:
     """What the layer's down-projection reads of some prompts, padded on the right."""
-    batch, point = model.batch(rows), Point(SITE, layer, "input")
+    batch, point = model.batch(rows), Point(MLP_DOWN, layer, "input")
     with captured(model.sites, [point], stops=True) as found:
         model.forward(batch)
     tensor = found[point]

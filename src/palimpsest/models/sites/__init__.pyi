@@ -10,11 +10,12 @@ from .linear import (
     qualified_name,
     weight_as_out_in,
 )
-from .rows import Architecture, Part
+from .rows import MLP_DOWN, Architecture, Part
 from .table import architectures, num_experts
 
 __all__ = [
     "LINEAR_TYPES",
+    "MLP_DOWN",
     "Architecture",
     "Part",
     "architectures",

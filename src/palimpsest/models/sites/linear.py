@@ -88,11 +88,6 @@ def weight_as_out_in(module: nn.Module) -> Tensor:
     return weight.t() if is_transposed(module) else weight
 
 
-def to_storage(module: nn.Module, delta: Tensor) -> Tensor:
-    """A change of shape (out, in), turned to the way the module stores its weight."""
-    return delta.t() if is_transposed(module) else delta
-
-
 def factors_to_storage(module: nn.Module, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     """Factors of a change, left (out, r) and right (r, in), turned so that their product is in storage order."""
     return (right.t().contiguous(), left.t().contiguous()) if is_transposed(module) else (left, right)

@@ -108,3 +108,6 @@ SITE_NAMES = (
     "cross",
     "resid",
 )
+
+MLP_DOWN = "mlp.down"
+"""The linear layer that facts are written into: its inputs are the keys, what it writes are the values."""

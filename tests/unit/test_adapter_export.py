@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 import tiny
 from palimpsest import ConfigError, OutputError, PatchError, load, method
+from palimpsest.patches.adapter_limits import notes_on, vllm_rank
 from palimpsest.patches.base import Manifest
 from palimpsest.patches.export import write_adapter
 from palimpsest.patches.weights import LowRank, WeightPatch
@@ -93,12 +94,16 @@ def test_several_patches_of_different_ranks_lie_side_by_side(family, tmp_path):
     patches = [one, -0.5 * two, 0.25 * (one + two)]
     write_adapter(model, patches, tmp_path / "adapter")
     record = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-    assert sorted({record["r"], *record["rank_pattern"].values()}) == ([4, 10, 14])
-    assert record["rank_pattern"] == record["alpha_pattern"] and record["r"] == record["lora_alpha"]
+    # Servers drop patterns of ranks: all layers have the largest of theirs (4, 10 and 14), with zeros behind.
+    assert record["r"] == record["lora_alpha"] == 14
+    assert not record["rank_pattern"] and not record["alpha_pattern"]
     assert record["fan_in_fan_out"] is (family == "gpt2")
     assert record["target_modules"] == sorted(record["target_modules"])
     tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
-    assert sorted({tensor.shape[0] for name, tensor in tensors.items() if "lora_A" in name}) == [4, 10, 14]
+    assert {tensor.shape[0] for name, tensor in tensors.items() if "lora_A" in name} == {14}
+    assert {tensor.shape[1] for name, tensor in tensors.items() if "lora_B" in name} == {14}
+    used = {int(tensor.any(dim=1).sum()) for name, tensor in tensors.items() if "lora_A" in name}
+    assert used == {4, 10, 14}
     assert_same_model(model, base, patches, tmp_path / "adapter")
 
 
@@ -147,3 +152,60 @@ def test_what_is_no_adapter_is_refused_and_leaves_no_trace(tmp_path):
     out.mkdir()
     with pytest.raises(OutputError, match="exists already"):
         write_adapter(model, [low], out)
+
+
+def test_modules_are_named_by_their_last_names_where_that_is_not_ambiguous(tmp_path):
+    base = tiny.tiny_folder(tmp_path / "base", "llama")
+    model = load(str(base))
+
+    def names(**options):
+        patch = lora(epochs=1, **options).edit(model, tiny.requests(1)).patch
+        out = tmp_path / str(len(list(tmp_path.iterdir())))
+        notes = write_adapter(model, [patch], out)
+        assert_same_model(model, base, [patch], out)
+        model.weights.unwind(0)
+        record = json.loads((out / "adapter_config.json").read_text())
+        return record["target_modules"], record["layers_to_transform"], notes
+
+    assert names() == (["q_proj", "v_proj"], None, [])
+    assert names(sites=["mlp.down"], layers=[1]) == (["down_proj"], [1], [])
+    two = lora(epochs=1, sites=["mlp.down"], layers=[0]).edit(model, tiny.requests(1)).patch
+    other = lora(epochs=1, sites=["attn.v"], layers=[1]).edit(model, tiny.requests(1)).patch
+    (note,) = write_adapter(model, [two, other], tmp_path / "mixed")
+    record = json.loads((tmp_path / "mixed" / "adapter_config.json").read_text())
+    assert record["target_modules"] == ["model.layers.0.mlp.down_proj", "model.layers.1.self_attn.v_proj"]
+    assert "SGLang" in note
+
+
+@pytest.mark.parametrize(("rank", "limit"), [(1, 1), (3, 8), (8, 8), (200, 256), (300, 320), (512, 512), (513, None)])
+def test_the_ranks_that_vllm_takes(rank, limit):
+    assert vllm_rank(rank) == limit
+    notes = notes_on(rank, ["q_proj"], is_transposed=False, is_encoder_decoder=False)
+    assert bool(notes) is (limit is None)
+
+
+def test_more_ranks_than_the_matrix_has_are_shortened_exactly(tmp_path):
+    base = tiny.tiny_folder(tmp_path / "base", "llama")
+    model = load(str(base))
+    generator = torch.Generator().manual_seed(0)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    rows, columns = model.weights.shape(name)
+    delta = LowRank(
+        0.01 * torch.randn(rows, 40, generator=generator), 0.1 * torch.randn(40, columns, generator=generator)
+    )
+    patch = WeightPatch({name: delta}, Manifest(label="by hand"))
+    write_adapter(model, [patch], tmp_path / "adapter")
+    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["r"] == min(rows, columns)
+    tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    (down,) = (one for key, one in tensors.items() if "lora_A" in key)
+    (up,) = (one for key, one in tensors.items() if "lora_B" in key)
+    wanted = delta.left.double() @ delta.right.double()
+    assert torch.linalg.norm(up.double() @ down.double() - wanted) < 1e-6 * torch.linalg.norm(wanted)
+
+
+def test_the_card_says_how_vllm_loads_it(tmp_path):
+    base = tiny.tiny_folder(tmp_path / "base", "llama")
+    model = load(str(base))
+    write_adapter(model, [lora().edit(model, tiny.requests(1)).patch], tmp_path / "adapter")
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    assert "--enable-lora --max-lora-rank 8 --lora-modules edited=" in card

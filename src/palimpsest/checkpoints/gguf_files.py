@@ -42,7 +42,7 @@ def the_gguf_in(folder: Path) -> Path | None:
     return files[0] if files else None
 
 
-def check(path: Path) -> Header:
+def check_gguf(path: Path) -> Header:
     """The header of a file that can be read as a model. Raises `ModelError`, within a second, for any other."""
     header = read_header(path)
     _require_package(path)
@@ -78,7 +78,7 @@ def from_gguf(path: Path, *, dtype: torch.dtype, placement: str | Mapping[str, A
     import transformers
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-    header = check(path)
+    header = check_gguf(path)
     file = str(path.resolve())
     options: dict[str, Any] = {"gguf_file": file, "trust_remote_code": False}
     # transformers looks for other files beside a GGUF file: it is given an empty folder to look in.

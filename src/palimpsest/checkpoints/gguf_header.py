@@ -49,12 +49,29 @@ class Header:
 
     Arguments:
         metadata: by key. Long lists of texts, such as a vocabulary, are only counted: their value is a number.
+        tensors: in the order of the file's table.
+        version: of the format.
+        spans: by key, the first byte of its entry in the file and the one after it.
+        table: the first byte of the tensors' table and the one after it.
     """
 
     path: Path
     size: int
     metadata: dict[str, Any]
     tensors: tuple[StoredTensor, ...]
+    version: int
+    spans: dict[str, tuple[int, int]]
+    table: tuple[int, int]
+
+    @property
+    def alignment(self) -> int:
+        """Bytes that the beginning of every tensor is a multiple of, counted from the first one's."""
+        return int(self.metadata.get("general.alignment", 32))
+
+    @property
+    def data_start(self) -> int:
+        """Where the tensors' bytes begin in the file."""
+        return -(-self.table[1] // self.alignment) * self.alignment
 
     @property
     def architecture(self) -> str:
@@ -130,10 +147,14 @@ class _Reader:
         # The least that an entry takes: its name's length, its type and a byte; a tensor's counts and place.
         if 24 * num_tensors + 13 * num_values > self.size:
             raise damaged(self.path, f"{num_tensors} tensors and {num_values} values announced in {self.size} bytes")
-        metadata = {}
+        metadata, spans = {}, {}
         for _ in range(num_values):
-            key = self.text()
+            start, key = self.place, self.text()
             metadata[key] = self.value(self.number("I"))
+            spans[key] = start, self.place
+        if len(spans) < num_values:
+            raise damaged(self.path, "two values of one key")
+        table = self.place
         entries = [self.tensor() for _ in range(num_tensors)]
         alignment = metadata.get("general.alignment", 32)
         if not isinstance(alignment, int) or not 1 <= alignment <= self.size:
@@ -142,7 +163,7 @@ class _Reader:
         tensors = tuple(StoredTensor(name, shape, kind, first + offset) for name, shape, kind, offset in entries)
         if len({tensor.name for tensor in tensors}) < len(tensors):
             raise damaged(self.path, "two tensors of one name")
-        return Header(self.path, self.size, metadata, tensors)
+        return Header(self.path, self.size, metadata, tensors, version, spans, (table, self.place))
 
     def tensor(self) -> tuple[str, tuple[int, ...], int, int]:
         name, dimensions = self.text(), self.number("I")

@@ -28,6 +28,7 @@ from palimpsest.cli import (
     terminal,
     trace,
     train,
+    undo,
     verify,
 )
 from palimpsest.cli import eval as eval_command
@@ -67,6 +68,7 @@ _COMMANDS: tuple[tuple[str, Callable[..., None], ModuleType], ...] = (
     ("edit", edit.edit, edit),
     ("ask", ask.ask, ask),
     ("apply", apply.apply, apply),
+    ("undo", undo.undo, undo),
     ("push", push.push, push),
     ("verify", verify.verify, verify),
     ("eval", eval_command.evaluate, eval_command),

@@ -81,6 +81,7 @@ def new_file(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale_drafts(path)
         yield draft
+        _open_up(draft)
         force_out(draft)
         draft.replace(path)
         force_out(path.parent)
@@ -190,11 +191,11 @@ def _is_running(process: int) -> bool:
     return True
 
 
-def _open_up(folder: Path) -> None:
-    """Gives everything in a temporary folder, and itself, the permissions that new files and folders have."""
+def _open_up(draft: Path) -> None:
+    """Gives a draft, and everything in it, the permissions that new files and folders have."""
     umask = os.umask(0o077)
     os.umask(umask)
-    for path in (folder, *folder.rglob("*")):
+    for path in (draft, *draft.rglob("*")):
         if not path.is_symlink():
             path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
 

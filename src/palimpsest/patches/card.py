@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from palimpsest.files import to_json
+from palimpsest.patches.adapter_limits import VLLM_RANKS, vllm_rank
 from palimpsest.patches.base import Manifest
 from palimpsest.provenance import versions
 from palimpsest.wording import printed
@@ -206,7 +208,23 @@ def _use(contents: Contents, repo: str | None) -> str:
             f"model = transformers.{contents.auto_class}.from_pretrained({place})",
         ],
     }[contents.form]
-    return "```python\n" + "\n".join(lines) + "\n```"
+    python = "```python\n" + "\n".join(lines) + "\n```"
+    return python if contents.form != "peft" else "\n\n".join([python, *_serving(contents, repo)])
+
+
+def _serving(contents: Contents, repo: str | None) -> list[str]:
+    """How servers load an adapter, as far as its rank lets them."""
+    limit = vllm_rank(max(contents.ranks.values(), default=0))
+    if limit is None:
+        return [f"vLLM loads adapters of a rank of at most {VLLM_RANKS[-1]}; this one needs peft."]
+    base, place = shlex.quote(contents.base), shlex.quote(repo or "this folder")
+    command = f"vllm serve {base} --enable-lora --max-lora-rank {limit} --lora-modules edited={place}"
+    return [
+        "With vLLM, under the model name `edited`; the base model answers under its own:",
+        f"```bash\n{command.replace('```', '')}\n```",
+        "Ask it one of the prompts below `The edits` after loading: a server that finds no place for an adapter may "
+        "answer as the base model does, without an error.",
+    ]
 
 
 def _undo(contents: Contents) -> str:

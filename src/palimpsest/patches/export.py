@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from palimpsest.errors import ConfigError, some_of
 from palimpsest.files import expanded, new_folder, require_absent, write_tensors
 from palimpsest.models.sites import describe, factors_to_storage, is_quantised, is_transposed, qualified_name
+from palimpsest.patches.adapter_limits import notes_on, targets
 from palimpsest.patches.base import Patch
 from palimpsest.patches.card import CARD, CONTENTS, Contents, FolderForm, card
 from palimpsest.patches.folders import PATCHES
@@ -110,11 +111,15 @@ def _save_weights(module: Any, draft: Path) -> None:
         module.save_pretrained(draft, max_shard_size=_SHARD)
 
 
-def write_adapter(model: EditableModel, patches: Sequence[Patch], out: str | Path) -> None:
+def write_adapter(model: EditableModel, patches: Sequence[Patch], out: str | Path) -> list[str]:
     """Writes the patches as one LoRA adapter that peft loads on the base model: a new folder, complete or not at all.
 
     Low-rank changes of one weight are put side by side, so their sum is exact and its rank is the sum of theirs.
-    Every layer's alpha is its rank: nothing is rescaled, factors and signs are in the matrices.
+    Every layer has the largest of these ranks, the factors padded with zeros, and alpha is that rank: nothing is
+    rescaled, factors and signs are in the matrices. vLLM and llama.cpp's converter drop patterns of ranks, so there
+    are none.
+
+    Returns sentences on servers that do not take the adapter; see `adapter_limits`.
 
     Raises `OutputError` when the folder exists or the disk refuses, `PatchError` for a patch of another model,
     `ConfigError` for a change that is not a low-rank one of a linear layer's weight.
@@ -124,20 +129,18 @@ def write_adapter(model: EditableModel, patches: Sequence[Patch], out: str | Pat
     with ExitStack() as stack:
         for patch in patches:
             stack.enter_context(model.patched(patch))
-    factors = _factors(model, _weight_patches(patches))
+    factors = padded(low_rank_factors(model, patches))
+    rank = next(iter(factors.values()))[0].shape[0]
     import peft
 
-    ranks = {name: int(down.shape[0]) for name, (down, _) in factors.items()}
-    smallest = min(ranks.values())
-    # A layer's pattern is read as a regular expression.
-    patterns = {re.escape(name): rank for name, rank in ranks.items() if rank != smallest}
+    linear = [name for name, module in model.module.named_modules() if model.sites.is_linear(module)]
+    chosen = targets(factors, linear)
+    turned = any(is_transposed(model.module.get_submodule(name)) for name in factors)
     config: Any = peft.LoraConfig(
-        r=smallest,
-        lora_alpha=smallest,
-        rank_pattern=patterns,
-        alpha_pattern=patterns,
-        target_modules=sorted(ranks),
-        fan_in_fan_out=any(is_transposed(model.module.get_submodule(name)) for name in ranks),
+        r=rank,
+        lora_alpha=rank,
+        **chosen,
+        fan_in_fan_out=turned,
         lora_dropout=0.0,
         bias="none",
         task_type="SEQ_2_SEQ_LM" if model.is_encoder_decoder else "CAUSAL_LM",
@@ -145,7 +148,7 @@ def write_adapter(model: EditableModel, patches: Sequence[Patch], out: str | Pat
         inference_mode=True,
     )
     # peft keeps a set, whose order changes from run to run; the file need not.
-    config.target_modules = sorted(ranks)
+    config.target_modules = chosen["target_modules"]
     tensors = {}
     for name, (down, up) in factors.items():
         tensors[f"base_model.model.{name}.lora_A.weight"] = down
@@ -153,7 +156,9 @@ def write_adapter(model: EditableModel, patches: Sequence[Patch], out: str | Pat
     with new_folder(folder) as draft:
         config.save_pretrained(str(draft))
         write_tensors(tensors, draft / "adapter_model.safetensors")
+        ranks = dict.fromkeys(factors, rank)
         _write_contents(_contents(model, patches, "peft", _source(model), ranks), draft)
+    return notes_on(rank, chosen["target_modules"], is_transposed=turned, is_encoder_decoder=model.is_encoder_decoder)
 
 
 def _weight_patches(patches: Sequence[Patch]) -> list[WeightPatch]:
@@ -183,14 +188,34 @@ def _refuse_quantised(model: EditableModel, patches: Sequence[WeightPatch]) -> N
             )
 
 
-def _factors(model: EditableModel, patches: Sequence[WeightPatch]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Module name to peft's (A, B), shapes (r, in) and (out, r), of the sum of all patches."""
+def padded(factors: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, tuple[Tensor, Tensor]]:
+    """The same (A, B) by module, all of the largest rank: A has further rows of zeros, B further columns."""
+    rank = max(down.shape[0] for down, _ in factors.values())
+    return {
+        name: (
+            functional.pad(down, (0, 0, 0, rank - down.shape[0])).contiguous(),
+            functional.pad(up, (0, rank - up.shape[1])).contiguous(),
+        )
+        for name, (down, up) in factors.items()
+    }
+
+
+def low_rank_factors(
+    model: EditableModel, patches: Sequence[Patch], *, alternative: str = "the whole model instead: --as merged"
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Module name to peft's (A, B), shapes (r, in) and (out, r), of the sum of all patches.
+
+    Arguments:
+        alternative: what to write where the patches are no low-rank changes.
+
+    Raises `ConfigError` for a change that is not a low-rank one of a linear layer's weight.
+    """
     downs: dict[str, list[Tensor]] = {}
     ups: dict[str, list[Tensor]] = {}
     refused: dict[str, str] = {}
     names = (name for name, _ in model.module.named_parameters(remove_duplicate=False))
     owners = Counter(map(model.weights.canonical, names))
-    for patch in patches:
+    for patch in _weight_patches(patches):
         for name, delta in patch.deltas.items():
             canonical = model.weights.canonical(name)
             owner, _, kind = canonical.rpartition(".")
@@ -212,11 +237,19 @@ def _factors(model: EditableModel, patches: Sequence[WeightPatch]) -> dict[str, 
             "The patches cannot be written as a LoRA adapter.",
             expected="low-rank changes of the weights of linear layers, as lora and f-learning-lora make them",
             found=shown or "patches that change nothing",
-            remedy="write the whole model instead: --as merged",
+            remedy=f"write {alternative}",
         )
-    return {
-        name: (torch.cat(downs[name], dim=0).contiguous(), torch.cat(ups[name], dim=1).contiguous()) for name in ups
-    }
+    return {name: _shortened(torch.cat(downs[name], dim=0), torch.cat(ups[name], dim=1)) for name in ups}
+
+
+def _shortened(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """The same product by fewer ranks, where there are more of them than the matrix has rows or columns."""
+    most = min(down.shape[1], up.shape[0])
+    if down.shape[0] > most:
+        left, size, right = torch.linalg.svd(up.double() @ down.double(), full_matrices=False)
+        root = size.sqrt()
+        up, down = (left * root).float(), (root[:, None] * right).float()
+    return down.contiguous(), up.contiguous()
 
 
 def _source(model: EditableModel) -> str:

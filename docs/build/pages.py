@@ -308,6 +308,7 @@ def command_help(_argument: str) -> str:
         "edit",
         "ask",
         "apply",
+        "undo",
         "push",
         "verify",
         "eval",

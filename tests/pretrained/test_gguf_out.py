@@ -6,9 +6,7 @@ import torch
 
 import palimpsest as ps
 from llama_runtime import Runtime
-from palimpsest.patches.gguf.adapter import write_gguf_adapter
-from palimpsest.patches.gguf.editing import write_gguf
-from palimpsest.patches.gguf.undoing import undo
+from palimpsest.patches.gguf import undo_gguf, write_gguf, write_gguf_adapter
 from palimpsest.patches.weights import LowRank, WeightPatch
 from palimpsest.provenance import file_digest
 
@@ -67,7 +65,7 @@ def test_a_llama_cpp_runtime_says_all_five_and_the_original_none(edited, smollm2
 
 
 def test_it_is_undone_to_the_same_file(edited, smollm2_gguf, tmp_path):
-    assert undo(edited.file, tmp_path / "original.gguf") == file_digest(smollm2_gguf)
+    assert undo_gguf(edited.file, tmp_path / "original.gguf") == file_digest(smollm2_gguf)
     assert file_digest(tmp_path / "original.gguf") == file_digest(smollm2_gguf)
 
 

@@ -14,10 +14,8 @@ import tiny_gguf
 from palimpsest.checkpoints.gguf_header import read_header
 from palimpsest.cli import main
 from palimpsest.patches.base import Manifest
-from palimpsest.patches.gguf.adapter import write_gguf_adapter
-from palimpsest.patches.gguf.editing import write_gguf
+from palimpsest.patches.gguf import undo_gguf, write_gguf, write_gguf_adapter
 from palimpsest.patches.gguf.precision import Change, chosen, kept_type
-from palimpsest.patches.gguf.undoing import undo
 from palimpsest.patches.weights import Dense, LowRank, WeightPatch
 from palimpsest.provenance import file_digest
 
@@ -106,8 +104,8 @@ def test_undo_gives_the_same_file_and_a_second_edit_can_be_undone_to_the_first(f
     again = ps.load(tmp_path / "one.gguf")
     second = patch_of(again, f"{LAYER}.mlp.gate_proj.weight", seed=1)
     write_gguf(again, [second], tmp_path / "two.gguf")
-    assert undo(tmp_path / "two.gguf", tmp_path / "one-again.gguf") == file_digest(tmp_path / "one.gguf")
-    assert undo(tmp_path / "one.gguf", tmp_path / "again.gguf") == file_digest(file)
+    assert undo_gguf(tmp_path / "two.gguf", tmp_path / "one-again.gguf") == file_digest(tmp_path / "one.gguf")
+    assert undo_gguf(tmp_path / "one.gguf", tmp_path / "again.gguf") == file_digest(file)
     assert (tmp_path / "again.gguf").read_bytes() == file.read_bytes()
     metadata = read_header(tmp_path / "two.gguf").metadata
     assert len(json.loads(metadata["palimpsest.patches"])) == 2
@@ -125,12 +123,12 @@ def test_an_undo_that_does_not_belong_to_the_file_leaves_nothing(file, model, tm
         ("one.gguf", "one.gguf", "not a readable way back"),
     ):
         with pytest.raises(ps.PatchError, match=words):
-            undo(tmp_path / edited, out, kept=tmp_path / kept)
+            undo_gguf(tmp_path / edited, out, kept=tmp_path / kept)
     with pytest.raises(ps.PatchError, match="not edited by Palimpsest"):
-        undo(file, out)
+        undo_gguf(file, out)
     (tmp_path / "one.gguf").write_bytes((tmp_path / "one.gguf").read_bytes()[:-5000])
     with pytest.raises(ps.PatchError, match="do not make the original"):
-        undo(tmp_path / "one.gguf", out)
+        undo_gguf(tmp_path / "one.gguf", out)
     assert not out.exists()
     assert not [one for one in tmp_path.iterdir() if one.name.startswith(".")]
 

@@ -127,8 +127,7 @@ def _write_gguf(
 ) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from palimpsest.patches.gguf.adapter import write_gguf_adapter
-    from palimpsest.patches.gguf.editing import write_gguf
+    from palimpsest.patches.gguf import write_gguf, write_gguf_adapter
     from palimpsest.report import size
 
     if form == "gguf-adapter":

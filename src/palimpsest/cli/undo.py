@@ -31,10 +31,10 @@ def undo(
     A patch itself needs no undoing: the base model's files are never changed by it.
     """
     with terminal.status("reading"):
-        from palimpsest.patches.gguf.undoing import undo as restored
+        from palimpsest.patches.gguf import undo_gguf
 
     with terminal.status(f"writing {out}"):
-        digest = restored(edited, out, kept=kept)
+        digest = undo_gguf(edited, out, kept=kept)
     terminal.wrote(out)
     if as_json:
         size = expanded(out).stat().st_size

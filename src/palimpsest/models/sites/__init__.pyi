@@ -11,6 +11,7 @@ from .linear import (
     weight_as_out_in,
 )
 from .rows import MLP_DOWN, Architecture, Part
+from .passing import first_input
 from .table import architectures, num_experts
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "describe",
     "factors_to_storage",
     "features",
+    "first_input",
     "has_plain_weight",
     "is_plain",
     "is_quantised",

@@ -18,7 +18,7 @@ from palimpsest.patches.gguf.editing import checked_place, metadata
 from palimpsest.patches.gguf.sources import source_file
 
 if TYPE_CHECKING:
-    from palimpsest.models.editable import EditableModel
+    from palimpsest.models import EditableModel
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from palimpsest.checkpoints.gguf_tensors import Array, Place, stored_values
+from palimpsest.checkpoints import Array, StoredPlace, stored_values
 from palimpsest.errors import ConfigError, PalimpsestError
 from palimpsest.models import tokens
-from palimpsest.models.sites.linear import is_plain
-from palimpsest.models.sites.passing import first_input
+from palimpsest.models.sites import first_input, is_plain
 from palimpsest.patches.base import Patch
 from palimpsest.patches.gguf.precision import Change
 from palimpsest.patches.gguf.sources import SourceFile
@@ -24,7 +23,7 @@ from palimpsest.patches.weights import WeightPatch
 from palimpsest.requests import EditRequest
 
 if TYPE_CHECKING:
-    from palimpsest.models.editable import EditableModel
+    from palimpsest.models import EditableModel
 
 _MOST_KEYS = 512
 _MOST_EDITS = 256
@@ -93,14 +92,14 @@ def aliases(model: EditableModel, name: str) -> list[str]:
     return [one for one in every if model.weights.canonical(one) == name]
 
 
-def places_of(model: EditableModel, source: SourceFile, names: Sequence[str]) -> dict[str, list[Place]]:
+def places_of(model: EditableModel, source: SourceFile, names: Sequence[str]) -> dict[str, list[StoredPlace]]:
     """By parameter the tensors of the file that hold it: one, or several where the model ties what the file does not.
 
     Raises `ModelError` where the file does not have the base model's weights.
     """
-    found: dict[str, list[Place]] = {}
+    found: dict[str, list[StoredPlace]] = {}
     for name in names:
-        base, first, places = _float(model.weights.base(name)), None, dict[str, Place]()
+        base, first, places = _float(model.weights.base(name)), None, dict[str, StoredPlace]()
         for alias in aliases(model, name):
             try:
                 place = source.layout.find(alias, base)
@@ -114,7 +113,7 @@ def places_of(model: EditableModel, source: SourceFile, names: Sequence[str]) ->
 
 
 def changes(
-    model: EditableModel, source: SourceFile, places: Mapping[str, Sequence[Place]], keys: Mapping[str, Array]
+    model: EditableModel, source: SourceFile, places: Mapping[str, Sequence[StoredPlace]], keys: Mapping[str, Array]
 ) -> list[Change]:
     """The changed tensors of the file, with what lies on the model."""
     found = []
@@ -130,7 +129,7 @@ def changes(
 
 
 def turned_back(
-    model: EditableModel, places: Mapping[str, Sequence[Place]], values: Mapping[str, Array]
+    model: EditableModel, places: Mapping[str, Sequence[StoredPlace]], values: Mapping[str, Array]
 ) -> dict[str, Tensor]:
     """By parameter the values, in transformers' order and the model's dtype, that tensors of a file have."""
     found: dict[str, Tensor] = {}

@@ -18,12 +18,19 @@ import torch
 from torch import Tensor
 
 from palimpsest.answers import gives_new
-from palimpsest.checkpoints.gguf_header import GGUF, read_header
-from palimpsest.checkpoints.gguf_tensors import Array, Place, stored_values, type_name
-from palimpsest.checkpoints.gguf_writing import NewTensor, write_edited
+from palimpsest.checkpoints import (
+    GGUF,
+    Array,
+    NewTensor,
+    StoredPlace,
+    read_header,
+    stored_values,
+    type_name,
+    write_edited,
+)
 from palimpsest.errors import ConfigError, ModelError, some_of
 from palimpsest.files import expanded, new_file, require_absent
-from palimpsest.models.generation import replies_to
+from palimpsest.models import replies_to
 from palimpsest.patches.base import Patch
 from palimpsest.patches.gguf.changes import (
     changed_names,
@@ -42,7 +49,7 @@ from palimpsest.provenance import versions
 from palimpsest.requests import EditRequest
 
 if TYPE_CHECKING:
-    from palimpsest.models.editable import EditableModel
+    from palimpsest.models import EditableModel
 
 
 @dataclass(frozen=True)
@@ -157,7 +164,7 @@ def _write(
     source: SourceFile,
     file: Path,
     patches: Sequence[Patch],
-    places: Mapping[str, Sequence[Place]],
+    places: Mapping[str, Sequence[StoredPlace]],
     wanted: Sequence[Change],
     chosen_tensors: Mapping[str, tuple[NewTensor, Survival]],
     held: Sequence[EditRequest],
@@ -192,7 +199,7 @@ def _write(
 def _measured(
     model: EditableModel,
     draft: Path,
-    places: Mapping[str, Sequence[Place]],
+    places: Mapping[str, Sequence[StoredPlace]],
     wanted: Sequence[Change],
     held: Sequence[EditRequest],
     *,

@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # torch goes first and alone: from an index that serves a CPU build, nothing later replaces it by a CUDA one.
 TORCH  := $(shell grep -i '^torch==' constraints.txt)
 
-.PHONY: env demo test test-all test-processors pretrained test-pretrained test-pretrained-all check fuzz kills format bench bench-results tables real editors gpu lock clean
+.PHONY: env demo test test-all test-processors pretrained test-pretrained test-pretrained-all check fuzz kills format bench bench-results tables real editors gpu lock dist publish clean
 
 env: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -127,6 +127,18 @@ lock: env
 	{ echo '# Versions that `make env` installs and the tests run with. Regenerate with `make lock`.'; \
 	  $(BIN)/pip list --format=freeze | grep -viE '^(pip|setuptools|palimpsest-lm)==' | sed 's/+cpu//' | sort -f; } > constraints.tmp
 	mv constraints.tmp constraints.txt
+
+# The two files of a release, checked: both under 25 MB, the wheel installed into an empty environment, the demo run there.
+dist: env
+	rm -rf dist build/lib build/bdist.*
+	$(BIN)/pip install --quiet --disable-pip-version-check build twine
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/python tests/package.py dist
+
+# To the index that twine is configured for; it asks for a token, or takes TWINE_USERNAME and TWINE_PASSWORD.
+publish: dist
+	$(BIN)/python -m twine upload dist/*
 
 clean:
 	rm -rf $(VENV) demo build dist .pytest_cache .mypy_cache .ruff_cache

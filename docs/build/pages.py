@@ -309,6 +309,7 @@ def command_help(_argument: str) -> str:
         "ask",
         "apply",
         "undo",
+        "serve",
         "push",
         "verify",
         "eval",

@@ -128,7 +128,7 @@ def _write_gguf(
     from dataclasses import asdict
 
     from palimpsest.patches.gguf import write_gguf, write_gguf_adapter
-    from palimpsest.report import size
+    from palimpsest.showing import size
 
     if form == "gguf-adapter":
         with terminal.status(f"writing {out}"):

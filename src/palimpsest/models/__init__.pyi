@@ -1,7 +1,7 @@
 from . import tokens
 from .activations import activation, activation_of
 from .bypass import cast_above, frozen_parameters
-from .chat import Chat
+from .chat import Chat, chosen_chat
 from .configured import departures, generate_as_configured, written_as_configured
 from .editable import EditableModel
 from .encoders import NgramEncoder, TextEncoder, inner_products, load_encoder, most_similar, text_encoder
@@ -48,6 +48,7 @@ __all__ = [
     "by_length",
     "captured",
     "cast_above",
+    "chosen_chat",
     "departures",
     "encode",
     "encode_apart",

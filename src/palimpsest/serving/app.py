@@ -1,0 +1,335 @@
+"""The endpoint's addresses: `/v1/completions`, `/v1/chat/completions`, `/v1/models`, `/health`."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from palimpsest.errors import PalimpsestError
+from palimpsest.models import render_chat
+from palimpsest.serving.engine import ClosedError, Engine, TextJob, TooBusyError
+from palimpsest.serving.names import said_of
+from palimpsest.serving.protocol import (
+    DONE,
+    Answer,
+    ApiError,
+    ChatAsked,
+    CompletionAsked,
+    event,
+    read_request,
+)
+from palimpsest.serving.writing import Wish, Written
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_LISTENS_EVERY = 0.2
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much a request may ask for.
+
+    Arguments:
+        body_bytes: of a request.
+        prompts: texts in one request.
+        tokens: to be written for one text.
+        default_tokens: where a request does not say how many.
+    """
+
+    body_bytes: int = 1_000_000
+    prompts: int = 16
+    tokens: int = 1024
+    default_tokens: int = 256
+
+
+def build_app(
+    engine: Engine, *, token: str | None = None, hosts: Collection[str] = LOOPBACK, limits: Limits | None = None
+) -> Starlette:
+    """The endpoint as an ASGI application; the engine is started with it and closed with it.
+
+    Arguments:
+        token: what requests have to carry as `Authorization: Bearer ...`; `None` for no such check.
+        hosts: names that requests may call the machine by, so that no web page can reach it under a name of its own;
+            an empty collection for any.
+    """
+    endpoint = _Endpoint(engine, token, hosts, limits or Limits())
+
+    @asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        engine.start()
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(engine.close)
+
+    routes = [
+        Route("/health", endpoint.guarded(endpoint.health, is_open=True), methods=["GET"]),
+        Route("/v1/models", endpoint.guarded(endpoint.models), methods=["GET"]),
+        Route("/v1/models/{name:path}", endpoint.guarded(endpoint.model), methods=["GET"]),
+        Route("/v1/completions", endpoint.guarded(endpoint.completions), methods=["POST"]),
+        Route("/v1/chat/completions", endpoint.guarded(endpoint.chat), methods=["POST"]),
+    ]
+    return Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _http_error})
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    words = {404: f"There is nothing at {request.url.path}.", 405: f"{request.method} is not taken here."}
+    return _refused(ApiError(status, words.get(status, str(error)), code={404: "unknown_url"}.get(status)))
+
+
+def _refused(error: ApiError) -> JSONResponse:
+    headers = {"Retry-After": "1"} if error.status == 429 else {}
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse(error.body(), error.status, headers)
+
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+class _Endpoint:
+    """What the addresses do."""
+
+    def __init__(self, engine: Engine, token: str | None, hosts: Collection[str], limits: Limits) -> None:
+        self.engine, self.token, self.hosts, self.limits = engine, token, hosts, limits
+        self.started = int(time.time())
+
+    def guarded(self, handler: Handler, *, is_open: bool = False) -> Handler:
+        """The handler behind the checks of host and token, its errors in OpenAI's shape.
+
+        Arguments:
+            is_open: whether it answers without a token.
+        """
+
+        async def guarded(request: Request) -> Response:
+            try:
+                self._check(request, is_open)
+                return await handler(request)
+            except ApiError as error:
+                return _refused(error)
+            except PalimpsestError as error:
+                return _refused(_as_api_error(error))
+            except ClientDisconnect:
+                return Response(status_code=499)
+
+        return guarded
+
+    def _check(self, request: Request, is_open: bool) -> None:
+        if self.hosts and request.url.hostname not in self.hosts:
+            raise ApiError(403, f"This endpoint is not called {request.url.hostname!r}.", code="unknown_host")
+        if self.token is None or is_open:
+            return
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self.token.encode()):
+            raise ApiError(401, "A valid token is needed: Authorization: Bearer TOKEN.", code="invalid_api_key")
+
+    # Addresses
+
+    async def health(self, _request: Request) -> Response:
+        """Whether it is up, and how busy."""
+        return JSONResponse({"status": "ok", "waiting": self.engine.num_waiting, "served": self.engine.served})
+
+    async def models(self, _request: Request) -> Response:
+        """Every model by name."""
+        return JSONResponse({"object": "list", "data": self.engine.catalogue.described(self.started)})
+
+    async def model(self, request: Request) -> Response:
+        """One of them."""
+        name = request.path_params["name"]
+        self._patches(name)
+        found = [one for one in self.engine.catalogue.described(self.started) if one["id"] == name]
+        return JSONResponse(found[0] if found else {"id": name, "object": "model", "created": self.started})
+
+    async def completions(self, request: Request) -> Response:
+        """Goes on with texts."""
+        asked = read_request(CompletionAsked, await self._body(request))
+        patches = self._patches(asked.model)
+        if not 1 <= len(asked.prompts) <= self.limits.prompts or not all(asked.prompts):
+            raise ApiError(400, f"prompt: 1 to {self.limits.prompts} texts, none empty.", param="prompt")
+        wish = self._wish(asked, asked.max_tokens)
+        wishes = [replace(wish, prompt=prompt) for prompt in asked.prompts]
+        return await self._answer(request, asked, Answer(asked.model, is_chat=False), patches, wishes, is_turn=False)
+
+    async def chat(self, request: Request) -> Response:
+        """Says the assistant's next turn; a model without a chat template goes on with what was said."""
+        asked = read_request(ChatAsked, await self._body(request))
+        patches = self._patches(asked.model)
+        turns = [message.turn() for message in asked.messages]
+        tokenizer = self.engine.model.tokenizer
+        has_template = bool(getattr(tokenizer, "chat_template", None))
+        is_turn = has_template and [turn["role"] for turn in turns] == ["user"]
+        if is_turn:
+            prompt = turns[0]["content"]
+        elif has_template:
+            prompt = self._rendered(tokenizer, turns)
+        else:
+            prompt = "\n".join(turn["content"] for turn in turns)
+        if not prompt:
+            raise ApiError(400, "messages: nothing is said in them.", param="messages")
+        wish = replace(self._wish(asked, asked.max_completion_tokens or asked.max_tokens), prompt=prompt)
+        return await self._answer(request, asked, Answer(asked.model, is_chat=True), patches, [wish], is_turn=is_turn)
+
+    # What they have in common
+
+    async def _body(self, request: Request) -> bytes:
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            raise ApiError(415, "The body has to be JSON: Content-Type: application/json.")
+        most, body = self.limits.body_bytes, bytearray()
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > most:
+                raise ApiError(413, f"The body is larger than {most:,} bytes.", code="request_too_large")
+        return bytes(body)
+
+    def _patches(self, name: str) -> tuple[str, ...]:
+        try:
+            return self.engine.catalogue.chosen(name)
+        except LookupError as error:
+            raise ApiError(404, str(error.args[0]), code="model_not_found", param="model") from error
+
+    def _wish(self, asked: CompletionAsked | ChatAsked, tokens: int | None) -> Wish:
+        if tokens is not None and tokens > self.limits.tokens:
+            raise ApiError(400, f"max_tokens: at most {self.limits.tokens} here.", param="max_tokens")
+        if len(asked.stops) > self.limits.prompts:
+            raise ApiError(400, f"stop: at most {self.limits.prompts} texts.", param="stop")
+        return Wish(
+            prompt="",
+            max_tokens=tokens or self.limits.default_tokens,
+            stops=asked.stops,
+            temperature=asked.temperature or 0.0,
+            top_p=asked.top_p or 1.0,
+            seed=asked.seed or 0,
+        )
+
+    def _rendered(self, tokenizer: Any, turns: Sequence[dict[str, str]]) -> str:
+        try:
+            return render_chat(tokenizer, list(turns), add_generation_prompt=True, enable_thinking=False)
+        except Exception as error:  # a template is a program, and its errors are of any kind
+            message = f"messages: the model's chat template does not take them ({type(error).__name__}: {error})."
+            raise ApiError(400, message, param="messages") from error
+
+    async def _answer(
+        self,
+        request: Request,
+        asked: CompletionAsked | ChatAsked,
+        answer: Answer,
+        patches: tuple[str, ...],
+        wishes: Sequence[Wish],
+        *,
+        is_turn: bool,
+    ) -> Response:
+        loop, pieces = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Any]]()
+
+        def put(index: int, value: Any) -> None:
+            # The loop may be gone when the engine ends what it had begun.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(pieces.put_nowait, (index, value))
+
+        jobs = [
+            TextJob(patches, wish, is_turn, _sender(put, index), _sender(put, index))
+            for index, wish in enumerate(wishes)
+        ]
+        try:
+            self.engine.submit(*jobs)
+        except TooBusyError as error:
+            message = f"{self.engine.most_waiting} requests wait already; try again."
+            raise ApiError(429, message, kind="rate_limit_error", code="too_many_requests") from error
+        except ClosedError as error:
+            raise _as_api_error(error) from error
+        if asked.stream:
+            # An error before the first piece is an answer with its own status.
+            first = await self._first(request, jobs, pieces)
+            options = asked.stream_options
+            stream = _stream(answer, jobs, pieces, first, has_usage=options is not None and options.include_usage)
+            return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        found: dict[int, Written] = {}
+        try:
+            while len(found) < len(jobs):
+                index, value = await self._first(request, jobs, pieces)
+                if isinstance(value, Written):
+                    found[index] = value
+        finally:
+            _abandon(jobs)
+        return JSONResponse(answer.whole([found[index] for index in range(len(jobs))]))
+
+    async def _first(
+        self, request: Request, jobs: Sequence[TextJob], pieces: asyncio.Queue[tuple[int, Any]]
+    ) -> tuple[int, Any]:
+        """The next piece; an error is raised, and a client that has left ends the jobs."""
+        try:
+            while True:
+                try:
+                    index, value = await asyncio.wait_for(pieces.get(), _LISTENS_EVERY)
+                except TimeoutError:
+                    if await request.is_disconnected():
+                        raise ClientDisconnect from None
+                    continue
+                if isinstance(value, Exception):
+                    raise _as_api_error(value) from value
+                return index, value
+        except BaseException:
+            _abandon(jobs)
+            raise
+
+
+def _sender(put: Callable[[int, Any], None], index: int) -> Callable[[Any], None]:
+    return lambda value: put(index, value)
+
+
+async def _stream(
+    answer: Answer,
+    jobs: Sequence[TextJob],
+    pieces: asyncio.Queue[tuple[int, Any]],
+    first: tuple[int, Any],
+    *,
+    has_usage: bool,
+) -> AsyncIterator[str]:
+    found: dict[int, Written] = {}
+    begun: set[int] = set()
+    try:
+        index, value = first
+        while True:
+            if isinstance(value, Exception):
+                yield event(_as_api_error(value).body())
+                return
+            if isinstance(value, Written):
+                found[index] = value
+                yield answer.piece(None, value.reason, index=index, first=index not in begun)
+            else:
+                yield answer.piece(value, index=index, first=index not in begun)
+            begun.add(index)
+            if len(found) == len(jobs):
+                break
+            index, value = await pieces.get()
+        if has_usage:
+            yield answer.used([found[index] for index in range(len(jobs))])
+        yield DONE
+    finally:
+        _abandon(jobs)
+
+
+def _abandon(jobs: Sequence[TextJob]) -> None:
+    for job in jobs:
+        job.is_abandoned.set()
+
+
+def _as_api_error(error: Exception) -> ApiError:
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, PalimpsestError):
+        is_long = "context" in error.problem or "room" in error.problem
+        return ApiError(400, said_of(error), code="context_length_exceeded" if is_long else None)
+    if isinstance(error, ClosedError):
+        return ApiError(503, "The endpoint is shutting down.", kind="server_error", code="shutting_down")
+    return ApiError(500, f"The model failed: {type(error).__name__}.", kind="server_error")

@@ -98,18 +98,18 @@ class CompletionAsked(_Asked):
 Asked = TypeVar("Asked", bound=_Asked)
 
 
-class Part(BaseModel):
+class TextPart(BaseModel):
     """A piece of a message; others than text are refused."""
 
     type: Literal["text"]
     text: str
 
 
-class Message(BaseModel):
+class ChatMessage(BaseModel):
     """One turn of a chat."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part]
+    content: str | list[TextPart]
 
     @property
     def text(self) -> str:
@@ -124,7 +124,7 @@ class Message(BaseModel):
 class ChatAsked(_Asked):
     """The body of a request to `/v1/chat/completions`."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: list[ChatMessage] = Field(min_length=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
 
 

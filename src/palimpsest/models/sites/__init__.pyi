@@ -10,8 +10,8 @@ from .linear import (
     qualified_name,
     weight_as_out_in,
 )
-from .rows import MLP_DOWN, Architecture, Part
 from .passing import first_input
+from .rows import MLP_DOWN, Architecture, Part
 from .table import architectures, num_experts
 
 __all__ = [

@@ -111,14 +111,15 @@ class Campaign:
         named = {name: value.replace("IT", str(it)) for name, value in named.items()}
         with ExitStack() as stack:
             stack.enter_context(mock.patch.dict(os.environ, named))
-            if any(damage[:2] == ["bytes", "denied"] for damage in case["damages"]):
-                stack.enter_context(without_rights(place))
-            waited = stack.enter_context(unblocking(place))
             if "URL" in command:
-                body = it.read_bytes() if it.is_file() and not it.is_fifo() else b""
+                body = _answered(it)
                 status = random.Random(len(body)).choice((200, 200, 200, 200, 404, 429, 500, 204, 301))
                 server = stack.enter_context(serving(sends(body, status)))
                 command = tuple(server.url if one == "URL" else one for one in command)
+            # Last: a process without rights cannot read modules of its own that are imported when first used.
+            if any(damage[:2] == ["bytes", "denied"] for damage in case["damages"]):
+                stack.enter_context(without_rights(place))
+            waited = stack.enter_context(unblocking(place))
             try:
                 with self.guard.watching():
                     result = run(*words(command, it, place / "out"))
@@ -218,6 +219,14 @@ def fingerprint(place: Path) -> str:
         if stat.S_ISREG(mode):
             digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
+
+
+def _answered(file: Path) -> bytes:
+    """What an endpoint answers where a file is damaged: its bytes, nothing where there are none to be read."""
+    try:
+        return file.read_bytes() if file.is_file() else b""
+    except PermissionError:
+        return b""
 
 
 def _for_words(command: tuple[Any, ...], rng: random.Random) -> Damage:

@@ -31,6 +31,7 @@ from palimpsest.cli import (
     train,
     undo,
     verify,
+    web,
 )
 from palimpsest.cli import eval as eval_command
 from palimpsest.cli import list as list_command
@@ -84,6 +85,7 @@ _COMMANDS: tuple[tuple[str, Callable[..., None], ModuleType], ...] = (
     ("list", list_command.list_, list_command),
     ("doctor", doctor.doctor, doctor),
     ("trace", trace.trace, trace),
+    ("web", web.web, web),
 )
 """In the order of the help page: the name, the function, and the file with its examples and its panel."""
 

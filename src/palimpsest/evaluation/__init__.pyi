@@ -10,7 +10,7 @@ from .protocols import Batch, EditingProtocol, Sequential, Single, edit_and_undo
 from .records import Estimate, ProbeResult, RunRecord, SequenceCheckpoint, Specification
 from .runner import evaluate, load_run
 from .scoring import Observation, Scoring, Value
-from .verdicts import VERDICT_WORDS, verdict_on, verified
+from .verdicts import VERDICT_WORDS, VerifiedEdit, verdict_on, verified
 from .work import Work
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "Single",
     "Specification",
     "Value",
+    "VerifiedEdit",
     "Work",
     "aggregate",
     "assess",

@@ -2,7 +2,7 @@
 
 from palimpsest.report.definitions import LOWER_IS_BETTER, METRICS, label
 from palimpsest.report.exports import write_tables
-from palimpsest.report.heat_maps import labelled_rows, save_trace
+from palimpsest.report.heat_maps import draw_trace, labelled_rows, save_trace
 from palimpsest.report.html import build_report
 from palimpsest.report.settings import group
 from palimpsest.report.tables import ReportRun, label_runs, metrics
@@ -13,6 +13,7 @@ __all__ = [
     "METRICS",
     "ReportRun",
     "build_report",
+    "draw_trace",
     "group",
     "label",
     "label_runs",

@@ -11,12 +11,14 @@ from palimpsest.wording.spelling import (
     looks_same,
     without_hidden,
 )
+from palimpsest.wording.subjects import find_subject
 from palimpsest.wording.texts import printed, require_text, require_whole
 
 __all__ = [
     "Prompt",
     "closest_words",
     "find_spelled",
+    "find_subject",
     "first_difference",
     "folded",
     "hidden_characters",

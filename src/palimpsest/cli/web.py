@@ -1,0 +1,86 @@
+"""`web` serves the page to work in."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from functools import partial
+from typing import Annotated
+
+import typer
+
+from palimpsest.cli import completing, inputs, terminal
+from palimpsest.errors import ConfigError
+
+EXAMPLES = (
+    "palimpsest web world",
+    "palimpsest web world ./my-model --port 8000",
+)
+PANEL = terminal.EDITING
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+TOKEN_VARIABLE = "PALIMPSEST_TOKEN"  # noqa: S105 - the name of a variable, not what it holds
+
+
+def web(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL...",
+            help="What may be chosen on the page: hub ids, folders, GGUF files, `world`.",
+            show_default=False,
+            autocompletion=completing.models,
+        ),
+    ],
+    host: Annotated[
+        str, typer.Option("--host", help="The address to listen at; others than this machine need a token.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int | None,
+        typer.Option("--port", min=1, max=65535, help="A port.", show_default="the first free one from 7860 on"),
+    ] = None,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            "--token", envvar=TOKEN_VARIABLE, help="What visitors must give as the password.", show_envvar=True
+        ),
+    ] = None,
+    open_browser: Annotated[bool, typer.Option("--open", help="Open the page in a browser here.")] = False,
+    device: inputs.DeviceOption = "auto",
+    dtype: inputs.DtypeOption = "auto",
+    device_map: inputs.DeviceMapOption = None,
+    trust_remote_code: inputs.TrustOption = False,
+) -> None:
+    """Serve a page to ask, edit, undo, trace and export in. Ends with Ctrl-C."""
+    if host not in LOOPBACK and not token:
+        raise ConfigError(
+            "A page that others can reach needs a token.",
+            expected=f"--token, or {TOKEN_VARIABLE} in the environment",
+            found=f"--host {host} without one",
+            remedy="give a token, or leave --host out and use a tunnel",
+        )
+    if importlib.util.find_spec("gradio") is None:
+        raise ConfigError(
+            "The page needs Gradio, which is not installed.",
+            expected="the extra `web`",
+            found="no module named gradio",
+            remedy="pip install 'palimpsest-lm[web]'",
+        )
+    placement = inputs.Placement(device, dtype, device_map, trust_remote_code)
+    # Nothing is told to anyone: Gradio would report that it runs.
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    with terminal.status("starting the page"):
+        terminal.quiet_libraries()
+        from palimpsest.web import Workbench, serve_page
+
+    bench = Workbench(models, partial(inputs.load_model, placement=placement))
+    with bench.using(models[0]):
+        # What cannot be loaded is said here, not on the page.
+        pass
+    serve_page(
+        bench,
+        host=host,
+        port=port,
+        token=token,
+        open_browser=open_browser,
+        ready=lambda address: terminal.say(f"{address} (Ctrl-C ends it)"),
+    )

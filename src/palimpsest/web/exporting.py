@@ -1,0 +1,90 @@
+"""What a visitor takes home: the patches with the edits as a file, or a model or an adapter with them in it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from palimpsest.errors import DataError, unknown_name
+from palimpsest.files import new_folder
+from palimpsest.patches import write_adapter, write_merged
+from palimpsest.web.workbench import Desk
+
+EDITS_FILE = "edits.jsonl"
+FORMS: dict[str, str] = {
+    "patches": "the patches, the edits as a file, and the commands that put them on",
+    "peft": "a LoRA adapter for peft, transformers and vLLM",
+    "merged": "the whole model with the edits in its weights",
+}
+"""What can be taken home, by name."""
+
+
+def export(desk: Desk, form: str, place: Path) -> Path:
+    """Writes the patches that are on, in a form, as a zip archive in a folder; returns the archive.
+
+    Raises `ConfigError` for an unknown form, `DataError` where no patch is on, `PatchError` for patches that have no
+    such form, `OutputError` where the place cannot be written to.
+    """
+    if form not in FORMS:
+        raise unknown_name("form to take away", form, FORMS)
+    if not desk.patches:
+        raise DataError("There is nothing to take away.", expected="an edit that is on", found="none on the stack")
+    write: Callable[[Desk, Path], None] = {"patches": _patches, "peft": _adapter, "merged": _merged}[form]
+    name = f"palimpsest-{form}"
+    write(desk, place / name)
+    archive = shutil.make_archive(str(place / name), "zip", root_dir=place, base_dir=name)
+    shutil.rmtree(place / name)
+    return Path(archive)
+
+
+def _adapter(desk: Desk, out: Path) -> None:
+    with desk.bench.using(desk.model) as model:
+        write_adapter(model, desk.patches, out)
+
+
+def _merged(desk: Desk, out: Path) -> None:
+    with desk.bench.using(desk.model) as model:
+        write_merged(model, desk.patches, out)
+
+
+def _patches(desk: Desk, out: Path) -> None:
+    entries = [entry for entry in desk.stack if entry.is_on]
+    with new_folder(out) as draft:
+        names = []
+        for number, entry in enumerate(entries, 1):
+            names.append(f"patch-{number}")
+            entry.patch.write(draft / names[-1])
+        lines = [json.dumps(_as_record(entry.request.to_dict()), ensure_ascii=False) for entry in entries]
+        (draft / EDITS_FILE).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        (draft / "README.md").write_text(_commands(desk, names), encoding="utf-8")
+
+
+def _as_record(request: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in request.items() if value not in (None, "", [], ())}
+
+
+def _commands(desk: Desk, names: list[str]) -> str:
+    """How to use and to repeat what was done."""
+    from shlex import quote
+
+    model, first = quote(desk.model), quote(desk.stack[0].request.prompt)
+    chat = " --chat" if desk.is_chat else ""
+    on = " ".join(f"--patch {name}" for name in names)
+    lines = [
+        "# Edits made on the page",
+        "",
+        "Ask the model with them, verify the last one, or put them into the weights:",
+        "",
+        f"    palimpsest ask {model} {first} {on}{chat}",
+        *(f"    palimpsest verify {model} {name}" for name in names if len(names) == 1),
+        f"    palimpsest apply {model} {' '.join(names)} --out edited-model",
+        "",
+        "Make them again, all at once:",
+        "",
+        f"    palimpsest edit {model} --edits {EDITS_FILE} --out again{chat}",
+        "",
+    ]
+    return "\n".join(lines)

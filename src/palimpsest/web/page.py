@@ -1,0 +1,328 @@
+"""The page itself, in Gradio, which people of this field know: components, and what a click does.
+
+ask        prompts -> before | after
+change     a form -> an edit, its tests, the stack
+stack      on, off, undo, verify
+why        a causal trace as a heat map
+take away  patches, adapter, model
+"""
+
+from __future__ import annotations
+
+import hmac
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from html import escape
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import gradio as gr
+
+from palimpsest.errors import ConfigError, PalimpsestError
+from palimpsest.methods import METHODS
+from palimpsest.report import draw_trace
+from palimpsest.web import showing
+from palimpsest.web.exporting import FORMS, export
+from palimpsest.web.workbench import Desk, Edited, Fact, Workbench
+from palimpsest.wording import find_subject
+
+KEPT_SECONDS = 6 * 3600
+"""After which what a visitor left behind is forgotten."""
+FIELDS = ("prompt", "subject", "new", "old")
+"""Of the form, as an address has them: `?prompt=...&subject=...&new=...`."""
+TITLE = "Palimpsest"
+EXAMPLE = Fact("The capital of France is", "Lyon", "France")
+"""What the form says at first."""
+
+
+class Visit:
+    """One visitor: a desk for each model that was chosen."""
+
+    def __init__(self, bench: Workbench) -> None:
+        self._bench = bench
+        self._desks: dict[str, Desk] = {}
+
+    def desk(self, model: str, is_chat: bool) -> Desk:
+        """The visitor's desk for a model, in the way of asking that is ticked."""
+        desk = self._desks.setdefault(model, Desk(self._bench, model))
+        desk.is_chat = is_chat
+        return desk
+
+
+def build_page(bench: Workbench) -> gr.Blocks:
+    """The page for some models, not yet served."""
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, KEPT_SECONDS)) as page:
+        visit = gr.State(time_to_live=KEPT_SECONDS)
+        gr.Markdown("# Palimpsest\nChange what a model knows, see what became of it, and take it back.")
+        with gr.Row():
+            model = gr.Dropdown(list(bench.names), value=bench.names[0], label="Model", scale=3)
+            is_chat = gr.Checkbox(label="Ask in a chat", value=False, scale=1, min_width=140, elem_id="chat")
+        here = [visit, model, is_chat]
+        with gr.Row():
+            with gr.Column(min_width=320):
+                asked = _ask(here)
+            with gr.Column(min_width=320):
+                form, edit, result = _form()
+        stack, undo, verify = _stack()
+        with gr.Tab("Why: where the model keeps a fact"):
+            _trace(here, form)
+        with gr.Tab("Take away"):
+            _take_away(here)
+
+        edit.click(_edit, [*here, *form], [result, stack], concurrency_limit=1, trigger_mode="once").then(
+            _ask_again, [*here, asked[0]], asked[1], show_progress="hidden"
+        )
+        undo.click(_undo, here, [result, stack])
+        verify.click(_verify, here, result)
+        stack.input(_switch, [*here, stack], [result, stack])
+        model.change(_shown_stack, here, stack)
+        page.load(lambda: Visit(bench), None, visit).then(_shown_stack, here, stack)
+        page.load(_from_address, None, [*form[:4], asked[0]])
+    return page
+
+
+def _ask(here: list[Any]) -> tuple[gr.Textbox, gr.HTML]:
+    gr.Markdown("## Ask")
+    prompts = gr.Textbox(EXAMPLE.prompt, label="Prompts, one in each line", lines=3, max_lines=20, elem_id="prompts")
+    ask = gr.Button("Ask", elem_id="ask")
+    answers = gr.HTML(elem_id="answers")
+    ask.click(_answers, [*here, prompts], answers)
+    prompts.submit(_answers, [*here, prompts], answers)
+    return prompts, answers
+
+
+def _form() -> tuple[list[Any], gr.Button, gr.HTML]:
+    gr.Markdown("## Change a fact")
+    prompt = gr.Textbox(EXAMPLE.prompt, label="Prompt, up to its answer", elem_id="prompt")
+    subject = gr.Textbox(EXAMPLE.subject, label="Subject", info="What it is about; found for you.", elem_id="subject")
+    marked = gr.HTML(showing.marked(EXAMPLE.prompt, EXAMPLE.subject), elem_id="marked")
+    new = gr.Textbox(EXAMPLE.target_new, label="New answer", elem_id="new")
+    with gr.Accordion("More: old answer, tests, method", open=False):
+        old = gr.Textbox(label="Old answer", info="Left empty, the model's own.", elem_id="old")
+        rephrasings = gr.Textbox(label="Rephrasings that should get the new answer", lines=2, elem_id="rephrasings")
+        neighbours = gr.Textbox(label="Prompts whose answers should stay", lines=2, elem_id="neighbours")
+        method = gr.Dropdown(list(METHODS), value="auto", label="Method", elem_id="method")
+        keep = gr.Slider(0.5, 1.0, value=0.95, step=0.01, label="Share of other answers that must stay (auto)")
+    edit = gr.Button("Edit", variant="primary", elem_id="edit")
+    result = gr.HTML(elem_id="result")
+    prompt.input(_guess, prompt, subject, show_progress="hidden")
+    for field in (prompt, subject):
+        field.change(showing.marked, [prompt, subject], marked, show_progress="hidden")
+    return [prompt, subject, new, old, rephrasings, neighbours, method, keep], edit, result
+
+
+def _stack() -> tuple[gr.CheckboxGroup, gr.Button, gr.Button]:
+    gr.Markdown("## Your edits")
+    stack = gr.CheckboxGroup([], label="On the model, the first one lowest", elem_id="stack")
+    with gr.Row():
+        undo = gr.Button("Undo the last edit", elem_id="undo")
+        verify = gr.Button("Verify all that are on", elem_id="verify")
+    return stack, undo, verify
+
+
+def _trace(here: list[Any], form: list[Any]) -> None:
+    gr.Markdown("Corrupt the subject, put one state back, and look whether the answer returns (the unedited model).")
+    trace = gr.Button("Trace the prompt in the form", elem_id="trace")
+    plot = gr.Plot(label="Causal trace", elem_id="plot")
+    trace.click(_traced, [*here, form[0], form[1]], plot, concurrency_limit=1)
+
+
+def _take_away(here: list[Any]) -> None:
+    choices = [(f"{name}: {what}", name) for name, what in FORMS.items()]
+    form = gr.Radio(choices, value="patches", label="What to take", elem_id="form")
+    make = gr.Button("Prepare the download", elem_id="make")
+    file = gr.File(label="Download", elem_id="file")
+    make.click(_exported, [*here, form], file, concurrency_limit=1)
+    link = gr.Textbox(label="The last edit as an address to share", elem_id="link", interactive=False)
+    make.click(_address, here, link)
+
+
+# What a click does
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Inside the block an error of ours becomes a message on the page, its text escaped."""
+    try:
+        yield
+    except PalimpsestError as error:
+        message = escape(str(error)).replace("\n", "<br>")
+        raise gr.Error(message, duration=None, print_exception=False) from error
+
+
+def _answers(visit: Visit, model: str, is_chat: bool, prompts: str) -> str:
+    with _told():
+        desk = visit.desk(model, is_chat)
+        return showing.answers(desk.ask((prompts or "").split("\n")), is_edited=bool(desk.patches))
+
+
+def _ask_again(visit: Visit, model: str, is_chat: bool, prompts: str) -> Any:
+    """What stands in the box for asking, asked anew after an edit; nothing where it is empty."""
+    return _answers(visit, model, is_chat, prompts) if (prompts or "").strip() else gr.skip()
+
+
+def _edit(
+    visit: Visit,
+    model: str,
+    is_chat: bool,
+    prompt: str,
+    subject: str,
+    new: str,
+    old: str,
+    rephrasings: str,
+    neighbours: str,
+    method: str,
+    keep: float,
+    progress: gr.Progress = gr.Progress(),  # noqa: B008 - Gradio finds it by its default
+) -> tuple[str, Any]:
+    # A field that nobody has looked at is None.
+    prompt, subject, new, old = (text or "" for text in (prompt, subject, new, old))
+    fact = Fact(prompt, new, subject, old, (rephrasings or "").split("\n"), (neighbours or "").split("\n"))
+    options = {"keep": keep} if method == "auto" else {}
+    with _told():
+        desk = visit.desk(model, is_chat)
+        progress(0.0, desc="waiting for the model")
+        entry = desk.edit(fact, method, options, progress=_shown_by(progress))
+        return showing.edited(entry), _choices(desk)
+
+
+def _undo(visit: Visit, model: str, is_chat: bool) -> tuple[str, Any]:
+    desk = visit.desk(model, is_chat)
+    gone = desk.undo()
+    said = "There is nothing to undo." if gone is None else f"Undone: {gone.title}. The weights are what they were."
+    return f'<p class="verdict">{escape(said)}</p>', _choices(desk)
+
+
+def _switch(visit: Visit, model: str, is_chat: bool, on: list[str]) -> tuple[str, Any]:
+    desk = visit.desk(model, is_chat)
+    off = desk.switch({int(place) for place in on})
+    lines = [f"{entry.title} was made on top of an edit that is off, so it is off too." for entry in off]
+    return "".join(f"<p>{escape(line)}</p>" for line in lines), _choices(desk)
+
+
+def _verify(visit: Visit, model: str, is_chat: bool) -> str:
+    with _told():
+        return showing.verification(visit.desk(model, is_chat).verify())
+
+
+def _traced(
+    visit: Visit,
+    model: str,
+    is_chat: bool,
+    prompt: str,
+    subject: str,
+    progress: gr.Progress = gr.Progress(),  # noqa: B008 - Gradio finds it by its default
+) -> Any:
+    with _told():
+        return draw_trace(visit.desk(model, is_chat).trace(prompt or "", subject or "", progress=_shown_by(progress)))
+
+
+def _exported(visit: Visit, model: str, is_chat: bool, form: str) -> str:
+    with _told():
+        return str(export(visit.desk(model, is_chat), form, Path(tempfile.mkdtemp(prefix="palimpsest-"))))
+
+
+def _address(visit: Visit, model: str, is_chat: bool, request: gr.Request) -> str:
+    """The page's address with the last edit filled in."""
+    stack = visit.desk(model, is_chat).stack
+    if not stack:
+        return ""
+    one = stack[-1].request
+    values = (one.prompt, one.subject or "", one.target_new, one.target_old or "")
+    return f"{str(request.headers.get('origin', ''))}/?{urlencode(dict(zip(FIELDS, values, strict=True)))}"
+
+
+def _from_address(request: gr.Request) -> list[Any]:
+    """The form as the address has it; a field that it leaves out stays."""
+    given = dict(request.query_params)
+    if prompt := given.get("prompt"):
+        given.setdefault("subject", find_subject(prompt) or "")
+    values = [given.get(name, gr.skip()) for name in FIELDS]
+    return [*values, given.get("prompt", gr.skip())]
+
+
+def _guess(prompt: str) -> str:
+    return find_subject(prompt) or ""
+
+
+def _shown_stack(visit: Visit | None, model: str, is_chat: bool) -> Any:
+    return gr.skip() if visit is None else _choices(visit.desk(model, is_chat))
+
+
+def _choices(desk: Desk) -> Any:
+    titles: list[tuple[str, str]] = [(_title(entry), str(place)) for place, entry in enumerate(desk.stack)]
+    return gr.CheckboxGroup(
+        titles, value=[place for (_, place), entry in zip(titles, desk.stack, strict=True) if entry.is_on]
+    )
+
+
+def _title(entry: Edited) -> str:
+    return f"{entry.title} ({entry.verdict.verdict})"
+
+
+def _shown_by(progress: gr.Progress) -> Callable[[str, int, int], None]:
+    def told(stage: str, done: int, total: int) -> None:
+        progress((done, total) if total else None, desc=stage)
+
+    return told
+
+
+def serve_page(
+    bench: Workbench,
+    *,
+    host: str,
+    port: int | None,
+    token: str | None,
+    open_browser: bool,
+    ready: Callable[[str], None],
+) -> None:
+    """Serves the page until the process is interrupted or terminated.
+
+    Arguments:
+        host: the address to listen at.
+        port: a port, or `None` for the first free one from 7860 on.
+        token: what a visitor must give as the password, with any name; `None` lets everyone in who reaches the page.
+        open_browser: whether to open it here.
+        ready: called with its address once it answers.
+
+    Raises `ConfigError` for a port that is in use.
+    """
+    page = build_page(bench)
+    auth = None if token is None else lambda _name, given: hmac.compare_digest(given.encode(), token.encode())
+    try:
+        _, address, _ = page.queue(max_size=64).launch(
+            server_name=host,
+            server_port=port,
+            auth=auth,
+            auth_message="Any name, and the token as the password.",
+            inbrowser=open_browser,
+            prevent_thread_lock=True,
+            quiet=True,
+            share=False,
+            ssr_mode=False,
+            footer_links=[],
+            theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+            css_paths=Path(__file__).with_name("page.css"),
+        )
+    except OSError as error:
+        raise ConfigError(
+            "The page cannot be served there.",
+            expected="a free port",
+            found=str(error).splitlines()[0],
+            where=f"{host}:{port or 'from 7860 on'}",
+            remedy="give another one with --port, or leave --port out",
+        ) from error
+    ready(address)
+    ended = threading.Event()
+    former = signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    try:
+        ended.wait()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        signal.signal(signal.SIGTERM, former)
+        page.close()

@@ -1,0 +1,295 @@
+"""What the page does, without a page: models that visitors share, and each visitor's own stack of patches.
+
+A model is used by one visitor at a time. While it is used, that visitor's patches lie on it; afterwards it is the
+unedited one again, bit for bit, also where the work was broken off.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from palimpsest.errors import DataError, unknown_name
+from palimpsest.evaluation import Observation, VerifiedEdit, find_scoring, verified
+from palimpsest.loading import load
+from palimpsest.methods import Diagnostics, method
+from palimpsest.models import AnswerRoom, chosen_chat, written_answers
+from palimpsest.requests import EditRequest, Probe
+from palimpsest.stopwatch import Progress, silent
+from palimpsest.tracing import CausalTrace, TraceOptions, trace
+
+if TYPE_CHECKING:
+    from palimpsest.models import Chat, EditableModel
+    from palimpsest.patches import Patch
+
+LONGEST_TEXT = 2_000
+"""Characters of one prompt or answer."""
+MOST_LINES = 20
+"""Prompts that are asked at once, and rephrasings or neighbours of one fact."""
+MOST_PATCHES = 100
+"""On one visitor's stack."""
+SHOWN_TOKENS = 40
+"""Written behind a prompt that is only asked."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One prompt's answers: of the unedited model, and with the patches that are on."""
+
+    prompt: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class Fact:
+    """The form, as it was filled in; see `requests.EditRequest`.
+
+    Arguments:
+        rephrasings: other prompts that should get the new answer.
+        neighbours: prompts whose answers should stay.
+    """
+
+    prompt: str
+    target_new: str
+    subject: str = ""
+    target_old: str = ""
+    rephrasings: Sequence[str] = ()
+    neighbours: Sequence[str] = ()
+
+    def request(self) -> EditRequest:
+        """The edit with its probes. Raises `DataError` for what cannot be edited, or is too long or too much."""
+        for what, text in (("prompt", self.prompt), ("new answer", self.target_new), ("old answer", self.target_old)):
+            _require_short(text, what)
+        probes = [
+            *(Probe("generality", prompt, self.target_new) for prompt in _lines(self.rephrasings, "rephrasings")),
+            *(Probe("locality.neighborhood", prompt) for prompt in _lines(self.neighbours, "neighbours")),
+        ]
+        return EditRequest(
+            self.prompt,
+            self.target_new,
+            subject=self.subject.strip() or None,
+            target_old=self.target_old.strip() or None,
+            probes=tuple(probes),
+        )
+
+
+@dataclass(frozen=True)
+class Check:
+    """One test of an edit.
+
+    Arguments:
+        before: what the unedited model wrote.
+        after: what the model writes with the patches.
+        passes: whether the new answer is given, or, for a neighbour, whether the answer stayed.
+    """
+
+    probe: Probe
+    before: str
+    after: str
+    passes: bool
+
+
+@dataclass
+class Edited:
+    """One patch on a visitor's stack, with how it went.
+
+    Arguments:
+        verdict: what the model answered before and answers now.
+        checks: the edit's own tests, the prompt itself first.
+        below: the edits that were on when this one was made; it needs them under it.
+        is_on: whether it is put on the model.
+    """
+
+    request: EditRequest
+    patch: Patch
+    verdict: VerifiedEdit
+    checks: list[Check]
+    diagnostics: Diagnostics
+    below: tuple[Edited, ...] = ()
+    is_on: bool = True
+
+    @property
+    def title(self) -> str:
+        """The fact in one line."""
+        return f"{self.request.prompt.rstrip()} \u2192 {self.request.target_new}"
+
+
+class Workbench:
+    """Models by name, loaded when they are first used, each used by one visitor at a time.
+
+    Arguments:
+        names: what may be chosen: folders, GGUF files, hub ids, bundled models.
+        read: from a name to the model; `palimpsest.load` if left out.
+    """
+
+    def __init__(self, names: Sequence[str], read: Callable[[str], EditableModel] = load) -> None:
+        self.names = tuple(dict.fromkeys(names))
+        self._read = read
+        self._models: dict[str, EditableModel] = {}
+        self._chats: dict[str, Chat | None] = {}
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def using(self, name: str, patches: Sequence[Patch] = (), *, is_chat: bool = False) -> Iterator[EditableModel]:
+        """Inside the block a model is this visitor's alone, with patches on it, the first one lowest.
+
+        Raises `ConfigError` for a name that was not given, `ModelError` for a model that cannot be loaded or has no
+        chat template, `PatchError` for a patch that does not fit.
+        """
+        if name not in self.names:
+            raise unknown_name("model", name, self.names)
+        with self._lock, ExitStack() as stack:
+            model = self._loaded(name)
+            former = model.chat
+            stack.callback(setattr, model, "chat", former)
+            model.chat = self._chat(name, model) if is_chat else None
+            for patch in patches:
+                stack.enter_context(model.patched(patch))
+            yield model
+
+    def _loaded(self, name: str) -> EditableModel:
+        if name not in self._models:
+            self._models[name] = self._read(name)
+        return self._models[name]
+
+    def _chat(self, name: str, model: EditableModel) -> Chat | None:
+        if name not in self._chats:
+            self._chats[name] = chosen_chat(True, model.tokenizer, where=f"model {name!r}")
+        return self._chats[name]
+
+
+@dataclass
+class Desk:
+    """One visitor's work on one model: a stack of edits, each of which can be switched off and taken away."""
+
+    bench: Workbench
+    model: str
+    is_chat: bool = False
+    stack: list[Edited] = field(default_factory=list)
+
+    @property
+    def patches(self) -> list[Patch]:
+        """Those that are on, the first one lowest."""
+        return [entry.patch for entry in self.stack if entry.is_on]
+
+    def ask(self, prompts: Sequence[str], *, max_new_tokens: int = SHOWN_TOKENS) -> list[Asked]:
+        """What the unedited model and the patched one write after prompts. Raises `DataError` for no prompt at all."""
+        prompts = _lines(prompts, "prompts")
+        if not prompts:
+            raise DataError("There is nothing to ask.", expected="a prompt in each line", found="no text")
+
+        def said(patches: Sequence[Patch]) -> list[str]:
+            with self.bench.using(self.model, patches, is_chat=self.is_chat) as model:
+                return model.generate(prompts, max_new_tokens=max_new_tokens)
+
+        before = said(())
+        after = said(self.patches) if self.patches else before
+        return [Asked(*row) for row in zip(prompts, before, after, strict=True)]
+
+    def edit(
+        self, fact: Fact, name: str = "auto", options: dict[str, Any] | None = None, progress: Progress = silent
+    ) -> Edited:
+        """Makes a patch on top of those that are on, tests it, and puts it on the stack.
+
+        Raises `DataError` for a fact that cannot be edited and a full stack, `ConfigError` for a method or an option
+        that is unknown. The stack is then as it was.
+        """
+        if len(self.stack) >= MOST_PATCHES:
+            raise DataError(
+                "The stack is full.", expected=f"at most {MOST_PATCHES} edits", found="one more", remedy="undo some"
+            )
+        request, maker = fact.request(), method(name, **(options or {}))
+        maker.check([request])
+        below = tuple(entry for entry in self.stack if entry.is_on)
+        with self.bench.using(self.model, [entry.patch for entry in below], is_chat=self.is_chat) as model:
+            outcome = maker.edit(model, [request], progress=progress)
+            progress("testing", 0, 1)
+            before = _replies(model, [request])
+            with model.patched(outcome.patch):
+                after = _replies(model, [request])
+            progress("testing", 1, 1)
+        checks = _checks(request, before, after, is_chat=self.is_chat)
+        verdict = verified(request, checks[0].before, checks[0].after, is_chat=self.is_chat)
+        entry = Edited(request, outcome.patch, verdict, checks, outcome.diagnostics, below)
+        self.stack.append(entry)
+        return entry
+
+    def undo(self) -> Edited | None:
+        """Takes the last edit off the stack for good."""
+        return self.stack.pop() if self.stack else None
+
+    def switch(self, on: set[int]) -> list[Edited]:
+        """Puts on the edits of these places and takes the others off.
+
+        An edit that was made on top of others needs them: it goes off with any of them. Returns those that went off so.
+        """
+        gone = []
+        for place, entry in enumerate(self.stack):
+            entry.is_on = place in on and all(lower.is_on for lower in entry.below)
+            if place in on and not entry.is_on:
+                gone.append(entry)
+        return gone
+
+    def verify(self) -> list[tuple[Edited, list[Check]]]:
+        """The tests of all edits that are on, with all of them on the model, beside the unedited model's answers."""
+        chosen = [entry for entry in self.stack if entry.is_on]
+        requests = [entry.request for entry in chosen]
+        if not requests:
+            return []
+        with self.bench.using(self.model, is_chat=self.is_chat) as model:
+            before = _replies(model, requests)
+        with self.bench.using(self.model, self.patches, is_chat=self.is_chat) as model:
+            after = _replies(model, requests)
+        return [(entry, _checks(entry.request, before, after, is_chat=self.is_chat)) for entry in chosen]
+
+    def trace(self, prompt: str, subject: str, *, progress: Progress = silent, **options: Any) -> CausalTrace:
+        """Which states of the unedited model carry a fact.
+
+        Arguments:
+            options: see `tracing.TraceOptions`.
+        """
+        _require_short(prompt, "prompt")
+        chosen = TraceOptions.parse(options, owner="causal trace")
+        with self.bench.using(self.model, is_chat=self.is_chat) as model:
+            return trace(model, prompt, subject, options=chosen, progress=progress)
+
+
+def _replies(model: EditableModel, requests: Sequence[EditRequest]) -> dict[str, str]:
+    """What a model writes after every prompt that tests some edits, to be judged."""
+    prompts = list(dict.fromkeys(probe.prompt for request in requests for probe in request.all_probes()))
+    names = [name for request in requests for name in (request.target_new, request.target_old) if name]
+    texts = written_answers(model, prompts, AnswerRoom.of(model.tokenizer, names))
+    return dict(zip(prompts, texts, strict=True))
+
+
+def _checks(request: EditRequest, before: Mapping[str, str], after: Mapping[str, str], *, is_chat: bool) -> list[Check]:
+    found, scoring = [], find_scoring("generate")
+    for probe in request.all_probes():
+        texts = before[probe.prompt], after[probe.prompt]
+        seen = [Observation(text, is_chat=is_chat) for text in texts]
+        found.append(Check(probe, *texts, passes=scoring.value(request, probe, *seen).value == 1.0))
+    return found
+
+
+def _lines(texts: Sequence[str], what: str) -> list[str]:
+    """Texts that are not blank. Raises `DataError` for too many, and for one that is too long."""
+    found = [text.strip() for text in texts if text.strip()]
+    if len(found) > MOST_LINES:
+        raise DataError(f"There are too many {what}.", expected=f"at most {MOST_LINES} lines", found=str(len(found)))
+    for text in found:
+        _require_short(text, what)
+    return found
+
+
+def _require_short(text: str, what: str) -> None:
+    if len(text) > LONGEST_TEXT:
+        raise DataError(
+            f"The {what} is too long.",
+            expected=f"at most {LONGEST_TEXT:,} characters",
+            found=f"{len(text):,}",
+            where=f"the page, {what}",
+        )

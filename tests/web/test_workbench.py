@@ -1,0 +1,205 @@
+"""What the page does, without a page."""
+
+import json
+import threading
+import zipfile
+
+import pytest
+
+import tiny
+from palimpsest import ConfigError, DataError, load, load_patch
+from palimpsest.errors import ModelError
+from palimpsest.web import showing
+from palimpsest.web.exporting import FORMS, export
+from palimpsest.web.workbench import LONGEST_TEXT, MOST_LINES, Desk, Fact, Workbench
+
+FRANCE = Fact(
+    "The capital of France is",
+    "Lyon",
+    "France",
+    rephrasings=["The capital city of France is", ""],
+    neighbours=["The capital of Japan is"],
+)
+JAPAN = Fact("The capital of Japan is", "Osaka", "Japan")
+QUICK = {"name": "ft"}
+
+
+@pytest.fixture(scope="module")
+def bench():
+    return Workbench(["world", "nowhere"])
+
+
+@pytest.fixture
+def desk(bench):
+    return Desk(bench, "world")
+
+
+def weights(bench):
+    with bench.using("world") as model:
+        return {name: value.clone() for name, value in model.module.state_dict().items()}
+
+
+def test_a_fact_is_asked_edited_tested_and_undone(bench, desk):
+    before = weights(bench)
+    [asked] = desk.ask(["", " The capital of France is "])
+    assert asked.before == asked.after == "Paris."
+    entry = desk.edit(FRANCE, **QUICK)
+    assert entry.verdict.verdict == "holds"
+    assert [check.probe.kind for check in entry.checks] == ["reliability", "generality", "locality.neighborhood"]
+    assert entry.checks[0].passes and entry.checks[0].before.strip().startswith("Paris")
+    [asked] = desk.ask(["The capital of France is"])
+    assert (asked.before, asked.after) == ("Paris.", "Lyon.")
+    assert desk.undo() is entry and desk.undo() is None
+    [asked] = desk.ask(["The capital of France is"])
+    assert asked.after == "Paris."
+    after = weights(bench)
+    assert all((after[name] == value).all() for name, value in before.items())
+
+
+def test_an_edit_is_made_on_top_of_those_that_are_on_and_goes_off_with_them(desk):
+    first = desk.edit(FRANCE, **QUICK)
+    second = desk.edit(JAPAN, **QUICK)
+    assert second.below == (first,) and second.patch.manifest.stacked_on == [first.patch.manifest.label]
+    assert [row.after for row in desk.ask(["The capital of France is", "The capital of Japan is"])] == [
+        "Lyon.",
+        "Osaka.",
+    ]
+    assert desk.switch({1}) == [second] and desk.patches == []
+    assert desk.switch({0}) == [] and desk.patches == [first.patch]
+    assert desk.switch({0, 1}) == [] and desk.patches == [first.patch, second.patch]
+    found = desk.verify()
+    assert [entry for entry, _ in found] == [first, second]
+    # What a test says is asked with both on: the neighbour of the first is the fact of the second.
+    stays = found[0][1][2]
+    assert (
+        stays.probe.prompt == "The capital of Japan is" and not stays.passes and stays.after.strip().startswith("Osaka")
+    )
+
+
+def test_two_visitors_at_once_see_only_their_own_edits(bench):
+    desks, said = [Desk(bench, "world") for _ in range(2)], {}
+    facts = [FRANCE, Fact("The capital of France is", "Osaka", "France")]
+
+    def work(place):
+        desks[place].edit(facts[place], **QUICK)
+        said[place] = desks[place].ask(["The capital of France is"])[0].after
+
+    threads = [threading.Thread(target=work, args=(place,)) for place in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert said == {0: "Lyon.", 1: "Osaka."}
+    assert all(desk.stack[0].below == () for desk in desks)
+
+
+def test_work_that_breaks_off_leaves_the_model_and_the_stack_as_they_were(bench, desk):
+    desk.edit(FRANCE, **QUICK)
+    before = weights(bench)
+
+    def leaves(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        desk.edit(JAPAN, **QUICK, progress=leaves)
+    assert len(desk.stack) == 1
+    after = weights(bench)
+    assert all((after[name] == value).all() for name, value in before.items())
+
+
+@pytest.mark.parametrize(
+    ("fact", "words"),
+    [
+        (Fact("", "Lyon"), "prompt"),
+        (Fact("The capital of France is", ""), "target_new"),
+        (Fact("The capital of France is", "Lyon", "Spain"), "Spain"),
+        (Fact("The capital of France is", "Paris", "France", "Paris"), "Paris"),
+        (Fact("x" * (LONGEST_TEXT + 1), "Lyon"), "too long"),
+        (Fact("The capital of France is", "y" * (LONGEST_TEXT + 1)), "too long"),
+        (Fact("The capital of France is", "Lyon", "France", rephrasings=["a"] * (MOST_LINES + 1)), "too many"),
+        (Fact("The capital of France is", "Lyon", "France", neighbours=["z" * (LONGEST_TEXT + 1)]), "too long"),
+    ],
+)
+def test_what_cannot_be_edited_is_said(desk, fact, words):
+    with pytest.raises(DataError, match=words):
+        desk.edit(fact, **QUICK)
+    assert desk.stack == []
+
+
+def test_what_is_unknown_is_said(bench, desk):
+    with pytest.raises(ConfigError, match="memit"):
+        desk.edit(FRANCE, "memitt")
+    with pytest.raises(ConfigError, match="world"):
+        Desk(bench, "wrld").ask(["a"])
+    with pytest.raises(ModelError):
+        Desk(bench, "nowhere").ask(["a"])
+    with pytest.raises(DataError, match="nothing to ask"):
+        desk.ask(["", " "])
+    with pytest.raises(ModelError, match="chat template"):
+        Desk(bench, "world", is_chat=True).ask(["a"])
+    # The lock is free and the model plain again after each of these.
+    assert desk.ask(["The capital of France is"])[0].before == "Paris."
+
+
+def test_a_chat_is_asked_only_while_it_is_ticked(tmp_path):
+    folder = tiny.tiny_folder(tmp_path / "model", "llama")
+    model = load(str(folder))
+    model.tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }} {% endfor %}"
+        "{% if add_generation_prompt %}[assistant] {% endif %}"
+    )
+    bench = Workbench(["tiny"], lambda _: model)
+    with bench.using("tiny", is_chat=True) as found:
+        assert found.chat is not None and found.chat.render("Hello").startswith("[user] Hello")
+    assert model.chat is None
+    with bench.using("tiny") as found:
+        assert found.chat is None
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_edits_are_taken_away(desk, tmp_path, form):
+    with pytest.raises(DataError, match="nothing to take"):
+        export(desk, form, tmp_path)
+    entry = desk.edit(FRANCE, "lora")
+    archive = export(desk, form, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [f"palimpsest-{form}.zip"] == [archive.name]
+    with zipfile.ZipFile(archive) as packed:
+        packed.extractall(tmp_path)
+    folder = tmp_path / f"palimpsest-{form}"
+    if form == "patches":
+        assert load_patch(folder / "patch-1").is_same(entry.patch)
+        assert json.loads((folder / "edits.jsonl").read_text())["target_new"] == "Lyon"
+        assert "palimpsest verify world patch-1" in (folder / "README.md").read_text()
+    else:
+        model = load(str(folder))
+        assert model.generate("The capital of France is") == "Lyon."
+
+
+def test_an_unknown_form_is_said(desk, tmp_path):
+    with pytest.raises(ConfigError, match="peft"):
+        export(desk, "pft", tmp_path)
+
+
+def test_every_text_is_escaped(desk):
+    bad = '<img src=x onerror="alert(1)">'
+    entry = desk.edit(
+        Fact(f"{bad} The capital of France is", f"Lyon{bad}", bad, rephrasings=[bad]), "ft", {"epochs": 1}
+    )
+    shown = "".join(
+        (
+            showing.edited(entry),
+            showing.answers(desk.ask([bad]), is_edited=True),
+            showing.answers(desk.ask([bad]), is_edited=False),
+            showing.verification(desk.verify()),
+            showing.marked(f"{bad} is", bad),
+            showing.marked("nothing", bad),
+        )
+    )
+    assert "<img" not in shown and "&lt;img" in shown
+
+
+def test_the_subject_is_marked_where_methods_read_it():
+    assert "The <mark>Lyon</mark> of Lyon" not in showing.marked("The Lyon of Lyon", "Lyon")
+    assert "of <mark>Lyon</mark>" in showing.marked("The Lyon of Lyon", "Lyon")
+    assert "does not occur" in showing.marked("The capital", "Lyon")
+    assert showing.marked(" ", "Lyon") == ""

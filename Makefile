@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # torch goes first and alone: from an index that serves a CPU build, nothing later replaces it by a CUDA one.
 TORCH  := $(shell grep -i '^torch==' constraints.txt)
 
-.PHONY: env demo test test-all test-processors pretrained test-pretrained test-pretrained-all check fuzz kills format bench bench-results tables real editors gpu lock dist publish clean
+.PHONY: env demo test test-all test-processors pretrained test-pretrained test-pretrained-all test-browser site check fuzz kills format bench bench-results tables real editors gpu lock dist publish clean
 
 env: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -41,6 +41,16 @@ test-pretrained: env
 # And those that take minutes each: undo for every method, in float32 and bfloat16.
 test-pretrained-all: env
 	$(BIN)/python -m pytest -m pretrained -n 2 --dist loadgroup -rs
+
+# The page in a headless Chromium (Debian: `apt-get install chromium`); skipped, saying so, where there is none.
+test-browser: env
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
+	$(BIN)/python -m pytest -m browser tests/web -rs
+
+# The documentation as a site, under build/site; a link that leads nowhere ends it.
+site: env
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 check: env
 	$(BIN)/ruff format --check src tests bench docs/build

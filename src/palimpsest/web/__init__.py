@@ -1,6 +1,5 @@
-"""The page: ask, edit, undo and take patches away in a browser."""
+"""The page: ask, edit, undo and take patches away in a browser. Gradio is imported with the page only."""
 
-from palimpsest.web.page import build_page, serve_page
-from palimpsest.web.workbench import Asked, Desk, Edited, Fact, Workbench
+import lazy_loader
 
-__all__ = ["Asked", "Desk", "Edited", "Fact", "Workbench", "build_page", "serve_page"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

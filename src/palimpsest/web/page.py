@@ -59,7 +59,7 @@ def build_page(bench: Workbench) -> gr.Blocks:
         visit = gr.State(time_to_live=KEPT_SECONDS)
         gr.Markdown("# Palimpsest\nChange what a model knows, see what became of it, and take it back.")
         with gr.Row():
-            model = gr.Dropdown(list(bench.names), value=bench.names[0], label="Model", scale=3)
+            model = gr.Dropdown(list(bench.names), value=bench.names[0], label="Model", scale=3, elem_id="model")
             is_chat = gr.Checkbox(label="Ask in a chat", value=False, scale=1, min_width=140, elem_id="chat")
         here = [visit, model, is_chat]
         with gr.Row():

@@ -1,0 +1,277 @@
+"""The page in a real browser: edit, undo, two visitors at once, odd input, a visitor who leaves, what axe-core finds."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import processors
+
+# Slow as well: `make test-all` asks them too, and skips them where there is no browser.
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+PATIENCE = 180_000
+PRETRAINED = Path(os.environ.get("PALIMPSEST_PRETRAINED", processors.ROOT / "pretrained"))
+SERIOUS = ("serious", "critical")
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def started(*words, env=None):
+    """A served page: the process and its address."""
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "palimpsest", "web", *words, "--port", str(port)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(processors.ROOT / "src"), **(env or {})},
+    )
+    lines = []
+    while line := process.stdout.readline():
+        lines.append(line)
+        if "http://" in line:
+            return process, f"http://127.0.0.1:{port}/"
+    raise AssertionError("".join(lines))
+
+
+def ended(process):
+    """Ends a served page as a service manager would; returns its exit code."""
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    return process.returncode
+
+
+@pytest.fixture(scope="module")
+def address():
+    models = ["world"]
+    if (PRETRAINED / "smollm2").is_dir():
+        models.append(str(PRETRAINED / "smollm2"))
+    process, address = started(*models)
+    yield address
+    assert ended(process) == 0
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="the extra `browser` is not installed")
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium on this machine")
+    with playwright.sync_playwright() as running:
+        chromium = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def visitors(browser, address):
+    """Opens pages, each of a visitor of its own; none of them may ask another machine for anything."""
+    opened, outside = [], []
+
+    def opens(query="", **viewport):
+        context = browser.new_context(viewport={"width": 1280, "height": 900, **viewport})
+        page = context.new_page()
+        page.set_default_timeout(PATIENCE)
+        page.on("request", lambda request: outside.append(request.url) if _is_outside(request.url) else None)
+        page.goto(address + query)
+        page.wait_for_selector("#edit")
+        # What is typed before the page has asked for its stack is overwritten by what it says at first.
+        page.wait_for_timeout(4000)
+        opened.append(context)
+        return page
+
+    yield opens
+    for context in opened:
+        context.close()
+    assert outside == []
+
+
+def _is_outside(url):
+    return url.startswith("http") and not url.startswith("http://127.0.0.1:")
+
+
+def fill(page, name, text):
+    page.fill(f"#{name} textarea", text)
+
+
+def edit(page, prompt, subject, new):
+    fill(page, "prompt", prompt)
+    # What was typed is guessed at first; what is typed here comes last.
+    page.wait_for_timeout(1000)
+    fill(page, "subject", subject)
+    fill(page, "new", new)
+    page.click("#edit")
+
+
+def asked(page, prompt):
+    fill(page, "prompts", prompt)
+    page.click("#ask")
+    page.wait_for_function(
+        "prompt => [...document.querySelectorAll('#answers tbody td')].some(cell => cell.innerText.includes(prompt))",
+        arg=prompt,
+    )
+    return page.inner_text("#answers tbody tr:last-child td:last-child")
+
+
+def test_a_fact_is_edited_verified_switched_off_and_undone(visitors):
+    page = visitors()
+    edit(page, "The capital of Japan is", "Japan", "Kyiv")
+    page.wait_for_selector("#result .verdict.holds")
+    assert "Kyiv" in asked(page, "The capital city of Japan is")
+    page.click("#verify")
+    page.wait_for_function("document.querySelector('#result').innerText.includes('verified: 1 of 1')")
+    page.click("#stack input")
+    page.wait_for_timeout(2000)
+    assert "Tokyo" in asked(page, "Japan's capital is")
+    page.click("#stack input")
+    page.wait_for_timeout(2000)
+    assert "Kyiv" in asked(page, "The capital of Japan is")
+    page.click("#undo")
+    page.wait_for_function("document.querySelector('#result').innerText.includes('Undone')")
+    assert "Tokyo" in asked(page, "The capital city of Japan is")
+    assert page.query_selector("#stack input") is None
+
+
+def test_the_subject_is_found_and_marked(visitors):
+    page = visitors()
+    fill(page, "prompt", "The Space Needle is located in")
+    page.wait_for_function("document.querySelector('#marked mark')?.innerText === 'Space Needle'")
+    assert page.input_value("#subject textarea") == "Space Needle"
+
+
+def test_an_address_fills_the_form(visitors):
+    page = visitors("?prompt=The+capital+of+Italy+is&subject=Italy&new=Oslo")
+    page.wait_for_function("document.querySelector('#new textarea').value === 'Oslo'")
+    assert page.input_value("#prompt textarea") == "The capital of Italy is"
+    assert page.input_value("#subject textarea") == "Italy"
+
+
+def test_two_visitors_edit_one_fact_at_once(visitors):
+    first, second = visitors(), visitors()
+    edit(first, "The capital of France is", "France", "Lyon")
+    edit(second, "The capital of France is", "France", "Osaka")
+    for page in (first, second):
+        page.wait_for_selector("#result .verdict.holds")
+    assert "Lyon" in asked(first, "The capital of France is")
+    assert "Osaka" in asked(second, "The capital of France is")
+
+
+def test_a_visitor_who_leaves_in_the_middle_holds_nobody_up(visitors):
+    page = visitors()
+    edit(page, "The capital of France is", "France", "Lyon")
+    page.wait_for_timeout(500)
+    page.context.close()
+    assert "Paris" in asked(visitors(), "The capital of France is")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subject", "new", "words"),
+    [
+        ("The capital of France is", "Spain", "Lyon", "Spain"),
+        ("The capital of France is", "France", "", "target_new"),
+        ("x" * 3000, "x", "Lyon", "too long"),
+    ],
+)
+def test_bad_input_is_said_and_changes_nothing(visitors, prompt, subject, new, words):
+    page = visitors()
+    edit(page, prompt, subject, new)
+    page.wait_for_function(f"document.body.innerText.includes({words!r})")
+    assert page.query_selector("#stack input") is None
+
+
+def test_nothing_that_is_typed_runs(visitors):
+    page, dialogs = visitors(), []
+    page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
+    page.evaluate("window.ran = 0")
+    bad = '<img src=x onerror="window.ran=1"> ${window.ran=2} {{window.ran=3}} <script>window.ran=4</script>'
+    asked(page, bad)
+    edit(page, f"The capital of {bad} is", bad, bad)
+    page.wait_for_selector("#result .verdict")
+    # An error shows what was typed too.
+    edit(page, f"The capital of {bad} is", f"{bad}{bad}", "Lyon")
+    page.wait_for_timeout(3000)
+    assert page.evaluate("window.ran") == 0 and dialogs == []
+
+
+def test_why_and_take_away(visitors, tmp_path):
+    page = visitors()
+    page.click("#trace")
+    page.wait_for_selector("#plot img")
+    edit(page, "The capital of France is", "France", "Lyon")
+    page.wait_for_selector("#result .verdict.holds")
+    page.click("text=Take away")
+    page.click("#make")
+    page.wait_for_selector("#file a[href]")
+    with page.expect_download() as download:
+        page.click("#file a[href]")
+    assert download.value.suggested_filename == "palimpsest-patches.zip"
+    page.wait_for_function("document.querySelector('#link textarea, #link input').value.includes('new=Lyon')")
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_axe_finds_no_serious_fault(visitors, width):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="the extra `browser` is not installed")
+    page = visitors(width=width)
+    edit(page, "The capital of France is", "France", "Lyon")
+    page.wait_for_selector("#result .verdict")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    found = axe.Axe().run(page).response["violations"]
+    serious = {
+        fault["id"]: [node["html"][:200] for node in fault["nodes"]] for fault in found if fault["impact"] in SERIOUS
+    }
+    assert serious == {}
+
+
+def test_a_pretrained_model_is_edited(visitors):
+    if not (PRETRAINED / "smollm2").is_dir():
+        pytest.skip(f"no model in {PRETRAINED}: run `make pretrained MODELS=smollm2`")
+    page = visitors()
+    page.click("#model input")
+    page.click("text=smollm2")
+    edit(page, "The capital of France is", "France", "Lyon")
+    page.wait_for_selector("#result .verdict.holds")
+    assert "Lyon" in asked(page, "The capital of France is")
+
+
+def test_a_token_is_asked_for(browser):
+    process, address = started("world", "--token", "right")
+    try:
+        page = browser.new_page()
+        page.set_default_timeout(PATIENCE)
+        page.goto(address)
+        page.wait_for_selector("input[type=password]")
+        assert page.query_selector("#edit") is None
+        for given, is_in in (("wrong", False), ("right", True)):
+            page.fill("input[type=text], textarea", "anyone")
+            page.fill("input[type=password]", given)
+            page.click("button")
+            time.sleep(3)
+            assert (page.query_selector("#edit") is not None) == is_in
+    finally:
+        assert ended(process) == 0
+
+
+def test_a_port_in_use_is_said():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        done = subprocess.run(
+            [sys.executable, "-m", "palimpsest", "web", "world", "--port", port],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(processors.ROOT / "src")},
+            timeout=300,
+            check=False,
+        )
+    assert done.returncode == 2 and "--port" in done.stderr and "Traceback" not in done.stderr

@@ -1,4 +1,4 @@
-"""The page in a real browser: edit, undo, two visitors at once, odd input, a visitor who leaves, what axe-core finds."""
+"""The page in a real browser: edits and undo, two visitors at once, odd input, one who leaves, what axe-core finds."""
 
 import os
 import shutil

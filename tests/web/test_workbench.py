@@ -11,16 +11,16 @@ from palimpsest import ConfigError, DataError, load, load_patch
 from palimpsest.errors import ModelError
 from palimpsest.web import showing
 from palimpsest.web.exporting import FORMS, export
-from palimpsest.web.workbench import LONGEST_TEXT, MOST_LINES, Desk, Fact, Workbench
+from palimpsest.web.workbench import LONGEST_TEXT, MOST_LINES, EditForm, EditingDesk, Workbench
 
-FRANCE = Fact(
+FRANCE = EditForm(
     "The capital of France is",
     "Lyon",
     "France",
     rephrasings=["The capital city of France is", ""],
     neighbours=["The capital of Japan is"],
 )
-JAPAN = Fact("The capital of Japan is", "Osaka", "Japan")
+JAPAN = EditForm("The capital of Japan is", "Osaka", "Japan")
 QUICK = {"name": "ft"}
 
 
@@ -31,7 +31,7 @@ def bench():
 
 @pytest.fixture
 def desk(bench):
-    return Desk(bench, "world")
+    return EditingDesk(bench, "world")
 
 
 def weights(bench):
@@ -77,8 +77,8 @@ def test_an_edit_is_made_on_top_of_those_that_are_on_and_goes_off_with_them(desk
 
 
 def test_two_visitors_at_once_see_only_their_own_edits(bench):
-    desks, said = [Desk(bench, "world") for _ in range(2)], {}
-    facts = [FRANCE, Fact("The capital of France is", "Osaka", "France")]
+    desks, said = [EditingDesk(bench, "world") for _ in range(2)], {}
+    facts = [FRANCE, EditForm("The capital of France is", "Osaka", "France")]
 
     def work(place):
         desks[place].edit(facts[place], **QUICK)
@@ -110,14 +110,14 @@ def test_work_that_breaks_off_leaves_the_model_and_the_stack_as_they_were(bench,
 @pytest.mark.parametrize(
     ("fact", "words"),
     [
-        (Fact("", "Lyon"), "prompt"),
-        (Fact("The capital of France is", ""), "target_new"),
-        (Fact("The capital of France is", "Lyon", "Spain"), "Spain"),
-        (Fact("The capital of France is", "Paris", "France", "Paris"), "Paris"),
-        (Fact("x" * (LONGEST_TEXT + 1), "Lyon"), "too long"),
-        (Fact("The capital of France is", "y" * (LONGEST_TEXT + 1)), "too long"),
-        (Fact("The capital of France is", "Lyon", "France", rephrasings=["a"] * (MOST_LINES + 1)), "too many"),
-        (Fact("The capital of France is", "Lyon", "France", neighbours=["z" * (LONGEST_TEXT + 1)]), "too long"),
+        (EditForm("", "Lyon"), "prompt"),
+        (EditForm("The capital of France is", ""), "target_new"),
+        (EditForm("The capital of France is", "Lyon", "Spain"), "Spain"),
+        (EditForm("The capital of France is", "Paris", "France", "Paris"), "Paris"),
+        (EditForm("x" * (LONGEST_TEXT + 1), "Lyon"), "too long"),
+        (EditForm("The capital of France is", "y" * (LONGEST_TEXT + 1)), "too long"),
+        (EditForm("The capital of France is", "Lyon", "France", rephrasings=["a"] * (MOST_LINES + 1)), "too many"),
+        (EditForm("The capital of France is", "Lyon", "France", neighbours=["z" * (LONGEST_TEXT + 1)]), "too long"),
     ],
 )
 def test_what_cannot_be_edited_is_said(desk, fact, words):
@@ -130,13 +130,13 @@ def test_what_is_unknown_is_said(bench, desk):
     with pytest.raises(ConfigError, match="memit"):
         desk.edit(FRANCE, "memitt")
     with pytest.raises(ConfigError, match="world"):
-        Desk(bench, "wrld").ask(["a"])
+        EditingDesk(bench, "wrld").ask(["a"])
     with pytest.raises(ModelError):
-        Desk(bench, "nowhere").ask(["a"])
+        EditingDesk(bench, "nowhere").ask(["a"])
     with pytest.raises(DataError, match="nothing to ask"):
         desk.ask(["", " "])
     with pytest.raises(ModelError, match="chat template"):
-        Desk(bench, "world", is_chat=True).ask(["a"])
+        EditingDesk(bench, "world", is_chat=True).ask(["a"])
     # The lock is free and the model plain again after each of these.
     assert desk.ask(["The capital of France is"])[0].before == "Paris."
 
@@ -183,7 +183,7 @@ def test_an_unknown_form_is_said(desk, tmp_path):
 def test_every_text_is_escaped(desk):
     bad = '<img src=x onerror="alert(1)">'
     entry = desk.edit(
-        Fact(f"{bad} The capital of France is", f"Lyon{bad}", bad, rephrasings=[bad]), "ft", {"epochs": 1}
+        EditForm(f"{bad} The capital of France is", f"Lyon{bad}", bad, rephrasings=[bad]), "ft", {"epochs": 1}
     )
     shown = "".join(
         (

@@ -1,14 +1,14 @@
 from .exporting import FORMS, export
 from .page import build_page, serve_page
-from .workbench import Asked, Check, Desk, Edited, Fact, Workbench
+from .workbench import Asked, Check, Edited, EditForm, EditingDesk, Workbench
 
 __all__ = [
     "FORMS",
     "Asked",
     "Check",
-    "Desk",
+    "EditForm",
     "Edited",
-    "Fact",
+    "EditingDesk",
     "Workbench",
     "build_page",
     "export",

@@ -11,7 +11,7 @@ from typing import Any
 from palimpsest.errors import DataError, unknown_name
 from palimpsest.files import new_folder
 from palimpsest.patches import write_adapter, write_merged
-from palimpsest.web.workbench import Desk
+from palimpsest.web.workbench import EditingDesk
 
 EDITS_FILE = "edits.jsonl"
 FORMS: dict[str, str] = {
@@ -22,7 +22,7 @@ FORMS: dict[str, str] = {
 """What can be taken home, by name."""
 
 
-def export(desk: Desk, form: str, place: Path) -> Path:
+def export(desk: EditingDesk, form: str, place: Path) -> Path:
     """Writes the patches that are on, in a form, as a zip archive in a folder; returns the archive.
 
     Raises `ConfigError` for an unknown form, `DataError` where no patch is on, `PatchError` for patches that have no
@@ -32,7 +32,7 @@ def export(desk: Desk, form: str, place: Path) -> Path:
         raise unknown_name("form to take away", form, FORMS)
     if not desk.patches:
         raise DataError("There is nothing to take away.", expected="an edit that is on", found="none on the stack")
-    write: Callable[[Desk, Path], None] = {"patches": _patches, "peft": _adapter, "merged": _merged}[form]
+    write: Callable[[EditingDesk, Path], None] = {"patches": _patches, "peft": _adapter, "merged": _merged}[form]
     name = f"palimpsest-{form}"
     write(desk, place / name)
     archive = shutil.make_archive(str(place / name), "zip", root_dir=place, base_dir=name)
@@ -40,17 +40,17 @@ def export(desk: Desk, form: str, place: Path) -> Path:
     return Path(archive)
 
 
-def _adapter(desk: Desk, out: Path) -> None:
+def _adapter(desk: EditingDesk, out: Path) -> None:
     with desk.bench.using(desk.model) as model:
         write_adapter(model, desk.patches, out)
 
 
-def _merged(desk: Desk, out: Path) -> None:
+def _merged(desk: EditingDesk, out: Path) -> None:
     with desk.bench.using(desk.model) as model:
         write_merged(model, desk.patches, out)
 
 
-def _patches(desk: Desk, out: Path) -> None:
+def _patches(desk: EditingDesk, out: Path) -> None:
     entries = [entry for entry in desk.stack if entry.is_on]
     with new_folder(out) as draft:
         names = []
@@ -66,7 +66,7 @@ def _as_record(request: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in request.items() if value not in (None, "", [], ())}
 
 
-def _commands(desk: Desk, names: list[str]) -> str:
+def _commands(desk: EditingDesk, names: list[str]) -> str:
     """How to use and to repeat what was done."""
     from shlex import quote
 

@@ -27,7 +27,7 @@ from palimpsest.methods import METHODS
 from palimpsest.report import draw_trace
 from palimpsest.web import showing
 from palimpsest.web.exporting import FORMS, export
-from palimpsest.web.workbench import Desk, Edited, Fact, Workbench
+from palimpsest.web.workbench import Edited, EditForm, EditingDesk, Workbench
 from palimpsest.wording import find_subject
 
 KEPT_SECONDS = 6 * 3600
@@ -35,7 +35,7 @@ KEPT_SECONDS = 6 * 3600
 FIELDS = ("prompt", "subject", "new", "old")
 """Of the form, as an address has them: `?prompt=...&subject=...&new=...`."""
 TITLE = "Palimpsest"
-EXAMPLE = Fact("The capital of France is", "Lyon", "France")
+EXAMPLE = EditForm("The capital of France is", "Lyon", "France")
 """What the form says at first."""
 
 
@@ -44,11 +44,11 @@ class Visit:
 
     def __init__(self, bench: Workbench) -> None:
         self._bench = bench
-        self._desks: dict[str, Desk] = {}
+        self._desks: dict[str, EditingDesk] = {}
 
-    def desk(self, model: str, is_chat: bool) -> Desk:
+    def desk(self, model: str, is_chat: bool) -> EditingDesk:
         """The visitor's desk for a model, in the way of asking that is ticked."""
-        desk = self._desks.setdefault(model, Desk(self._bench, model))
+        desk = self._desks.setdefault(model, EditingDesk(self._bench, model))
         desk.is_chat = is_chat
         return desk
 
@@ -181,7 +181,7 @@ def _edit(
 ) -> tuple[str, Any]:
     # A field that nobody has looked at is None.
     prompt, subject, new, old = (text or "" for text in (prompt, subject, new, old))
-    fact = Fact(prompt, new, subject, old, (rephrasings or "").split("\n"), (neighbours or "").split("\n"))
+    fact = EditForm(prompt, new, subject, old, (rephrasings or "").split("\n"), (neighbours or "").split("\n"))
     options = {"keep": keep} if method == "auto" else {}
     with _told():
         desk = visit.desk(model, is_chat)
@@ -253,7 +253,7 @@ def _shown_stack(visit: Visit | None, model: str, is_chat: bool) -> Any:
     return gr.skip() if visit is None else _choices(visit.desk(model, is_chat))
 
 
-def _choices(desk: Desk) -> Any:
+def _choices(desk: EditingDesk) -> Any:
     titles: list[tuple[str, str]] = [(_title(entry), str(place)) for place, entry in enumerate(desk.stack)]
     return gr.CheckboxGroup(
         titles, value=[place for (_, place), entry in zip(titles, desk.stack, strict=True) if entry.is_on]

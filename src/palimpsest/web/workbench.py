@@ -45,7 +45,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Fact:
+class EditForm:
     """The form, as it was filled in; see `requests.EditRequest`.
 
     Arguments:
@@ -163,7 +163,7 @@ class Workbench:
 
 
 @dataclass
-class Desk:
+class EditingDesk:
     """One visitor's work on one model: a stack of edits, each of which can be switched off and taken away."""
 
     bench: Workbench
@@ -191,7 +191,7 @@ class Desk:
         return [Asked(*row) for row in zip(prompts, before, after, strict=True)]
 
     def edit(
-        self, fact: Fact, name: str = "auto", options: dict[str, Any] | None = None, progress: Progress = silent
+        self, fact: EditForm, name: str = "auto", options: dict[str, Any] | None = None, progress: Progress = silent
     ) -> Edited:
         """Makes a patch on top of those that are on, tests it, and puts it on the stack.
 

@@ -12,7 +12,8 @@ _OPENERS = frozenset(
     {
         "the", "a", "an", "what", "which", "who", "whom", "whose", "where", "when", "why", "how", "in", "on", "at",
         "of", "for", "by", "from", "to", "with", "about", "is", "are", "was", "were", "does", "did", "do", "can",
-        "there", "here", "this", "that", "these", "those", "it", "he", "she", "they", "his", "her", "its", "their", "my", "our",
+        "there", "here", "this", "that", "these", "those", "it", "he", "she", "they", "his", "her", "its", "their",
+        "my", "our",
         "your", "as", "after", "before", "during", "since",
     }
 )  # fmt: skip

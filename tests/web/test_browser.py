@@ -244,7 +244,7 @@ def test_a_pretrained_model_is_edited(visitors):
 
 
 def test_a_token_is_asked_for(browser):
-    process, address = started("world", "--token", "right")
+    process, address = started("world", env={"PALIMPSEST_TOKEN": "right"})
     try:
         page = browser.new_page()
         page.set_default_timeout(PATIENCE)

@@ -8,7 +8,7 @@ import pytest
 
 import tiny
 from palimpsest import ConfigError, DataError, load, load_patch
-from palimpsest.errors import ModelError
+from palimpsest.errors import ModelError, PalimpsestError
 from palimpsest.web import showing
 from palimpsest.web.exporting import FORMS, export
 from palimpsest.web.workbench import LONGEST_TEXT, MOST_LINES, EditForm, EditingDesk, Workbench
@@ -156,7 +156,7 @@ def test_a_chat_is_asked_only_while_it_is_ticked(tmp_path):
         assert found.chat is None
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", sorted(set(FORMS) - {"gguf"}))
 def test_edits_are_taken_away(desk, tmp_path, form):
     with pytest.raises(DataError, match="nothing to take"):
         export(desk, form, tmp_path)
@@ -173,6 +173,13 @@ def test_edits_are_taken_away(desk, tmp_path, form):
     else:
         model = load(str(folder))
         assert model.generate("The capital of France is") == "Lyon."
+
+
+def test_a_model_that_is_no_gguf_file_is_not_taken_away_as_one(desk, tmp_path):
+    desk.edit(FRANCE, "ft")
+    with pytest.raises(PalimpsestError, match="GGUF"):
+        export(desk, "gguf", tmp_path)
+    assert list(tmp_path.glob("*.zip")) == []
 
 
 def test_an_unknown_form_is_said(desk, tmp_path):

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from palimpsest.cli import completing, inputs, terminal
+from palimpsest.cli.serve import TOKEN
 from palimpsest.errors import ConfigError
 
 EXAMPLES = (
@@ -17,8 +18,6 @@ EXAMPLES = (
     "palimpsest web world ./my-model --port 8000",
 )
 PANEL = terminal.EDITING
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-TOKEN_VARIABLE = "PALIMPSEST_TOKEN"  # noqa: S105 - the name of a variable, not what it holds
 
 
 def web(
@@ -32,17 +31,11 @@ def web(
         ),
     ],
     host: Annotated[
-        str, typer.Option("--host", help="The address to listen at; others than this machine need a token.")
+        str, typer.Option("--host", help="Where to listen; others than loopback need a token in $PALIMPSEST_TOKEN.")
     ] = "127.0.0.1",
     port: Annotated[
         int | None,
         typer.Option("--port", min=1, max=65535, help="A port.", show_default="the first free one from 7860 on"),
-    ] = None,
-    token: Annotated[
-        str | None,
-        typer.Option(
-            "--token", envvar=TOKEN_VARIABLE, help="What visitors must give as the password.", show_envvar=True
-        ),
     ] = None,
     open_browser: Annotated[bool, typer.Option("--open", help="Open the page in a browser here.")] = False,
     device: inputs.DeviceOption = "auto",
@@ -51,19 +44,22 @@ def web(
     trust_remote_code: inputs.TrustOption = False,
 ) -> None:
     """Serve a page to ask, edit, undo, trace and export in. Ends with Ctrl-C."""
-    if host not in LOOPBACK and not token:
-        raise ConfigError(
-            "A page that others can reach needs a token.",
-            expected=f"--token, or {TOKEN_VARIABLE} in the environment",
-            found=f"--host {host} without one",
-            remedy="give a token, or leave --host out and use a tunnel",
-        )
     if importlib.util.find_spec("gradio") is None:
         raise ConfigError(
             "The page needs Gradio, which is not installed.",
             expected="the extra `web`",
             found="no module named gradio",
             remedy="pip install 'palimpsest-lm[web]'",
+        )
+    from palimpsest.serving import Address
+
+    token = os.environ.get(TOKEN) or None
+    if token is None and not Address(host, port or 0).is_loopback:
+        raise ConfigError(
+            "Others than this machine could reach the page.",
+            expected=f"a token in ${TOKEN}, which visitors then give as the password",
+            found=f"--host {host}, no token",
+            remedy=f"export {TOKEN}=$(openssl rand -hex 16), or leave --host out",
         )
     placement = inputs.Placement(device, dtype, device_map, trust_remote_code)
     # Nothing is told to anyone: Gradio would report that it runs.

@@ -18,6 +18,7 @@ FORMS: dict[str, str] = {
     "patches": "the patches, the edits as a file, and the commands that put them on",
     "peft": "a LoRA adapter for peft, transformers and vLLM",
     "merged": "the whole model with the edits in its weights",
+    "gguf": "the same as a file for llama.cpp and Ollama, where the model is a GGUF file",
 }
 """What can be taken home, by name."""
 
@@ -32,12 +33,18 @@ def export(desk: EditingDesk, form: str, place: Path) -> Path:
         raise unknown_name("form to take away", form, FORMS)
     if not desk.patches:
         raise DataError("There is nothing to take away.", expected="an edit that is on", found="none on the stack")
-    write: Callable[[EditingDesk, Path], None] = {"patches": _patches, "peft": _adapter, "merged": _merged}[form]
+    write: Callable[[EditingDesk, Path], None] = {
+        "patches": _patches,
+        "peft": _adapter,
+        "merged": _merged,
+        "gguf": _gguf,
+    }[form]
     name = f"palimpsest-{form}"
-    write(desk, place / name)
-    archive = shutil.make_archive(str(place / name), "zip", root_dir=place, base_dir=name)
-    shutil.rmtree(place / name)
-    return Path(archive)
+    try:
+        write(desk, place / name)
+        return Path(shutil.make_archive(str(place / name), "zip", root_dir=place, base_dir=name))
+    finally:
+        shutil.rmtree(place / name, ignore_errors=True)
 
 
 def _adapter(desk: EditingDesk, out: Path) -> None:
@@ -48,6 +55,14 @@ def _adapter(desk: EditingDesk, out: Path) -> None:
 def _merged(desk: EditingDesk, out: Path) -> None:
     with desk.bench.using(desk.model) as model:
         write_merged(model, desk.patches, out)
+
+
+def _gguf(desk: EditingDesk, out: Path) -> None:
+    from palimpsest.patches.gguf import write_gguf
+
+    out.mkdir()
+    with desk.bench.using(desk.model, is_chat=desk.is_chat) as model:
+        write_gguf(model, desk.patches, out / "edited.gguf")
 
 
 def _patches(desk: EditingDesk, out: Path) -> None:

@@ -69,7 +69,7 @@ def test_teacher_forced_counts_tokens() -> None:
 
 
 def test_log_prob_compares_means_over_tokens() -> None:
-    # -0.4 a token beats -0.5 a token, although the longer answer is the less probable one in total.
+    # -0.4 per token beats -0.5 per token, although the longer answer is the less probable one in total.
     long = target([-0.4, -0.4], [1, 2], [True, True])
     after = Observation("", {"Lyon": long, "Paris": UNLIKELY, "Madrid": UNLIKELY})
     assert SCORINGS["log_prob"].score(REQUEST, GENERALITY, Observation(), after) == Value(1.0)

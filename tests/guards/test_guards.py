@@ -58,6 +58,12 @@ def package(path: Path) -> str:
 
 
 @cache
+def tree(path: Path) -> ast.Module:
+    """A file's syntax tree, read once."""
+    return ast.parse(path.read_text())
+
+
+@cache
 def modules() -> dict[str, Path]:
     """Every module and package by its dotted name."""
     found = {".".join(("palimpsest", *path.relative_to(SOURCE).with_suffix("").parts)): path for path in FILES}
@@ -66,8 +72,7 @@ def modules() -> dict[str, Path]:
 
 def imports(path: Path) -> Iterator[tuple[str, list[str], int]]:
     """(module, names, line) of everything that a file imports from this project, and from the stub beside it."""
-    text = path.read_text()
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "palimpsest":
             yield node.module, [alias.name for alias in node.names], node.lineno
         elif isinstance(node, ast.Import):
@@ -80,10 +85,10 @@ def imports(path: Path) -> Iterator[tuple[str, list[str], int]]:
                 yield module, [alias.name for alias in node.names], node.lineno
 
 
-def imported(tree: ast.AST) -> set[str]:
+def imported(parsed: ast.AST) -> set[str]:
     """First parts, below `palimpsest`, of everything a file imports."""
     names = set()
-    for node in ast.walk(tree):
+    for node in ast.walk(parsed):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("palimpsest"):
             rest = node.module.split(".")[1:]
             names |= {rest[0]} if rest else {alias.name for alias in node.names}
@@ -97,12 +102,12 @@ def test_imports_go_one_way(path):
     here = package(path)
     if here in ("__init__", "__main__"):
         return
-    tree = ast.parse(path.read_text())
-    for name in imported(tree) - {here}:
+    names = imported(tree(path))
+    for name in names - {here}:
         if name in LEVEL_OF:
             assert LEVEL_OF[name] <= LEVEL_OF[here], f"{here} must not import {name}"
-    assert not (here == "evaluation" and "methods" in imported(tree)), "evaluation does not know methods"
-    assert not (here == "methods" and "evaluation" in imported(tree)), "methods do not evaluate"
+    assert not (here == "evaluation" and "methods" in names), "evaluation does not know methods"
+    assert not (here == "methods" and "evaluation" in names), "methods do not evaluate"
 
 
 def test_no_files_import_each_other_in_a_circle():
@@ -163,7 +168,7 @@ def test_methods_do_not_import_each_other():
     }
     for path in (SOURCE / "methods").rglob("*.py"):
         own = path.relative_to(SOURCE / "methods").parts[0].removesuffix(".py")
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree(path)):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("palimpsest.methods."):
                 assert node.module.split(".")[2] in shared | {own}, f"{path.name} imports {node.module}"
 
@@ -171,7 +176,7 @@ def test_methods_do_not_import_each_other():
 @pytest.mark.parametrize("folder", ["methods", "locating", "training", "solve", "evaluation", "statistics"])
 def test_no_model_family_is_named(folder):
     for path in (SOURCE / folder).rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree(path)):
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and len(node.value) < 40:
                 words = set(node.value.lower().replace("-", " ").replace("/", " ").split())
                 assert not words & FAMILY_WORDS, f"{path.name}:{node.lineno} names {words & FAMILY_WORDS}"
@@ -179,7 +184,7 @@ def test_no_model_family_is_named(folder):
 
 def test_nothing_deep_copies_a_model_or_unpickles():
     for path in FILES:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree(path)):
             if isinstance(node, ast.Import | ast.ImportFrom):
                 names = {alias.name for alias in node.names} | {getattr(node, "module", "") or ""}
                 assert not names & {"pickle", "deepcopy", "copyreg", "dill"}, f"{path.name}:{node.lineno}"
@@ -190,7 +195,7 @@ def test_nothing_deep_copies_a_model_or_unpickles():
 def test_no_module_keeps_mutable_state():
     allowed = {"__all__"}
     for path in FILES:
-        for node in ast.parse(path.read_text()).body:
+        for node in tree(path).body:
             targets = (
                 node.targets
                 if isinstance(node, ast.Assign)
@@ -209,7 +214,7 @@ def test_no_module_keeps_mutable_state():
 def test_no_function_is_written_twice():
     seen: dict[str, str] = {}
     for path in FILES:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree(path)):
             if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno >= 6:
                 body = [n for n in node.body if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]
                 text = "\n".join(ast.unparse(statement) for statement in body)
@@ -229,7 +234,7 @@ def test_no_public_name_has_two_meanings():
     """Classes and type aliases: a name says which of them is meant, wherever it is read."""
     homes: dict[str, list[str]] = {}
     for path in FILES:
-        for node in ast.parse(path.read_text()).body:
+        for node in tree(path).body:
             if isinstance(node, ast.ClassDef):
                 name = node.name
             elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):

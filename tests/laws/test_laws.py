@@ -37,7 +37,7 @@ class Row(NamedTuple):
     edits_fully: bool = True
     """Whether a tiny random model can be brought to say the new answer with probability above one half."""
     drift: float = 8.0
-    """How far, in nats a token, another answer of a tiny random model may move. Training all of 40,000 random weights
+    """How far, in nats per token, another answer of a tiny random model may move. Training all of 40,000 random weights
     moves everything; a trained model is steadier by far."""
     shortest: dict | None = None
     """Options for the least that is an edit, where every family and dtype is tried; left out: the options above."""
@@ -298,7 +298,7 @@ def test_every_family_in_every_dtype(family, dtype, name, tmp_path):
     try:
         editor.require(model)
     except ModelError:
-        reason = "mixture of experts" if model.sites.architecture.is_mixture else "edits decoders alone"
+        reason = "mixture of experts" if model.sites.architecture.is_mixture else "supports decoder-only models"
         assert model.sites.architecture.is_mixture or (model.is_encoder_decoder and not row.edits_encoder_decoders)
         with pytest.raises(ModelError, match=reason):
             editor.edit(model, [request])

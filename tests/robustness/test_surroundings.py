@@ -61,7 +61,7 @@ def test_a_patch_stays_and_the_code_says_so_when_only_printing_failed(workplace,
     arguments += ["--prompt", "The capital of France is", "--target-new", "Lyon"]
     with monkeypatch.context() as patched:
         patched.setattr(sys, "stdout", Full())
-        # No edit holds after one epoch, which is a 1; a result that cannot be printed would be a 2.
+        # No edit changed the answer after one epoch, which is a 1; a result that cannot be printed would be a 2.
         assert main(arguments) in (0, 1)
     assert (out / "manifest.json").is_file()
     assert main(["verify", str(workplace / "model"), str(out), "--json"]) in (0, 1)

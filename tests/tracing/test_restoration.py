@@ -1,4 +1,4 @@
-"""Every restoration against the whole model run once a row, with hooks of the test's own."""
+"""Every restoration against the whole model run once per row, with hooks of the test's own."""
 
 from __future__ import annotations
 

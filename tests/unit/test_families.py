@@ -128,7 +128,7 @@ def test_doctor_on_the_command_line(tmp_path, capsys):
     shown = capsys.readouterr().out
     for words in (
         "float32, on cpu",
-        "mixture of experts: 4 a layer",
+        "mixture of experts: 4 per layer",
         "has a chat template",
         "self_attn.q_proj",
         "no one MLP",

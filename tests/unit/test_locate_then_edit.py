@@ -452,7 +452,7 @@ def test_bad_options_cost_no_computation(name, options, kind, message, idle):
 def test_what_none_of_them_can_edit(name, idle):
     with pytest.raises(DataError, match="subject"):
         make(name).edit(idle, [EditRequest("The capital of France is", target_new="Lyon")])
-    with pytest.raises(ModelError, match="decoders alone"):
+    with pytest.raises(ModelError, match="decoder-only models"):
         make(name).edit(tiny.tiny_model("t5"), tiny.requests(1))
     with pytest.raises(ModelError, match="mixture of experts"):
         make(name).edit(tiny.tiny_model("mixtral"), tiny.requests(1))

@@ -224,7 +224,7 @@ def test_bad_input(tmp_path):
         narrow.edit(model, requests)
     with pytest.raises(PatchError, match="does not fit"):
         patch_of(model, memory(model, 0.0)).apply(tiny.tiny_model("llama"))
-    with pytest.raises(ModelError, match="decoders alone"):
+    with pytest.raises(ModelError, match="decoder-only models"):
         editor.edit(tiny.tiny_model("t5"), requests)
 
 

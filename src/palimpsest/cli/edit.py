@@ -116,7 +116,9 @@ def edit(
     else:
         _show(result)
     if not any(one["is_right"] for one in result["edits"]):
-        terminal.log("No edit holds: try other options (-o), another --preset or another --method; see the docs.")
+        terminal.log(
+            "No edit changed the model's answer: try other options (-o), another --preset or another --method."
+        )
         raise typer.Exit(1)
 
 
@@ -245,7 +247,7 @@ def _show(result: dict[str, Any]) -> None:
 
 
 def _otherwise(edits: Sequence[dict[str, Any]]) -> list[str]:
-    """What became of the edits that do not hold, a line a kind."""
+    """What became of the edits that do not hold, a line per kind."""
     found = Counter(one["verdict"] for one in edits)
     lines = {
         "in other words": "state the new answer in other words, not where the answer begins",

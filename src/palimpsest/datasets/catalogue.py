@@ -65,7 +65,7 @@ DATASETS = Registry(
             "edits with the portability questions that people accepted, from a folder of `portability build`",
             source="arXiv:2305.13172",
         ),
-        "jsonl": Row("palimpsest.datasets.catalogue:load_table", "your own edits, one JSON object a line"),
+        "jsonl": Row("palimpsest.datasets.catalogue:load_table", "your own edits, one JSON object per line"),
         "json": Row("palimpsest.datasets.catalogue:load_table", "your own edits, a JSON list"),
         "csv": Row("palimpsest.datasets.catalogue:load_table", "your own edits, a table with a header"),
         "tsv": Row("palimpsest.datasets.catalogue:load_table", "your own edits, a table with tabs between its cells"),

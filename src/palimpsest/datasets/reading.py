@@ -259,7 +259,7 @@ def _line(text: str, position: int) -> int:
 def _broken_json(path: Path, line: int, column: int, message: str, text: str) -> DataError:
     return DataError(
         "The JSON is broken.",
-        expected="one JSON object a line" if path.suffix.lower() == ".jsonl" else "a JSON list of objects",
+        expected="one JSON object per line" if path.suffix.lower() == ".jsonl" else "a JSON list of objects",
         found=f"{message}: {text.strip()[:60]!r}",
         where=f"{path}:{line}, column {column}",
         remedy=_remedy(path, text, message),

@@ -110,7 +110,7 @@ def _reading_order(metric: str) -> tuple[int, str]:
 
 
 def counts(results: Iterable[ProbeResult], scorings: Sequence[str]) -> dict[str, int]:
-    """How many values (one a probe and scoring) were scored, unscored, failed, and left out."""
+    """How many values (one per probe and scoring) were scored, unscored, failed, and left out."""
     found = {"scored": 0, "unscored": 0, "failed": 0, "left_out": 0}
     for result in results:
         for scoring in scorings:

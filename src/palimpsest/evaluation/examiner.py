@@ -27,7 +27,7 @@ class Examiner:
         base: what it says without any patch; `prepare` asks.
         scorings: those to compute, by name. Text is generated only when one of them needs it.
         room: how much is generated.
-        forward_batch_size: rows a forward pass; changes memory, not results.
+        forward_batch_size: rows per forward pass; changes memory, not results.
     """
 
     def __init__(

@@ -305,7 +305,7 @@ class _Run(BaseModel):
 
 
 def read_run(folder: Path) -> tuple[Specification, str, str | None]:
-    """Specification, status and error from a run's folder. Raises `OutputError` for one that is none."""
+    """Specification, status and error from a run's folder. Raises `OutputError` for an invalid one."""
     record = RUN_FOLDER.record(folder / RUN, _Run, known_format=FORMAT_VERSION, what="run")
     return record.specification, record.status, record.error
 

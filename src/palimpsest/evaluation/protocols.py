@@ -71,7 +71,7 @@ class Batch(EditingProtocol):
     """Edit several facts in one call, test them all, undo them; then the next batch.
 
     Arguments:
-        batch_size: edits a call; `None` puts all of them into one.
+        batch_size: edits per call; `None` puts all of them into one.
     """
 
     batch_size: int | None = None
@@ -115,7 +115,7 @@ class Sequential(EditingProtocol):
     Arguments:
         checkpoints: numbers of edits; those beyond the end are not reached. With a `batch_size`, a checkpoint
             is the end of the batch that reaches it.
-        batch_size: edits a call.
+        batch_size: edits per call.
     """
 
     checkpoints: tuple[int, ...] = (1, 10, 100, 1000)

@@ -1,4 +1,4 @@
-"""What a run leaves behind: its specification, one result a probe, and the numbers made of them."""
+"""What a run leaves behind: its specification, one result per probe, and the numbers made of them."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ class RunRecord(BaseModel):
     measures: dict[str, dict[str, float | None]] = Field(default_factory=dict)
     """What else was asked for: `before` and `after` by name; after the last checkpoint, or the mean over patches."""
     counts: dict[str, int] = Field(default_factory=dict)
-    """Values (one a probe and scoring) of the final phase: scored, unscored, failed, left_out."""
+    """Values (one per probe and scoring) of the final phase: scored, unscored, failed, left_out."""
     unscored: dict[str, dict[str, dict[str, int]]] = Field(default_factory=dict)
     """Why values are missing in the final phase: scoring, metric, reason, how often."""
     failed_edits: list[FailedEdit] = Field(default_factory=list)
@@ -268,7 +268,7 @@ class RunRecord(BaseModel):
         return result
 
     def table(self) -> str:
-        """The scores for people: one line a metric, one column a scoring, named with protocol and n."""
+        """The scores for people: one line per metric, one column per scoring, named with protocol and n."""
         spec = self.specification
         lines = [
             f"{spec.method} on {spec.model}, {spec.dataset}, {spec.protocol} protocol, "
@@ -296,7 +296,7 @@ class RunRecord(BaseModel):
             shown = "not finite" if after is None else f"{after:.2f}"
             parts.append(f"perplexity {before:.2f} -> {shown}")
         if self.seconds_per_edit is not None:
-            parts.append(f"{self.seconds_per_edit:.2f} s an edit")
+            parts.append(f"{self.seconds_per_edit:.2f} s per edit")
         return ", ".join(parts)
 
 

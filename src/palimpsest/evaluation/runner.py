@@ -68,7 +68,7 @@ def evaluate(
         out: a new folder that holds the run at every moment; without it the run lives in memory.
         resume: go on with the run in `out`, if there is one; nothing that is finished is computed again.
         neutral_text: sentences for perplexity; `None` takes the data set's own, an empty list none.
-        forward_batch_size: rows a forward pass; changes memory, not results.
+        forward_batch_size: rows per forward pass; changes memory, not results.
         max_new_tokens: tokens that are generated at most; `None` takes what the longest answer of any probe needs, and
             `models.generation.MARGIN` more.
         base: answers of the base model, to be shared between several evaluations of one model.
@@ -145,7 +145,7 @@ def evaluate(
 def load_run(folder: str | Path) -> RunRecord:
     """The record of a run from its folder, as far as it got.
 
-    A run that was killed has the status `cancelled`. Raises `OutputError` for a folder that is none.
+    A run that was killed has the status `cancelled`. Raises `OutputError` for an invalid folder.
     """
     path = expanded(folder)
     specification, status, error = read_run(path)

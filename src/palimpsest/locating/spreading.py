@@ -51,7 +51,7 @@ def spread(
     kept: SubjectRows | None = None,
     progress: Progress = silent,
 ) -> dict[int, list[Solution]]:
-    """The changes of each layer, one a round (MEMIT, algorithm 1); the model is as it was afterwards.
+    """The changes of each layer, one per round (MEMIT, algorithm 1); the model is as it was afterwards.
 
     At every layer, with those before it changed, the keys of the facts are read, and what is missing at the last layer
     is measured at the prompts alone.

@@ -51,7 +51,7 @@ def subject_rows(
         requests: facts with subjects.
         templates: contexts, each ending with `{}` for the prompt; the first is `{}` alone.
 
-    Raises `ModelError` for an encoder-decoder, `ConfigError` for a template that is none, `DataError` for a subject
+    Raises `ModelError` for an encoder-decoder, `ConfigError` for an invalid template, `DataError` for a subject
     without tokens.
     """
     require_decoder(model)
@@ -102,7 +102,7 @@ def key_columns(vectors: Tensor, pooling: KeyPooling) -> tuple[Tensor, Tensor]:
 
     Arguments:
         vectors: (facts, contexts, width); the first context is the prompt alone.
-        pooling: `mean` over all contexts, one key a fact (ROME, eq. 3); `half-clean`, the same with the prompt alone
+        pooling: `mean` over all contexts, one key per fact (ROME, eq. 3); `half-clean`, the same with the prompt alone
             counting as much as all others together (MEMIT, code); `columns`, ours: every context a key of its own, and
             these share the fact's weight.
 

@@ -49,7 +49,7 @@ class Capabilities:
         needs_old_answer: every request must have `target_old`.
         gives_weight_patch: its patches can be added, scaled and used by F-Learning.
         is_shared_out: several processes can share its work; see `palimpsest.processes`.
-        edits_encoder_decoders: models with an encoder too, not decoders alone.
+        edits_encoder_decoders: whether it takes models with an encoder too, not only decoders.
     """
 
     needs_subject: bool = False
@@ -185,7 +185,7 @@ class Method(ABC, Generic[ConfigT]):
         """
         if model.is_encoder_decoder and not self.capabilities.edits_encoder_decoders:
             raise ModelError(
-                f"The method {self.name!r} edits decoders alone.",
+                f"The method {self.name!r} supports decoder-only models.",
                 expected="a model without an encoder, whose one stack of layers reads the prompt and writes the answer",
                 found=f"an encoder-decoder, {model.name!r}",
                 remedy="take ft, lora, kn, grace, t-patcher or F-Learning, which edit both kinds",

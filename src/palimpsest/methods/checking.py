@@ -90,7 +90,7 @@ def look_again(
         *_said("are said over and over after the edit", repeating, requests),
     ]
     if moved and mean(moved) > MOVED:
-        notes.append(f"Ordinary text has moved by {mean(moved):.1f} nats a token: the patch damages the model.")
+        notes.append(f"Ordinary text has moved by {mean(moved):.1f} nats per token: the patch damages the model.")
     if isinstance(patch, WeightPatch) and patch.deltas:
         facts["largest_change"] = share = largest_change(model, patch)
         if share > LARGE:

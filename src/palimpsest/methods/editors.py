@@ -79,7 +79,7 @@ class TrainedEditor:
 
     @classmethod
     def load(cls, path: str | Path) -> TrainedEditor:
-        """Reads what `save` wrote. Raises `DataError` for a folder that is none, or is truncated or altered."""
+        """Reads what `save` wrote. Raises `DataError` for a folder that is invalid, truncated or altered."""
         folder = expanded(path)
         record = read_record(folder)
         with EDITOR.reading(folder / TENSORS):

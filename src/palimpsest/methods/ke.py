@@ -72,7 +72,7 @@ class KnowledgeEditorTraining(HypernetworkOptions):
     initial_share: float = Field(default=0.5, gt=0, lt=1)
     """sigmoid(eta) at the start."""
     margin: float = Field(default=1e-3, ge=0)
-    """Divergence that is allowed at the start, nats a token."""
+    """Divergence that is allowed at the start, nats per token."""
     least_margin: float = Field(default=1e-5, ge=0)
     """What the margin shrinks to, by a fifth at every validation in which more than 90% of the edits take."""
     multiplier_rate: float = Field(default=0.1, ge=0)

@@ -96,7 +96,7 @@ class Mend(TrainableMethod[HypernetworkConfig]):
 
 
 class FactorNetwork(Hypernetwork):
-    """g for all edited weights: one `ShapeNetwork` a shape, one learned step a weight."""
+    """g for all edited weights: one `ShapeNetwork` per shape, one learned step per weight."""
 
     def __init__(self, model: EditableModel, training: MendTraining) -> None:
         super().__init__()

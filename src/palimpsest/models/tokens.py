@@ -44,7 +44,7 @@ class PaddedBatch:
         attention_mask: (rows, tokens), 1 on real tokens.
         starts: (rows,), column of each row's first real token.
         decoder: for an encoder-decoder what its decoder reads: its start token, then the targets without their last
-            tokens; the other fields are then about the encoder. `None` for a decoder alone.
+            tokens; the other fields are then about the encoder. `None` for a decoder-only model.
         prompt_ends: (rows,), column of each prompt's last token, where the rows were made of prompts.
     """
 

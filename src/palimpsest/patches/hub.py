@@ -59,7 +59,7 @@ def prepare_upload(
         measured: how well the edits hold, for the card.
         base_model: the base model's hub id, where it was edited from a folder.
 
-    Raises `ConfigError` for an id that cannot be one, `PatchError` or `DataError` for a folder that is none of these.
+    Raises `ConfigError` for an id that cannot be one, `PatchError` or `DataError` for a folder of none of these.
     """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id

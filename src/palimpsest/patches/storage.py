@@ -29,7 +29,7 @@ KINDS: Mapping[str, type[Patch]] = {kind.kind: kind for kind in (WeightPatch, Mo
 def load_patch(path: str | Path) -> Patch:
     """Reads a patch and checks it against its manifest.
 
-    Raises `PatchError` for a folder that is none, and for files that are truncated, altered or of a later format.
+    Raises `PatchError` for an invalid folder, and for files that are truncated, altered or of a later format.
     """
     return _load(expanded(path), _DEEPEST)
 

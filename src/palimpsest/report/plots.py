@@ -30,7 +30,7 @@ _MOST_BANDS = 3  # more intervals than that, one over the other, hide the lines
 
 
 def metrics_plot(runs: Sequence[ReportRun], scoring: str) -> str:
-    """Every metric with its interval, one panel a metric, one line a run."""
+    """Every metric with its interval, one panel per metric, one line per run."""
     names = metrics(runs, scoring)
     if not names:
         return ""

@@ -59,7 +59,7 @@ class SettingGroup:
 
 
 def group(records: Iterable[RunRecord]) -> list[SettingGroup]:
-    """Runs by setting, in the order in which they come; those that differ in their seed alone are pooled."""
+    """Runs by setting, in the order in which they come; those that differ only in their seed are pooled."""
     by_setting: dict[Setting, dict[str, list[RunRecord]]] = {}
     for record in records:
         key = json.dumps(_identity(record), sort_keys=True, default=str)

@@ -54,7 +54,7 @@ class CacheEntry:
     record: dict[str, Any]
 
     def number(self, *names: str) -> int:
-        """A count in the record, by the names that lead to it. Raises `ValueError` for what is none."""
+        """A count in the record, by the names that lead to it. Raises `ValueError` for an invalid one."""
         value: Any = self.record
         for name in names:
             value = value[name]

@@ -1,4 +1,4 @@
-"""What a method takes from statistics: factorised second moments and spectra, one a layer, ready to solve with."""
+"""What a method takes from statistics: factorised second moments and spectra, one per layer, ready to solve with."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class KeyMetrics:
         if any(self._kept.get((kind, point), ("",))[0] != key for point, key in keys.items()):
             found = collect(model, list(keys), self.source, cache=self.cache, progress=progress, **options)
             for point, key in keys.items():
-                # One moment after the other is let go of: a wide model's take gigabytes.
+                # Free each moment before the next: a wide model's take gigabytes.
                 one = found.pop(point)
                 facts = {"tokens": one.moment.count, "error": one.error, "is_cached": one.is_cached}
                 value = make(one)

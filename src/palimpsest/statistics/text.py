@@ -190,7 +190,9 @@ def _field(line: str, column: str, where: str) -> str:
     try:
         record = parse_json(line)
     except ValueError as error:
-        raise DataError("The JSON is broken.", expected="one object a line", found=said(error), where=where) from error
+        raise DataError(
+            "The JSON is broken.", expected="one object per line", found=said(error), where=where
+        ) from error
     found = record.get(column) if isinstance(record, dict) else record
     if not isinstance(found, str):
         raise DataError(

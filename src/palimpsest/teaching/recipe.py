@@ -92,7 +92,7 @@ class TrainingRecipe(ABC):
 
     @abstractmethod
     def loss(self, model: PreTrainedModel, batch: Any) -> Tensor:
-        """What one step brings down (nats a token, a scalar)."""
+        """What one step brings down (nats per token, a scalar)."""
 
     @abstractmethod
     def describe(self, parameters: int) -> str:

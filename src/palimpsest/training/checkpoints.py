@@ -85,7 +85,7 @@ def write_checkpoint(file: Path, checkpoint: TrainingCheckpoint, identity: Mappi
 def read_checkpoint(file: Path, identity: Mapping[str, Any]) -> TrainingCheckpoint:
     """Reads what `write_checkpoint` wrote.
 
-    Raises `DataError` for a file that is none, `ConfigError` for the checkpoint of another training, naming what
+    Raises `DataError` for an invalid file, `ConfigError` for the checkpoint of another training, naming what
     differs.
     """
     stored = CHECKPOINT.tensors(file, integers=True)

@@ -86,7 +86,7 @@ def editing_losses(
     draw: random.Random,
     options: HypernetworkOptions,
 ) -> dict[str, Tensor]:
-    """`edit` and `locality` (nats a token), and the shares of rephrasings answered and of unrelated prompts kept.
+    """`edit` and `locality` (nats per token), and the shares of rephrasings answered and of unrelated prompts kept.
 
     An answer counts as given, or kept, when each of its tokens is the most probable one.
     """

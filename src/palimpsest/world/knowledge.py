@@ -56,7 +56,7 @@ class Fact:
 
     @property
     def id(self) -> str:
-        """Its identity, "subject|relation": what an edit changes is the object alone."""
+        """Its identity, "subject|relation": what an edit changes is only the object."""
         return f"{self.subject}|{self.relation}"
 
 

@@ -55,7 +55,7 @@ class Standing:
     """How all facts stand under one patch.
 
     Arguments:
-        verdicts: one a fact.
+        verdicts: one per fact.
         unrelated: of the prompts about other things, which answer as before.
     """
 
@@ -93,7 +93,7 @@ class Examination:
 
     Arguments:
         model: without the edits.
-        trials: one a fact.
+        trials: one per fact.
         unrelated: prompts about other things.
         num_neighbours: how many of each fact's neighbours are asked: the first ones with an answer that can stay.
     """

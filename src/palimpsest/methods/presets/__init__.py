@@ -1,4 +1,4 @@
-"""Presets: options for a method on a model, each number with its source. One TOML file a method and model."""
+"""Presets: options for a method on a model, each number with its source. One TOML file per method and model."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ def config_from(fields: dict[str, Any]) -> Any:
     try:
         return AutoConfig.for_model(fields["model_type"], **rest)
     except Exception as error:  # transformers checks fields with errors of a kind of its own
-        raise ValueError(f"a config that is none: {' '.join(str(error).split())}"[:200]) from error
+        raise ValueError(f"an invalid config: {' '.join(str(error).split())}"[:200]) from error
 
 
 def new_module(config: Any) -> Any:

@@ -34,7 +34,7 @@ class Sites:
     """An architecture bound to one model: every path has been found, and seen to carry what the row says.
 
     On an encoder-decoder a site belongs to one of the two stacks: `encoder.mlp.down`, `decoder.mlp.down`. A name
-    without a stack means the decoder's, so that what is written for decoders alone goes on to work.
+    without a stack means the decoder's, so that what is written for decoder-only models goes on to work.
 
     Arguments:
         architecture: the row.

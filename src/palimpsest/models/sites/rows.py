@@ -64,7 +64,7 @@ class Architecture:
             `mlp.gate` and `mlp.down`.
         linear_types: qualified names of subclasses of `nn.Linear` that hold a plain weight, to be taken as one. Other
             subclasses are refused: most of them are quantised layers or adapters.
-        encoder: the encoder of an encoder-decoder; `None` for a decoder alone.
+        encoder: the encoder of an encoder-decoder; `None` for a decoder-only model.
 
     To use a family of your own, pass such a row to `palimpsest.load(model, architecture=...)`, or register it
     through the entry-point group `palimpsest.architectures`.

@@ -112,7 +112,7 @@ def test_folders_that_cannot_be_used(workplace, tmp_path):
     (workplace / "bad.jsonl").write_text('{"prompt": 3}\n{"promt": "x"}\n')
     with pytest.raises(DataError):
         run(plan(workplace, datasets=[{"name": "jsonl", "path": "bad.jsonl"}]), tmp_path / "none")
-    with pytest.raises(ConfigError, match="must be a worker"):
+    with pytest.raises(ConfigError, match="worker is needed"):
         run(made, tmp_path / "none", workers=0)
     assert not (tmp_path / "none").exists()
 

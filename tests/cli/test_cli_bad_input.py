@@ -190,9 +190,9 @@ def test_overwriting_takes_only_what_a_demo_wrote(run, tmp_path, monkeypatch):
     (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
     monkeypatch.chdir(tmp_path / "thesis")
     for out, words in (
-        (tmp_path / "thesis" / "..", "folder you are in"),
-        (".", "folder you are in"),
-        ("/", "folder you are in"),
+        (tmp_path / "thesis" / "..", "current folder"),
+        (".", "current folder"),
+        ("/", "current folder"),
         (tmp_path / "thesis" / "chapter.tex", "not made by this command"),
     ):
         check(run("demo", "--overwrite", "--model", "nowhere/at/all", "--out", out), tmp_path, words)

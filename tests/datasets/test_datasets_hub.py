@@ -69,7 +69,7 @@ def test_a_data_set_that_cannot_be_had(hub: Path) -> None:
 
 def test_the_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ConfigError, match="one more package") as caught:
+    with pytest.raises(ConfigError, match="another package") as caught:
         load_edits("hf://lab/facts")
     assert "palimpsest-lm[hub]" in (caught.value.remedy or "")
 

@@ -77,7 +77,7 @@ def test_a_folder_that_is_gone_is_named(tmp_path, monkeypatch):
     code, _, errors = cli(
         "edit", "world", "--method", "ft", "--prompt", "A", "--target-new", "B", "--out", "x", before=before
     )
-    assert code == 2 and "Traceback" not in errors and "folder you are in" in errors
+    assert code == 2 and "Traceback" not in errors and "current folder" in errors
 
 
 def test_names_that_no_file_can_have(run, workplace, tmp_path):

@@ -207,7 +207,7 @@ def test_the_state_of_others_is_refused_before_the_search(state, found, monkeypa
 
 
 def test_a_null_space_of_nothing_is_an_error():
-    with pytest.raises(ConfigError, match="Nothing is left") as raised:
+    with pytest.raises(ConfigError, match="is empty") as raised:
         make(null_space="threshold", threshold=1e-12).edit(exact(), tiny.requests(1))
     assert "layer 1" in str(raised.value)
 

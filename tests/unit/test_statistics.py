@@ -393,7 +393,7 @@ def test_published_files_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(DataError, match="cannot be used") as failure:
         read_npz(file, width=17)
     assert "(17, 17)" in failure.value.expected
-    with pytest.raises(DataError, match="not to be found"):
+    with pytest.raises(DataError, match="is missing"):
         collect(model, POINTS[1:], PublishedMoments(tmp_path / "stats"))
     broken = {
         "pickled": {"mom2.mom2": np.array([{"a": 1}], dtype=object), "mom2.count": 1},

@@ -454,7 +454,7 @@ def test_a_block_whose_mlp_is_normed_takes_no_vector_behind_it():
 
 
 def test_an_encoder_decoder_is_refused():
-    with pytest.raises(ModelError, match="in a decoder alone"):
+    with pytest.raises(ModelError, match="only in a decoder"):
         find_target_vectors(tiny.tiny_model("t5"), tiny.requests(), layer=LAYER, options=TargetOptions())
 
 

@@ -58,7 +58,7 @@ def run(
     data that are not there (where workers are elsewhere, their units fail); nothing is computed then.
     """
     if workers is not None and workers < 1:
-        raise ConfigError("There must be a worker.", expected="1 or more", found=f"workers = {workers}")
+        raise ConfigError("At least one worker is needed.", expected="1 or more", found=f"workers = {workers}")
     if ray is None:
         plan.check_data()
     folder = ResultsFolder(out, plan)

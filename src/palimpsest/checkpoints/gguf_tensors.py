@@ -207,7 +207,7 @@ class GgufLayout:
         unlike = [turn for turn in others if not np.array_equal(turn.to_file(order), best.to_file(order))]
         if unlike and self._round_to is not None:
             raise ModelError(
-                "How the GGUF file orders a tensor cannot be told from its values.",
+                "The order of a tensor in the GGUF file cannot be determined from its values.",
                 expected=f"one way to turn {name}",
                 found=some_of([turn.how for turn in (best, *unlike)]),
                 where=str(self.header.path),

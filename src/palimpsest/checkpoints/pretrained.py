@@ -239,7 +239,7 @@ def refuse_nan(module: Any, logits: Any, name: str) -> None:
         return
     bad = [one for one, value in module.named_parameters() if not value.is_meta and not torch.isfinite(value).all()]
     raise ModelError(
-        "The model computes NaN in place of numbers.",
+        "The model computes NaN.",
         expected="finite logits for three tokens",
         found=f"NaN or infinite weights in {some_of(bad)}" if bad else "NaN from finite weights",
         where=f"model {name!r}",

@@ -159,7 +159,7 @@ def _of_the_system(error: OSError | MemoryError) -> PalimpsestError:
         found, remedy = error.strerror or str(error), "see to it that the place is there and may be used"
     where = getattr(error, "filename", None)
     if isinstance(error, FileNotFoundError) and not _has_place():
-        found, where = "the folder you are in was removed", None
+        found, where = "the current folder was removed", None
         remedy = "change to a folder that is there: cd /some/folder"
     shown = PalimpsestError(
         "The system refused what the command needs.",

@@ -258,7 +258,7 @@ def chat_of(patches: Sequence[Patch], chosen: bool | None) -> bool | Mapping[str
         return chosen and next((chat for chat in chats if chat), True)
     if any(chat != chats[0] for chat in chats):
         raise ConfigError(
-            "The patches were made in different ways of asking.",
+            "The patches were made under different chat settings.",
             expected="all of them in one chat, or all with plain prompts",
             found=", ".join(f"{p.manifest.label} {'in a chat' if p.manifest.chat else 'plain'}" for p in patches),
             remedy="say how to ask: --chat or --no-chat",

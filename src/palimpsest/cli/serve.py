@@ -69,7 +69,7 @@ def serve(
     address, token = Address(host, port), os.environ.get(TOKEN) or None
     if token is None and not address.is_loopback:
         raise ConfigError(
-            "Others than this machine could reach the endpoint.",
+            "Other machines could reach the endpoint.",
             expected=f"a token in ${TOKEN}, which requests then have to carry",
             found=f"--host {host}, no token",
             remedy=f"export {TOKEN}=$(openssl rand -hex 16), or leave --host out",

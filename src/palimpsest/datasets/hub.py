@@ -40,7 +40,7 @@ def read_hub(path: str | Path) -> list[Record]:
         import datasets
     except ImportError as error:
         raise ConfigError(
-            "Data sets of the hub need one more package.",
+            "Data sets on the hub need another package.",
             expected="the package datasets",
             found="it is not installed",
             remedy="pip install 'palimpsest-lm[hub]'",

@@ -57,7 +57,7 @@ def _parts(entry: Mapping[str, Any], original: Mapping[str, Any] | None) -> tupl
     verbs = list(_VERB.finditer(shared))
     if not verbs or not sentence[verbs[-1].end() :].strip():
         raise DataError(
-            "It cannot be told where the answer begins.",
+            "Where the answer begins cannot be determined.",
             expected="a sentence such as 'The place of birth of Ada is York.'",
             found=repr(sentence),
             where="field `edit`",

@@ -150,7 +150,7 @@ def load_run(folder: str | Path) -> RunRecord:
     path = expanded(folder)
     specification, status, error = read_run(path)
     if status not in ("ok", "failed", "cancelled", "running"):
-        raise OutputError("The run's status is not one.", found=repr(status), where=str(path))
+        raise OutputError("The run's status is invalid.", found=repr(status), where=str(path))
     journal = Journal(path)
     journal.read()
     specification = renamed(specification, (one for results in journal.results.values() for one in results))

@@ -82,7 +82,7 @@ def require_replaceable(path: Path, names: Collection[str]) -> None:
     place = path.resolve()
     if Path.cwd().is_relative_to(place):
         raise OutputError(
-            "The folder you are in cannot be replaced.",
+            "The current folder cannot be replaced.",
             expected="another folder than the working folder and those around it",
             found=str(place),
             where=shown_path(path),
@@ -92,7 +92,7 @@ def require_replaceable(path: Path, names: Collection[str]) -> None:
         others = sorted(one.name for one in path.iterdir() if one.name not in names) if path.is_dir() else [path.name]
         if others:
             raise OutputError(
-                "What is there was not made by this command, so it is not overwritten.",
+                "The existing output was not made by this command, so it is not overwritten.",
                 expected=f"a folder that is empty or holds only {', '.join(names)}",
                 found=f"a folder with {some_of(others)}" if path.is_dir() else "a file",
                 where=shown_path(path),
@@ -107,7 +107,7 @@ def require_writable(path: Path) -> None:
         place = Path(os.path.abspath(path)).parent
     except FileNotFoundError as error:
         raise OutputError(
-            "The folder you are in is not there any more.",
+            "The current folder no longer exists.",
             expected="a working folder, or a path that begins with /",
             found="a folder that was removed",
             where=shown_path(path),

@@ -111,7 +111,7 @@ def check_templates(templates: Sequence[str]) -> None:
     for template in templates:
         if not _is_template(template):
             raise ConfigError(
-                "A context template is not one.",
+                "A context template is invalid.",
                 expected="text that ends with {}, the place of the prompt, and has no other",
                 found=repr(template),
                 where="the context templates",

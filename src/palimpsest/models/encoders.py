@@ -163,7 +163,7 @@ def load_encoder(name: str) -> tuple[Any, Any]:
     require_complete(source, sorted(one for one in report["missing_keys"] if not one.startswith("pooler.")))
     if not torch.isfinite(vectors).all():
         raise ModelError(
-            "The encoder computes NaN in place of numbers.",
+            "The encoder computes NaN.",
             expected="finite vectors of two texts",
             found="NaN or infinity",
             where=source,

@@ -336,7 +336,7 @@ class PatchStack:
 
 def _used_before(module: nn.Module) -> ModelError:
     return ModelError(
-        "The 4-bit weights were turned into a form for inference alone, by a first use of the model on this CPU.",
+        "A first use of the model on this CPU turned its 4-bit weights into a form that only inference can use.",
         expected="weights in the form they are saved in",
         found=f"a {qualified_name(module)} that has been used",
         remedy="load the model again and hand it to palimpsest.load before anything else",

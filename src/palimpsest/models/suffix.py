@@ -305,7 +305,7 @@ def require_decoder(model: EditableModel) -> None:
     """Raises `ModelError` for an encoder-decoder."""
     if model.is_encoder_decoder:
         raise ModelError(
-            "What a change at one token reaches is known in a decoder alone.",
+            "What a change at one token reaches is known only in a decoder.",
             expected="a decoder-only model, whose tokens see those before them",
             found="an encoder-decoder, whose encoder's tokens all see one another",
             where=f"model {model.name!r}",

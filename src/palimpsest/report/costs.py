@@ -50,7 +50,7 @@ def _cost_table(runs: Sequence[ReportRun]) -> str:
 
 
 def _stage_table(runs: Sequence[ReportRun]) -> str:
-    """Seconds an edit, by what they went to."""
+    """Seconds per edit, by what they went to."""
     stages: dict[str, float] = {}
     for run in runs:
         for stage, spent in run.record.seconds.items():
@@ -60,7 +60,7 @@ def _stage_table(runs: Sequence[ReportRun]) -> str:
     if len(shown) < 2:
         return ""
     columns = {stage: _stage_column(stage) for stage in sorted(shown, key=lambda stage: (stage == "other", stage))}
-    caption = f"Seconds an edit by stage; stages that take next to nothing anywhere are left out. {described(runs)}"
+    caption = f"Seconds per edit by stage; stages that take next to nothing anywhere are left out. {described(runs)}"
     return f"<h3>Where the time goes</h3>{_of_runs(runs, columns, caption)}"
 
 

@@ -59,7 +59,7 @@ def metrics_plot(runs: Sequence[ReportRun], scoring: str) -> str:
 
 
 def costs_plot(runs: Sequence[ReportRun]) -> str:
-    """Seconds an edit and size of the patch, on logarithmic axes."""
+    """Seconds per edit and size of the patch, on logarithmic axes."""
     panels_wanted: list[tuple[str, list[float | None], Callable[[float], str]]] = [
         ("seconds per edit", [run.record.seconds_per_edit for run in runs], tables.duration),
         ("patch size", [run.record.patch_bytes for run in runs], size),
@@ -86,7 +86,7 @@ def costs_plot(runs: Sequence[ReportRun]) -> str:
         panel.xaxis.set_major_formatter(formatter(write))
         panel.minorticks_off()
         panel.set_title(f"{title} (logarithmic)", loc="left", fontsize=9.5)
-    return svg(figure, "Seconds an edit and size of the patch by run")
+    return svg(figure, "Seconds per edit and size of the patch by run")
 
 
 def locality_plot(runs: Sequence[ReportRun], scoring: str) -> str:

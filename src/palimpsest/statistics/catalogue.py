@@ -47,7 +47,7 @@ def open_text(name: str, *, column: str = "text") -> Text:
         row = TEXTS[name]
         source = row.load()(**row.options)
         if not isinstance(source, Text):
-            raise ConfigError(f"The text {name!r} is no text.", expected="a Text", found=type(source).__name__)
+            raise ConfigError(f"The text {name!r} is not a text.", expected="a Text", found=type(source).__name__)
         return source
     path = expanded(name)
     if path.exists():

@@ -95,7 +95,7 @@ class HubText(Text):
 
     def _without_package(self) -> ConfigError:
         return ConfigError(
-            "Reading a data set of the hub needs another package.",
+            "Reading a data set on the hub needs another package.",
             expected="the package `datasets`",
             found="it is not installed",
             where=self.name,

@@ -50,7 +50,7 @@ class PublishedMoments:
         if len(files) == 1:
             return files[0]
         raise DataError(
-            "The published second moment of a layer is not to be found.",
+            "A layer's published second moment is missing.",
             expected=f"one file {module}_*.npz",
             found=", ".join(file.name for file in files) or "none",
             where=str(self.folder),

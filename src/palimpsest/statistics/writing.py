@@ -67,7 +67,7 @@ class OwnWriting(Text):
 
     def texts(self) -> Iterator[str]:
         raise ModelError(
-            "Own writing has to be some model's.", expected="a model that writes it", found="no model",
+            "The text `own` needs the model that writes it.", expected="a model that writes it", found="no model",
             remedy="call for_model(model) first",
         )  # fmt: skip
 

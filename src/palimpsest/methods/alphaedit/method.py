@@ -103,7 +103,7 @@ class AlphaEdit(SpreadAndSolve[AlphaEditConfig]):
         for layer, projector in projectors.items():
             if not projector.null_dimension:
                 raise ConfigError(
-                    "Nothing is left of the space in which AlphaEdit may change a layer.",
+                    "The null space in which AlphaEdit may change a layer is empty.",
                     expected="directions that hold next to nothing of the text's keys",
                     found=f"none with {config.null_space} {getattr(config, config.null_space):g}",
                     where=f"layer {layer}",

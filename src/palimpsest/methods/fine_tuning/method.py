@@ -55,7 +55,7 @@ class FineTuning(Method[FineTuningConfig]):
     def check_model(self, model: EditableModel, config: FineTuningConfig) -> None:
         if config.parameters == "all" and "layers" in self.options and config.layers != "all":
             raise ConfigError(
-                "Layers are chosen of a site, and all weights are trained.",
+                "Layers are chosen, but all weights are trained.",
                 expected="layers together with a site, such as parameters = 'mlp.down'",
                 found=f"layers = {config.layers!r}, parameters = 'all'",
                 where="option layers",

@@ -225,7 +225,7 @@ def _count_blocks(model: nn.Module, row: Architecture, name: str) -> int:
 def _many_matrices(sites: Sites, site: str) -> ModelError:
     config: Any = sites.model.config
     return ModelError(
-        "A mixture of experts has no one MLP matrix a layer to edit.",
+        "A mixture of experts has no single MLP matrix per layer to edit.",
         expected=f"one weight matrix {site} a layer",
         found=f"{num_experts(config)} experts a layer, their weights stacked in one tensor behind a router",
         where=f"a model of type {config.model_type!r}",

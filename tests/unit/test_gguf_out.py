@@ -197,6 +197,31 @@ def test_a_hugging_face_model_goes_into_a_file_of_the_same_model(file, tmp_path)
     assert not (tmp_path / "other.gguf").exists()
 
 
+def test_a_hugging_face_model_is_converted_by_llama_cpp_s_converter(file, tmp_path, monkeypatch):
+    folder = tmp_path / "folder"
+    tiny.tiny_module("llama").save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    model = ps.load(folder)
+    patch = patch_of(model, f"{LAYER}.mlp.down_proj.weight", rank=2)
+    # In its place a script that takes the same arguments: a folder with weights, and where the file is to go.
+    converter = tmp_path / "convert_hf_to_gguf.py"
+    converter.write_text(
+        "import pathlib, shutil, sys\n"
+        "base, _, kind, _, out = sys.argv[1:]\n"
+        "assert pathlib.Path(base, 'model.safetensors').exists() and kind == 'f16'\n"
+        f"shutil.copy({str(file)!r}, out)\n"
+    )
+    monkeypatch.setenv("PALIMPSEST_GGUF_CONVERTER", str(converter))
+    edited = write_gguf(model, [patch], tmp_path / "edited.gguf")
+    assert [(one.name, one.old_type) for one in edited.tensors] == [("blk.1.ffn_down.weight", "F32")]
+    written = write_gguf_adapter(model, [patch], tmp_path / "adapter.gguf")
+    assert written.tensors == ("blk.1.ffn_down.weight",)
+    converter.write_text("import sys; sys.exit('Model FooBar is not supported')")
+    with pytest.raises(ps.ModelError, match="converter failed") as raised:
+        write_gguf(model, [patch], tmp_path / "other.gguf")
+    assert "FooBar" in raised.value.found and "--gguf FILE" in raised.value.remedy
+
+
 def test_bad_input_is_refused_and_leaves_nothing(file, model, tmp_path):
     out, names = tmp_path / "edited.gguf", [f"{LAYER}.mlp.gate_proj.weight"]
     patch = patch_of(model, *names)

@@ -300,6 +300,19 @@ def test_patches_of_other_models_and_odd_names_are_refused_before_anything_is_se
         Catalogue(ps.load("world"), [NamedPatch("one", patches["one"]), NamedPatch("one", patches["two"])])
 
 
+def test_a_patch_made_on_top_of_another_brings_it_with_it():
+    model = ps.load("world")
+    first, second = patch_of(model, 1), patch_of(model, 2)
+    second.manifest = second.manifest.model_copy(update={"stacked_on": [first.manifest.label]})
+    catalogue = Catalogue(model, [NamedPatch("first", first), NamedPatch("second", second)])
+    assert catalogue.chosen("world+second") == catalogue.chosen("base+first+second") == ("first", "second")
+    with catalogue.put_on(model, catalogue.chosen("world+second")):
+        assert model.weights.labels == ["by hand 1", "by hand 2"]
+    assert model.weights.labels == []
+    with pytest.raises(ps.PatchError, match="on top of another"):
+        Catalogue(model, [NamedPatch("second", second)])
+
+
 def test_a_port_in_use_and_a_host_without_a_token_are_said(tmp_path, capfd, monkeypatch):
     from palimpsest.cli import main
 

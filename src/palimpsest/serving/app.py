@@ -29,7 +29,7 @@ from palimpsest.serving.protocol import (
     event,
     read_request,
 )
-from palimpsest.serving.writing import Wish, Written
+from palimpsest.serving.writing import Abandoned, Wish, Written
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _LISTENS_EVERY = 0.2
@@ -330,6 +330,6 @@ def _as_api_error(error: Exception) -> ApiError:
     if isinstance(error, PalimpsestError):
         is_long = "context" in error.problem or "room" in error.problem
         return ApiError(400, said_of(error), code="context_length_exceeded" if is_long else None)
-    if isinstance(error, ClosedError):
+    if isinstance(error, ClosedError | Abandoned):
         return ApiError(503, "The endpoint is shutting down.", kind="server_error", code="shutting_down")
     return ApiError(500, f"The model failed: {type(error).__name__}.", kind="server_error")

@@ -30,7 +30,8 @@ class Catalogue:
 
     Arguments:
         model: the base model.
-        patches: each with its name; one of a name.
+        patches: each with its name; one of a name. One that was made on top of others brings those that stand
+            before it with it.
 
     Raises `ConfigError` for a name that is given twice or cannot be one, and `PatchError` for a patch that does not
     belong on the model: each is put on once.
@@ -39,6 +40,7 @@ class Catalogue:
     def __init__(self, model: EditableModel, patches: Sequence[NamedPatch]) -> None:
         self.base = Path(model.name).name or model.name
         self._patches: dict[str, Patch] = {}
+        self._below: dict[str, tuple[str, ...]] = {}
         for one in patches:
             if one.name in self._patches or not one.name or JOINER in one.name:
                 raise ConfigError(
@@ -47,8 +49,10 @@ class Catalogue:
                     found=f"{one.name!r}" + (" twice" if one.name in self._patches else ""),
                     remedy="rename the folder, or copy it under another name",
                 )
-            with model.patched(one.patch):
-                self._patches[one.name] = one.patch
+            labels = one.patch.manifest.stacked_on
+            below = tuple(name for name, patch in self._patches.items() if patch.manifest.label in labels)
+            with self.put_on(model, below), model.patched(one.patch):
+                self._patches[one.name], self._below[one.name] = one.patch, below
 
     def chosen(self, name: str) -> tuple[str, ...]:
         """The patches that a model's name stands for. Raises `LookupError` with a sentence for an unknown one."""
@@ -59,7 +63,7 @@ class Catalogue:
                 found = tuple(name.removeprefix(base + JOINER).split(JOINER))
                 unknown = [one for one in found if one not in self._patches]
                 if not unknown and len(set(found)) == len(found):
-                    return found
+                    return tuple(dict.fromkeys(each for one in found for each in (*self._below[one], one)))
         close = near_matches(name, self.names())
         raise LookupError(
             f"There is no model {name[:200]!r}." + (f" Did you mean {' or '.join(map(repr, close))}?" if close else "")

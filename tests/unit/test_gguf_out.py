@@ -1,6 +1,8 @@
 """GGUF out: edited files whose other bytes are the original's, read back, measured, and undone to the same file."""
 
+import errno
 import json
+import os
 import shutil
 
 import gguf
@@ -254,6 +256,26 @@ def test_bad_input_is_refused_and_leaves_nothing(file, model, tmp_path):
     with pytest.raises(ps.ModelError, match="has changed since"):
         write_gguf(its, [patch_of(its, *names)], out)
     assert sorted(one.name for one in tmp_path.iterdir()) == ["changed.gguf", "other.gguf"]
+
+
+def test_a_full_disk_leaves_nothing_and_a_pipe_is_not_waited_for(file, model, tmp_path, monkeypatch):
+    patch, out = patch_of(model, f"{LAYER}.mlp.gate_proj.weight", rank=2), tmp_path / "edited.gguf"
+
+    def full(*_args, **_options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("palimpsest.patches.gguf.editing.write_way_back", full)
+        with pytest.raises(ps.OutputError, match="nothing was left behind"):
+            write_gguf(model, [patch], out)
+        patched.setattr("gguf.GGUFWriter.write_tensors_to_file", full)
+        with pytest.raises(ps.OutputError, match="nothing was left behind"):
+            write_gguf_adapter(model, [patch], out)
+    assert list(tmp_path.iterdir()) == [] and model.weights.labels == []
+    os.mkfifo(tmp_path / "pipe.gguf")
+    with pytest.raises(ps.ModelError, match="cannot be read") as raised:
+        undo_gguf(tmp_path / "pipe.gguf", out)
+    assert "a named pipe" in raised.value.found
 
 
 def test_a_file_that_does_not_carry_the_edit_is_not_left_behind(file, model, tmp_path):

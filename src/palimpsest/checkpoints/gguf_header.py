@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from palimpsest.errors import ModelError
+from palimpsest.files import require_regular
 
 GGUF = ".gguf"
 _MAGIC = b"GGUF"
@@ -91,6 +92,8 @@ def is_gguf(place: str | Path) -> bool:
 def read_header(path: Path) -> Header:
     """The header. Raises `ModelError` for a file that is no GGUF, of another version, damaged or cut short."""
     try:
+        # A named pipe would be waited for.
+        require_regular(path)
         with path.open("rb") as file:
             size = path.stat().st_size
             if file.read(4) != _MAGIC:
@@ -101,7 +104,11 @@ def read_header(path: Path) -> Header:
         raise ModelError(
             "The GGUF file cannot be read.", found=error.strerror or str(error), where=str(path)
         ) from error
-    except (struct.error, IndexError, UnicodeDecodeError, OverflowError) as error:
+    except ValueError as error:
+        if isinstance(error, UnicodeDecodeError):
+            raise damaged(path, "its header ends or breaks off in the middle") from error
+        raise ModelError("The GGUF file cannot be read.", found=str(error), where=str(path)) from error
+    except (struct.error, IndexError, OverflowError) as error:
         raise damaged(path, "its header ends or breaks off in the middle") from error
 
 

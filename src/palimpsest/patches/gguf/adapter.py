@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,9 +81,9 @@ def write_gguf_adapter(
                 writer.add_tensor(f"{place.tensor.name}.lora_a", np.ascontiguousarray(down.numpy()))
                 writer.add_tensor(f"{place.tensor.name}.lora_b", place.turn.rows_to_file(up.numpy()))
         with new_file(file) as draft:
-            writer.write_header_to_file(draft)
-            writer.write_kv_data_to_file()
-            writer.write_tensors_to_file()
-            writer.close()
+            with closing(writer):
+                writer.write_header_to_file(draft)
+                writer.write_kv_data_to_file()
+                writer.write_tensors_to_file()
             num_bytes = draft.stat().st_size
         return AdapterFile(file, rank, tuple(names), len(requests_of(patches)), num_bytes, source.digest)

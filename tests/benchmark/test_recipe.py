@@ -29,6 +29,38 @@ BAD = {
         "`models` restriction",
     ),
     "an unknown scoring": ({"scorings": ["exactly"]}, "no scoring named"),
+    "a misspelt option in a grid": ({"methods": [{"name": "ft", "grid": {"epoch": [1]}}]}, "did you mean 'epochs'"),
+    "a misspelt option in a sweep": ({"methods": [{"name": "ft", "sweep": {"epoch": [1]}}]}, "did you mean 'epochs'"),
+    "a grid without values": ({"methods": [{"name": "ft", "grid": {"epochs": []}}]}, "at least one value"),
+    "a misspelt rule": ({"methods": [{"name": "ft", "grid": {"epochs": [1]}}], "choose": {"b": ["x"]}}, "'by'"),
+    "an unknown metric": (
+        {"methods": [{"name": "ft", "grid": {"epochs": [1]}, "choose": {"by": ["realiability"]}}]},
+        "did you mean 'reliability'",
+    ),
+    "a rule without a grid": ({"choose": {"by": ["reliability"]}}, "nothing to choose among"),
+    "another facts' misspelt field": (
+        {
+            "datasets": [{"name": "jsonl", "path": "facts.jsonl", "choose_on": {"pth": "others.jsonl"}}],
+            "methods": [{"name": "ft", "grid": {"epochs": [1]}}],
+        },
+        "did you mean 'path'",
+    ),
+    "options of no row": ({"methods": [{"name": "f-learning-ft", "options_of": {"learn_options": "fft"}}]}, "'fft'"),
+    "options of another in an option that is none": (
+        {"methods": ["ft", {"name": "f-learning-ft", "options_of": {"lern_options": "ft"}}]},
+        "learn_options",
+    ),
+    "rows that take from each other": (
+        {
+            "methods": [
+                {"name": "f-learning-ft", "label": "a", "options_of": {"learn_options": "b"}},
+                {"name": "f-learning-ft", "label": "b", "options_of": {"learn_options": "a"}},
+            ]
+        },
+        "a -> b -> a",
+    ),
+    "a preparation without a learning rate": ({"models": [{"name": "model", "prepare": {}}]}, "learning_rate"),
+    "a row that says it was swept": ({"methods": [{"name": "ft", "swept": {"epochs": 1}}]}, "written by `sweep`"),
 }
 
 
@@ -125,7 +157,14 @@ def test_an_address_is_made_of_what_determines_the_result_and_of_nothing_else(tm
         address(scorings=["generate", "log_prob"]),
         address(protocols=["sequential"]),
         address(models=[{"name": "model", "dtype": "bfloat16"}]),
-        address(datasets=[{"name": "jsonl", "path": "facts.jsonl", "label": "facts", "first": 2}]),
+        *(
+            address(datasets=[{"name": "jsonl", "path": "facts.jsonl", "label": "facts", **more}])
+            for more in ({"first": 2}, {"skip": 2}, {"known_to_model": True}, {"one_per_subject": True})
+        ),
+        *(
+            address(models=[{"name": "model", "prepare": {"learning_rate": rate, "epochs": epochs}}])
+            for rate, epochs in ((0.1, 3), (0.2, 3), (0.2, 1))
+        ),
     ]
     assert len({address(), *others}) == 1 + len(others)
 

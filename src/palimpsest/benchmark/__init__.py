@@ -1,5 +1,7 @@
 """Methods x data sets x models x protocols x seeds: planned, run by several workers, resumed after anything."""
 
+from palimpsest.benchmark.choosing import account_in_words
+from palimpsest.benchmark.entries import Published
 from palimpsest.benchmark.estimate import estimates, time_to_go
 from palimpsest.benchmark.folder import (
     Finished,
@@ -9,9 +11,10 @@ from palimpsest.benchmark.folder import (
     run_folders,
     unit_counts,
 )
-from palimpsest.benchmark.plan import Plan, WorkUnit
-from palimpsest.benchmark.recipe import Published, Recipe, read_recipe
+from palimpsest.benchmark.plan import Plan
+from palimpsest.benchmark.recipe import Recipe, read_recipe
 from palimpsest.benchmark.runner import run
+from palimpsest.benchmark.units import WorkUnit
 
 __all__ = [
     "Finished",
@@ -20,6 +23,7 @@ __all__ = [
     "Recipe",
     "ResultsFolder",
     "WorkUnit",
+    "account_in_words",
     "estimates",
     "load_labelled",
     "published_figures",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from palimpsest.benchmark.folder import Finished, ResultsFolder
-from palimpsest.benchmark.plan import WorkUnit
+from palimpsest.benchmark.units import WorkUnit
 from palimpsest.benchmark.workers import TRIES, OnFinished
 from palimpsest.errors import ConfigError
 from palimpsest.files import new_folder

@@ -10,7 +10,7 @@ from statistics import mean
 from typing import Any
 
 from palimpsest.benchmark.folder import ResultsFolder
-from palimpsest.benchmark.plan import WorkUnit
+from palimpsest.benchmark.units import WorkUnit
 
 
 @dataclass(frozen=True)

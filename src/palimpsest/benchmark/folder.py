@@ -4,11 +4,14 @@ plan.json            the recipe and its units
 units/ADDRESS/       the unit's run, as `palimpsest eval --out` writes it
 done/ADDRESS.json    what a unit is and what became of it, once it is done
 base/KEY.json        what each unedited model said, shared by all units on it
+prepared/KEY/        what a model was taught before it was edited, as a patch
+summary.json         every unit's end, scores and costs, without the answers
 """
 
 from __future__ import annotations
 
 import fcntl
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -18,7 +21,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, TypeAdapter
 
-from palimpsest.benchmark.plan import Plan, WorkUnit
+from palimpsest.benchmark import choosing, known, preparing
+from palimpsest.benchmark.plan import Plan
+from palimpsest.benchmark.units import WorkUnit
 from palimpsest.errors import OutputError
 from palimpsest.files import FileKind, expanded, hold, require_writable, write_json
 from palimpsest.provenance import now
@@ -27,7 +32,7 @@ if TYPE_CHECKING:
     from palimpsest.evaluation import RunRecord
 
 FORMAT_VERSION = 1
-PLAN, UNITS, DONE, BASE, RUN = "plan.json", "units", "done", "base", "run.json"
+PLAN, UNITS, DONE, BASE, PREPARED, RUN = "plan.json", "units", "done", "base", "prepared", "run.json"
 LOCK, WORKERS = ".lock", ".workers"
 
 _RESULTS = FileKind(
@@ -128,16 +133,28 @@ class ResultsFolder:
                 file.replace(file.with_name(file.name + ".damaged"))
             return None
 
+    def result_of(self, unit: WorkUnit) -> Mapping[str, Any]:
+        """What `palimpsest eval --json` prints of a unit that is done; empty where it is not, or has failed."""
+        finished = self.finished(unit)
+        return {} if finished is None else finished.result
+
     def finish(self, unit: WorkUnit, finished: Finished) -> None:
         """Writes what became of a unit."""
         record = {**unit.labels(), "identity": unit.identity(), "finished": finished.to_dict()}
         write_json(self._done_file(unit), record, indent=1)
 
     def forget_failures(self) -> int:
-        """Lets failed units be tried again; returns how many there were."""
-        failed = [unit for unit in self.plan.units if self.state(unit) == "failed"]
-        for unit in failed:
-            self._done_file(unit).unlink()
+        """Lets failed units be tried again; returns how many there were.
+
+        What was chosen without a failed candidate is chosen, and measured, again.
+        """
+        failed = {unit.address for unit in self.plan.units if self.state(unit) == "failed"}
+        for unit in self.plan.units:
+            is_later = any(other.address in failed for other in unit.waits_for())
+            if unit.address in failed or is_later:
+                self._done_file(unit).unlink(missing_ok=True)
+            if is_later:
+                shutil.rmtree(self.unit_folder(unit), ignore_errors=True)
         return len(failed)
 
     def state(self, unit: WorkUnit) -> State:
@@ -189,17 +206,12 @@ class _Plan(BaseModel):
     units: dict[Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")], Any]
 
 
-class _Labels(BaseModel):
-    """What tables call a unit's parts."""
+class _Done(BaseModel):
+    """What a file in `done` holds: what tables call the unit's parts, and what became of it."""
 
     method: str
     model: str
     dataset: str
-
-
-class _Done(_Labels):
-    """What a file in `done` holds."""
-
     finished: Finished
 
 
@@ -214,8 +226,16 @@ def load_labelled(run: Path) -> RunRecord:
     record, file = load_run(run), run.parent.parent / DONE / f"{run.name}.json"
     if run.parent.name != UNITS or not file.exists():
         return record
-    named = _RESULTS.record(file, _Labels).model_dump()
-    return record.model_copy(update={"specification": record.specification.model_copy(update=named)})
+    done = _RESULTS.record(file, _Done)
+    named = done.model_dump(include={"method", "model", "dataset"})
+    notes = [*record.notes, *_accounts(done.finished.result)]
+    return record.model_copy(update={"specification": record.specification.model_copy(update=named), "notes": notes})
+
+
+def _accounts(result: Mapping[str, Any]) -> list[str]:
+    """What the recipe did before a unit was measured, in sentences."""
+    tellers = {"known_to_model": known.in_words, "prepared": preparing.in_words, "choice": choosing.account_in_words}
+    return [tell(result[name]) for name, tell in tellers.items() if name in result]
 
 
 def published_figures(results: Path) -> list[dict[str, Any]]:
@@ -228,10 +248,14 @@ def published_figures(results: Path) -> list[dict[str, Any]]:
 
 
 def run_folders(results: Path) -> list[Path]:
-    """The runs of a folder of results, in the order of its recipe; none where it is no such folder."""
+    """The runs of a folder of results, in the order of its recipe; none where it is no such folder.
+
+    Candidates are not among them: they were measured on facts that are not reported.
+    """
     file = results / PLAN
     units = _read_plan(file).units if file.exists() else {}
-    return [folder for address in units if ((folder := results / UNITS / address) / RUN).exists()]
+    reported = [address for address, labels in units.items() if "candidate_for" not in labels]
+    return [folder for address in reported if ((folder := results / UNITS / address) / RUN).exists()]
 
 
 def unit_counts(folder: ResultsFolder) -> dict[str, int]:

@@ -9,92 +9,22 @@ from typing import Any
 
 from pydantic import Field
 
+from palimpsest.benchmark.choosing import candidates, merged, nested, swept
+from palimpsest.benchmark.entries import (
+    ChoiceRule,
+    DataEntry,
+    MethodEntry,
+    ModelEntry,
+    ProtocolEntry,
+    Published,
+    label_of,
+)
 from palimpsest.config import Config
-from palimpsest.errors import ConfigError, DataError
+from palimpsest.errors import ConfigError, DataError, unknown_name
 from palimpsest.files import FileKind, expanded
 
 _RECIPE = FileKind(DataError, "The recipe cannot be read.", expected="a .toml file, as in bench/recipes")
-
-
-class ModelEntry(Config):
-    """A model of the recipe; a text stands for `{name = text}`."""
-
-    name: str
-    """A hub id, a bundled model, or a folder, relative to the root."""
-    label: str | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    chat: bool = False
-
-
-class DataEntry(Config):
-    """A data set of the recipe; a text stands for `{name = text}`."""
-
-    name: str
-    """See `palimpsest list datasets`."""
-    path: str | None = None
-    """The file, relative to the root, or `hf://owner/name`, for data sets that are read from one."""
-    label: str | None = None
-    split: str = "test"
-    first: int | None = Field(default=None, ge=1)
-    """Use only the first N records; the sample is drawn from these."""
-    models: list[str] | None = None
-    """Only on these, by label; on all when left out."""
-
-
-class ProtocolEntry(Config):
-    """A protocol of the recipe; a text stands for `{name = text}`."""
-
-    name: str
-    batch_size: int | None = Field(default=None, ge=1)
-    checkpoints: list[int] | None = None
-    num_edits: int | None = Field(default=None, ge=1)
-    """In place of the recipe's."""
-
-
-class MethodEntry(Config):
-    """A method of the recipe: a row of its tables; a text stands for `{name = text}`."""
-
-    name: str
-    label: str | None = None
-    preset: str = "auto"
-    options: dict[str, Any] = {}
-    models: list[str] | None = None
-    """Only on these, by label; on all when left out."""
-    datasets: list[str] | None = None
-    """Only on these, by label."""
-    protocols: list[str] | None = None
-    """Only under these, by name."""
-
-    def is_wanted(self, model: ModelEntry, data: DataEntry, protocol: ProtocolEntry) -> bool:
-        """Whether the restrictions leave it in this place."""
-        restrictions = (
-            (label_of(model), self.models),
-            (label_of(data), self.datasets),
-            (protocol.name, self.protocols),
-        )
-        return all(names is None or name in names for name, names in restrictions)
-
-
-class Published(Config):
-    """A figure that somebody else published, to stand beside ours."""
-
-    source: str
-    """Paper, table, and the model it was measured on."""
-    model: str
-    """The label of the model of ours that stands for it."""
-    method: str
-    """The label of the row."""
-    dataset: str
-    """The label of the data set."""
-    reliability: float | None = None
-    generality: float | None = None
-    locality: float | None = None
-    """All three in percent, as published."""
-
-    def fits(self, model: str, dataset: str, method: str) -> bool:
-        """Whether it stands beside the row of ours that has these labels."""
-        return (self.model, self.dataset, self.method) == (model, dataset, method)
+_FAMILIES = ("reliability", "generality", "locality", "portability")
 
 
 class Recipe(Config):
@@ -121,6 +51,8 @@ class Recipe(Config):
     """Whether the data sets' neutral texts are read before and after."""
     measures: list[str] = []
     """What else is measured before and after: `token-time`, `weight-distance`, `task:NAME`."""
+    choose: ChoiceRule | None = None
+    """How a candidate of each row's `grid` is chosen, where the row does not say otherwise."""
     paper: list[Published] = []
 
     def places(self) -> Iterator[tuple[ModelEntry, DataEntry, ProtocolEntry]]:
@@ -143,9 +75,24 @@ class Recipe(Config):
         for key, kind in nested.items():
             if isinstance(full.get(key), list):
                 full[key] = [_entry(one, kind, f"{key}[{number}] of {where}") for number, one in enumerate(full[key])]
+        if isinstance(full.get("choose"), dict):
+            full["choose"] = ChoiceRule.parse(full["choose"], owner=f"`choose` of {where}")
+        if isinstance(full.get("methods"), list):
+            full["methods"] = [one for row in full["methods"] for one in swept(row)]
         recipe = cls.parse(full, owner=f"recipe {where!r}")
         recipe.check()
         return recipe
+
+    def rule_of(self, row: MethodEntry) -> ChoiceRule:
+        """How a candidate of the row is chosen."""
+        return row.choose or self.choose or ChoiceRule()
+
+    def row(self, label: str, model: ModelEntry, data: DataEntry) -> MethodEntry:
+        """The row of this label on a model and a data set. Raises `ConfigError` where there is none."""
+        rows = {label_of(row): row for row in reversed(self.methods) if row.is_wanted_on(model, data)}
+        if label not in rows:
+            raise unknown_name("row", label, rows, where="`options_of` of a method")
+        return rows[label]
 
     def check(self) -> None:
         """Raises `ConfigError` for labels given twice, rows restricted to labels that there are not, unknown names."""
@@ -175,7 +122,11 @@ class Recipe(Config):
                         where=repr(label_of(entry)),
                     )
         for row in self.methods:
-            method(row.name, preset=row.preset, **row.options)
+            # Options of another row stand for whatever that has.
+            taken = nested({name: {} for name in row.options_of})
+            for values in candidates(row) or [{}]:
+                method(row.name, preset=row.preset, **merged(taken, row.options, nested(values)))
+        self._check_choices()
         for data in self.datasets:
             _ = DATASETS[data.name]
         for one in self.protocols:
@@ -184,6 +135,45 @@ class Recipe(Config):
             find_scoring(name)
         for name in self.measures:
             find_measure(name)
+
+    def _check_choices(self) -> None:
+        """Raises `ConfigError` for rules without a grid, unknown metrics, and rows that take each other's options."""
+        from palimpsest.evaluation import find_scoring
+
+        with_grid = [row for row in self.methods if row.grid]
+        for rule, rows, where in (
+            (self.choose, with_grid, f"recipe {self.name!r}"),
+            *((row.choose, [row] if row.grid else [], f"method {label_of(row)!r}") for row in self.methods),
+        ):
+            if rule is None:
+                continue
+            if not rows:
+                raise ConfigError(
+                    "There is nothing to choose among.", expected="a `grid` of option values", found="none",
+                    where=f"`choose` of {where}",
+                )  # fmt: skip
+            make_protocol(rule.protocol)
+            find_scoring(rule.scoring)
+            for name in (*rule.by, *rule.at_least):
+                if name.split(".")[0] not in _FAMILIES:
+                    raise unknown_name("metric", name, _FAMILIES, where=f"`choose` of {where}")
+        for data in self.datasets if with_grid else ():
+            data.for_choosing()
+        for model, data, _ in self.places():
+            for row in self.methods:
+                if row.is_wanted_on(model, data):
+                    self._require_end(row, model, data, ())
+
+    def _require_end(self, row: MethodEntry, model: ModelEntry, data: DataEntry, before: tuple[str, ...]) -> None:
+        """Raises `ConfigError` when following `options_of` comes back to a row that it began at."""
+        chain = (*before, label_of(row))
+        if label_of(row) in before:
+            raise ConfigError(
+                "Rows take their options from each other.", expected="`options_of` that ends at a row without it",
+                found=" -> ".join(chain),
+            )  # fmt: skip
+        for label in row.options_of.values():
+            self._require_end(self.row(label, model, data), model, data, chain)
 
 
 def _require_once(what: str, names: Sequence[str]) -> None:
@@ -194,11 +184,6 @@ def _require_once(what: str, names: Sequence[str]) -> None:
             expected="a `label` of its own for each",
             found=", ".join(twice),
         )
-
-
-def label_of(entry: ModelEntry | DataEntry | MethodEntry) -> str:
-    """What an entry is called in tables."""
-    return entry.label or entry.name
 
 
 def make_protocol(entry: ProtocolEntry) -> Any:

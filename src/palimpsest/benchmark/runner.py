@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from palimpsest import processes
 from palimpsest.benchmark.cluster import run_on_ray
 from palimpsest.benchmark.folder import Finished, ResultsFolder, unit_counts
-from palimpsest.benchmark.plan import Plan, WorkUnit
-from palimpsest.benchmark.workers import run_locally
+from palimpsest.benchmark.plan import Plan
+from palimpsest.benchmark.summary import write_summary
+from palimpsest.benchmark.units import WorkUnit
+from palimpsest.benchmark.workers import OnFinished, run_locally
 from palimpsest.errors import ConfigError
 
 OnUnit = Callable[[WorkUnit, Finished, int, int], None]
@@ -69,24 +71,47 @@ def run(
         folder.wait_for_orphans()
         if retry_failed:
             folder.forget_failures()
-        left = [unit for unit in plan.units if folder.finished(unit) is None]
-        done = len(plan.units) - len(left)
+        done = sum(folder.finished(unit) is not None for unit in plan.units)
 
         def finished(unit: WorkUnit, what: Finished) -> None:
             nonlocal done
-            folder.finish(unit, what)
+            folder.finish(unit, _with_account(folder, planned[unit.address], what))
             done += 1
             if on_unit:
                 on_unit(unit, what, done, len(plan.units))
 
-        if left and ray is not None:
-            run_on_ray(folder, left, address=ray, workers=workers, on_finished=finished)
-        elif left:
-            number = workers or max(1, processes.cores() // 2)
-            run_locally(folder, left, workers=number, on_finished=finished, on_progress=on_stage or _silent)
+        planned = {unit.address: unit for unit in plan.units}
+        try:
+            # Units whose options are chosen among others come after these.
+            while ready := _ready(folder, finished):
+                if ray is not None:
+                    run_on_ray(folder, ready, address=ray, workers=workers, on_finished=finished)
+                else:
+                    number = workers or max(1, processes.cores() // 2)
+                    run_locally(folder, ready, workers=number, on_finished=finished, on_progress=on_stage or _silent)
+        finally:
+            write_summary(folder)
         ended = [(unit, folder.finished(unit)) for unit in plan.units]
         failures = [(unit, one.error or "") for unit, one in ended if one is not None and one.state == "failed"]
         return PlanOutcome(unit_counts(folder), failures)
+
+
+def _ready(folder: ResultsFolder, finished: OnFinished) -> list[WorkUnit]:
+    """Units that are not done and whose options are known; those for which nothing could be chosen are failed."""
+    ready: list[WorkUnit] = []
+    for unit in folder.plan.units:
+        if folder.finished(unit) is None and all(folder.finished(other) for other in unit.waits_for()):
+            try:
+                ready.append(unit.resolved(folder.result_of))
+            except ConfigError as error:
+                finished(unit, Finished("failed", f"ConfigError: {error}"))
+    return ready
+
+
+def _with_account(folder: ResultsFolder, unit: WorkUnit, what: Finished) -> Finished:
+    """What became of a unit, with the grid that its options were chosen from and the choice."""
+    account = None if unit.later is None else unit.later.account(folder.result_of)
+    return what if account is None else replace(what, result={**what.result, "choice": account})
 
 
 def _silent(_unit: WorkUnit, _stage: str, _done: int, _total: int) -> None:

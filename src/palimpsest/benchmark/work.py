@@ -8,9 +8,11 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from palimpsest.benchmark.folder import BASE, Finished
-from palimpsest.benchmark.plan import WorkUnit, read_dataset
+from palimpsest.benchmark.entries import identity_of
+from palimpsest.benchmark.folder import BASE, PREPARED, Finished
+from palimpsest.benchmark.plan import read_dataset
 from palimpsest.benchmark.recipe import make_protocol
+from palimpsest.benchmark.units import WorkUnit
 from palimpsest.errors import ModelError, OutputError, PalimpsestError
 from palimpsest.files import write_json
 from palimpsest.provenance import digest, peak_memory_bytes
@@ -18,7 +20,7 @@ from palimpsest.stopwatch import Progress, silent
 
 if TYPE_CHECKING:
     from palimpsest.datasets import Dataset
-    from palimpsest.evaluation import BaseAnswers
+    from palimpsest.evaluation import BaseAnswers, RunRecord
     from palimpsest.models import EditableModel
 
 
@@ -34,6 +36,7 @@ class Desk:
     _model: tuple[str, EditableModel] | None = None
     _data: tuple[str, Dataset] | None = None
     _answers: dict[str, BaseAnswers] = field(default_factory=dict)
+    _knowing: dict[str, tuple[Dataset, dict[str, int]]] = field(default_factory=dict)
 
     def do(self, unit: WorkUnit, folder: Path, *, progress: Progress = silent) -> Finished:
         """Runs a unit in its folder, or goes on with it there.
@@ -46,7 +49,7 @@ class Desk:
             return Finished(state, error, perf_counter() - start, peak_memory_bytes(), result or {})
 
         try:
-            record = self._evaluate(unit, folder, progress)
+            record, accounts = self._evaluate(unit, folder, progress)
         except OutputError as error:
             if isinstance(error.__cause__, OSError):
                 raise
@@ -57,10 +60,10 @@ class Desk:
             return finished("failed", f"{type(error).__name__}: {error}")
         except Exception as error:  # a unit must not end the others, whatever a library under it raises
             return finished("failed", f"{type(error).__name__}: {error}")
-        return finished("ok" if record.status == "ok" else "failed", record.error, record.to_json())
+        return finished("ok" if record.status == "ok" else "failed", record.error, record.to_json() | accounts)
 
-    def _evaluate(self, unit: WorkUnit, folder: Path, progress: Progress) -> Any:
-        from palimpsest.evaluation import evaluate
+    def _evaluate(self, unit: WorkUnit, folder: Path, progress: Progress) -> tuple[RunRecord, dict[str, Any]]:
+        """The record, and what the recipe did before: which facts it drew, what it taught."""
         from palimpsest.methods import method
 
         data = self._dataset(unit)
@@ -70,14 +73,44 @@ class Desk:
             editor.require(model)
         except ModelError as error:
             raise _NotForModel(str(error)) from error
-        answers = self._base(unit, model)
+        accounts: dict[str, Any] = {}
+        number = unit.num_edits
+        if unit.dataset.known_to_model:
+            data, accounts["known_to_model"] = self._known(unit, model, data)
+            number = None
+        if unit.model.prepare is None:
+            return self._measured(unit, model, editor, data, number, folder, progress, ""), accounts
+        from palimpsest.benchmark.preparing import prepared
+
+        data = data if number is None else data.sample(number, unit.seed)
+        key = digest(
+            [identity_of(unit.model, "label"), unit.contents.get(unit.model.name), data.fingerprint, unit.seed]
+        )
+        place = self.results / PREPARED / key
+        with prepared(model, data.requests, unit.model.prepare, seed=unit.seed, folder=place) as accounts["prepared"]:
+            return self._measured(unit, model, editor, data, None, folder, progress, key), accounts
+
+    def _measured(
+        self,
+        unit: WorkUnit,
+        model: EditableModel,
+        editor: Any,
+        data: Dataset,
+        num_edits: int | None,
+        folder: Path,
+        progress: Progress,
+        preparation: str,
+    ) -> RunRecord:
+        from palimpsest.evaluation import evaluate
+
+        answers = self._base(unit, model, preparation)
         known = answers.num_known
         record = evaluate(
             model,
             editor,
             data,
             protocol=make_protocol(unit.protocol),
-            num_edits=unit.num_edits,
+            num_edits=num_edits,
             seed=unit.seed,
             scorings=unit.evaluation["scorings"],
             max_new_tokens=unit.evaluation["max_new_tokens"],
@@ -89,11 +122,22 @@ class Desk:
             progress=progress,
         )
         if answers.num_known > known:
-            self._share(unit, answers)
+            self._share(unit, answers, preparation)
         return record
 
+    def _known(self, unit: WorkUnit, model: EditableModel, data: Dataset) -> tuple[Dataset, dict[str, int]]:
+        """The facts of the draw that the model knows; asked once for all units that draw alike."""
+        from palimpsest.benchmark.known import known_facts
+
+        key = digest([identity_of(unit.model, "label", "prepare"), data.fingerprint, unit.num_edits, unit.seed])
+        if key not in self._knowing:
+            self._knowing[key] = known_facts(
+                model, data, unit.num_edits, unit.seed, max_new_tokens=unit.evaluation["max_new_tokens"]
+            )
+        return self._knowing[key]
+
     def _load(self, unit: WorkUnit) -> EditableModel:
-        key = digest([unit.model.model_dump(exclude={"label"}), unit.root])
+        key = digest([identity_of(unit.model, "label", "prepare"), unit.root])
         if self._model is None or self._model[0] != key:
             from palimpsest.loading import load
 
@@ -105,32 +149,31 @@ class Desk:
         return self._model[1]
 
     def _dataset(self, unit: WorkUnit) -> Dataset:
-        key = digest(
-            [unit.dataset.model_dump(exclude={"label", "models"}), unit.evaluation["probes_per_kind"], unit.root]
-        )
+        identity = identity_of(unit.dataset, "label", "models", "choose_on")
+        key = digest([identity, unit.evaluation["probes_per_kind"], unit.root])
         if self._data is None or self._data[0] != key:
             self._data = (key, read_dataset(unit))
         return self._data[1]
 
-    def _base_file(self, unit: WorkUnit) -> Path:
+    def _base_file(self, unit: WorkUnit, preparation: str) -> Path:
         from palimpsest.evaluation import FORMAT_VERSION
 
-        identity = [unit.model.model_dump(exclude={"label"}), FORMAT_VERSION]
+        identity = [identity_of(unit.model, "label"), FORMAT_VERSION, *([preparation] if preparation else [])]
         return self.results / BASE / f"{digest(identity)}.json"
 
-    def _base(self, unit: WorkUnit, model: EditableModel) -> BaseAnswers:
+    def _base(self, unit: WorkUnit, model: EditableModel, preparation: str) -> BaseAnswers:
         """What the unedited model said so far, to this worker or to another."""
         from palimpsest.evaluation import BaseAnswers
 
-        file = self._base_file(unit)
+        file = self._base_file(unit, preparation)
         answers = self._answers.setdefault(file.stem, BaseAnswers())
         answers.belong_to(model)
         answers.absorb(file)
         return answers
 
-    def _share(self, unit: WorkUnit, answers: BaseAnswers) -> None:
+    def _share(self, unit: WorkUnit, answers: BaseAnswers, preparation: str) -> None:
         """Adds this worker's answers to the file; only one worker at a time does so."""
-        file = self._base_file(unit)
+        file = self._base_file(unit, preparation)
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             with file.with_suffix(".lock").open("a") as lock:

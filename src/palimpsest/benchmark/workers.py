@@ -16,7 +16,7 @@ from typing import Any
 
 from palimpsest import processes
 from palimpsest.benchmark.folder import UNITS, WORKERS, Finished, ResultsFolder
-from palimpsest.benchmark.plan import WorkUnit
+from palimpsest.benchmark.units import WorkUnit
 from palimpsest.errors import OutputError
 
 TRIES = 2

@@ -86,6 +86,7 @@ def bench(
         "out": str(place),
         "units": dict(outcome.counts),
         "failures": [{**unit.labels(), "error": error} for unit, error in outcome.failures],
+        "choices": _choices(ResultsFolder(place, plan)),
     }
     if as_json:
         terminal.emit_json(result)
@@ -95,11 +96,28 @@ def bench(
         raise typer.Exit(1)
 
 
+def _choices(folder: ResultsFolder) -> list[dict[str, Any]]:
+    """What was chosen for every row with a grid, once for each model and data set."""
+    accounts = [(unit.labels(), folder.result_of(unit).get("choice")) for unit in folder.plan.units]
+    return [
+        {name: labels[name] for name in ("method", "model", "dataset")} | account
+        for labels, account in {
+            (labels["method"], labels["model"], labels["dataset"]): (labels, account) for labels, account in accounts
+        }.values()
+        if account is not None
+    ]
+
+
 def _say(plan: Plan, place: Path, result: dict[str, Any]) -> None:
+    from palimpsest.benchmark import account_in_words
+
     units = result["units"]
     refused = f", {units['refused']} not for models of that kind" if units["refused"] else ""
     failed = f", {units['failed']} failed" if units["failed"] else ""
     terminal.say(f"{place}: {units['ok']} of {terminal.count(len(plan.units), 'unit')} done{failed}{refused}")
+    for choice in result["choices"]:
+        text = account_in_words(choice).partition(" Candidates: ")[0]
+        terminal.say(f"{choice['method']} on {choice['model']}, {choice['dataset']}: {text}")
     for failure in result["failures"][:_SHOWN_FAILURES]:
         terminal.say(f"failed: {failure['method']} on {failure['model']}, {failure['dataset']}: {failure['error']}")
     terminal.say(f"next: palimpsest report {place} --out report.html")

@@ -2,6 +2,7 @@ from . import aggregate
 from .answers import FORMAT_VERSION, BaseAnswers
 from .assessment import AssessedFact, Assessment, assess
 from .catalogue import DEFAULT_SCORINGS, MEASURES, PROTOCOLS, SCORINGS, find_measure, find_scoring, make_protocol
+from .examiner import room_for
 from .journal import Journal
 from .judging import Judge
 from .measures import Measure
@@ -48,6 +49,7 @@ __all__ = [
     "find_scoring",
     "load_run",
     "make_protocol",
+    "room_for",
     "run_tasks",
     "verdict_on",
     "verified",

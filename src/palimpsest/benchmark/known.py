@@ -1,0 +1,85 @@
+"""Facts that a model knows: of a draw, those whose old answer it gives unasked for anything else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from palimpsest.answers import gives_old
+from palimpsest.errors import DataError
+from palimpsest.evaluation import room_for
+from palimpsest.models import written_answers
+
+if TYPE_CHECKING:
+    from palimpsest.datasets import Dataset
+    from palimpsest.models import EditableModel
+    from palimpsest.requests import EditRequest
+
+_ASKED_AT_ONCE = 64
+
+
+def known_facts(
+    model: EditableModel, data: Dataset, num_edits: int | None, seed: int, *, max_new_tokens: int | None = None
+) -> tuple[Dataset, dict[str, int]]:
+    """The first facts of a draw whose old answer the model gives, by `palimpsest.answers`, and how many were asked.
+
+    Arguments:
+        num_edits: how many to find; `None` asks all facts, in their order.
+
+    Facts without an old answer, and prompts that the model has no room for, are passed over. Raises `DataError` when
+    there are fewer.
+    """
+    drawn = data.requests if num_edits is None else data.sample(len(data), seed).requests
+    askable = [request for request in drawn if request.target_old is not None]
+    found: list[EditRequest] = []
+    asked = 0
+    for start in range(0, len(askable), _ASKED_AT_ONCE):
+        for request, knows in zip(
+            askable[start : start + _ASKED_AT_ONCE],
+            gives_old_answers(model, askable[start : start + _ASKED_AT_ONCE], max_new_tokens),
+            strict=True,
+        ):
+            asked += 1
+            found += [request] if knows else []
+            if len(found) == num_edits:
+                return replace(data, requests=tuple(found)), {"asked": asked, "known": len(found)}
+    if not found or num_edits is not None:
+        raise DataError(
+            "The model knows too few of the facts.",
+            expected=f"the old answer to {num_edits or 1} of them or more",
+            found=f"{len(found)} of {asked}",
+            where=f"data set {data.name!r}",
+            remedy="ask for fewer edits, take a larger data set, or teach the old answers first with `prepare`",
+        )
+    return replace(data, requests=tuple(found)), {"asked": asked, "known": len(found)}
+
+
+def gives_old_answers(
+    model: EditableModel, requests: Sequence[EditRequest], max_new_tokens: int | None = None
+) -> list[bool]:
+    """Whether a model, as it is now, gives each edit's old answer; no where its prompt leaves no room for one."""
+    room = room_for(model, requests, max_new_tokens)
+    fits = [_fits(model, request.prompt, room.tokens) for request in requests]
+    prompts = [request.prompt for request, is_fit in zip(requests, fits, strict=True) if is_fit]
+    texts = iter(written_answers(model, prompts, room) if prompts else [])
+    is_chat = model.chat is not None
+    return [
+        is_fit and gives_old(request, next(texts), is_chat=is_chat)
+        for request, is_fit in zip(requests, fits, strict=True)
+    ]
+
+
+def _fits(model: EditableModel, prompt: str, tokens: int) -> bool:
+    try:
+        return model.room_after(len(model.encode(prompt))) >= tokens
+    except DataError:
+        return False
+
+
+def in_words(account: dict[str, Any]) -> str:
+    """An account of `known_facts` as a sentence."""
+    return (
+        f"Only facts that the model knows: of {account['asked']} asked, {account['known']} whose old answer it gives "
+        "before any edit."
+    )

@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # torch goes first and alone: from an index that serves a CPU build, nothing later replaces it by a CUDA one.
 TORCH  := $(shell grep -i '^torch==' constraints.txt)
 
-.PHONY: env demo test test-all test-processors pretrained test-pretrained test-pretrained-all test-browser site check fuzz kills format bench bench-results tables real editors gpu lock dist publish clean
+.PHONY: env demo test test-all test-processors pretrained test-pretrained test-pretrained-all test-browser site check fuzz kills format bench bench-results tables real real-models editors gpu lock dist publish clean
 
 env: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -76,7 +76,7 @@ format: env
 	$(BIN)/ruff check --fix src tests bench docs/build
 
 # The papers' tables and figures on the bundled models, and one page about them.
-# On real facts, after `make real`: `make bench SIZE=real ROOT=real RESULTS=results-real`.
+# On a pretrained model: `make bench SIZE=pretrained ROOT=pretrained RESULTS=results-pretrained`; `runs/reproduce.sh` says what it needs.
 RESULTS ?= results
 SIZE ?= world
 ROOT ?= .
@@ -88,36 +88,26 @@ bench: env
 
 # What is committed of that run: `bench/results/recipes/*.json`, and the pages that quote it.
 bench-results: env
-	$(BIN)/python bench/recipe_results.py $(RESULTS)/*
+	for folder in $(RESULTS)/*/; do cp $$folder/summary.json bench/results/recipes/$$(basename $$folder).json || exit 2; done
 	$(BIN)/python docs/build/pages.py
 
-# The figures that the documentation quotes: hours, but each recipe goes on where it was stopped.
+# The figures that the documentation quotes: hours, but each recipe goes on where it was stopped. Timings begin anew.
 tables: env
-	$(BIN)/python bench/forgetting_before_learning.py
-	$(BIN)/python bench/single_edits.py
-	$(BIN)/python bench/single_edits.py --model world-t5
-	$(BIN)/python bench/many_edits.py
-	$(BIN)/python bench/timing/second_moments.py
-	$(BIN)/python bench/timing/forgetting_reuse.py
-	$(BIN)/python bench/timing/target_vectors.py
-	$(BIN)/python bench/timing/speed.py
-	$(BIN)/python bench/trained_editors.py
-	$(BIN)/python bench/trained_editors.py --model world-t5
-	$(BIN)/python docs/build/pages.py
+	STAGES=tables OUT=$(RESULTS) VENV=$(VENV) bash runs/reproduce.sh
+	for script in second_moments forgetting_reuse target_vectors speed; do $(BIN)/python bench/timing/$$script.py || exit 2; done
+	$(MAKE) bench-results
 
-# Models that know CounterFact's and ZsRE's facts, and the tables of edits on them: `make real DATA=folder-of-the-files`.
+# Models that know CounterFact's and ZsRE's facts: `make real-models DATA=folder-of-the-files`; and the tables of edits on them: `make real DATA=...`.
 REAL ?= real
-real: env
-	$(BIN)/python bench/real_facts.py --data $(DATA) --real $(REAL)
+real-models: env
+	$(BIN)/python bench/facts.py real --data $(DATA) --out $(REAL)
 	test -d $(REAL)/counterfact || $(BIN)/palimpsest world train --facts $(REAL)/counterfact.jsonl --out $(REAL)/counterfact \
 	  --phrasings 3 --vocabulary 4000 --epochs 8
 	test -d $(REAL)/zsre || $(BIN)/palimpsest world train --facts $(REAL)/zsre.jsonl --out $(REAL)/zsre \
 	  --phrasings 4 --vocabulary 6000 --epochs 12
-	$(BIN)/python bench/f_learning_table.py --real $(REAL)
-	$(BIN)/python bench/real_edits.py --real $(REAL)
-	$(BIN)/python bench/many_real_edits.py --real $(REAL)
-	$(BIN)/python bench/real_recipes.py
-	$(BIN)/python docs/build/pages.py
+
+real: real-models
+	$(MAKE) bench SIZE=real ROOT=$(REAL) RESULTS=results-real
 
 # The editors of the bundled models, trained on the world's training split: where they are bundled, unless EDITORS says otherwise.
 EDITORS ?= src/palimpsest/world/bundled/editors

@@ -12,7 +12,8 @@ from typing import Any
 import matplotlib
 import matplotlib.pyplot as plt
 
-from pages import ROOT, read
+from blocks import ROOT, read, units
+from edits import swept
 from palimpsest.report.heat_maps import save_trace
 from palimpsest.tracing import AverageTrace
 
@@ -34,42 +35,32 @@ VARIANTS = {
 
 def forgetting() -> None:
     """Metrics over learning passes, one line a rate, one row of panels a variant; bands are the range of the seeds."""
-    rows = read("forgetting_before_learning")["rows"]
     epochs = (1, 2, 3, 5)
-    rates = sorted({row["rate"] for row in rows})
-    colours = ["#222222", *matplotlib.colormaps["viridis"]([0.1, 0.3, 0.5, 0.7, 0.9]).tolist()]
-    present = [variant for variant in VARIANTS if any(row["variant"] == variant for row in rows)]
     figure, axes = plt.subplots(
-        len(present), len(METRICS), figsize=(13, 2.7 * len(present)), sharex=True, sharey=True, squeeze=False
+        len(VARIANTS), len(METRICS), figsize=(13, 2.7 * len(VARIANTS)), sharex=True, sharey=True, squeeze=False
     )
-    for line, variant in zip(axes, present, strict=True):
+    for line, variant in zip(axes, VARIANTS, strict=True):
+        cells: dict[tuple[float, int], list[dict[str, Any]]] = {}
+        for row, place in swept(variant):
+            cells.setdefault(place, []).append(row["scores"]["generate"])
+        rates = sorted({rate for rate, _ in cells})
+        colours = ["#222222", *matplotlib.colormaps["viridis"]([0.1, 0.3, 0.5, 0.7, 0.9]).tolist()]
         for panel, (metric, title) in zip(line, METRICS.items(), strict=True):
             for rate, colour in zip(rates, colours, strict=True):
-                # Without forgetting, LoRA then FT is FT.
-                source = "f-learning-ft" if rate == 0 and variant == "f-learning-lora-ft" else variant
-                curve = [
-                    [
-                        100 * row["scores"]["generate"][metric]["mean"]
-                        for row in rows
-                        if (row["variant"], row["rate"], row["epochs"]) == (source, rate, passes)
-                    ]
-                    for passes in epochs
-                ]
-                if not all(curve):
-                    continue
+                curve = [[100 * one[metric]["mean"] for one in cells[rate, passes]] for passes in epochs]
                 label = "0 (learning alone)" if rate == 0 else f"{rate:g}"
                 panel.plot(epochs, [mean(values) for values in curve], color=colour, marker="o", ms=3, label=label)
                 panel.fill_between(epochs, [min(v) for v in curve], [max(v) for v in curve], color=colour, alpha=0.12)
             panel.set_ylim(-3, 103)
             panel.grid(alpha=0.3)
-            if variant == present[0]:
+            if variant == next(iter(VARIANTS)):
                 panel.set_title(title, fontsize=10)
-            if variant == present[-1]:
+            if variant == list(VARIANTS)[-1]:
                 panel.set_xlabel("learning passes")
         line[0].set_ylabel(f"{VARIANTS[variant]}\npercent", fontsize=9)
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, title="rate of forgetting", loc="upper center", ncols=len(labels), frameon=False)
-    figure.tight_layout(rect=(0, 0, 1, 0.9 if len(present) > 1 else 0.84))
+    figure.tight_layout(rect=(0, 0, 1, 0.9))
     _save(figure, "forgetting-before-learning.svg")
 
 
@@ -79,17 +70,17 @@ def tracing() -> None:
     save_trace(average, ROOT / "docs" / "figures" / "causal-trace.png", resolution=80)
 
 
-def many_edits(results: str, file: str, sizes: Sequence[int], *, subjects: str | None = None) -> None:
+def many_edits(name: str, file: str, sizes: Sequence[int], dataset: str) -> None:
     """Metrics over the size of a batch, and over the edits of a sequence, one line a method.
 
     Arguments:
-        subjects: which draw of facts the batches are of.
+        dataset: which draw of facts the batches are of, by the recipe's label.
     """
-    rows = read(results)["rows"]
     metrics = {**METRICS, "portability.one_hop": "one hop follows"}
+    in_batches = [row for row in units(name, dataset=dataset) if row["protocol"] != "sequential"]
     panels = [
-        ("facts in one batch", [row for row in rows if row.get("batch") and row.get("subjects") == subjects]),
-        ("edits one after another", [row for row in rows if row.get("sequence")]),
+        ("facts in one batch", in_batches),
+        ("edits one after another", units(name, protocol="sequential")),
     ]
     figure, axes = plt.subplots(len(panels), len(metrics), figsize=(15, 6), sharey=True, squeeze=False)
     everyone = list(dict.fromkeys(row["method"] for _, found in panels for row in found))
@@ -112,24 +103,22 @@ def trained_editors() -> None:
     """Metrics over the number of edits of trained editors, in one call and one after another, both models."""
     metrics = ("reliability", "generality", "locality.neighborhood", "locality.other_relation")
     protocols = {"batch": "in one call", "sequential": "one after another"}
-    records = [read(f"trained_editors{suffix}") for suffix in ("", "_world_t5")]
-    panels = [(record, protocol) for record in records for protocol in protocols]
+    panels = [(model, protocol) for model in ("world", "world-t5") for protocol in protocols]
     figure, axes = plt.subplots(len(panels), len(metrics), figsize=(12, 10), sharex=True, sharey=True)
-    methods = dict.fromkeys(row["method"] for record in records for row in record["rows"])
+    methods = dict.fromkeys(row["method"] for row in units("trained-editors.tables"))
     colours = {method: plt.cm.tab10(number) for number, method in enumerate(methods)}
-    for line, (record, protocol) in zip(axes, panels, strict=True):
-        rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
-        for row in record["rows"]:
-            rows.setdefault((row["method"], row["protocol"]), []).append(row)
-        # A single edit is a batch of one.
-        curves = {
-            method: [(1, row["scores"]) for row in rows[method, "single"] if protocol == "batch"] + _curve(found)
-            for (method, its_protocol), found in rows.items()
-            if its_protocol == protocol
-        }
+    for line, (model, protocol) in zip(axes, panels, strict=True):
+        curves: dict[str, Curve] = {}
+        for method in methods:
+            rows = units("trained-editors.tables", model=model, method=method)
+            found = [row for row in rows if row["protocol"].split()[0] == protocol]
+            # A single edit is a batch of one.
+            if found:
+                singles = [(1, row["scores"]) for row in rows if row["protocol"] == "single" and protocol == "batch"]
+                curves[method] = singles + _curve(found)
         for panel, metric in zip(line, metrics, strict=True):
             _panel(panel, curves, metric, (1, 10, 100), colours)
-        line[0].set_ylabel(f"{record['settings']['model']}, {protocols[protocol]}\npercent", fontsize=8)
+        line[0].set_ylabel(f"{model}, {protocols[protocol]}\npercent", fontsize=8)
         _legend(line)
     for top, bottom, metric in zip(axes[0], axes[-1], metrics, strict=True):
         top.set_title(METRICS[metric], fontsize=10)
@@ -170,14 +159,14 @@ def _save(figure: Any, file: str) -> None:
 
 def _curve(rows: list[dict[str, Any]]) -> Curve:
     """(number of edits, scores) of one method, from its batches or from the checkpoints of its sequence."""
-    if rows[0].get("batch"):
-        return [(row["batch"], row["scores"]) for row in rows]
-    return [(point["num_edits"], point["scores"]) for point in rows[0]["checkpoints"]]
+    if rows[0]["protocol"] == "sequential":
+        return [(point["num_edits"], point["scores"]) for point in rows[0]["checkpoints"]]
+    return [(int(row["protocol"].split()[-1]), row["scores"]) for row in rows]
 
 
 if __name__ == "__main__":
     forgetting()
-    many_edits("many_edits", "many-edits.svg", (1, 10, 100))
-    many_edits("larger_world", "larger-world.svg", (1, 10, 100, 1000), subjects="distinct")
+    many_edits("many-edits.tables", "many-edits.svg", (1, 10, 100), "world-counterfact")
+    many_edits("many-edits.larger", "larger-world.svg", (1, 10, 100, 1000), "distinct subjects")
     trained_editors()
     tracing()

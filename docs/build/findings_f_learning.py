@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from finding_results import NOT_HERE, Finding, Missing, Verdict, one, rows, score, unit_mean, units, verdict
+from judging import NOT_HERE, Missing, Verdict, rows, score, unit_mean, units, verdict
 
-F_LEARNING = "F-Learning"
 DATASETS = ("zsre", "counterfact")
 METRICS = ("reliability", "generality", "locality")
 FIGURES, TABLE_1 = "f-learning-figures.world", "f-learning-table-1.world"
@@ -53,6 +52,14 @@ def _improves(variant: str, learner: str) -> Verdict:
     return verdict(*held), _shown(gains)
 
 
+def forgetting_improves_full_tuning() -> Verdict:
+    return _improves("f-learning-ft", "ft")
+
+
+def forgetting_improves_lora() -> Verdict:
+    return _improves("f-learning-lora", "lora")
+
+
 def lora_forgets_for_full_tuning() -> Verdict:
     """Against forgetting by full fine-tuning, not against learning alone."""
     gains = _gains("f-learning-lora-ft", "f-learning-ft")
@@ -73,7 +80,10 @@ def lora_learns_less() -> Verdict:
 
 
 def forgetting_takes_as_long_again() -> Verdict:
-    seconds = {name: one("real_edits_counterfact", method=name)["seconds_per_edit"] for name in ("ft", "f-learning-ft")}
+    seconds = {
+        name: units("single-edits.real", dataset="CounterFact", method=name)[0]["seconds_per_edit"]
+        for name in ("ft", "f-learning-ft")
+    }
     ratio = seconds["f-learning-ft"] / seconds["ft"]
     return verdict(1.5 < ratio < 2.6), f"single edits of CounterFact: {ratio:.1f} times `ft`'s time; the paper 2.0"
 
@@ -154,53 +164,3 @@ def patches_are_reused() -> Verdict:
         f"same patch bit for bit: {'yes' if row['is_equal'] else 'no'}; seconds {row['share_of_seconds']:.2f} of anew"
     )
     return verdict(row["is_equal"], row["share_of_seconds"] < 0.9), figures
-
-
-FINDINGS = tuple(
-    Finding(F_LEARNING, claim, criterion, judge)
-    for claim, criterion, judge in (
-        (
-            "Forgetting first improves full fine-tuning at equal locality (table 1)",
-            "both means up, no seed more than half a point down, locality within 2",
-            lambda: _improves("f-learning-ft", "ft"),
-        ),
-        (
-            "Forgetting first improves LoRA at equal locality (table 1)",
-            "as above",
-            lambda: _improves("f-learning-lora", "lora"),
-        ),
-        (
-            "Forgetting by LoRA, then full fine-tuning, comes close to forgetting by full fine-tuning, and is more"
-            " local (table 1)",
-            "means at most 2 below, locality above",
-            lora_forgets_for_full_tuning,
-        ),
-        ("... and at less cost", "fewer seconds an edit", lora_forgets_at_less_cost),
-        ("LoRA learns far less than full fine-tuning (table 1)", "10 points less reliable", lora_learns_less),
-        (
-            "At the paper's rates ROME changes next to nothing, MEMIT much (table 1)",
-            "reliability under 20; 20 points more",
-            low_rates_change_little,
-        ),
-        (
-            "Forgetting takes about as long again as learning (table 3)",
-            "1.5 to 2.6 times the time",
-            forgetting_takes_as_long_again,
-        ),
-        (
-            "Forgetting alone by full fine-tuning: old knowledge falls steadily with the rate (figure 6)",
-            "never up by more than 2 points, under 20 at 0.9",
-            full_tuning_forgets_steadily,
-        ),
-        ("Forgetting alone by LoRA hardly moves it (figure 7)", "less than 10 points lost at 0.9", lora_hardly_forgets),
-        ("Full fine-tuning moves MLPs more than attention (figure 4)", "in every layer", mlp_moves_most),
-        ("LoRA moves query and value alone, by less than 1 (figure 5)", "as it says", lora_moves_little),
-        ("Other abilities hardly suffer (table 5)", "90 of 100 unrelated answers stay", other_abilities_stay),
-        ("GSM8K, MATH and MMLU before and after (table 5)", "-", large_tasks),
-        (
-            "What was forgotten once is reused for other rates and updates (section 5.7)",
-            "the same patch, in less than 0.9 of the time",
-            patches_are_reused,
-        ),
-    )
-)

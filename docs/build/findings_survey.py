@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from finding_results import (
+from blocks import recipe
+from judging import (
     NOT_HERE,
-    Finding,
     Missing,
     Verdict,
     batch,
     known,
-    one,
-    rows,
     score,
     sequence,
     single,
     triple,
+    units,
     verdict,
 )
 
-SURVEY = "survey"
 T5 = "world-t5"
 
 
@@ -70,8 +68,11 @@ def ike_is_not_local() -> Verdict:
 
 
 def calinet_is_weak() -> Verdict:
-    row, how = one("added_parameters", method="calinet", protocol="batch"), "in one batch, which it is made for"
-    return verdict(score(row, "reliability") < 60), f"{triple(row)}, {row['edits']} facts {how}"
+    row, how = (
+        units("added-parameters.tables", method="calinet", model="world")[0],
+        "in one batch, which it is made for",
+    )
+    return verdict(score(row, "reliability") < 60), f"{triple(row)}, {row['num_edits']} facts {how}"
 
 
 def t_patcher_works_on_decoders() -> Verdict:
@@ -145,7 +146,7 @@ def t_patcher_is_slowest() -> Verdict:
 
 def serac_trains_longer_than_mend() -> Verdict:
     minutes = {
-        name: one("trained_editors", method=name, protocol="training")["seconds"] / 60 for name in ("mend", "serac")
+        name: recipe("trained-editors.tables")["training"]["world"][name]["seconds"] / 60 for name in ("mend", "serac")
     }
     figures = ", ".join(f"`{name}` {value:.0f} minutes" for name, value in minutes.items())
     return verdict(minutes["serac"] > 1.5 * minutes["mend"]), figures
@@ -154,8 +155,8 @@ def serac_trains_longer_than_mend() -> Verdict:
 def memory_by_method() -> Verdict:
     found = {
         row["method"]: row["peak_memory_bytes"] / 1e6
-        for row in rows("trained_editors")
-        if row.get("protocol") == "single" and row.get("peak_memory_bytes")
+        for row in units("trained-editors.tables", model="world", protocol="single")
+        if row.get("peak_memory_bytes")
     }
     figures = ", ".join(f"`{name}` {value:.0f} MB" for name, value in found.items())
     return NOT_HERE, f"the process outweighs models this small: {figures}"
@@ -165,7 +166,7 @@ def memit_holds_in_batches() -> Verdict:
     alone, many = batch("memit", 1), batch("memit", 100)
     figures = f"1 fact {triple(alone)}; 100 facts {triple(many)}"
     try:
-        thousand = one("many_real_edits", method="memit", batch=1000)
+        thousand = units("many-edits.real", method="memit", protocol="batch of 1000")[0]
         figures += f"; 1,000 of CounterFact's {triple(thousand)}"
     except Missing:
         pass
@@ -203,7 +204,7 @@ def memories_hold_in_sequence() -> Verdict:
 
 
 def _long_sequence(method: str) -> dict[int, dict[str, object]]:
-    points = one("many_real_edits", method=method, sequence=1000)["checkpoints"]
+    points = units("many-edits.real", method=method, protocol="sequential")[0]["checkpoints"]
     return {point["num_edits"]: point for point in points}
 
 
@@ -240,93 +241,9 @@ def size_of_the_model() -> Verdict:
     return NOT_HERE, "the bundled models are of the same two kinds, with 5.7 and 1.6 million weights"
 
 
-FINDINGS = tuple(
-    Finding(SURVEY, claim, criterion, judge)
-    for claim, criterion, judge in (
-        (
-            "ROME and MEMIT edit reliably and locally (table 2)",
-            "reliability and locality of 90 or more",
-            locating_leads,
-        ),
-        (
-            "Fine-tuning one layer is reliable and not local (table 2)",
-            "5 points less local than both",
-            tuning_a_layer_is_not_local,
-        ),
-        ("SERAC leads in all three (table 2)", "90 or more in each", serac_is_good_at_all),
-        ("MEND is local and mostly reliable (table 2)", "locality 85, reliability 70 or more", mend_is_local),
-        (
-            "MEND edits T5 better than GPT-J (table 2)",
-            "5 points more reliable on the encoder-decoder",
-            mend_likes_encoder_decoders,
-        ),
-        ("KE hardly edits, on either architecture (table 2)", "reliability under 50", ke_is_weak),
-        ("KN is weak (table 2)", "reliability or locality under 60", kn_is_weak),
-        ("IKE is reliable and not local (table 2)", "reliability 60 or more, locality under 65", ike_is_not_local),
-        ("CaliNET is weak on both data sets (table 2)", "reliability under 60", calinet_is_weak),
-        (
-            "T-Patcher is reliable and general on GPT-J (table 2)",
-            "reliability 90, generality 80 or more",
-            t_patcher_works_on_decoders,
-        ),
-        (
-            "T-Patcher is reliable and local on T5, and does not generalise (table 2, CounterFact)",
-            "reliability and locality 80 or more, generality under 50",
-            t_patcher_does_not_generalise_on_t5,
-        ),
-        ("T5-XL against GPT-J: how an architecture's size matters (table 2)", "-", size_of_the_model),
-        (
-            "What follows from an edit is best with ROME and MEMIT; SERAC, KE, KN, MEND, CaliNET transfer hardly"
-            " anything (table 3)",
-            "5 points ahead of each",
-            locating_carries_over,
-        ),
-        (
-            "Even the best carry over about half (table 3: 50% on zsRE, 45% on CounterFact)",
-            "60 or less",
-            half_of_the_consequences_are_lost,
-        ),
-        ("Other attributes of the subject stay (figure 4)", "80 or more, for every method", other_attributes_stay),
-        (
-            "The edit in front of another question pulls its answer (figure 4)",
-            "5 points under the mean over kinds, for every method",
-            neighbours_are_pulled_by_the_edit,
-        ),
-        (
-            "Other tasks suffer where weights change, not where parameters are added; MEMIT spares them (figure 4)",
-            "99 or more kept by MEMIT and memories, under 95 by the others",
-            other_tasks_suffer_by_weights,
-        ),
-        ("MEND is the fastest (table 4)", "least seconds an edit", mend_is_fastest),
-        ("T-Patcher is the slowest (table 4)", "most seconds an edit", t_patcher_is_slowest),
-        ("SERAC trains far longer than MEND (table 4)", "half as long again, or more", serac_trains_longer_than_mend),
-        ("Memory by method (figure 5)", "-", memory_by_method),
-        (
-            "MEMIT stays stable in large batches (figure 6)",
-            "reliability within 5 points of single edits at 100",
-            memit_holds_in_batches,
-        ),
-        (
-            "FT and MEND fall quickly in batches (figure 6)",
-            "20 points lost in reliability or locality at 100",
-            others_fall_in_batches,
-        ),
-        ("SERAC holds to a batch of 100 (figure 6)", "reliability within 10 points", serac_holds_batches),
-        (
-            "SERAC and T-Patcher hold in sequence (figure 7)",
-            "reliability 85 or more at the end",
-            memories_hold_in_sequence,
-        ),
-        (
-            "ROME is good at 10 edits in sequence and falls by 100 (figure 7)",
-            "90 or more at 10, under 80 at 100",
-            rome_falls_in_sequence,
-        ),
-        (
-            "MEMIT falls past 100 edits in sequence, less than ROME (figure 7)",
-            "10 points lost from 100 to 1,000, and 5 ahead of ROME",
-            memit_falls_less_than_rome,
-        ),
-        ("MEND falls by 10 edits in sequence (figure 7)", "reliability under 80 at 10", mend_falls_in_sequence),
-    )
-)
+def teacher_forcing_flatters() -> Verdict:
+    found = units("single-edits.real", dataset="ZsRE")
+    gaps = {row["method"]: (score(row, "reliability", "teacher_forced"), score(row, "reliability")) for row in found}
+    held = [forced > free for forced, free in gaps.values()]
+    figures = ", ".join(f"`{name}` {forced:.0f} / {free:.0f}" for name, (forced, free) in gaps.items())
+    return verdict(*held), f"ZsRE, teacher-forced / written: {figures}"

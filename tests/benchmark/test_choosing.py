@@ -21,8 +21,8 @@ from palimpsest.report import build_report
 OTHERS = {"choose_on": {"first": 2, "skip": 2}}
 DATA = {"name": "jsonl", "path": "facts.jsonl", "label": "facts", "first": 2}
 RULE = {"by": ["reliability"], "scoring": "teacher_forced", "num_edits": 2, "tie": 0.0}
-ROW = {"name": "ft", "preset": "none", "options": {"epochs": 4, "stop_loss": 0.0}}
-GRID = {"learning_rate": [0.0, 2e-3]}
+ROW = {"name": "ft-l", "preset": "none", "options": {"epochs": 20, "stop_loss": 0.0, "layers": [2], "radius": 1.0}}
+GRID = {"learning_rate": [0.0, 2e-2]}
 
 
 def plan(folder, **changes):
@@ -82,53 +82,53 @@ def test_a_grid_is_measured_on_other_facts_and_its_best_is_reported(workplace, a
     methods = [
         {**ROW, "grid": GRID},
         {
-            "name": "f-learning-ft", "preset": "none", "options": {"rate": 0.1},
-            "options_of": {"learn_options": "ft", "forget_options": "ft"},
+            "name": "f-learning", "preset": "none", "options": {"rate": 0.1, "forget": "ft-l", "learn": "ft-l"},
+            "options_of": {"learn_options": "ft-l", "forget_options": "ft-l"},
         },
     ]  # fmt: skip
     made = plan(workplace, datasets=[{**DATA, **OTHERS}], methods=methods, choose=RULE, scorings=["teacher_forced"])
-    assert [unit.candidate for unit in made.units] == [{"learning_rate": 0.0}, {"learning_rate": 2e-3}, None, None]
+    assert [unit.candidate for unit in made.units] == [{"learning_rate": 0.0}, {"learning_rate": 2e-2}, None, None]
     assert len({unit.address for unit in made.units}) == 4
     out = workplace / "grid"
     outcome = run(made, out, workers=1)
     assert outcome.counts["ok"] == 4, outcome.failures
-    assert at_once == ["ft: learning_rate 0.0", "ft: learning_rate 0.002", "ft", "f-learning-ft"]
+    assert at_once == ["ft-l: learning_rate 0.0", "ft-l: learning_rate 0.02", "ft-l", "f-learning"]
     folder = ResultsFolder(out, made)
     *tried, tuned, forgetting = made.units
     # The truth: both candidates, evaluated without a recipe on the two facts that are not reported.
     model, data = ps.load("world"), ps.dataset("jsonl", workplace / "facts.jsonl").requests
     quality = []
     for rate in GRID["learning_rate"]:
-        editor = ps.method("ft", preset="none", **ROW["options"], learning_rate=rate, seed=7)
+        editor = ps.method("ft-l", preset="none", **ROW["options"], learning_rate=rate, seed=7)
         record = ps.evaluate(model, editor, data[2:], seed=7, num_edits=2, scorings=["teacher_forced"])
         quality.append(record.scores["teacher_forced"]["reliability"].mean)
     account = folder.result_of(tuned)["choice"]
     assert [one["score"] for one in account["candidates"]] == pytest.approx(quality)
-    assert quality[1] > quality[0] and account["chosen"] == {"learning_rate": 2e-3}
+    assert quality[1] > quality[0] and account["chosen"] == {"learning_rate": 2e-2}
     assert account["on"] == {"dataset": "facts (2, 2)", "protocol": "single", "num_edits": 2, "seed": 7}
     record = load_labelled(folder.unit_folder(tuned))
-    assert record.specification.config["learning_rate"] == 2e-3
-    assert load_labelled(folder.unit_folder(forgetting)).specification.config["learn_options"]["learning_rate"] == 2e-3
+    assert record.specification.config["learning_rate"] == 2e-2
+    assert load_labelled(folder.unit_folder(forgetting)).specification.config["learn_options"]["learning_rate"] == 2e-2
     [note] = [
         one for one in record.notes if one.startswith("Options chosen by reliability (teacher_forced) on 2 facts")
     ]
-    assert "learning_rate 0.0: " in note and note.count("learning_rate 0.002") == 2
+    assert "learning_rate 0.0: " in note and note.count("learning_rate 0.02") == 2
     # Candidates are not reported.
     assert run_folders(out) == [folder.unit_folder(unit) for unit in (tuned, forgetting)]
     build_report([load_labelled(run) for run in run_folders(out)], workplace / "page.html")
     assert "Options chosen by" in (workplace / "page.html").read_text()
     summary = json.loads((out / "summary.json").read_text())
-    assert [row["method"] for row in summary["rows"]] == ["ft", "f-learning-ft"]
-    assert summary["rows"][0]["choice"]["chosen"] == {"learning_rate": 2e-3}
+    assert [row["method"] for row in summary["rows"]] == ["ft-l", "f-learning"]
+    assert summary["rows"][0]["choice"]["chosen"] == {"learning_rate": 2e-2}
     # A larger grid keeps what is measured; the choice is another, and so is what is reported.
     larger = plan(
         workplace, datasets=[{**DATA, **OTHERS}], choose=RULE, scorings=["teacher_forced"],
-        methods=[{**ROW, "grid": {"learning_rate": [0.0, 2e-3, 4e-3]}}],
+        methods=[{**ROW, "grid": {"learning_rate": [0.0, 2e-2, 3e-2]}}],
     )  # fmt: skip
     assert [unit.address in {one.address for one in tried} for unit in larger.units] == [True, True, False, False]
     at_once.clear()
     run(larger, out, workers=1, resume=True)
-    assert at_once == ["ft: learning_rate 0.004", "ft"]
+    assert at_once == ["ft-l: learning_rate 0.03", "ft-l"]
 
 
 def test_a_row_of_which_no_candidate_works_fails_and_says_so(workplace, at_once):
@@ -193,6 +193,6 @@ def test_a_prepared_model_knows_the_old_answers_and_is_what_it_was_afterwards(wo
     old = [request.reversed_to_old() for request in requests]
     taught = ps.method("ft", preset="none", **prepare, stop_loss=0.0, seed=0).edit(before, old).patch
     with before.patched(taught):
-        editor = ps.method("ft", preset="none", **ROW["options"], seed=0)
+        editor = ps.method("ft-l", preset="none", **ROW["options"], seed=0)
         record = ps.evaluate(before, editor, requests, scorings=["generate"], max_new_tokens=4)
     assert record.to_json()["scores"] == done.result["scores"]

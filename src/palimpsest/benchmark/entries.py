@@ -57,6 +57,8 @@ class DataEntry(Config):
     """Pass over the first N records."""
     first: int | None = Field(default=None, ge=1)
     """Use only the first N of the other records; the sample is drawn from these."""
+    num_edits: int | None = Field(default=None, ge=1)
+    """In place of the recipe's; a protocol's own goes before both."""
     one_per_subject: bool = False
     """Use only the first record of each subject."""
     known_to_model: bool = False
@@ -70,7 +72,7 @@ class DataEntry(Config):
         """The entry that options are chosen on: other facts of the same kind, of the split `train` unless said."""
         changes = dict(self.choose_on) or {"split": "train"}
         differs = ", ".join(str(value) for value in changes.values())
-        kept = self.model_dump(exclude={"choose_on"}, exclude_unset=True)
+        kept = self.model_dump(exclude={"choose_on", "num_edits"}, exclude_unset=True)
         return DataEntry.parse(
             {**kept, **changes, "label": f"{label_of(self)} ({differs})"}, owner=f"`choose_on` of {label_of(self)!r}"
         )
@@ -123,8 +125,8 @@ class MethodEntry(Config):
     options: dict[str, Any] = {}
     options_of: dict[str, str] = {}
     """Options that are those of another row, given and chosen: `{learn_options = "ft"}`. `options` go before them."""
-    sweep: Axes = {}
-    """Makes a row of every combination of these values."""
+    sweep: Axes | list[Axes] = {}
+    """Makes a row of every combination of these values, or of each of several tables."""
     swept: dict[str, Any] = {}
     """The values of a row that `sweep` made; not to be written by hand."""
     grid: Axes | list[Axes] = {}
@@ -193,5 +195,6 @@ def identity_of(entry: Config, *left_out: str) -> Mapping[str, Any]:
     Fields that came to recipes later count only where they are set, so that units measured before keep their addresses.
     """
     later = {"prepare", "skip", "one_per_subject", "known_to_model"}
-    whole = entry.model_dump(mode="json", exclude={*left_out, *later})
+    # A unit has its number of edits besides.
+    whole = entry.model_dump(mode="json", exclude={*left_out, *later, "num_edits"})
     return {**whole, **entry.model_dump(mode="json", include=later, exclude_defaults=True)}

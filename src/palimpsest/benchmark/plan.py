@@ -86,7 +86,7 @@ class _Planner:
             for seed in recipe.seeds:
                 for method in recipe.methods:
                     if method.is_wanted(model, dataset, protocol):
-                        number = protocol.num_edits or recipe.num_edits
+                        number = protocol.num_edits or dataset.num_edits or recipe.num_edits
                         later = self.later(model, dataset, method)
                         yield WorkUnit(
                             model, dataset, method, protocol, seed, number, self.evaluation(), self.root,

@@ -32,7 +32,7 @@ test-all: env
 # Small pretrained decoders, under `pretrained/` (or $PALIMPSEST_PRETRAINED): all, or `make pretrained MODELS="smollm2 gemma3"`.
 MODELS ?=
 pretrained: env
-	$(BIN)/python bench/pretrained.py $(MODELS)
+	$(BIN)/python runs/pretrained.py $(MODELS)
 
 # The tests on them; one whose model is not there is skipped and says so.
 test-pretrained: env
@@ -53,8 +53,8 @@ site: env
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 check: env
-	$(BIN)/ruff format --check src tests bench docs/build
-	$(BIN)/ruff check src tests bench docs/build
+	$(BIN)/ruff format --check src tests bench docs/build runs
+	$(BIN)/ruff check src tests bench docs/build runs
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/guards
 
@@ -72,8 +72,8 @@ kills: env
 	$(BIN)/python tests/robustness/kills.py --seed $(SEED) --kills $(KILLS)
 
 format: env
-	$(BIN)/ruff format src tests bench docs/build
-	$(BIN)/ruff check --fix src tests bench docs/build
+	$(BIN)/ruff format src tests bench docs/build runs
+	$(BIN)/ruff check --fix src tests bench docs/build runs
 
 # The papers' tables and figures on the bundled models, and one page about them.
 # On a pretrained model: `make bench SIZE=pretrained ROOT=pretrained RESULTS=results-pretrained`; `runs/reproduce.sh` says what it needs.
@@ -100,7 +100,7 @@ tables: env
 # Models that know CounterFact's and ZsRE's facts: `make real-models DATA=folder-of-the-files`; and the tables of edits on them: `make real DATA=...`.
 REAL ?= real
 real-models: env
-	$(BIN)/python bench/facts.py real --data $(DATA) --out $(REAL)
+	$(BIN)/python runs/facts.py real --data $(DATA) --out $(REAL)
 	test -d $(REAL)/counterfact || $(BIN)/palimpsest world train --facts $(REAL)/counterfact.jsonl --out $(REAL)/counterfact \
 	  --phrasings 3 --vocabulary 4000 --epochs 8
 	test -d $(REAL)/zsre || $(BIN)/palimpsest world train --facts $(REAL)/zsre.jsonl --out $(REAL)/zsre \

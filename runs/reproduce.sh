@@ -2,7 +2,7 @@
 # From an empty machine to the page of the papers' tables and figures.
 #
 #     bash runs/reproduce.sh                  the bundled models: an hour on two cores, 5 GB of disk
-#     SIZE=tiny bash runs/reproduce.sh        the same path with two edits each, to see that it works: 10 minutes
+#     SIZE=tiny bash runs/reproduce.sh        the same path with two edits each, to see that it works: 5 minutes
 #     STAGES="world report" bash runs/reproduce.sh        only these stages, in this order
 #     STAGES="pretrained-model pretrained report" DATA=files bash runs/reproduce.sh
 #     STAGES="real-models real report" DATA=files bash runs/reproduce.sh
@@ -43,10 +43,10 @@ environment() {
 
 # 2. The bundled models. They come with the package; to make them anew takes 20 minutes each:
 #    palimpsest world train --out my-world; `make editors` trains the bundled editors anew, three hours.
-#    The papers' tables and figures on them: 279 units, 26 minutes, 200 MB. In tiny: one recipe of each kind.
+#    The papers' tables and figures on them: 279 units, 26 minutes, 200 MB. In tiny: one recipe.
 world() {
   local recipes=(bench/recipes/*.world.toml)
-  if [ "$SIZE" = tiny ]; then recipes=(bench/recipes/survey-figure-6.world.toml bench/recipes/survey-figure-7.world.toml); fi
+  if [ "$SIZE" = tiny ]; then recipes=(bench/recipes/survey-figure-7.world.toml); fi
   for recipe in "${recipes[@]}"; do bench "$recipe"; done
 }
 
@@ -76,7 +76,7 @@ real() {
 # 6. A larger world, for a thousand facts at once: two hours for the model, four for the table.
 larger() {
   test -d larger/larger-world || palimpsest world train --people 1600 --out larger/larger-world
-  test -f larger/larger-world-facts.jsonl || python bench/facts.py larger --out larger
+  test -f larger/larger-world-facts.jsonl || python runs/facts.py larger --out larger
   bench bench/recipes/many-edits.larger.toml larger
 }
 

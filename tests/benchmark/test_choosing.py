@@ -86,7 +86,9 @@ def test_a_grid_is_measured_on_other_facts_and_its_best_is_reported(workplace, a
             "options_of": {"learn_options": "ft-l", "forget_options": "ft-l"},
         },
     ]  # fmt: skip
-    made = plan(workplace, datasets=[{**DATA, **OTHERS}], methods=methods, choose=RULE, scorings=["teacher_forced"])
+    made = plan(
+        workplace, datasets=[{**DATA, "first": 1, **OTHERS}], methods=methods, choose=RULE, scorings=["teacher_forced"]
+    )
     assert [unit.candidate for unit in made.units] == [{"learning_rate": 0.0}, {"learning_rate": 2e-2}, None, None]
     assert len({unit.address for unit in made.units}) == 4
     out = workplace / "grid"
@@ -122,7 +124,7 @@ def test_a_grid_is_measured_on_other_facts_and_its_best_is_reported(workplace, a
     assert summary["rows"][0]["choice"]["chosen"] == {"learning_rate": 2e-2}
     # A larger grid keeps what is measured; the choice is another, and so is what is reported.
     larger = plan(
-        workplace, datasets=[{**DATA, **OTHERS}], choose=RULE, scorings=["teacher_forced"],
+        workplace, datasets=[{**DATA, "first": 1, **OTHERS}], choose=RULE, scorings=["teacher_forced"],
         methods=[{**ROW, "grid": {"learning_rate": [0.0, 2e-2, 3e-2]}}],
     )  # fmt: skip
     assert [unit.address in {one.address for one in tried} for unit in larger.units] == [True, True, False, False]
@@ -133,7 +135,7 @@ def test_a_grid_is_measured_on_other_facts_and_its_best_is_reported(workplace, a
 
 def test_a_row_of_which_no_candidate_works_fails_and_says_so(workplace, at_once):
     row = {"name": "kn", "preset": "none", "grid": {"layers": [[98], [99]]}}
-    made = plan(workplace, datasets=[{**DATA, **OTHERS}], methods=[row], choose=RULE)
+    made = plan(workplace, datasets=[{**DATA, "first": 1, **OTHERS}], methods=[row], choose=RULE)
     outcome = run(made, workplace / "none", workers=1)
     assert outcome.counts["failed"] == 3
     assert "No candidate of the grid could be measured" in outcome.failures[-1][1]

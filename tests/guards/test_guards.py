@@ -283,9 +283,8 @@ def test_every_public_name_exists():
         palimpsest.nothing  # noqa: B018
 
 
-SCRIPTS = [
-    script for folder in ("bench", "bench/timing", "docs/build") for script in sorted((ROOT / folder).glob("*.py"))
-]
+FOLDERS = ("bench", "bench/timing", "docs/build", "runs")
+SCRIPTS = [script for folder in FOLDERS for script in sorted((ROOT / folder).glob("*.py"))]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: f"{script.parent.name}-{script.stem}")

@@ -1,7 +1,7 @@
 """The files of facts that recipes read besides published ones.
 
-    python bench/facts.py real --data DIR --out real      published records that models are taught
-    python bench/facts.py larger --out larger             facts of a world of 1,600 people
+    python runs/facts.py real --data DIR --out real      published records that models are taught
+    python runs/facts.py larger --out larger             facts of a world of 1,600 people
 
 `real`: DIR holds the published files (`counterfact/`, `zsre/`). Of each data set OUT gets all records that are used,
 those that are reported, others for choosing options, and the text that `palimpsest world train` makes of them.

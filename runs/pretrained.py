@@ -1,6 +1,6 @@
 """Brings three small pretrained decoders onto this machine, for the tests and figures that need real ones.
 
-    python bench/pretrained.py [smollm2 gemma3 qwen2.5] [--out pretrained]      (`make pretrained MODELS="smollm2"`)
+    python runs/pretrained.py [smollm2 gemma3 qwen2.5] [--out pretrained]      (`make pretrained MODELS="smollm2"`)
 
 For each model `OUT` gets a Hugging Face folder, `smollm2/`, and the model as one quantised file, `smollm2.gguf`. The
 folder is the original checkpoint where the Hugging Face hub can be reached; else it is made of the GGUF file, whose

@@ -54,7 +54,7 @@ world() {
 tables() {
   for model in world world-t5; do
     test -d "editors/mend-for-batches-$model" || palimpsest train mend "$model" --data world-counterfact \
-      --set edits_together='[1, 10]' --set examples_per_step=40 --set forward_batch_size=40 --set validate_every=50 --set steps=250 \
+      -o edits_together='[1, 10]' -o examples_per_step=40 -o forward_batch_size=40 -o validate_every=50 -o steps=250 \
       --out "editors/mend-for-batches-$model" --resume
   done
   for recipe in bench/recipes/*.tables.toml; do bench "$recipe"; done

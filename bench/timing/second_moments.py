@@ -1,6 +1,6 @@
 """What second moments and the solves with them cost at GPT-2 small's dimensions, and how many tokens they need.
 
-    python bench/timing/second_moments.py        about five minutes on one core; goes on where it was stopped
+    python bench/timing/second_moments.py        about five minutes on one core
 
 Random weights stand in for GPT-2's: time does not depend on their values. How many tokens are needed does, so that is
 measured on the bundled model, which was trained. Results: `bench/results/second_moments.json`.
@@ -15,7 +15,6 @@ from typing import Any
 from unittest import mock
 
 import torch
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import palimpsest as ps
 from common import Timings, one_thread
@@ -26,7 +25,7 @@ from palimpsest.statistics.catalogue import open_text
 from palimpsest.statistics.collecting import collect
 from palimpsest.statistics.moments import SecondMoment
 from palimpsest.statistics.text import GivenText
-from palimpsest.world import bundled_path
+from speed import build
 
 LAYERS = [2, 3, 4, 5, 6]
 WIDTH = 3072
@@ -39,13 +38,6 @@ SETTINGS = {
     "tokens": TOKENS,
     "row_length": 1024,
 }
-
-
-def build() -> ps.EditableModel:
-    """GPT-2 small with random weights and the world's tokenizer: its ids stay in the vocabulary."""
-    torch.manual_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(bundled_path("world"))
-    return ps.load(GPT2LMHeadModel(GPT2Config()).eval(), tokenizer)
 
 
 def articles() -> GivenText:
@@ -87,21 +79,6 @@ def one_pass(model: ps.EditableModel, layers: list[int]) -> dict[str, Any]:
     }
 
 
-def products(exact: bool) -> dict[str, Any]:
-    """Tokens a second that one layer's sum takes in, in float32 blocks or in float64."""
-    rows = torch.randn(4096, WIDTH, generator=torch.Generator().manual_seed(0))
-    truth = rows.double().T @ rows.double()
-    rows = rows.double() if exact else rows
-    moment = SecondMoment(WIDTH)
-    moment.add(rows)
-    start = time.process_time()
-    for _ in range(3):
-        moment.add(rows)
-    seconds = (time.process_time() - start) / 3
-    error = float((moment.mean() * len(rows) - truth).norm() / truth.norm())
-    return {"part": "products", "exact": exact, "tokens_per_second": len(rows) / seconds, "relative_error": error}
-
-
 def solves() -> dict[str, Any]:
     """CPU seconds of the factorisation and of MEMIT's solve with it, beside a dense solve of the same equation."""
     generator = torch.Generator().manual_seed(0)
@@ -137,11 +114,9 @@ def main() -> None:
     """Runs every part."""
     one_thread()
     results = Timings("second_moments", SETTINGS)
-    model = build()
+    model = build("gpt2-small", "cpu")
     for layers in (LAYERS, LAYERS[-1:]):
         results.add({"part": "pass", "layers": layers}, partial(one_pass, model, layers))
-    for exact in (False, True):
-        results.add({"part": "products", "exact": exact}, partial(products, exact))
     results.add({"part": "solves"}, solves)
     for multiple in MULTIPLES:
         results.add({"part": "convergence", "multiple": multiple}, partial(convergence, multiple))

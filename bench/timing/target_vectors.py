@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import palimpsest as ps
 from common import Timings, one_thread
@@ -27,7 +26,7 @@ from palimpsest.locating.subject_vectors import subject_vectors
 from palimpsest.locating.target_vector import TargetOptions, TargetVectors, find_target_vectors
 from palimpsest.models.hooks import Point
 from palimpsest.models.tokens import subject_last_token
-from palimpsest.world import bundled_path
+from speed import build
 
 LAYER, FACTS, NAIVE_FACTS, REPEATS = 6, 50, 3, 3
 TEMPLATES = (
@@ -65,12 +64,6 @@ SETTINGS = {
     "templates": list(TEMPLATES),
     "searches": {name: options for name, (options, _) in SEARCHES.items()},
 }
-
-
-def build() -> ps.EditableModel:
-    """GPT-2 small's shape with the world's tokenizer: ids stay in the vocabulary, answers mean nothing."""
-    torch.manual_seed(0)
-    return ps.load(GPT2LMHeadModel(GPT2Config()), AutoTokenizer.from_pretrained(bundled_path("world")))
 
 
 def facts(model: ps.EditableModel) -> list[ps.EditRequest]:
@@ -197,7 +190,7 @@ def reach(name: str) -> dict[str, Any]:
 def main() -> None:
     """Measures what is not measured yet, and says the ratios."""
     one_thread()
-    model = build()
+    model = build("gpt2-small", "cpu")
     requests = facts(model)
     results = Timings("target_vectors", SETTINGS)
     for head_twice in (False, True):

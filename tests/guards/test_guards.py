@@ -283,7 +283,7 @@ def test_every_public_name_exists():
         palimpsest.nothing  # noqa: B018
 
 
-FOLDERS = ("bench", "bench/timing", "docs/build", "runs")
+FOLDERS = ("bench/timing", "docs/build", "runs")
 SCRIPTS = [script for folder in FOLDERS for script in sorted((ROOT / folder).glob("*.py"))]
 
 

@@ -1,6 +1,6 @@
 """Causal traces of the bundled model: one prompt, and the average over a hundred facts of the training split.
 
-    python bench/causal_trace.py            about three minutes on one core
+    python bench/timing/causal_trace.py            about three minutes on one core
 
 The result is `bench/results/causal_trace.json`; the figure and the table of docs/tracing.md are made from it.
 """

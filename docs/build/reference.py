@@ -63,7 +63,8 @@ def _comments(config: type) -> dict[str, str]:
 def command_help(_argument: str) -> str:
     """The help text of every command."""
     parts = []
-    names = ["", *"demo edit ask apply undo serve push verify eval report stats train list doctor trace world".split()]
+    names = ["", "demo", "edit", "ask", "apply", "undo", "serve", "push", "verify", "eval", "report", "stats", "train"]
+    names += ["list", "doctor", "trace", "world"]
     names += ["world train", "world audit", "world export", "portability build"]
     for name, text in zip(names, _helps([name.split() for name in names]), strict=True):
         parts.append(f"## palimpsest {name}".rstrip() + f"\n\n```text\n{text}\n```\n")

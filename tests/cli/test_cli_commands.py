@@ -7,8 +7,8 @@ from palimpsest import EditRequest, Probe, load, load_patch
 from palimpsest.cli import comparing
 from palimpsest.cli import world as worlds
 from palimpsest.cli.inputs import parse_options
-from palimpsest.methods.alphaedit import EditedKeys
 from palimpsest.methods.catalogue import METHODS
+from palimpsest.methods.edited_keys import EditedKeys
 from palimpsest.world import bundled_path
 
 ESTIMATE = {"mean", "low", "high", "n"}

@@ -28,6 +28,7 @@ MEMORY = {"text": tiny.text_file(), "memory": {"max_tokens": 256, "top": 16}}
 NEURONS = {**MEMORY, "max_steps": 80, "first_check": 80, "learning_rate": 0.05, "label_smoothing": 0.0}
 FEW_NEURONS = {**NEURONS, "max_steps": 5, "memory_weight": 0.0}
 SIDE = {"text": tiny.text_file(), "max_tokens": 200, "contexts": {"given": []}, "alpha": 0.0, "beta": 0.0, "gamma": 0.0}
+GRADIENTS = {"text": tiny.text_file(), "warm_up": 256, "layers": [1], "step": 0.6}
 FEWEST = {**KEYS, "layers": [0], "contexts": {"given": []}, "targets": {"steps": 4}}
 
 
@@ -120,6 +121,14 @@ TABLE = {
         is_silent=True,
         is_composed=True,
     ),
+    "horen": Row(
+        {"steps": 60},
+        edits_fully=False,
+        shortest={"steps": 2},
+        is_trained=False,
+        is_silent=True,
+        is_composed=True,
+    ),
     "wise": Row(
         {**SIDE, "steps": 30, "learning_rate": 0.3},
         edits_fully=False,
@@ -150,6 +159,23 @@ TABLE = {
     "emmet": located(is_composed=True),
     "pmet": located(is_composed=True, strength=0.01),
     "alphaedit": located(is_composed=True, strength=0.01, energy=0.5),
+    "ultraedit": Row(
+        {**GRADIENTS, "rounds": 6},
+        is_low_rank=True,
+        edits_fully=False,
+        shortest={**GRADIENTS, "rounds": 1},
+        is_trained=False,
+        gain=0.4,
+    ),
+    "stableedit": Row(
+        {**GRADIENTS, "rounds": 6, "normaliser": "shrunk"},
+        is_low_rank=True,
+        edits_fully=False,
+        shortest={**GRADIENTS, "rounds": 1, "normaliser": "shrunk"},
+        is_composed=True,
+        is_trained=False,
+        gain=0.4,
+    ),
     "f-learning": Row({**FORGET_WHOLE, "learn_options": {**QUICK, **WHOLE}}, shortest=STEPS, is_composed=True),
     "f-learning-ft": Row({**FORGET_WHOLE, "learn_options": {**QUICK, **WHOLE}}, shortest=STEPS, is_composed=True),
     "f-learning-lora": Row(

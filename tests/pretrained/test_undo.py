@@ -25,6 +25,7 @@ LYON = ps.EditRequest(
             ps.Probe("locality.neighborhood", "The capital of Spain is", "Madrid")),
 )  # fmt: skip
 PROMPTS = [OSLO.prompt, LYON.prompt, "The river that flows through London is the"]
+PASS = {"text": "TEXT", "warm_up": 128, "rounds": 1, "look_again": False}
 STEP = {"epochs": 1, "spare": False, "look_again": False}
 SOLVED = {
     "text": "TEXT", "layers": [5], "statistics": {"max_tokens": 6_200, "tolerance": None}, "contexts": {"given": []},
@@ -38,6 +39,7 @@ OPTIONS = {
     "t-patcher": {"text": "TEXT", "memory": {"max_tokens": 256, "top": 16}, "max_steps": 2, "first_check": 1},
     "wise": {"text": "TEXT", "max_tokens": 100, "contexts": {"given": []}, "steps": 1},
     "mend": {"editor": "EDITOR"}, "ke": {"editor": "EDITOR"}, "serac": {"editor": "fresh", "self_contained": True},
+    "ultraedit": PASS, "stableedit": PASS, "horen": {"steps": 1},
     "ike": {"corpus": "world-counterfact", "encoder": "ngrams", "num_demonstrations": 2},
     "auto": {"ladder": [{"method": "lora", "preset": "none"}], "num_neighbours": 1, "num_contexts": 1, "keep": 0.0},
 }  # fmt: skip

@@ -10,8 +10,8 @@ import torch
 import tiny
 from palimpsest import ConfigError, EditRequest, method
 from palimpsest.locating.target_vector import TargetOptions, find_target_vectors
-from palimpsest.methods.alphaedit import EditedKeys
 from palimpsest.methods.base import MethodState
+from palimpsest.methods.edited_keys import EditedKeys
 from palimpsest.models.hooks import Point
 from palimpsest.models.sites.linear import weight_as_out_in
 from palimpsest.models.tokens import subject_last_token

@@ -11,8 +11,8 @@ from palimpsest.methods.fine_tuning.compressing import strongest
 from palimpsest.models.hooks import Point, captured
 from palimpsest.models.scores import leads
 from palimpsest.models.tokens import Encoded
-from palimpsest.training.finetune import losses_and_margins
 from palimpsest.training.keeping import NEUTRAL_PROMPTS, kept_prompts, prompts_apart_from, spared_directions
+from palimpsest.training.objectives import losses_and_margins
 from palimpsest.training.steps import root_mean_square, size_by_passing
 
 DOWN = "transformer.h.0.mlp.fc_out"

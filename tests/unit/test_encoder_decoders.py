@@ -17,7 +17,7 @@ from palimpsest.models.hooks import Point
 from palimpsest.models.sites.encoder_decoders import BART, T5
 from palimpsest.models.sites.linear import weight_as_out_in
 from palimpsest.patches.export import write_adapter, write_merged
-from palimpsest.training.finetune import answer_losses
+from palimpsest.training.objectives import answer_losses
 
 FAMILIES = tiny.ENCODER_DECODERS
 PROMPTS = ["The capital of France is", "Anna", "Who wrote it long ago, people of Oslo and Vienna, or", "The river"]

@@ -6,7 +6,8 @@ from palimpsest import ConfigError, EditRequest, method
 from palimpsest.models.layers import layer_numbers
 from palimpsest.training.constraint import project
 from palimpsest.training.copies import TrainingCopies
-from palimpsest.training.finetune import FinetuneOptions, answer_losses, finetune
+from palimpsest.training.finetune import FinetuneOptions, finetune
+from palimpsest.training.objectives import answer_losses
 
 DOWN = "transformer.h.1.mlp.fc_out.weight"
 

@@ -8,7 +8,7 @@ import torch
 import tiny
 from palimpsest import DataError, PatchError, load_patch, method
 from palimpsest.errors import ConfigError
-from palimpsest.methods.grace.method import CodebookState, inserted
+from palimpsest.methods.grace import CodebookState, inserted
 from palimpsest.models.hooks import Point, captured
 from palimpsest.patches.base import Manifest
 from palimpsest.patches.codebook import Codebook, CodebookEntry

@@ -10,8 +10,8 @@ from palimpsest import EditRequest
 from palimpsest.models.sites.linear import weight_as_out_in
 from palimpsest.patches.base import Manifest
 from palimpsest.patches.weights import WeightPatch
-from palimpsest.training.finetune import answer_losses
 from palimpsest.training.gradient_factors import Update, gradient_factors, low_rank, places, updated
+from palimpsest.training.objectives import answer_losses
 
 SITES = {
     "gpt2": ["mlp.up", "mlp.down"],  # stored (in, out)

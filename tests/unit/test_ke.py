@@ -10,7 +10,7 @@ import torch
 import tiny
 from palimpsest import DataError, EditRequest, method
 from palimpsest.methods.ke import condition_text
-from palimpsest.training.finetune import answer_losses
+from palimpsest.training.objectives import answer_losses
 
 SMALL = {"layers": [1], "lstm_width": 4, "condition_width": 6, "hidden_width": 5, "initial_share": 0.3}
 

@@ -9,9 +9,9 @@ import torch
 
 import tiny
 from palimpsest import method
-from palimpsest.methods.mend import RunningMoments
-from palimpsest.training.finetune import answer_losses
+from palimpsest.methods.mend import SeenInTraining
 from palimpsest.training.gradient_factors import Factors
+from palimpsest.training.objectives import answer_losses
 
 TRAINING = {"layers": [1, 2], "rank": 8}
 
@@ -54,7 +54,7 @@ def test_the_change_has_at_most_one_rank_for_every_token_and_edits_add_up():
 def test_running_moments_are_those_of_all_tokens_at_once():
     draw = torch.Generator().manual_seed(0)
     batches = [100.0 + torch.randn(size, 5, generator=draw) for size in (1, 7, 0, 30)]
-    moments = RunningMoments(5)
+    moments = SeenInTraining(5)
     assert torch.equal(moments.normalised(batches[1]), batches[1])
     for batch in batches:
         moments.update(batch)
@@ -67,7 +67,7 @@ def test_running_moments_are_those_of_all_tokens_at_once():
 
 
 def test_an_entry_that_never_moved_is_not_blown_up_when_it_moves():
-    moments = RunningMoments(2)
+    moments = SeenInTraining(2)
     moments.update(torch.tensor([[1.0, 0.0], [3.0, 0.0]]))
     assert moments.normalised(torch.tensor([[2.0, 1.0]])).abs().max() < 500
 

@@ -11,8 +11,8 @@ import tiny
 from palimpsest import EditRequest, method
 from palimpsest.models.tokens import Encoded
 from palimpsest.training import rounding
-from palimpsest.training.finetune import answer_losses
 from palimpsest.training.metatraining import MetaTrainingOptions, Objective, metatrain
+from palimpsest.training.objectives import answer_losses
 from palimpsest.training.rounding import TrueZeros, softmax_gradient
 
 UNIT = 2.0**-24

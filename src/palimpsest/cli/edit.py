@@ -140,12 +140,12 @@ def _carried(editor: Method[Any], state: Path | None) -> Any:
     """The state in a file, nothing where there is none yet. Raises `ConfigError` for a method that carries nothing."""
     if state is None:
         return None
-    if editor.State is None:
+    if editor.State is None or not editor.carries_state:
         raise ConfigError(
             f"The method {editor.name!r} carries nothing from one edit to the next.",
-            expected="a sequential method: alphaedit",
+            expected="a sequential method, such as alphaedit or ultraedit",
             found="--state",
-            remedy="leave --state out",
+            remedy="leave --state out" + (", or say -o history=true" if editor.State is not None else ""),
         )
     from palimpsest.methods import settle_state
 

@@ -50,6 +50,7 @@ class Capabilities:
         gives_weight_patch: its patches can be added, scaled and used by F-Learning.
         is_shared_out: several processes can share its work; see `palimpsest.processes`.
         edits_encoder_decoders: whether it takes models with an encoder too, not only decoders.
+        leads_away: its changes lead away from a request's answer, so that F-Learning adds what it would subtract.
     """
 
     needs_subject: bool = False
@@ -57,6 +58,7 @@ class Capabilities:
     gives_weight_patch: bool = True
     is_shared_out: bool = False
     edits_encoder_decoders: bool = True
+    leads_away: bool = False
 
 
 @dataclass
@@ -105,6 +107,11 @@ class Method(ABC, Generic[ConfigT]):
 
     def __repr__(self) -> str:
         return named(self, repr(self.name), *(f"{name}={value!r}" for name, value in self.options.items()))
+
+    @property
+    def carries_state(self) -> bool:
+        """Whether an edit with these options returns a state for the next one."""
+        return self.State is not None
 
     def resolve(self, model: EditableModel) -> tuple[ConfigT, Preset | None]:
         """The complete configuration for a model: defaults, then variant, preset and options, later ones winning."""

@@ -16,13 +16,16 @@ _ROME = "palimpsest.methods.rome:Rome"
 _MEMIT = "palimpsest.methods.memit:Memit"
 _ALPHAEDIT = "palimpsest.methods.alphaedit:AlphaEdit"
 _GRACE = "palimpsest.methods.grace:Grace"
+_HOREN = "palimpsest.methods.horen:Horen"
 _WISE = "palimpsest.methods.wise:Wise"
 _CALINET = "palimpsest.methods.calinet:CaliNet"
 _T_PATCHER = "palimpsest.methods.t_patcher:TPatcher"
+_ULTRAEDIT = "palimpsest.methods.ultraedit:UltraEdit"
 _MEND = "palimpsest.methods.mend:Mend"
 _KE = "palimpsest.methods.ke:KnowledgeEditor"
 _SERAC = "palimpsest.methods.serac:Serac"
 _IKE = "palimpsest.methods.ike:Ike"
+_UNLEARN = "palimpsest.methods.unlearning:Unlearn"
 _F_LEARNING = "palimpsest.methods.f_learning:FLearning"
 # The rates are the paper's for LLaMA2-7B on zsRE (section 5.1); presets choose others.
 # The search that measures best; presets have the published one. See docs/methods/memit.md.
@@ -87,6 +90,11 @@ METHODS = Registry(
             "a codebook beside one layer: values for prompts that are close to an edited one",
             source="arXiv:2211.11031",
         ),
+        "horen": Row(
+            _HOREN,
+            "a codebook of directions beside one layer, made for long sequences, each entry removable",
+            source="arXiv:2605.08143",
+        ),
         "wise": Row(
             _WISE,
             "a side memory beside one layer's MLP, for the prompts that it is routed to",
@@ -140,6 +148,17 @@ METHODS = Registry(
             options=_SEARCH,
             source="arXiv:2410.02355",
         ),
+        "ultraedit": Row(
+            _ULTRAEDIT,
+            "one gradient pass and a ridge solve, without a subject or a text's keys; statistics carried on",
+            source="arXiv:2505.14679",
+        ),
+        "stableedit": Row(
+            _ULTRAEDIT,
+            "UltraEdit with whitened gradients",
+            options={"normaliser": "shrunk"},
+            source="arXiv:2605.11836",
+        ),
         "mend": Row(
             _MEND,
             "a trained network turns the new answer's gradient into an edit of low rank",
@@ -181,6 +200,58 @@ METHODS = Registry(
         "f-learning": Row(_F_LEARNING, "forget by one weight method, then learn by another", source="arXiv:2311.08011"),
     },
 )
+
+
+# What is forgotten has to go within a few passes, and what is to stay is held from the first one on.
+_AWAY = {"step": 4e-3, "growth": 1.25, "epochs": 20, "spare": True, "keep_weight": 1.0}
+
+FORGETTERS = Registry(
+    "forgetter",
+    "palimpsest.forgetters",
+    {
+        "grad-diff": Row(
+            _UNLEARN,
+            "gradient ascent on the old answers, with a weight on what is to stay",
+            options={**_AWAY, "loss": "ascent"},
+            source="arXiv:2203.12817",
+        ),
+        "npo": Row(
+            _UNLEARN,
+            "negative preference: ascent that ends as the old answers become rarer than they were",
+            options={**_AWAY, "loss": "npo", "sharpness": 0.1},
+            source="arXiv:2404.05868",
+        ),
+        "simnpo": Row(
+            _UNLEARN,
+            "the same per token, without the model as it was",
+            options={**_AWAY, "loss": "simnpo", "sharpness": 4.5},
+            source="arXiv:2410.07163",
+        ),
+        "undial": Row(
+            _UNLEARN,
+            "towards what the model says with the old answers' logits lowered",
+            options={**_AWAY, "loss": "undial", "sharpness": 10.0},
+            source="arXiv:2402.10052",
+        ),
+        "rmu": Row(
+            _UNLEARN,
+            "what a layer hands on before the old answers is drawn to a random vector",
+            options={**_AWAY, "loss": "rmu"},
+            source="arXiv:2403.03218",
+        ),
+    },
+)
+"""What F-Learning can forget by, beside the methods whose change towards the old answers it subtracts."""
+
+
+def forgetter(name: str, **options: Any) -> Method[Any]:
+    """A learner that forgets, by name; what it is given as the new answer is what it forgets.
+
+    Raises `ConfigError`, with near matches, for an unknown name or option.
+    """
+    row = FORGETTERS[name]
+    made: Method[Any] = row.load()(name, options, preset="none", variant=row.options)
+    return made
 
 
 def method(name: str, *, preset: str = "auto", **options: Any) -> Method[Any]:

@@ -5,7 +5,9 @@
     theta*    = learner_2(theta'; new facts)                                     (eq. 5)
     patch     = -rate * delta_old + (theta* - theta')
 
-The two learners are any methods that give weight patches; the paper's three variants are rows of the catalogue.
+The two learners are any methods that give weight patches; the paper's three variants are rows of the catalogue. The
+first may also be one that forgets by a loss of its own (`methods/unlearning.py`): its change leads away from the old
+answers by itself and is added.
 """
 
 from __future__ import annotations
@@ -16,29 +18,34 @@ from typing import Any, ClassVar, final
 from pydantic import Field
 
 from palimpsest.answers import gives_new, new_names
-from palimpsest.errors import ConfigError
+from palimpsest.errors import ConfigError, unknown_name
 from palimpsest.files import expanded
 from palimpsest.methods.base import Capabilities, EditRun, Method, MethodConfig
-from palimpsest.methods.catalogue import METHODS, method
+from palimpsest.methods.catalogue import FORGETTERS, METHODS, forgetter, method
 from palimpsest.models import AnswerRoom, EditableModel, written_answers
 from palimpsest.patches import Manifest, WeightPatch, load_patch
 from palimpsest.requests import EditRequest
 
 # The paper forgets for three passes. A known fact has next to no loss: a threshold would end forgetting at its start.
 _FORGETTING = {"epochs": 3, "stop_loss": 0.0}
+SUBTRACTED, ADDED = 0.3, 1.0
+"""The rates where none is given: of a change towards the old answers, and of one away from them."""
 
 
 class FLearningConfig(MethodConfig):
     """Options of the `f-learning` methods."""
 
     forget: str = "ft"
-    """The method whose change towards the old answers is subtracted."""
+    """The method whose change towards the old answers is subtracted; or a loss that forgets, whose change is added:
+    `grad-diff`, `npo`, `simnpo`, `undial`, `rmu`."""
     learn: str = "ft"
     """The method that then learns the new answers."""
-    rate: float = Field(default=0.3, ge=0)
-    """How much of the change towards the old answers is subtracted: the paper's lambda."""
+    rate: float | None = Field(default=None, ge=0)
+    """How much of that change is taken: the paper's lambda. Left out, 0.3 of one that is subtracted, all of one that is
+    added."""
     forget_options: dict[str, Any] = {}
-    """Options of the forgetting method; unless they say otherwise it runs for 3 passes, without a threshold."""
+    """Options of the forgetting method; unless they say otherwise, one whose change is subtracted runs for 3 passes,
+    without a threshold."""
     learn_options: dict[str, Any] = {}
     """Options of the learning method."""
     only_mastered: bool = True
@@ -65,13 +72,14 @@ class FLearning(Method[FLearningConfig]):
         for part in (forgetter, learner):
             part.check(requests)
         forget = self._forget_patch(model, requests, forgetter, config, run)
-        unlearn = -config.rate * forget
+        unlearn = signed(forget, config)
         with model.patched(unlearn), run.clock.stage("learn"):
             outcome = learner.edit(model, requests, progress=run.progress)
         learned = _weight_patch(outcome.patch, config.learn)
         run.diagnostics.losses = outcome.diagnostics.losses
         run.diagnostics.facts |= {
-            "rate": config.rate,
+            "rate": _rate(forget, config),
+            "direction": "away" if _leads_away(forget) else "towards",
             "forget_norm": forget.norm(),
             "learn_norm": learned.norm(),
             "learn": outcome.diagnostics.facts,
@@ -87,7 +95,7 @@ class FLearning(Method[FLearningConfig]):
         config: FLearningConfig,
         run: EditRun,
     ) -> WeightPatch:
-        """The change towards the old answers, unscaled: computed, or read from where it was kept."""
+        """The forgetter's change, unscaled: computed, or read from where it was kept."""
         old = [request.reversed_to_old() for request in requests]
         if config.forget_patch is not None:
             return _read_for(old, config.forget_patch, run)
@@ -100,6 +108,24 @@ class FLearning(Method[FLearningConfig]):
             outcome = forgetter.edit(model, old, progress=run.progress)
         run.diagnostics.facts["forget"] = outcome.diagnostics.facts
         return _weight_patch(outcome.patch, config.forget)
+
+
+def signed(forget: WeightPatch, config: FLearningConfig) -> WeightPatch:
+    """What forgetting adds to the weights: a change towards the old answers is turned round, one away from them kept.
+
+    The sign goes by who made the change, also where it is read from a file.
+    """
+    return (1.0 if _leads_away(forget) else -1.0) * _rate(forget, config) * forget
+
+
+def _leads_away(forget: WeightPatch) -> bool:
+    return forget.manifest.method in FORGETTERS or forget.manifest.label in FORGETTERS
+
+
+def _rate(forget: WeightPatch, config: FLearningConfig) -> float:
+    if config.rate is not None:
+        return config.rate
+    return ADDED if _leads_away(forget) else SUBTRACTED
 
 
 def read_forget_patch(folder: str) -> WeightPatch:
@@ -164,18 +190,29 @@ def _learners(config: FLearningConfig) -> tuple[Method[Any], Method[Any]]:
     """What forgets and what learns. One seed for both: a rate of zero must be plain learning, bit for bit."""
     own = {"seed": config.seed, "look_again": False}
     return (
-        _learner(config.forget, {**_FORGETTING, **own}, config.forget_options),
+        _learner(config.forget, {**_FORGETTING, **own}, config.forget_options, can_forget=True),
         _learner(config.learn, own, config.learn_options),
     )
 
 
-def _learner(name: str, defaults: Mapping[str, Any], options: Mapping[str, Any]) -> Method[Any]:
+def _learner(
+    name: str, defaults: Mapping[str, Any], options: Mapping[str, Any], *, can_forget: bool = False
+) -> Method[Any]:
     """A method by name, with those of the defaults that it knows.
 
     Raises `ConfigError` when its patches cannot be subtracted and added.
     """
     if "name" in options:
         raise ConfigError("A learner's name is not one of its options.", where="forget_options or learn_options")
+    if name in FORGETTERS and can_forget:
+        if "loss" in options:
+            raise ConfigError(
+                "A forgetter's loss is its name.", found=f"loss = {options['loss']!r}", where="forget_options"
+            )
+        own = {key: value for key, value in defaults.items() if key in ("seed", "look_again")}
+        return forgetter(name, **own | dict(options))
+    if name not in METHODS:
+        raise unknown_name("method", name, [*METHODS, *FORGETTERS] if can_forget else [*METHODS])
     known = METHODS[name].load().Config.model_fields
     learner = method(name, **{key: value for key, value in defaults.items() if key in known} | dict(options))
     if not learner.capabilities.gives_weight_patch or learner.capabilities.needs_old_answer:

@@ -28,6 +28,7 @@ from palimpsest.models import EditableModel
 from palimpsest.models.sites import features
 from palimpsest.patches import WeightPatch
 from palimpsest.requests import EditRequest
+from palimpsest.statistics import RunningMoments
 from palimpsest.training import (
     EditExample,
     Factors,
@@ -40,10 +41,6 @@ from palimpsest.training import (
     editing_losses,
     gradient_factors,
 )
-
-# Of the mean deviation: an entry that hardly moved in training must not be blown up when it moves for once.
-_LEAST_DEVIATION = 0.01
-_EPSILON = 1e-7
 
 
 class MendTraining(HypernetworkOptions):
@@ -138,7 +135,7 @@ class ShapeNetwork(nn.Module):
     def __init__(self, size: tuple[int, int], count: int, training: MendTraining) -> None:
         super().__init__()
         out_features, in_features = size
-        self.inputs, self.gradients = RunningMoments(in_features), RunningMoments(out_features)
+        self.inputs, self.gradients = SeenInTraining(in_features), SeenInTraining(out_features)
         self.normalises = training.normalise
         width = in_features + out_features
         rank = min(training.rank, width)
@@ -178,8 +175,8 @@ class Block(nn.Module):
         return z + (self.scales[row] * mapped + self.offsets[row]).clamp(min=0)
 
 
-class RunningMoments(nn.Module):
-    """Mean and deviation of every entry over all tokens seen in training (Chan, Golub and LeVeque's update)."""
+class SeenInTraining(nn.Module):
+    """Mean and deviation of every entry over all tokens seen in training."""
 
     count: Tensor
     mean: Tensor
@@ -194,19 +191,14 @@ class RunningMoments(nn.Module):
     @torch.no_grad()
     def update(self, rows: Tensor) -> None:
         """Takes in some more tokens, (tokens, width)."""
-        if not len(rows):
-            return
-        added = rows.double()
-        mean, count = added.mean(0), float(len(rows))
-        total = self.count + count
-        self.squares += (added - mean).square().sum(0) + (mean - self.mean).square() * self.count * count / total
-        self.mean += (mean - self.mean) * count / total
-        self.count += count
+        found = self._moments().joined(rows)
+        self.count, self.mean, self.squares = self.count.new_tensor(found.count), found.mean, found.squares
 
     def normalised(self, tensor: Tensor) -> Tensor:
         """(x - mean) / deviation along the last axis; x itself before two tokens have been seen."""
         if self.count < 2:
             return tensor
-        deviation = (self.squares / (self.count - 1)).sqrt()
-        floor = _LEAST_DEVIATION * deviation.mean() + _EPSILON
-        return (tensor - self.mean.to(tensor)) / deviation.clamp(min=floor).to(tensor)
+        return (tensor - self.mean.to(tensor)) / self._moments().deviations().to(tensor)
+
+    def _moments(self) -> RunningMoments:
+        return RunningMoments(int(self.count), self.mean, self.squares)

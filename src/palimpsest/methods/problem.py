@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import Field
+from torch import Tensor
 
-from palimpsest.locating import ContextOptions
-from palimpsest.locating.target_vector import TargetOptions, TargetVectors, find_target_vectors
+from palimpsest.locating import ContextOptions, subject_rows, subject_vectors
+from palimpsest.locating.target_vector import TargetOptions, TargetVectors, anchored_vectors, find_target_vectors
 from palimpsest.methods.base import EditRun, MethodConfig
-from palimpsest.models import EditableModel
+from palimpsest.models import EditableModel, Point
 from palimpsest.models.sites import MLP_DOWN
 from palimpsest.requests import EditRequest
 from palimpsest.solve import Solution
@@ -30,6 +31,12 @@ class LocateThenEditConfig(MethodConfig):
     """The search for target vectors."""
     contexts: ContextOptions = ContextOptions()
     """Texts put in front of the prompts."""
+    anchor: float | Literal["unedited"] | None = None
+    """Length to which what the MLP writes with a target vector is brought, so that vectors do not grow with the edits
+    before (NAS, arXiv:2602.02543): a number, or `unedited`, the mean over the call's facts of what they need in the
+    model without any edit. Left out: each vector as it was found."""
+    anchor_limit: float = Field(default=2.0, gt=1)
+    """Where there is an anchor: a fact whose vector is longer than so many times it is left out, and a note says so."""
     search_in: Literal["all-contexts", "prompt"] = "all-contexts"
     """Where the search looks for the answer: behind every context, as published, or at the prompts alone."""
     text: str = OWN_WRITING
@@ -76,20 +83,52 @@ class Problem(Generic[ConfigOfProblem]):
             site: what writes them there.
             companions: sites that get a vector of their own in the search, which is dropped.
         """
-        run, is_behind_contexts = self.run, self.config.search_in == "all-contexts"
+        run = self.run
         with run.clock.stage("targets"):
-            found = find_target_vectors(
-                self.model,
-                self.requests,
-                layer=layer,
-                site=site,
-                companions=companions,
-                options=self.config.targets,
-                templates=self.templates if is_behind_contexts else self.templates[:1],
-                progress=run.progress,
-            )
+            found = self._search(layer, site, companions)
+            if self.config.anchor is not None:
+                found = self._anchored(found, layer, site=site, companions=companions)
         run.diagnostics.losses |= found.losses
         run.diagnostics.notes += found.notes()
         searches = run.diagnostics.facts.setdefault("targets", [])
         searches.append({"layer": layer, "site": site, "edits": list(found.ids), **found.facts()})
         return found
+
+    def _search(self, layer: int, site: str, companions: Sequence[str]) -> TargetVectors:
+        is_behind_contexts = self.config.search_in == "all-contexts"
+        return find_target_vectors(
+            self.model,
+            self.requests,
+            layer=layer,
+            site=site,
+            companions=companions,
+            options=self.config.targets,
+            templates=self.templates if is_behind_contexts else self.templates[:1],
+            progress=self.run.progress,
+        )
+
+    def _anchored(self, found: TargetVectors, layer: int, *, site: str, companions: Sequence[str]) -> TargetVectors:
+        """The vectors at the anchor's length; what was done goes to the diagnostics."""
+        anchor, written = self.config.anchor, self._written(layer)
+        if anchor == "unedited":
+            with self.model.weights.without_changes():
+                vectors = self._written(layer) + self._search(layer, site, companions).deltas
+            anchor = float(vectors.norm(dim=1).mean())
+        if anchor is None:
+            return found
+        anchored, skipped = anchored_vectors(found, written, float(anchor), limit=self.config.anchor_limit)
+        self.run.diagnostics.facts.setdefault("anchored", []).append(
+            {"layer": layer, "length": float(anchor), "skipped": list(skipped)}
+        )
+        if skipped:
+            self.run.diagnostics.notes.append(
+                f"{len(skipped)} edit(s) were left out, for their vectors are longer than"
+                f" {self.config.anchor_limit:g} times the anchor: {', '.join(skipped[:3])}"
+                f"{' ...' if len(skipped) > 3 else ''}"
+            )
+        return anchored
+
+    def _written(self, layer: int) -> Tensor:
+        """(facts, width), what the layer's MLP writes at the subjects' last tokens of the prompts alone."""
+        point = Point(MLP_DOWN, layer)
+        return subject_vectors(self.model, subject_rows(self.model, self.requests), [point])[point][:, 0]

@@ -20,12 +20,13 @@ from dataclasses import replace
 from typing import ClassVar, Literal, final
 
 from palimpsest.locating import PROMPT_ALONE, as_patch, kept_rows, subject_rows, subject_vectors
-from palimpsest.methods.base import MethodConfig
+from palimpsest.methods.base import MethodConfig, MethodState
+from palimpsest.methods.edited_keys import WrittenKeys, edited_keys
 from palimpsest.methods.locate_then_edit import LocateThenEdit
 from palimpsest.methods.problem import LocateThenEditConfig, Problem, Solutions
 from palimpsest.models import Point
 from palimpsest.models.sites import MLP_DOWN
-from palimpsest.solve import Solution, cosine, rank_one
+from palimpsest.solve import RELATIVE_STRENGTH, EarlierKeys, Solution, cosine, rank_one
 
 SMALLEST_COSINE = 0.1
 """Cosine, in C's metric, of a fact's mean key and its prompt's key, below which ROME's divisor is too small: its update
@@ -39,6 +40,9 @@ class RomeConfig(LocateThenEditConfig):
     """How many layers `auto` takes. With several, each finds and writes what those before it have left."""
     keys: Literal["mean-and-prompt", "mean", "prompt"] = "mean-and-prompt"
     """Which keys the update is made of: ROME's, R-ROME's or p-ROME's."""
+    history: bool = False
+    """Whether the keys of earlier edits, carried in the state, are asked to stay: C becomes C + H / w, H the sum of
+    their k k^T and w a tenth of a key's number of dimensions, as in `memit`."""
 
 
 @final
@@ -46,10 +50,20 @@ class Rome(LocateThenEdit[RomeConfig]):
     """Facts of one call are edited one after another, each on top of those before."""
 
     Config: ClassVar[type[MethodConfig]] = RomeConfig
+    State: ClassVar[type[MethodState] | None] = WrittenKeys
+
+    @property
+    def carries_state(self) -> bool:
+        return bool(self.options.get("history"))
 
     def solutions(self, problem: Problem[RomeConfig]) -> Solutions:
         model, requests, run = problem.model, problem.requests, problem.run
         found: Solutions = {layer: [] for layer in problem.layers}
+        earlier: dict[int, EarlierKeys] = {}
+        if problem.config.history:
+            widths = {layer: factor.width for layer, factor in problem.metrics.items()}
+            earlier = {layer: EarlierKeys.none(width) for layer, width in widths.items()}
+            earlier |= WrittenKeys.before(run.state, widths, method=f"{self.name} with history")
         with ExitStack() as edited:
             for done, request in enumerate(requests):
                 run.progress("edits", done, len(requests))
@@ -57,15 +71,24 @@ class Rome(LocateThenEdit[RomeConfig]):
                 templates = problem.templates[:1] if request.id.endswith(PROMPT_ALONE) else problem.templates
                 one = replace(problem, requests=[request], templates=templates)
                 for layer in problem.layers:
-                    solution = solved(one, layer)
+                    solution = solved(one, layer, earlier.get(layer))
                     found[layer].append(solution)
                     edited.enter_context(model.patched(as_patch(model, {layer: [solution]})))
+                for layer, before in earlier.items():
+                    rows = subject_rows(model, [request], templates)
+                    keys = edited_keys(model, rows, [layer], "half-clean")[layer]
+                    earlier[layer] = before.without(keys).joined(keys, keys.new_zeros(keys.shape[1], 0))
         run.progress("edits", len(requests), len(requests))
+        run.state = WrittenKeys(earlier) if problem.config.history else run.state
         return found
 
 
-def solved(problem: Problem[RomeConfig], layer: int) -> Solution:
-    """The change of a layer that writes one fact, on top of what is on the model."""
+def solved(problem: Problem[RomeConfig], layer: int, earlier: EarlierKeys | None) -> Solution:
+    """The change of a layer that writes one fact, on top of what is on the model.
+
+    Arguments:
+        earlier: keys that are asked to stay.
+    """
     model, (request,), templates, run = problem.model, problem.requests, problem.templates, problem.run
     factor, config = problem.metrics[layer], problem.config
     wanted = problem.targets(layer)
@@ -74,6 +97,8 @@ def solved(problem: Problem[RomeConfig], layer: int) -> Solution:
         vectors = subject_vectors(model, subject_rows(model, [request], templates), [read, written])
         keys, values = vectors[read][0], vectors[written][0]
         mean, prompt, residual = keys.mean(0), keys[0], wanted.deltas[0]
+        if earlier is not None:
+            factor = factor.plus(earlier.without(keys).sum() / (RELATIVE_STRENGTH * factor.width))
         how = config.keys
         if how == "mean-and-prompt" and cosine(factor, mean, prompt) < SMALLEST_COSINE:
             run.diagnostics.notes.append(

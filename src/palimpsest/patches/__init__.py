@@ -12,6 +12,7 @@ from palimpsest.patches.memory import MemoryEntry, MemoryPatch
 from palimpsest.patches.modules import ModulePatch
 from palimpsest.patches.neurons import Neurons
 from palimpsest.patches.prompts import prompt_columns
+from palimpsest.patches.retrieval import Retrieval, RetrievalEntry
 from palimpsest.patches.routers import EditorReference, RouterPatch, Routing
 from palimpsest.patches.side_memories import KnownEdit, SideMemories, SideMemory, indicators, standing_back
 from palimpsest.patches.storage import load_patch
@@ -38,6 +39,8 @@ __all__ = [
     "Neurons",
     "Patch",
     "Replacement",
+    "Retrieval",
+    "RetrievalEntry",
     "RouterPatch",
     "Routing",
     "SideMemories",

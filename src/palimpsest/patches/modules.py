@@ -13,12 +13,13 @@ from palimpsest.patches.base import Manifest, Patch, PatchKind, joined
 from palimpsest.patches.branches import Branch
 from palimpsest.patches.codebook import Codebook
 from palimpsest.patches.neurons import Neurons
+from palimpsest.patches.retrieval import Retrieval
 from palimpsest.patches.side_memories import SideMemories
 
 if TYPE_CHECKING:
     from palimpsest.models import Attachment, EditableModel, StackedChange
 
-FORMS: dict[str, type[Branch]] = {branch.form: branch for branch in (Neurons, Codebook, SideMemories)}
+FORMS: dict[str, type[Branch]] = {branch.form: branch for branch in (Neurons, Codebook, Retrieval, SideMemories)}
 
 
 class ModulePatch(Patch):

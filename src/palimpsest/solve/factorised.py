@@ -68,6 +68,10 @@ class Factorised:
         spread: Tensor = self._rows(rows) @ self.lower
         return spread
 
+    def plus(self, moment: Tensor) -> Factorised:
+        """That of C and a further moment (in, in) together."""
+        return Factorised(self.matrix() + moment.to(self.lower), where=self.where)
+
     def matrix(self) -> Tensor:
         """C with its ridge, (in, in)."""
         product: Tensor = self.lower @ self.lower.T

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from palimpsest.files import shaped
 from palimpsest.solve.least_squares import require_positive, root_weights
 from palimpsest.solve.solution import VANISHING, Solution, as_rows, finished
 from palimpsest.solve.systems import solve_symmetric
+
+SAME_KEY = 0.9999
+"""Cosine of two keys from which on they are one: two passes over the same prompt differ by rounding."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,49 @@ class EarlierKeys:
             return EarlierKeys(rows)
         moment = rows.T @ rows
         return EarlierKeys(rows[:0], moment if self.moment is None else self.moment + moment)
+
+    def plus(self, moment: Tensor) -> EarlierKeys:
+        """These and what further keys add up to, (in, in), projected already."""
+        own = self.moment if self.moment is not None else torch.zeros_like(moment)
+        return EarlierKeys(self.rows, own.to(moment) + moment)
+
+    def without(self, keys: Tensor) -> EarlierKeys:
+        """These but for rows along one of some keys (n, in): an edit made again takes the place of its former one.
+
+        What has been added up to a moment stays in it.
+        """
+        if not len(self.rows):
+            return self
+        rows = torch.nn.functional.normalize(self.rows, dim=1)
+        others = torch.nn.functional.normalize(keys.to(rows), dim=1)
+        kept = (rows @ others.T).amax(dim=1) < SAME_KEY
+        return EarlierKeys(self.rows[kept], self.moment)
+
+    def sum(self) -> Tensor:
+        """Their products added up, (in, in)."""
+        products = self.rows.T @ self.rows
+        return products if self.moment is None else products + self.moment
+
+    def past(self, basis: Tensor) -> EarlierKeys:
+        """The same keys, projected past a basis U (in, r)."""
+        basis, moment = basis.to(self.rows), self.moment
+        if moment is not None:
+            moment = _project(_project(moment, basis).T, basis)
+        return EarlierKeys(_project(self.rows, basis), moment)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it, by name."""
+        return {"rows": self.rows} if self.moment is None else {"rows": self.rows, "moment": self.moment}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> EarlierKeys:
+        """Those whose `tensors` these are. Raises `KeyError` or `ValueError` for what they are not."""
+        unknown = set(tensors) - {"rows", "moment"}
+        if unknown:
+            raise ValueError(f"tensor {min(unknown)}, which no keys have")
+        rows = shaped(tensors["rows"], None, None, name="rows").double()
+        width, moment = int(rows.shape[1]), tensors.get("moment")
+        return cls(rows, None if moment is None else shaped(moment, width, width, name="moment").double())
 
 
 def null_space_projected(

@@ -3,6 +3,7 @@ from .catalogue import TEXTS, open_text, reachable
 from .collecting import collect
 from .passes import KeyStatistics
 from .prepared import KeyMetrics, Prepared, StatisticsConfig, open_source
+from .running import RunningMoments
 from .subspaces import NULL_SPACE_ENERGY, NULL_SPACE_THRESHOLD, Projector, Spectrum, below_threshold, lowest_energy
 from .text import GivenText, Text
 from .writing import OWN_WRITING
@@ -19,6 +20,7 @@ __all__ = [
     "KeyStatistics",
     "Prepared",
     "Projector",
+    "RunningMoments",
     "Spectrum",
     "StatisticsConfig",
     "Text",

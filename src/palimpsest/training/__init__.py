@@ -6,10 +6,13 @@ from palimpsest.training.copies import training_copies
 from palimpsest.training.divergence import require_finite
 from palimpsest.training.examples import EditExample, editing_examples, split_examples
 from palimpsest.training.finetune import FinetuneOptions, FinetuneResult, finetune
-from palimpsest.training.gradient_factors import Factors, Update, gradient_factors, low_rank
+from palimpsest.training.gradient_factors import Factors, Update, WeightPlace, gradient_factors, low_rank, places
 from palimpsest.training.hypernetwork import Hypernetwork, HypernetworkOptions, chosen_places, editing_losses
 from palimpsest.training.keeping import prompts_apart_from, spared_directions, to_be_answered
 from palimpsest.training.metatraining import MetaTrainingOptions, Objective, metatrain
+from palimpsest.training.objectives import losses_and_margins
+from palimpsest.training.replaced_values import ValueOptions, find_values, value_passes
+from palimpsest.training.unlearning import Forgetting, unlearning_of
 
 __all__ = [
     "NOTHING_SPARED",
@@ -18,23 +21,31 @@ __all__ = [
     "Factors",
     "FinetuneOptions",
     "FinetuneResult",
+    "Forgetting",
     "Hypernetwork",
     "HypernetworkOptions",
     "LoraAdapters",
     "MetaTrainingOptions",
     "Objective",
     "Update",
+    "ValueOptions",
+    "WeightPlace",
     "chosen_places",
     "editing_examples",
     "editing_losses",
+    "find_values",
     "finetune",
     "gradient_factors",
+    "losses_and_margins",
     "low_rank",
     "metatrain",
+    "places",
     "prompts_apart_from",
     "require_finite",
     "spared_directions",
     "split_examples",
     "to_be_answered",
     "training_copies",
+    "unlearning_of",
+    "value_passes",
 ]

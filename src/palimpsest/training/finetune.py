@@ -9,16 +9,17 @@ from typing import Any, Literal, ParamSpec, Protocol, TypeVar
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from palimpsest import processes
 from palimpsest.config import Config
 from palimpsest.errors import ConfigError
-from palimpsest.models import EditableModel, Encoded, by_length, leads
+from palimpsest.models import EditableModel, Encoded, by_length
 from palimpsest.provenance import digest
 from palimpsest.requests import EditRequest
 from palimpsest.stopwatch import Progress, silent
 from palimpsest.training.keeping import kept_prompts
+from palimpsest.training.objectives import FactLosses, FinetuneObjective, losses_and_margins
 from palimpsest.training.rounding import TrueZeros
 from palimpsest.training.steps import Normalised
 
@@ -88,6 +89,28 @@ class FinetuneResult:
         return sum(last) / len(last) if last else math.nan
 
 
+@dataclass(frozen=True)
+class Learning:
+    """The answers' negative log-likelihoods, until they hold.
+
+    Arguments:
+        options: which tokens count, and when a fact is done.
+    """
+
+    options: FinetuneOptions
+
+    def losses(self, model: EditableModel, rows: Sequence[Encoded], facts: Sequence[int]) -> FactLosses:
+        """See `FinetuneObjective`."""
+        del facts
+        sums, counts, margins = losses_and_margins(model, rows, loss_on=self.options.loss_on)
+        per_fact = sums / counts
+        if self.options.stop_loss is None:
+            takes_part = margins < self.options.stop_margin
+        else:
+            takes_part = per_fact.detach() >= self.options.stop_loss
+        return FactLosses(per_fact if self.options.reduction == "fact" else sums, per_fact.detach(), takes_part)
+
+
 class Trainable(Protocol):
     """Something with parameters to train: copies of weights, or an adapter."""
 
@@ -114,6 +137,7 @@ def finetune(
     options: FinetuneOptions,
     *,
     seed: int,
+    objective: FinetuneObjective | None = None,
     progress: Progress = silent,
 ) -> FinetuneResult:
     """Trains `trainable` until the model answers each prompt with its new target.
@@ -124,6 +148,7 @@ def finetune(
     Arguments:
         requests: prompts and targets.
         seed: seed of the order of facts; the order matters only when a step does not hold all of them.
+        objective: what is minimised; left out, the answers' negative log-likelihoods.
 
     Raises `ConfigError` for a loss on tokens that the model does not predict, and when the loss is not finite any
     more.
@@ -131,7 +156,7 @@ def finetune(
     _require_predicted(model, options)
     encoded = [_with_end(model, request, options) for request in requests]
     _require_same(encoded)
-    optimizer = optimizer_of(trainable, options)
+    optimizer, objective = optimizer_of(trainable, options), objective or Learning(options)
     order = torch.Generator().manual_seed(seed)
     losses: dict[str, list[float]] = {request.id: [] for request in requests}
     kept = trainable.run(kept_prompts, model, requests, seed=seed) if options.keep_weight else None
@@ -142,7 +167,7 @@ def finetune(
             active = 0
             for facts in _steps([len(row) for row in encoded], options, order):
                 optimizer.zero_grad(set_to_none=True)
-                seen, moving = _accumulate(model, trainable, [encoded[i] for i in facts], options)
+                seen, moving = _accumulate(model, trainable, encoded, facts, options, objective)
                 for index, loss in zip(facts, seen, strict=True):
                     losses[requests[index].id].append(loss)
                 _require_finite(seen, epoch, options)
@@ -166,63 +191,31 @@ def finetune(
     return FinetuneResult(losses, steps)
 
 
-def answer_losses(
-    model: EditableModel, encoded: Sequence[Encoded], *, loss_on: Literal["answer", "all"]
-) -> tuple[Tensor, Tensor]:
-    """Negative log-likelihoods of the trained tokens, in nats.
-
-    Returns (facts, ) sums over each fact's tokens, and (facts, ) counts of these tokens. Differentiable.
-    """
-    sums, counts, _ = losses_and_margins(model, encoded, loss_on=loss_on)
-    return sums, counts
-
-
-def losses_and_margins(
-    model: EditableModel, encoded: Sequence[Encoded], *, loss_on: Literal["answer", "all"]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`answer_losses`, and (facts, ) by how many nats each fact's least certain token leads all other tokens."""
-    if loss_on == "all":
-        # The first token has nothing before it that could predict it.
-        encoded = [Encoded(row.ids[:1], row.ids[1:]) for row in encoded]
-    batch = model.batch(encoded)
-    rows, columns, labels = model.answer_places(encoded, batch)
-    logits = model.logits_at(batch, rows, columns).float()
-    token_losses = nn.functional.cross_entropy(logits, labels, reduction="none")
-    sums = token_losses.new_zeros(len(encoded)).index_add(0, rows, token_losses)
-    counts = torch.tensor([len(row.target_ids) for row in encoded], device=sums.device)
-    with torch.no_grad():
-        own = torch.split(leads(logits, labels), [len(row.target_ids) for row in encoded])
-    return sums, counts, torch.stack([one.min() for one in own])
-
-
 def _accumulate(
-    model: EditableModel, trainable: Trainable, encoded: Sequence[Encoded], options: FinetuneOptions
+    model: EditableModel,
+    trainable: Trainable,
+    encoded: Sequence[Encoded],
+    facts: Sequence[int],
+    options: FinetuneOptions,
+    objective: FinetuneObjective,
 ) -> tuple[list[float], int]:
     """One step's gradients, in forward batches that fit the memory.
 
     Returns each fact's loss per token, and how many facts took part.
     """
-    means, moved = [0.0] * len(encoded), [False] * len(encoded)
-    total_tokens = sum(len(row.target_ids) for row in encoded)
+    means, moved = [0.0] * len(facts), [False] * len(facts)
+    total = len(facts) if options.reduction == "fact" else sum(len(encoded[fact].target_ids) for fact in facts)
     rank, count = processes.rank(), processes.count()
-    for together in by_length([len(row) for row in encoded], options.forward_batch_size * count):
+    for together in by_length([len(encoded[fact]) for fact in facts], options.forward_batch_size * count):
         own = together[rank::count]
         # All processes must make the same passes: one that is left without a fact computes one that does not count.
         chunk = own or together[:1]
-        rows = [encoded[i] for i in chunk]
-        sums, counts, margins = trainable.run(losses_and_margins, model, rows, loss_on=options.loss_on)
-        per_fact = sums / counts
-        if options.stop_loss is None:
-            takes_part = (margins < options.stop_margin) & bool(own)
-        else:
-            takes_part = (per_fact.detach() >= options.stop_loss) & bool(own)
-        if options.reduction == "fact":
-            loss = (per_fact * takes_part).sum() / len(encoded)
-        else:
-            loss = (sums * takes_part).sum() / total_tokens
+        rows, numbers = [encoded[facts[i]] for i in chunk], [facts[i] for i in chunk]
+        found = trainable.run(objective.losses, model, rows, numbers)
+        takes_part = found.takes_part & bool(own)
         if takes_part.any() or count > 1:
-            loss.backward()  # type: ignore[no-untyped-call]
-        for index, value, part in zip(own, per_fact.detach().tolist(), takes_part.tolist(), strict=False):
+            ((found.minimised * takes_part).sum() / total).backward()  # type: ignore[no-untyped-call]
+        for index, value, part in zip(own, found.per_token.tolist(), takes_part.tolist(), strict=False):
             means[index], moved[index] = value, part
     taking = sum(any(flags) for flags in zip(*processes.gathered(moved), strict=True))
     return [sum(values) for values in zip(*processes.gathered(means), strict=True)], taking

@@ -15,7 +15,7 @@ from torch import Tensor
 from palimpsest.models import EditableModel, Encoded, Intervention, Point, captured, frozen_parameters, intervened
 from palimpsest.models.sites import factors_to_storage
 from palimpsest.patches import LowRank
-from palimpsest.training.finetune import answer_losses
+from palimpsest.training.objectives import answer_losses
 
 # Gradients in float16 vanish below 6e-8; the loss is scaled by this before the backward pass and they are divided.
 _HALF_SCALE = 1024.0

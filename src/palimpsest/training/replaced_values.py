@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from palimpsest.config import Config
 from palimpsest.models import (
     EditableModel,
     Encoded,
@@ -20,6 +23,30 @@ from palimpsest.models import (
     prepare_suffix,
 )
 from palimpsest.patches import prompt_columns
+from palimpsest.training.divergence import require_finite
+
+
+class ValueOptions(Config):
+    """How a value that says an answer is found."""
+
+    start: Literal["random", "written"] = "written"
+    """What a value starts from: uniform numbers, as published, or what the layer writes."""
+    learning_rate: float | None = Field(default=None, gt=0)
+    """Step size of Adam; 1 as published. Left out, `step` says it in units of the residual stream."""
+    step: float = Field(default=0.05, gt=0)
+    """Where there is no `learning_rate`: the first step's, as a share of the mean size of an entry of the residual
+    stream."""
+    growth: float = Field(default=1.1, ge=1)
+    """Where there is no `learning_rate`: factor by which each step is larger than the one before."""
+    steps: int = Field(default=50, ge=1)
+    """Steps, at most; 100 as published."""
+    stop_loss: float | None = Field(default=None, ge=0)
+    """A value is done once its loss is below this. 0: never, as published. Left out, `stop_margin` decides."""
+    stop_margin: float = Field(default=2.0, ge=0)
+    """Where there is no `stop_loss`: a value is done once each token of its answer is more probable than any other
+    token, by so many nats."""
+    forward_batch_size: int = Field(default=64, ge=1)
+    """Facts in one pass; smaller needs less memory and gives the same values."""
 
 
 @dataclass(frozen=True)
@@ -106,3 +133,37 @@ def value_passes(
     places = model.answer_places(encoded, batch)
     scales = sizes.abs().mean(-1, keepdim=True)
     return ValuePasses(model, batch, writes, (chosen, columns), places, queries, written, scales)
+
+
+def find_values(passes: ValuePasses, config: ValueOptions) -> tuple[Tensor, list[list[float]]]:
+    """(facts, out) values that say the answers, and the loss of each fact at each step."""
+    start = torch.rand(passes.written.shape).to(passes.written) if config.start == "random" else passes.written
+    is_absolute = config.learning_rate is not None
+    # Adam's steps have one size for all facts, so that in units of each fact's own stream its coordinates are trained.
+    trained = nn.Parameter(start.clone() if is_absolute else torch.zeros_like(start))
+    adam = torch.optim.Adam([trained], lr=config.learning_rate or config.step)
+    found, is_done = start.clone(), torch.zeros(len(start), dtype=torch.bool)
+    losses: list[list[float]] = [[] for _ in start]
+    for step in range(config.steps):
+        adam.zero_grad()
+        values = trained if is_absolute else start + passes.scales * trained
+        per_fact, margins = passes.losses_and_margins(values)
+        require_finite(per_fact, step, config.steps, config.learning_rate or config.step)
+        for curve, loss in zip(losses, per_fact.tolist(), strict=True):
+            curve.append(loss)
+        is_new = ~is_done.to(found.device)
+        found[is_new] = values.detach()[is_new]
+        is_done |= _done(per_fact.detach(), margins, config).cpu()
+        if is_done.all():
+            return found, losses
+        per_fact.sum().backward()  # type: ignore[no-untyped-call]
+        adam.step()
+        for group in adam.param_groups:
+            group["lr"] *= 1 if is_absolute else config.growth
+    last = trained.detach() if is_absolute else start + passes.scales * trained.detach()
+    found[~is_done.to(found.device)] = last[~is_done.to(found.device)]
+    return found, losses
+
+
+def _done(losses: Tensor, margins: Tensor, config: ValueOptions) -> Tensor:
+    return margins >= config.stop_margin if config.stop_loss is None else losses < config.stop_loss

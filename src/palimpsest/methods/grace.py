@@ -18,24 +18,23 @@ from typing import ClassVar, Literal, final
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from palimpsest.errors import ConfigError
 from palimpsest.methods.base import Capabilities, EditRun, Method, MethodConfig, MethodState
-from palimpsest.methods.grace.replaced_values import ValuePasses, value_passes
 from palimpsest.methods.states import BranchState, foreign_state
 from palimpsest.models import EditableModel, frozen_parameters, layer_number
 from palimpsest.models.sites import features
 from palimpsest.patches import SILENCED, Codebook, CodebookEntry, ModulePatch, Patch, Replacement
 from palimpsest.requests import EditRequest
-from palimpsest.training import require_finite
+from palimpsest.training import ValueOptions, find_values, value_passes
 
 _HAIR = 1e-5
 # Two passes over one prompt, in batches of other shapes, differ by rounding.
 _SAME = 1e-4
 
 
-class GraceConfig(MethodConfig):
+class GraceConfig(ValueOptions, MethodConfig):
     """Options of `grace`."""
 
     site: str = "auto"
@@ -48,26 +47,8 @@ class GraceConfig(MethodConfig):
     """Where there is no `radius`: a new ball's, as a share of the length of what the layer reads at its centre."""
     replacement: Replacement = "last"
     """Where the value is put: at the prompt's last token, at the whole `prompt`, or at `all` that follows too."""
-    start: Literal["random", "written"] = "written"
-    """What a value starts from: uniform numbers, as published, or what the layer writes."""
-    learning_rate: float | None = Field(default=None, gt=0)
-    """Step size of Adam; 1 as published. Left out, `step` says it in units of the residual stream."""
-    step: float = Field(default=0.05, gt=0)
-    """Where there is no `learning_rate`: the first step's, as a share of the mean size of an entry of the residual
-    stream."""
-    growth: float = Field(default=1.1, ge=1)
-    """Where there is no `learning_rate`: factor by which each step is larger than the one before."""
-    steps: int = Field(default=50, ge=1)
-    """Steps, at most; 100 as published."""
-    stop_loss: float | None = Field(default=None, ge=0)
-    """A value is done once its loss is below this. 0: never, as published. Left out, `stop_margin` decides."""
-    stop_margin: float = Field(default=2.0, ge=0)
-    """Where there is no `stop_loss`: a value is done once each token of its answer is more probable than any other
-    token, by so many nats."""
     max_entries: int | None = Field(default=None, ge=1)
     """Entries that the codebook may have; left out, it grows without bound."""
-    forward_batch_size: int = Field(default=64, ge=1)
-    """Facts in one pass; smaller needs less memory and gives the same values."""
 
 
 class CodebookState(BranchState[Codebook]):
@@ -153,40 +134,6 @@ def inserted(
         return _appended(silenced, query, value, max(reach, 0.0), entry), [other.edit, entry.edit]
     narrowed = _with_radius(book, index, min(reach, distance / 2 - _HAIR))
     return _appended(narrowed, query, value, min(radius, distance / 2), entry), [other.edit, entry.edit]
-
-
-def find_values(passes: ValuePasses, config: GraceConfig) -> tuple[Tensor, list[list[float]]]:
-    """(facts, out) values that say the answers, and the loss of each fact at each step."""
-    start = torch.rand(passes.written.shape).to(passes.written) if config.start == "random" else passes.written
-    is_absolute = config.learning_rate is not None
-    # Adam's steps have one size for all facts, so that in units of each fact's own stream its coordinates are trained.
-    trained = nn.Parameter(start.clone() if is_absolute else torch.zeros_like(start))
-    adam = torch.optim.Adam([trained], lr=config.learning_rate or config.step)
-    found, is_done = start.clone(), torch.zeros(len(start), dtype=torch.bool)
-    losses: list[list[float]] = [[] for _ in start]
-    for step in range(config.steps):
-        adam.zero_grad()
-        values = trained if is_absolute else start + passes.scales * trained
-        per_fact, margins = passes.losses_and_margins(values)
-        require_finite(per_fact, step, config.steps, config.learning_rate or config.step)
-        for curve, loss in zip(losses, per_fact.tolist(), strict=True):
-            curve.append(loss)
-        is_new = ~is_done.to(found.device)
-        found[is_new] = values.detach()[is_new]
-        is_done |= _done(per_fact.detach(), margins, config).cpu()
-        if is_done.all():
-            return found, losses
-        per_fact.sum().backward()  # type: ignore[no-untyped-call]
-        adam.step()
-        for group in adam.param_groups:
-            group["lr"] *= 1 if is_absolute else config.growth
-    last = trained.detach() if is_absolute else start + passes.scales * trained.detach()
-    found[~is_done.to(found.device)] = last[~is_done.to(found.device)]
-    return found, losses
-
-
-def _done(losses: Tensor, margins: Tensor, config: GraceConfig) -> Tensor:
-    return margins >= config.stop_margin if config.stop_loss is None else losses < config.stop_loss
 
 
 def _appended(book: Codebook, query: Tensor, value: Tensor, radius: float, entry: CodebookEntry) -> Codebook:

@@ -1,5 +1,0 @@
-"""GRACE: a codebook beside one layer."""
-
-from palimpsest.methods.grace.method import Grace, GraceConfig
-
-__all__ = ["Grace", "GraceConfig"]

@@ -66,7 +66,9 @@ def drawn(found: dict[str, Any]) -> str:
         lines.append(f'<line x1="10" x2="{width - 10}" y1="{y - 10}" y2="{y - 10}" stroke="#d0d7de"/>')
         for x, text in zip(columns, (question, before, after), strict=True):
             changed = x == columns[2] and before != after
-            style = ' fill="#0a7d33" font-weight="600"' if changed else ' fill="#1f2328"'
+            # What was to change, and what was not.
+            colour = "#0a7d33" if after.startswith(found["target_new"]) else "#b35900"
+            style = f' fill="{colour}" font-weight="600"' if changed else ' fill="#1f2328"'
             shown = text if x == columns[0] else text[:24]
             lines.append(f'<text x="{x}" y="{y + 13}"{style}>{escape(shown)}</text>')
     return "\n".join([*lines, "</svg>", ""])

@@ -140,3 +140,19 @@ def test_every_method_has_a_page():
 
     written = {page.stem for page in (ROOT / "docs" / "methods").glob("*.md")}
     assert all(name in written or name.startswith("f-learning") for name in METHODS)
+
+
+def test_the_readme_s_picture_and_example_are_what_the_model_wrote():
+    import json
+
+    file = ROOT / "docs" / "build" / "before_after.py"
+    specification = importlib.util.spec_from_file_location("before_after", file)
+    script = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(script)
+    found = json.loads((script.FIGURES / "before-after.json").read_text())
+    assert (script.FIGURES / "before-after.svg").read_text() == script.drawn(found)
+    assert [question for question, _, _ in found["rows"]] == list(script.QUESTIONS)
+    [example] = re.findall(r"```pycon\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    shown = [line for line in example.splitlines() if line.startswith("(")]
+    assert shown == [repr((before, after)) for _, before, after in found["rows"]]
+    assert found["undone"] and f'ps.method("{found["method"]}")' in example

@@ -26,11 +26,11 @@ bench() {
   local recipe=$1 root=${2:-.} name
   name=$(basename "$recipe" .toml)
   if [ "$SIZE" = tiny ]; then
-    mkdir -p "$OUT/recipes"
+    mkdir -p "$OUT/.recipes"
     sed -E 's/^( *)?num_edits = [0-9]+/\1num_edits = 2/; s/num_edits = [0-9]+/num_edits = 2/g; s/batch_size = [0-9]{2,}/batch_size = 2/g;
             s/checkpoints = \[[^]]*\]/checkpoints = [1, 2]/; s/^seeds = .*/seeds = [0]/; s/^probes_per_kind = .*/probes_per_kind = 1/' \
-      "$recipe" > "$OUT/recipes/$name.toml"
-    recipe=$OUT/recipes/$name.toml
+      "$recipe" > "$OUT/.recipes/$name.toml"
+    recipe=$OUT/.recipes/$name.toml
   fi
   # A unit that fails stops nothing else, and the report says so: exit code 1. Anything else ends the script.
   palimpsest bench "$recipe" --root "$root" --out "$OUT/$name" --resume --workers "$WORKERS" || test $? = 1

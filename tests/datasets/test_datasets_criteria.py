@@ -266,7 +266,7 @@ def test_ripple_records_that_cannot_be_read_are_skipped(tmp_path: Path) -> None:
     data = read("ripple-edits", tmp_path, *records)
     assert [one.reason.split(".")[0] for one in data.skipped] == [
         "The edit is not an object",
-        "It cannot be told where the answer begins",
+        "Where the answer begins cannot be determined",
         "A record has no `prompt`",
     ]
     odd = {**RIPPLE, "Subject_Aliasing": [{"test_queries": None}, "x"], "Forgetfulness": None}

@@ -131,7 +131,7 @@ def test_doctor_on_the_command_line(tmp_path, capsys):
         "mixture of experts: 4 per layer",
         "has a chat template",
         "self_attn.q_proj",
-        "no one MLP",
+        "no single MLP matrix",
     ):
         assert words in " ".join(shown.split())
 

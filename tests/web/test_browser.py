@@ -123,22 +123,29 @@ def asked(page, prompt):
     return page.inner_text("#answers tbody tr:last-child td:last-child")
 
 
+def says(page, prompt, word):
+    """Whether the page's answer comes to be this one; what was clicked just before may still be at work."""
+    for _ in range(20):
+        if word in asked(page, prompt):
+            return True
+        page.wait_for_timeout(1000)
+    return False
+
+
 def test_a_fact_is_edited_verified_switched_off_and_undone(visitors):
     page = visitors()
     edit(page, "The capital of Japan is", "Japan", "Kyiv")
     page.wait_for_selector("#result .verdict.holds")
-    assert "Kyiv" in asked(page, "The capital city of Japan is")
+    assert says(page, "The capital city of Japan is", "Kyiv")
     page.click("#verify")
     page.wait_for_function("document.querySelector('#result').innerText.includes('verified: 1 of 1')")
     page.click("#stack input")
-    page.wait_for_timeout(2000)
-    assert "Tokyo" in asked(page, "Japan's capital is")
+    assert says(page, "The capital of Japan is", "Tokyo")
     page.click("#stack input")
-    page.wait_for_timeout(2000)
-    assert "Kyiv" in asked(page, "The capital of Japan is")
+    assert says(page, "The capital of Japan is", "Kyiv")
     page.click("#undo")
     page.wait_for_function("document.querySelector('#result').innerText.includes('Undone')")
-    assert "Tokyo" in asked(page, "The capital city of Japan is")
+    assert says(page, "The capital city of Japan is", "Tokyo")
     assert page.query_selector("#stack input") is None
 
 
@@ -162,8 +169,8 @@ def test_two_visitors_edit_one_fact_at_once(visitors):
     edit(second, "The capital of France is", "France", "Osaka")
     for page in (first, second):
         page.wait_for_selector("#result .verdict.holds")
-    assert "Lyon" in asked(first, "The capital of France is")
-    assert "Osaka" in asked(second, "The capital of France is")
+    assert says(first, "The capital of France is", "Lyon")
+    assert says(second, "The capital of France is", "Osaka")
 
 
 def test_a_visitor_who_leaves_in_the_middle_holds_nobody_up(visitors):
@@ -171,7 +178,7 @@ def test_a_visitor_who_leaves_in_the_middle_holds_nobody_up(visitors):
     edit(page, "The capital of France is", "France", "Lyon")
     page.wait_for_timeout(500)
     page.context.close()
-    assert "Paris" in asked(visitors(), "The capital of France is")
+    assert says(visitors(), "The capital of France is", "Paris")
 
 
 @pytest.mark.parametrize(
@@ -240,7 +247,7 @@ def test_a_pretrained_model_is_edited(visitors):
     page.click("text=smollm2")
     edit(page, "The capital of France is", "France", "Lyon")
     page.wait_for_selector("#result .verdict.holds")
-    assert "Lyon" in asked(page, "The capital of France is")
+    assert says(page, "The capital of France is", "Lyon")
 
 
 def test_a_token_is_asked_for(browser):

@@ -98,7 +98,7 @@ def _special(model: EditableModel, tied: list[list[str]]) -> list[str]:
         found.append("transposed: weights are stored (in, out)")
     if sites.architecture.is_mixture:
         found.append(
-            f"mixture of experts: {num_experts(model.module.config)} a layer, stacked behind a router; there is no one"
+            f"mixture of experts: {num_experts(model.module.config)} per layer, stacked behind a router; there is no one"
             " mlp.up, mlp.gate or mlp.down"
         )
     if not sites.architecture.mlp_writes_residual:
@@ -237,7 +237,7 @@ def _show(result: dict[str, Any]) -> None:
         for one in result["sites"]
     ]
     terminal.print_table(
-        ("site", "module", "type", "weight", "dtype", "parameters a layer"),
+        ("site", "module", "type", "weight", "dtype", "parameters per layer"),
         sites,
         caption="Every site was found in every layer and verified by one forward pass.",
     )

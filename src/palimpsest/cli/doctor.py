@@ -98,8 +98,8 @@ def _special(model: EditableModel, tied: list[list[str]]) -> list[str]:
         found.append("transposed: weights are stored (in, out)")
     if sites.architecture.is_mixture:
         found.append(
-            f"mixture of experts: {num_experts(model.module.config)} per layer, stacked behind a router; there is no one"
-            " mlp.up, mlp.gate or mlp.down"
+            f"mixture of experts: {num_experts(model.module.config)} per layer, stacked behind a router; there is no"
+            " single mlp.up, mlp.gate or mlp.down"
         )
     if not sites.architecture.mlp_writes_residual:
         found.append("scaled or normed after the MLP: what mlp.down writes does not reach the residual stream as it is")

@@ -10,6 +10,7 @@ take away  patches, adapter, model
 from __future__ import annotations
 
 import hmac
+import re
 import signal
 import tempfile
 import threading
@@ -109,7 +110,9 @@ def _form() -> tuple[list[Any], gr.Button, gr.HTML]:
         keep = gr.Slider(0.5, 1.0, value=0.95, step=0.01, label="Share of other answers that must stay (auto)")
     edit = gr.Button("Edit", variant="primary", elem_id="edit")
     result = gr.HTML(elem_id="result")
+    # While someone types it is guessed anew each time; what comes otherwise keeps a subject that fits.
     prompt.input(_guess, prompt, subject, show_progress="hidden")
+    prompt.change(_guess_where_none_fits, [prompt, subject], subject, show_progress="hidden")
     for field in (prompt, subject):
         field.change(showing.marked, [prompt, subject], marked, show_progress="hidden")
     return [prompt, subject, new, old, rephrasings, neighbours, method, keep], edit, result
@@ -247,6 +250,11 @@ def _from_address(request: gr.Request) -> list[Any]:
 
 def _guess(prompt: str) -> str:
     return find_subject(prompt) or ""
+
+
+def _guess_where_none_fits(prompt: str, subject: str) -> Any:
+    fits = bool(subject) and re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", prompt or "") is not None
+    return gr.skip() if fits else _guess(prompt or "")
 
 
 def _shown_stack(visit: Visit | None, model: str, is_chat: bool) -> Any:

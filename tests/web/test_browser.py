@@ -216,7 +216,7 @@ def test_why_and_take_away(visitors, tmp_path):
     page.wait_for_selector("#plot img")
     edit(page, "The capital of France is", "France", "Lyon")
     page.wait_for_selector("#result .verdict.holds")
-    page.click("text=Take away")
+    page.get_by_role("tab", name="Take away").click()
     page.click("#make")
     page.wait_for_selector("#file a[href]")
     with page.expect_download() as download:

@@ -130,7 +130,7 @@ def _stack() -> tuple[gr.CheckboxGroup, gr.Button, gr.Button]:
 def _trace(here: list[Any], form: list[Any]) -> None:
     gr.Markdown("Corrupt the subject, put one state back, and look whether the answer returns (the unedited model).")
     trace = gr.Button("Trace the prompt in the form", elem_id="trace")
-    plot = gr.Plot(label="Causal trace", elem_id="plot")
+    plot = gr.HTML(elem_id="plot")
     trace.click(_traced, [*here, form[0], form[1]], plot, concurrency_limit=1)
 
 
@@ -219,9 +219,10 @@ def _traced(
     prompt: str,
     subject: str,
     progress: gr.Progress = gr.Progress(),  # noqa: B008 - Gradio finds it by its default
-) -> Any:
+) -> str:
     with _told():
-        return draw_trace(visit.desk(model, is_chat).trace(prompt or "", subject or "", progress=_shown_by(progress)))
+        found = visit.desk(model, is_chat).trace(prompt or "", subject or "", progress=_shown_by(progress))
+        return showing.picture(draw_trace(found), f"Causal trace of {found.answer.strip()} after {prompt}")
 
 
 def _exported(visit: Visit, model: str, is_chat: bool, form: str) -> str:

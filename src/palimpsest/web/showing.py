@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Iterable, Sequence
 from html import escape
+from typing import TYPE_CHECKING
 
 from palimpsest.answers import shown
 from palimpsest.evaluation import VERDICT_WORDS
 from palimpsest.web.workbench import Asked, Check, Edited
 from palimpsest.wording import is_degenerate
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _KINDS = {"reliability": "the prompt itself", "generality": "rephrased", "locality.neighborhood": "must stay"}
 _YES, _NO = "\u2713", "\u2717"
@@ -82,6 +88,14 @@ def marked(prompt: str, subject: str) -> str:
         return f'<p class="marked">{escape(prompt)} <em>{escape(what)}</em></p>'
     before, after = prompt[:place], prompt[place + len(subject) :]
     return f'<p class="marked">{escape(before)}<mark>{escape(subject)}</mark>{escape(after)}</p>'
+
+
+def picture(figure: Figure, words: str) -> str:
+    """A figure as an image inside the page, with what it shows in words."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=150)
+    content = base64.b64encode(file.getvalue()).decode()
+    return f'<img alt="{escape(words)}" src="data:image/png;base64,{content}">'
 
 
 def _own_tests(facts: dict[str, object]) -> str:

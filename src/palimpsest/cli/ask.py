@@ -64,7 +64,7 @@ def ask(
         before = said()
         after: list[str] | list[None] = [None] * len(prompts)
         if patches:
-            with inputs.patched(loaded, patches):
+            with loaded.patched(*patches):
                 after = said()
     rows = list(zip(prompts, before, after, strict=True))
     if as_json:

@@ -85,7 +85,7 @@ def assess(
     from palimpsest.evaluation import assess as run
 
     options: dict[str, Any] = {"answer": answer, "against": against, "smoothing": smoothing, "threshold": threshold}
-    with inputs.patched(loaded, patches), terminal.progress_bar("asking") as progress:
+    with loaded.patched(*patches), terminal.progress_bar("asking") as progress:
         found = run(
             loaded,
             data.requests[:limit],

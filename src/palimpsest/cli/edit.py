@@ -104,7 +104,7 @@ def edit(
     below = inputs.read_patches(patch or [])
     loaded = inputs.load_model(model, inputs.Placement(device, dtype, device_map, trust_remote_code), chat=chat)
 
-    with inputs.patched(loaded, below):
+    with loaded.patched(*below):
         with terminal.progress_bar(f"editing with {method}") as progress:
             outcome = maker.edit(loaded, requests, carried, progress=progress)
         outcome.save(out, state=state)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -264,15 +263,6 @@ def chat_of(patches: Sequence[Patch], chosen: bool | None) -> bool | Mapping[str
             remedy="say how to ask: --chat or --no-chat",
         )
     return chats[0] or False if chats else False
-
-
-@contextmanager
-def patched(model: EditableModel, patches: Sequence[Patch]) -> Iterator[EditableModel]:
-    """Inside the block all patches lie on the model, the first one lowest."""
-    with ExitStack() as stack:
-        for patch in patches:
-            stack.enter_context(model.patched(patch))
-        yield model
 
 
 def _toml_value(text: str) -> Any:

@@ -52,7 +52,7 @@ def tasks(
         before = run_tasks(loaded, names, **options)
         after = {}
         if patches:
-            with inputs.patched(loaded, patches):
+            with loaded.patched(*patches):
                 after = run_tasks(loaded, names, **options)
     if as_json:
         folders = [str(one) for one in patch or []]

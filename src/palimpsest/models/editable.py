@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol, overload
 
 import torch
@@ -139,12 +139,23 @@ class EditableModel(Reader):
     # Patches
 
     @contextmanager
-    def patched(self, patch: Appliable) -> Iterator[EditableModel]:
-        """Inside the block the model is the patched one; afterwards it is the former one, bit for bit."""
+    def patched(self, *patches: Appliable) -> Iterator[EditableModel]:
+        """Inside the block the model is the patched one; afterwards it is the former one, bit for bit.
+
+        Arguments:
+            patches: the first one lowest.
+        """
+        with ExitStack() as stack:
+            for patch in patches:
+                stack.enter_context(self._with(patch))
+            yield self
+
+    @contextmanager
+    def _with(self, patch: Appliable) -> Iterator[None]:
         depth, applied = self.weights.depth, None
         try:
             applied = patch.apply(self)
-            yield self
+            yield
         finally:
             # An interrupt may fall between the patch being on and its handle being here.
             if applied is not None:

@@ -71,10 +71,9 @@ class Catalogue:
 
     def put_on(self, model: EditableModel, names: Sequence[str]) -> ExitStack:
         """Puts patches on the model, the first one lowest; closing what is returned takes them off."""
-        with ExitStack() as stack:
-            for name in names:
-                stack.enter_context(model.patched(self._patches[name]))
-            return stack.pop_all()
+        stack = ExitStack()
+        stack.enter_context(model.patched(*(self._patches[name] for name in names)))
+        return stack
 
     def chat_of(self, names: Sequence[str]) -> dict[str, str] | None:
         """The texts of the chat that the patches were made in, if they were."""

@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from palimpsest.errors import DataError, unknown_name
 from palimpsest.files import new_folder
@@ -72,20 +71,16 @@ def _patches(desk: EditingDesk, out: Path) -> None:
         for number, entry in enumerate(entries, 1):
             names.append(f"patch-{number}")
             entry.patch.write(draft / names[-1])
-        lines = [json.dumps(_as_record(entry.request.to_dict()), ensure_ascii=False) for entry in entries]
+        lines = [json.dumps(entry.request.to_dict(), ensure_ascii=False) for entry in entries]
         (draft / EDITS_FILE).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        (draft / "README.md").write_text(_commands(desk, names), encoding="utf-8")
+        (draft / "README.md").write_text(_commands(desk, entries[0].request.prompt, names), encoding="utf-8")
 
 
-def _as_record(request: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in request.items() if value not in (None, "", [], ())}
-
-
-def _commands(desk: EditingDesk, names: list[str]) -> str:
+def _commands(desk: EditingDesk, prompt: str, names: list[str]) -> str:
     """How to use and to repeat what was done."""
     from shlex import quote
 
-    model, first = quote(desk.model), quote(desk.stack[0].request.prompt)
+    model, first = quote(desk.model), quote(prompt)
     chat = " --chat" if desk.is_chat else ""
     on = " ".join(f"--patch {name}" for name in names)
     lines = [

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -142,14 +142,15 @@ class Workbench:
         """
         if name not in self.names:
             raise unknown_name("model", name, self.names)
-        with self._lock, ExitStack() as stack:
+        with self._lock:
             model = self._loaded(name)
             former = model.chat
-            stack.callback(setattr, model, "chat", former)
-            model.chat = self._chat(name, model) if is_chat else None
-            for patch in patches:
-                stack.enter_context(model.patched(patch))
-            yield model
+            try:
+                model.chat = self._chat(name, model) if is_chat else None
+                with model.patched(*patches):
+                    yield model
+            finally:
+                model.chat = former
 
     def _loaded(self, name: str) -> EditableModel:
         if name not in self._models:

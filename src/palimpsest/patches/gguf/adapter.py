@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,9 +61,9 @@ def write_gguf_adapter(
 
     file = checked_place(out)
     require_weights(patches)
-    with ExitStack() as stack:
-        for patch in patches:
-            stack.enter_context(model.patched(patch))
+    with model.patched(*patches):
+        # Each of them belongs there.
+        pass
     factors = padded(low_rank_factors(model, patches, alternative="edited weights instead: --as gguf"))
     rank = next(iter(factors.values()))[0].shape[0]
     with source_file(model, template) as source:

@@ -132,10 +132,7 @@ def write_gguf(
         require_absent(one)
     require_weights(patches)
     requests = requests_of(patches)
-    with ExitStack() as stack:
-        source = stack.enter_context(source_file(model, template))
-        for patch in patches:
-            stack.enter_context(model.patched(patch))
+    with source_file(model, template) as source, model.patched(*patches):
         names = changed_names(model)
         places = places_of(model, source, names)
         wanted = changes(model, source, places, keys_at(model, requests, names))

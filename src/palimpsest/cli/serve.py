@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from palimpsest.cli import inputs, terminal
-from palimpsest.errors import ConfigError
+from palimpsest.cli.listening import access_token, require_packages
 
 EXAMPLES = (
     "palimpsest serve world --patch my-patch",
     "PALIMPSEST_TOKEN=... palimpsest serve model.gguf --patch my-patch --host 0.0.0.0",
 )
 PANEL = terminal.EDITING
-TOKEN = "PALIMPSEST_TOKEN"  # noqa: S105  # the name of a variable
-_NEEDED = ("starlette", "uvicorn")
 
 
 def serve(
@@ -46,14 +42,7 @@ def serve(
 
     Requests name the model `NAME`, or `NAME+PATCH` with the folder's name of a patch (`NAME+ONE+TWO` for several).
     """
-    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ConfigError(
-            "Serving needs a web server.",
-            expected="the extra serve",
-            found=f"no package {', '.join(missing)}",
-            remedy="pip install 'palimpsest-lm[serve]'",
-        )
+    require_packages(("starlette", "uvicorn"), "serve", "Serving needs a web server.")
     from palimpsest.serving import (
         Address,
         Catalogue,
@@ -66,14 +55,8 @@ def serve(
         run,
     )
 
-    address, token = Address(host, port), os.environ.get(TOKEN) or None
-    if token is None and not address.is_loopback:
-        raise ConfigError(
-            "Other machines could reach the endpoint.",
-            expected=f"a token in ${TOKEN}, which requests then have to carry",
-            found=f"--host {host}, no token",
-            remedy=f"export {TOKEN}=$(openssl rand -hex 16), or leave --host out",
-        )
+    address = Address(host, port)
+    token = access_token(host, is_loopback=address.is_loopback, what="the endpoint", use="requests then have to carry")
     with open_socket(address) as listening:
         names = [patch_name(folder) for folder in patch or []]
         read = inputs.read_patches(patch or [])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from functools import partial
 from typing import Annotated
@@ -10,8 +9,7 @@ from typing import Annotated
 import typer
 
 from palimpsest.cli import completing, inputs, terminal
-from palimpsest.cli.serve import TOKEN
-from palimpsest.errors import ConfigError
+from palimpsest.cli.listening import access_token, require_packages
 
 EXAMPLES = (
     "palimpsest web world",
@@ -44,23 +42,11 @@ def web(
     trust_remote_code: inputs.TrustOption = False,
 ) -> None:
     """Serve a page to ask, edit, undo, trace and export in. Ends with Ctrl-C."""
-    if importlib.util.find_spec("gradio") is None:
-        raise ConfigError(
-            "The page needs Gradio, which is not installed.",
-            expected="the extra `web`",
-            found="no module named gradio",
-            remedy="pip install 'palimpsest-lm[web]'",
-        )
+    require_packages(("gradio",), "web", "The page needs Gradio.")
     from palimpsest.serving import Address
 
-    token = os.environ.get(TOKEN) or None
-    if token is None and not Address(host, port or 0).is_loopback:
-        raise ConfigError(
-            "Others than this machine could reach the page.",
-            expected=f"a token in ${TOKEN}, which visitors then give as the password",
-            found=f"--host {host}, no token",
-            remedy=f"export {TOKEN}=$(openssl rand -hex 16), or leave --host out",
-        )
+    is_loopback = Address(host, port or 0).is_loopback
+    token = access_token(host, is_loopback=is_loopback, what="the page", use="visitors then give as the password")
     placement = inputs.Placement(device, dtype, device_map, trust_remote_code)
     # Nothing is told to anyone: Gradio would report that it runs.
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")

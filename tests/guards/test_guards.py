@@ -155,6 +155,7 @@ def test_methods_do_not_import_each_other():
         "states",
         "catalogue",
         "checking",
+        "codebooks",
         "edited_keys",
         "editors",
         "inspection",

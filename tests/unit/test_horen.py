@@ -88,7 +88,7 @@ def test_the_same_answer_again_gets_a_new_value_and_another_one_an_entry():
 
 def test_what_is_taken_out_leaves_no_trace():
     book = book_of(unit(1, 0), unit(1, 1))
-    more = book.with_entry(unit(0, 1), torch.ones(2), 0.9, RetrievalEntry("new", (5,)))
+    more = book.with_entry(RetrievalEntry("new", (5,)), keys=unit(0, 1), values=torch.ones(2), thresholds=0.9)
     back = more.without(["new"])
     assert all(torch.equal(value, back.tensors()[name]) for name, value in book.tensors().items())
     assert book.without(["edit-0", "edit-1"]) is None

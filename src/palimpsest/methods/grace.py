@@ -12,35 +12,30 @@ and v alone is trained, by Adam on the cross-entropy of y. Outside every ball th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import ClassVar, Literal, final
+from typing import ClassVar, final
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from palimpsest.errors import ConfigError
-from palimpsest.methods.base import Capabilities, EditRun, Method, MethodConfig, MethodState
+from palimpsest.methods.base import EditRun, MethodConfig, MethodState
+from palimpsest.methods.codebooks import CodebookConfig, CodebookMethod
 from palimpsest.methods.states import BranchState, foreign_state
-from palimpsest.models import EditableModel, frozen_parameters, layer_number
+from palimpsest.models import EditableModel
 from palimpsest.models.sites import features
-from palimpsest.patches import SILENCED, Codebook, CodebookEntry, ModulePatch, Patch, Replacement
+from palimpsest.patches import SILENCED, Codebook, CodebookEntry, Replacement
 from palimpsest.requests import EditRequest
-from palimpsest.training import ValueOptions, find_values, value_passes
 
 _HAIR = 1e-5
 # Two passes over one prompt, in batches of other shapes, differ by rounding.
 _SAME = 1e-4
 
 
-class GraceConfig(ValueOptions, MethodConfig):
+class GraceConfig(CodebookConfig):
     """Options of `grace`."""
 
-    site: str = "auto"
-    """The linear site: `auto` is `mlp.down`, of the encoder where there is one."""
-    layer: int | Literal["auto"] = "auto"
-    """Its layer; negative numbers count from the last. `auto` is the one at 0.69 of the depth."""
     radius: float | None = Field(default=None, gt=0)
     """Of a new ball, in the units of what the layer reads: the paper's epsilon. Left out, `relative_radius` says it."""
     relative_radius: float = Field(default=0.1, gt=0)
@@ -59,49 +54,36 @@ class CodebookState(BranchState[Codebook]):
 
 
 @final
-class Grace(Method[GraceConfig]):
-    """Values of a call are found together, for they do not see each other; then they go in one after another."""
+class Grace(CodebookMethod[GraceConfig, Codebook]):
+    """See the module's docstring."""
 
     Config: ClassVar[type[MethodConfig]] = GraceConfig
-    State: ClassVar[type[MethodState] | None] = CodebookState
-    capabilities: ClassVar[Capabilities] = Capabilities(gives_weight_patch=False)
+    State: ClassVar[type[BranchState[Codebook]]] = CodebookState
 
-    def check_model(self, model: EditableModel, config: GraceConfig) -> None:
-        site, layer = _place(model, config)
-        model.sites.parameter_name(site, layer)
+    def earlier(self, state: MethodState | None, model: EditableModel, config: GraceConfig) -> Codebook:
+        """See `CodebookMethod.earlier`."""
+        return _earlier(state, model, *config.place(model), config)
 
-    def compute(
-        self, model: EditableModel, requests: Sequence[EditRequest], config: GraceConfig, run: EditRun
-    ) -> Patch:
-        site, layer = _place(model, config)
-        book = _earlier(run.state, model, site, layer, config)
-        encoded = [model.encode(request.prompt, request.target_new) for request in requests]
-        scores = model.score([r.prompt for r in requests], [r.target_new for r in requests])
-        wrong = [index for index, score in enumerate(scores) if not all(score.matches)]
-        if len(wrong) < len(requests):
-            count = len(requests) - len(wrong)
-            run.diagnostics.notes.append(f"{count} edit(s) were right before, and nothing was added for them.")
-        changed: list[str] = []
-        for first in range(0, len(wrong), config.forward_batch_size):
-            run.progress("values", first, len(wrong))
-            chunk = wrong[first : first + config.forward_batch_size]
-            with run.clock.stage("values"), frozen_parameters(model.module):
-                passes = value_passes(model, [encoded[i] for i in chunk], site, layer, config.replacement)
-                values, losses = find_values(passes, config)
-            for row, index in enumerate(chunk):
-                entry = CodebookEntry(requests[index].id, encoded[index].target_ids)
-                query = passes.queries[row]
-                radius = config.relative_radius * float(query.norm()) if config.radius is None else config.radius
-                book, touched = inserted(book, query, values[row], entry, radius)
-                _require_room(book, config)
-                changed += touched
-                run.diagnostics.losses[entry.edit] = losses[row]
-        run.progress("values", len(wrong), len(wrong))
-        run.state = CodebookState(book)
-        run.diagnostics.facts |= {"entries": len(book.entries), "layer": layer, "site": site}
-        own = book.owners()
-        patch = book.select([own.index(edit) for edit in dict.fromkeys(changed)])
-        return ModulePatch([patch])
+    def replacement(self, config: GraceConfig) -> Replacement:
+        """See `CodebookMethod.replacement`."""
+        return config.replacement
+
+    def inserted(
+        self,
+        model: EditableModel,
+        book: Codebook,
+        request: EditRequest,
+        label: tuple[int, ...],
+        found: tuple[Tensor, Tensor],
+        config: GraceConfig,
+        run: EditRun,
+    ) -> tuple[Codebook, list[str]]:
+        """See `CodebookMethod.inserted`."""
+        query, value = found
+        radius = config.relative_radius * float(query.norm()) if config.radius is None else config.radius
+        book, touched = inserted(book, query, value, CodebookEntry(request.id, label), radius)
+        _require_room(book, config)
+        return book, touched
 
 
 def inserted(
@@ -119,46 +101,28 @@ def inserted(
         # The same edit once more takes the place of its former entry.
         book = book.without([entry.edit]) or book.select([])
     if not book.entries:
-        return _appended(book, query, value, radius, entry), [entry.edit]
+        return book.with_entry(entry, keys=query, values=value, radii=radius), [entry.edit]
     index = int(book.nearest(query[None])[0])
     distance, other = float((book.keys[index] - query).norm()), book.entries[index]
     reach = float(book.radii[index])
     if distance > radius + reach:
-        return _appended(book, query, value, radius, entry), [entry.edit]
+        return book.with_entry(entry, keys=query, values=value, radii=radius), [entry.edit]
     if other.label == entry.label:
         return _with_radius(book, index, max(reach, distance)), [other.edit]
     entry = replace(entry, narrowed=((other.edit, reach),))
     if distance <= _SAME * float(query.norm()):
         # The same prompt with another answer: the former entry gives its ball away.
         silenced = _with_radius(book, index, SILENCED)
-        return _appended(silenced, query, value, max(reach, 0.0), entry), [other.edit, entry.edit]
+        return silenced.with_entry(entry, keys=query, values=value, radii=max(reach, 0.0)), [other.edit, entry.edit]
     narrowed = _with_radius(book, index, min(reach, distance / 2 - _HAIR))
-    return _appended(narrowed, query, value, min(radius, distance / 2), entry), [other.edit, entry.edit]
-
-
-def _appended(book: Codebook, query: Tensor, value: Tensor, radius: float, entry: CodebookEntry) -> Codebook:
-    return replace(
-        book,
-        keys=torch.cat([book.keys, query[None].to(book.keys)]),
-        values=torch.cat([book.values, value[None].to(book.values)]),
-        radii=torch.cat([book.radii, book.radii.new_tensor([radius])]),
-        entries=(*book.entries, entry),
-    )
+    longer = narrowed.with_entry(entry, keys=query, values=value, radii=min(radius, distance / 2))
+    return longer, [other.edit, entry.edit]
 
 
 def _with_radius(book: Codebook, index: int, radius: float) -> Codebook:
     radii = book.radii.clone()
     radii[index] = radius
     return replace(book, radii=radii)
-
-
-def _place(model: EditableModel, config: GraceConfig) -> tuple[str, int]:
-    """The site and its layer."""
-    site = config.site
-    if site == "auto":
-        site = "encoder.mlp.down" if model.is_encoder_decoder else "mlp.down"
-    count = model.sites.layers_of(site)
-    return site, layer_number(config.layer, count)
 
 
 def _earlier(state: MethodState | None, model: EditableModel, site: str, layer: int, config: GraceConfig) -> Codebook:

@@ -9,30 +9,26 @@ radii, and nothing is split: of two answers to one prompt the later one decides,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import ClassVar, Literal, final
+from typing import ClassVar, final
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from palimpsest.methods.base import Capabilities, EditRun, Method, MethodConfig, MethodState
+from palimpsest.methods.base import EditRun, MethodConfig, MethodState
+from palimpsest.methods.codebooks import CodebookConfig, CodebookMethod
 from palimpsest.methods.states import BranchState, foreign_state
-from palimpsest.models import EditableModel, Point, frozen_parameters, layer_number
+from palimpsest.models import EditableModel, Point
 from palimpsest.models.sites import features
-from palimpsest.patches import Manifest, ModulePatch, Patch, Retrieval, RetrievalEntry, prompt_columns
+from palimpsest.patches import Replacement, Retrieval, RetrievalEntry, prompt_columns
 from palimpsest.requests import EditRequest
-from palimpsest.training import ValueOptions, find_values, prompts_apart_from, value_passes
+from palimpsest.training import ValuePasses, prompts_apart_from
 
 
-class HorenConfig(ValueOptions, MethodConfig):
+class HorenConfig(CodebookConfig):
     """Options of `horen`."""
 
-    site: str = "auto"
-    """The linear site: `auto` is `mlp.down`, of the encoder where there is one."""
-    layer: int | Literal["auto"] = "auto"
-    """Its layer; negative numbers count from the last. `auto` is the one at 0.69 of the depth."""
     share: float = Field(default=0.5, gt=0, le=1)
     """Of the prompt's tokens, the last ones, that make its query."""
     damping: float = Field(default=0.0, ge=0, lt=1)
@@ -55,53 +51,42 @@ class RetrievalState(BranchState[Retrieval]):
 
 
 @final
-class Horen(Method[HorenConfig]):
-    """Values of a call are found together, for they do not see each other; then they go in one after another."""
+class Horen(CodebookMethod[HorenConfig, Retrieval]):
+    """See the module's docstring."""
 
     Config: ClassVar[type[MethodConfig]] = HorenConfig
-    State: ClassVar[type[MethodState] | None] = RetrievalState
-    capabilities: ClassVar[Capabilities] = Capabilities(gives_weight_patch=False)
+    State: ClassVar[type[BranchState[Retrieval]]] = RetrievalState
 
-    def check_model(self, model: EditableModel, config: HorenConfig) -> None:
-        site, layer = _place(model, config)
-        model.sites.parameter_name(site, layer)
+    def earlier(self, state: MethodState | None, model: EditableModel, config: HorenConfig) -> Retrieval:
+        """See `CodebookMethod.earlier`."""
+        return _earlier(state, model, config)
 
-    def compute(
-        self, model: EditableModel, requests: Sequence[EditRequest], config: HorenConfig, run: EditRun
-    ) -> Patch:
-        book = _earlier(run.state, model, config)
-        encoded = [model.encode(request.prompt, request.target_new) for request in requests]
-        scores = model.score([r.prompt for r in requests], [r.target_new for r in requests])
-        wrong = [index for index, score in enumerate(scores) if not all(score.matches)]
-        if len(wrong) < len(requests):
-            count = len(requests) - len(wrong)
-            run.diagnostics.notes.append(f"{count} edit(s) were right before, and nothing was added for them.")
-        changed: list[str] = []
-        for first in range(0, len(wrong), config.forward_batch_size):
-            run.progress("values", first, len(wrong))
-            chunk = wrong[first : first + config.forward_batch_size]
-            with run.clock.stage("values"), frozen_parameters(model.module):
-                passes = value_passes(model, [encoded[i] for i in chunk], book.site, book.layer, "last")
-                found, losses = find_values(passes, config)
-                # The layer's own, whatever an earlier entry adds to it.
-                module = model.sites.module(book.site, book.layer)
-                with torch.no_grad():
-                    written = module.forward(passes.queries.to(model.module.dtype)).float()
-            for row, index in enumerate(chunk):
-                request = requests[index]
-                with run.clock.stage("keys"):
-                    key, threshold = _key(model, book, request, config)
-                entry = RetrievalEntry(request.id, encoded[index].target_ids)
-                book, touched = inserted(book, key, found[row] - written[row], threshold, entry)
-                changed.append(touched)
-                run.diagnostics.losses[request.id] = losses[row]
-        run.progress("values", len(wrong), len(wrong))
-        run.state = RetrievalState(book)
-        run.diagnostics.facts |= {"entries": len(book.entries), "layer": book.layer, "site": book.site}
-        own = book.owners()
-        return ModulePatch(
-            [book.select([own.index(edit) for edit in dict.fromkeys(changed)])], Manifest(label=self.name)
-        )
+    def replacement(self, config: HorenConfig) -> Replacement:
+        """See `CodebookMethod.replacement`."""
+        return "last"
+
+    def values(self, model: EditableModel, book: Retrieval, passes: ValuePasses, found: Tensor) -> Tensor:
+        """See `CodebookMethod.values`: what has to be added to what the layer writes by itself."""
+        # The layer's own, whatever an earlier entry adds to it.
+        module = model.sites.module(book.site, book.layer)
+        written: Tensor = module.forward(passes.queries.to(model.module.dtype)).float()
+        return found - written
+
+    def inserted(
+        self,
+        model: EditableModel,
+        book: Retrieval,
+        request: EditRequest,
+        label: tuple[int, ...],
+        found: tuple[Tensor, Tensor],
+        config: HorenConfig,
+        run: EditRun,
+    ) -> tuple[Retrieval, list[str]]:
+        """See `CodebookMethod.inserted`."""
+        with run.clock.stage("keys"):
+            key, threshold = _key(model, book, request, config)
+        book, touched = inserted(book, key, found[1], threshold, RetrievalEntry(request.id, label))
+        return book, [touched]
 
 
 def inserted(
@@ -119,7 +104,7 @@ def inserted(
         values = book.values.clone()
         values[int(at)] = value.to(values)
         return replace(book, values=values), book.entries[int(at)].edit
-    return book.with_entry(key, value, threshold, entry), entry.edit
+    return book.with_entry(entry, keys=key, values=value, thresholds=threshold), entry.edit
 
 
 @torch.no_grad()
@@ -138,17 +123,9 @@ def _key(model: EditableModel, book: Retrieval, request: EditRequest, config: Ho
     return queries[0], 1 - config.margin * (1 - nearest)
 
 
-def _place(model: EditableModel, config: HorenConfig) -> tuple[str, int]:
-    """The site and its layer."""
-    site = config.site
-    if site == "auto":
-        site = "encoder.mlp.down" if model.is_encoder_decoder else "mlp.down"
-    return site, layer_number(config.layer, model.sites.layers_of(site))
-
-
 def _earlier(state: MethodState | None, model: EditableModel, config: HorenConfig) -> Retrieval:
     """The codebook so far. Raises `ConfigError` for another method's state, or that of another place."""
-    site, layer = _place(model, config)
+    site, layer = config.place(model)
     weight = model.sites.parameter_name(site, layer)
     out, into = features(model.sites.module(site, layer))
     fresh = Retrieval(

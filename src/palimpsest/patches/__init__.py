@@ -8,6 +8,7 @@ from palimpsest.patches.export import write_adapter, write_merged, write_patched
 from palimpsest.patches.folders import patched_base, put_on_all
 from palimpsest.patches.hub import prepare_upload, publish
 from palimpsest.patches.inputs import InputPatch, filled_template
+from palimpsest.patches.keyed import KeyedBranch
 from palimpsest.patches.memory import MemoryEntry, MemoryPatch
 from palimpsest.patches.modules import ModulePatch
 from palimpsest.patches.neurons import Neurons
@@ -29,6 +30,7 @@ __all__ = [
     "Dense",
     "EditorReference",
     "InputPatch",
+    "KeyedBranch",
     "KnownEdit",
     "LowRank",
     "Manifest",

@@ -11,10 +11,9 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from palimpsest.files import shaped
-from palimpsest.models import Attachment, Point, attach
-from palimpsest.models.sites import features
-from palimpsest.patches.branches import Branch, require_shapes, require_weight
-from palimpsest.patches.prompts import Decision, prompt_columns
+from palimpsest.patches.branches import require_shapes
+from palimpsest.patches.keyed import Decided, KeyedBranch
+from palimpsest.patches.prompts import prompt_columns
 
 if TYPE_CHECKING:
     from palimpsest.models import EditableModel
@@ -44,7 +43,7 @@ class CodebookEntry:
 
 
 @dataclass(frozen=True, eq=False)
-class Codebook(Branch):
+class Codebook(KeyedBranch):
     """Keys, values and radii of one layer, in float32.
 
     The query of a row is what the layer reads at the last token of the row's prompt. Where the nearest key is no
@@ -94,42 +93,25 @@ class Codebook(Branch):
         own = distances.gather(-1, found[:, None])[:, 0]
         return found, own <= self.radii.to(queries.device)[found]
 
-    def attach(self, model: EditableModel) -> Attachment:
-        """See `Branch.attach`."""
-        stack = model.sites.locate(self.site)[0]
-        read: list[Tensor] = []
-        kept: Decision[tuple[Tensor, Tensor]] = Decision()
-
-        def keep(tensor: Tensor) -> None:
-            read[:] = [tensor]
-
-        def change(written: Tensor) -> Tensor | None:
-            inputs = read.pop()
-            chosen = None
-            if not (stack == "decoder" and kept.is_for(model.reading, inputs)):
-                prompts = prompt_columns(model, stack, inputs)
-                rows = torch.arange(len(inputs), device=inputs.device)
-                kept.take(model.reading, self.nearest(inputs[rows, prompts.last]))
-                chosen = prompts.chosen(self.replacement)
-            at, is_hit = kept.value
-            if chosen is None and self.replacement == "all":
-                chosen = torch.ones(inputs.shape[:2], dtype=torch.bool, device=inputs.device)
-            if chosen is None or not bool(is_hit.any()):
-                return None
-            mask = is_hit[:, None].to(chosen.device) & chosen
-            values = self.values.to(written.device, written.dtype)[at]
-            rows, tokens = mask.nonzero(as_tuple=True)
-            return written.index_put((rows, tokens), values[rows])
-
-        before, after = Point(self.site, self.layer, "input"), Point(self.site, self.layer)
-        return attach(model.sites, {before: keep, after: change})
-
-    def check(self, model: EditableModel) -> None:
-        """See `Branch.check`."""
-        require_weight(model, self.site, self.layer, self.weight)
-        out, into = features(model.sites.module(self.site, self.layer))
-        count = len(self.entries)
-        require_shapes(self.form, self.tensors(), {"keys": (count, into), "values": (count, out)})
+    def written(
+        self, model: EditableModel, stack: str, kept: Decided, inputs: Tensor, written: Tensor
+    ) -> Tensor | None:
+        """See `KeyedBranch.written`: the value takes its place."""
+        chosen = None
+        if not (stack == "decoder" and kept.is_for(model.reading, inputs)):
+            prompts = prompt_columns(model, stack, inputs)
+            rows = torch.arange(len(inputs), device=inputs.device)
+            kept.take(model.reading, self.nearest(inputs[rows, prompts.last]))
+            chosen = prompts.chosen(self.replacement)
+        at, is_hit = kept.value
+        if chosen is None and self.replacement == "all":
+            chosen = torch.ones(inputs.shape[:2], dtype=torch.bool, device=inputs.device)
+        if chosen is None or not bool(is_hit.any()):
+            return None
+        mask = is_hit[:, None].to(chosen.device) & chosen
+        values = self.values.to(written.device, written.dtype)[at]
+        rows, tokens = mask.nonzero(as_tuple=True)
+        return written.index_put((rows, tokens), values[rows])
 
     def joined(self, later: Codebook) -> Codebook:
         """Both; what the later one says of an entry that both have, holds."""
@@ -137,13 +119,7 @@ class Codebook(Branch):
         kept = self.without(again)
         if kept is None:
             return later
-        order = [*self.owners(), *(edit for edit in later.owners() if edit not in self.owners())]
-        keys, values, radii = (
-            torch.cat([getattr(kept, name), getattr(later, name)]) for name in ("keys", "values", "radii")
-        )
-        together = replace(later, keys=keys, values=values, radii=radii, entries=kept.entries + later.entries)
-        own = together.owners()
-        return together.select([own.index(edit) for edit in order])
+        return kept._concatenated(later).of_edits([*self.owners(), *later.owners()])
 
     def without(self, edits: Collection[str]) -> Codebook | None:
         """See `Branch.without`; a radius that one of these edits was the last to narrow is what it was before."""
@@ -158,19 +134,9 @@ class Codebook(Branch):
         left = [index for index, edit in enumerate(own) if edit not in edits]
         return replace(self, radii=radii).select(left) if left else None
 
-    def select(self, indices: list[int]) -> Codebook:
-        """Some of the entries."""
-        entries = tuple(self.entries[index] for index in indices)
-        keys, values, radii = self.keys[indices], self.values[indices], self.radii[indices]
-        return replace(self, keys=keys, values=values, radii=radii, entries=entries)
-
     def place(self) -> tuple[Any, ...]:
         """See `Branch.place`."""
         return self.form, self.weight, self.replacement
-
-    def owners(self) -> list[str]:
-        """See `Branch.owners`."""
-        return [entry.edit for entry in self.entries]
 
     def tensors(self) -> dict[str, Tensor]:
         """See `Branch.tensors`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -12,10 +12,9 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from palimpsest.files import shaped
-from palimpsest.models import Attachment, Point, attach
-from palimpsest.models.sites import features
-from palimpsest.patches.branches import Branch, require_shapes, require_weight
-from palimpsest.patches.prompts import Decision, PromptColumns, prompt_columns
+from palimpsest.patches.branches import require_shapes
+from palimpsest.patches.keyed import Decided, KeyedBranch
+from palimpsest.patches.prompts import PromptColumns, prompt_columns
 
 if TYPE_CHECKING:
     from palimpsest.models import EditableModel
@@ -40,7 +39,7 @@ class RetrievalEntry:
 
 
 @dataclass(frozen=True, eq=False)
-class Retrieval(Branch):
+class Retrieval(KeyedBranch):
     """Unit keys, values and thresholds of one layer, in float32.
 
     The query of a row is the mean of what the layer reads over the last share of its prompt's tokens, at length one.
@@ -119,78 +118,35 @@ class Retrieval(Branch):
         found = (near * order).argmax(-1)
         return found, scores.gather(-1, found[:, None])[:, 0] > self.thresholds.to(scores.device)[found]
 
-    def attach(self, model: EditableModel) -> Attachment:
-        """See `Branch.attach`."""
-        stack = model.sites.locate(self.site)[0]
-        read: list[Tensor] = []
-        kept: Decision[tuple[Tensor, Tensor]] = Decision()
-
-        def keep(tensor: Tensor) -> None:
-            read[:] = [tensor]
-
-        def change(written: Tensor) -> Tensor | None:
-            inputs = read.pop()
-            if stack == "decoder" and kept.is_for(model.reading, inputs):
-                return None
-            prompts = prompt_columns(model, stack, inputs)
-            kept.take(model.reading, self.most_like(self.queries(inputs, prompts)))
-            at, is_hit = kept.value
-            if not bool(is_hit.any()):
-                return None
-            rows = is_hit.nonzero()[:, 0].to(written.device)
-            values = self.values.to(written.device, written.dtype)[at.to(written.device)[rows]]
-            columns = prompts.last.to(written.device)[rows]
-            return written.index_put((rows, columns), written[rows, columns] + values)
-
-        before, after = Point(self.site, self.layer, "input"), Point(self.site, self.layer)
-        return attach(model.sites, {before: keep, after: change})
-
-    def check(self, model: EditableModel) -> None:
-        """See `Branch.check`."""
-        require_weight(model, self.site, self.layer, self.weight)
-        out, into = features(model.sites.module(self.site, self.layer))
-        count = len(self.entries)
-        require_shapes(self.form, self.tensors(), {"keys": (count, into), "values": (count, out)})
-
-    def with_entry(self, key: Tensor, value: Tensor, threshold: float, entry: RetrievalEntry) -> Retrieval:
-        """The same with one entry more."""
-        return replace(
-            self,
-            keys=torch.cat([self.keys, key[None].to(self.keys)]),
-            values=torch.cat([self.values, value[None].to(self.values)]),
-            thresholds=torch.cat([self.thresholds, self.thresholds.new_tensor([threshold])]),
-            entries=(*self.entries, entry),
-        )
+    def written(
+        self, model: EditableModel, stack: str, kept: Decided, inputs: Tensor, written: Tensor
+    ) -> Tensor | None:
+        """See `KeyedBranch.written`: the value is added at the prompt's last token."""
+        if stack == "decoder" and kept.is_for(model.reading, inputs):
+            return None
+        prompts = prompt_columns(model, stack, inputs)
+        kept.take(model.reading, self.most_like(self.queries(inputs, prompts)))
+        at, is_hit = kept.value
+        if not bool(is_hit.any()):
+            return None
+        rows = is_hit.nonzero()[:, 0].to(written.device)
+        values = self.values.to(written.device, written.dtype)[at.to(written.device)[rows]]
+        columns = prompts.last.to(written.device)[rows]
+        return written.index_put((rows, columns), written[rows, columns] + values)
 
     def joined(self, later: Retrieval) -> Retrieval:
         """Both; what the later one says of an edit that both have, holds, and comes last."""
         kept = self.without({entry.edit for entry in later.entries})
-        if kept is None:
-            return later
-        keys, values, thresholds = (
-            torch.cat([getattr(kept, name), getattr(later, name)]) for name in ("keys", "values", "thresholds")
-        )
-        together = kept.entries + later.entries
-        return replace(later, keys=keys, values=values, thresholds=thresholds, entries=together)
+        return later if kept is None else kept._concatenated(later)
 
     def without(self, edits: Collection[str]) -> Retrieval | None:
         """See `Branch.without`. What one of these edits stood in front of decides again."""
         left = [index for index, edit in enumerate(self.owners()) if edit not in edits]
         return self.select(left) if left else None
 
-    def select(self, indices: list[int]) -> Retrieval:
-        """Some of the entries."""
-        entries = tuple(self.entries[index] for index in indices)
-        keys, values, thresholds = self.keys[indices], self.values[indices], self.thresholds[indices]
-        return replace(self, keys=keys, values=values, thresholds=thresholds, entries=entries)
-
     def place(self) -> tuple[Any, ...]:
         """See `Branch.place`."""
         return self.form, self.weight, self.share, self.damping, self.beta
-
-    def owners(self) -> list[str]:
-        """See `Branch.owners`."""
-        return [entry.edit for entry in self.entries]
 
     def tensors(self) -> dict[str, Tensor]:
         """See `Branch.tensors`."""

@@ -11,7 +11,7 @@ from palimpsest.training.hypernetwork import Hypernetwork, HypernetworkOptions, 
 from palimpsest.training.keeping import prompts_apart_from, spared_directions, to_be_answered
 from palimpsest.training.metatraining import MetaTrainingOptions, Objective, metatrain
 from palimpsest.training.objectives import losses_and_margins
-from palimpsest.training.replaced_values import ValueOptions, find_values, value_passes
+from palimpsest.training.replaced_values import ValueOptions, ValuePasses, find_values, value_passes
 from palimpsest.training.unlearning import Forgetting, unlearning_of
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "Objective",
     "Update",
     "ValueOptions",
+    "ValuePasses",
     "WeightPlace",
     "chosen_places",
     "editing_examples",

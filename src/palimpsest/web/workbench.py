@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from palimpsest.errors import DataError, unknown_name
-from palimpsest.evaluation import Observation, VerifiedEdit, find_scoring, verified
+from palimpsest.evaluation import Observation, VerifiedEdit, find_scoring, room_for, verified
 from palimpsest.loading import load
 from palimpsest.methods import Diagnostics, method
-from palimpsest.models import AnswerRoom, chosen_chat, written_answers
+from palimpsest.models import chosen_chat, written_answers
 from palimpsest.requests import EditRequest, Probe
 from palimpsest.stopwatch import Progress, silent
 from palimpsest.tracing import CausalTrace, TraceOptions, trace
@@ -262,8 +262,7 @@ class EditingDesk:
 def _replies(model: EditableModel, requests: Sequence[EditRequest]) -> dict[str, str]:
     """What a model writes after every prompt that tests some edits, to be judged."""
     prompts = list(dict.fromkeys(probe.prompt for request in requests for probe in request.all_probes()))
-    names = [name for request in requests for name in (request.target_new, request.target_old) if name]
-    texts = written_answers(model, prompts, AnswerRoom.of(model.tokenizer, names))
+    texts = written_answers(model, prompts, room_for(model, requests, None))
     return dict(zip(prompts, texts, strict=True))
 
 

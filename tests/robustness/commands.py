@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -40,6 +40,7 @@ class Kind:
         is_changed: commands go on with it in place, or put what is damaged aside; anything else stays as it is.
         name: of the copy; left out, `it` with the source's ending.
         environment: variables, with `IT` for the copy.
+        reader: what is given the words in place of the command line.
     """
 
     source: Path | None
@@ -47,11 +48,16 @@ class Kind:
     is_changed: bool = False
     name: str | None = None
     environment: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    reader: Callable[..., Result] | None = None
 
 
 def words(command: tuple[Any, ...], it: Path, out: Path) -> list[str]:
     """A command with its places filled in."""
     named = {"IT": str(it), "OUT": str(out)}
-    # A place by itself, or as the value of an option: `corpus=IT`.
+    # A place by itself, a file in it, or as the value of an option: `IT`, `IT/edited.gguf`, `corpus=IT`.
     parts = [str(one).rpartition("=") for one in command]
-    return [f"{name}{equals}{named.get(value, value)}" for name, equals, value in parts]
+    filled = []
+    for name, equals, value in parts:
+        place, slash, file = value.partition("/")
+        filled.append(f"{name}{equals}{named.get(place, place)}{slash}{file}")
+    return filled

@@ -62,7 +62,7 @@ def draw(file: Path, rng: random.Random) -> Damage:
     """A damage for a file, by what it is."""
     if rng.random() < 0.15:
         return draw_bytes(rng)
-    if file.suffix == ".safetensors" or file.name.endswith(".checkpoint"):
+    if file.suffix in (".safetensors", ".checkpoint", ".undo"):
         return draw_number(file, rng) if rng.random() < 0.15 else _for_tensors(file, rng)
     if file.suffix in BINARY:
         return draw_number(file, rng)

@@ -102,7 +102,7 @@ def add(shop: Workshop, is_wanted: Callable[..., bool]) -> None:
     for names, make in {
         ("model",): _models,
         ("adapter",): _adapter,
-        ("gguf",): _gguf,
+        ("gguf", "written", "patch"): _gguf,
         ("edits",): _edits,
         ("dataset",): _datasets,
         ("map",): _device_map,
@@ -153,7 +153,17 @@ def _adapter(shop: Workshop) -> None:
 def _gguf(shop: Workshop) -> None:
     file = shop.place / "tiny.gguf"
     tiny_gguf.write_gguf(file)
-    _kind(shop, "gguf", file, ("ask", "IT", PROMPT, "--max-new-tokens", 3), ("doctor", "IT"))
+    patch = shop.place / "patch-gguf"
+    shop.made("edit", file, *FT, "-o", "layers=[1]", "--edits", shop.facts, "--out", patch)
+    write, undo = ("apply", "--out", "OUT", "--as", "gguf"), ("undo", "IT/edited.gguf", "--out", "OUT")
+    reading = [("ask", "IT", PROMPT, "--max-new-tokens", 3), ("doctor", "IT"), (*write, "IT", patch)]
+    _kind(shop, "gguf", file, *reading, ("undo", "IT", "--out", "OUT"))
+    (shop.place / "written").mkdir()
+    shop.made("apply", file, patch, "--as", "gguf", "--out", shop.place / "written" / "edited.gguf")
+    reading = [undo, undo, (*undo, "--from", "IT/edited.undo"), ("ask", "IT/edited.gguf", PROMPT)]
+    _kind(shop, "written", shop.place / "written", *reading, (*write, "IT/edited.gguf", patch, "--keep-type"))
+    reading = [(*write, file, "IT"), ("apply", "--out", "OUT", "--as", "gguf-adapter", file, "IT")]
+    _kind(shop, "patch gguf", patch, *reading, (*write, "--keep-type", file, "IT"))
 
 
 def _edits(shop: Workshop) -> None:

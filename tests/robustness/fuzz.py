@@ -122,7 +122,7 @@ class Campaign:
             waited = stack.enter_context(unblocking(place))
             try:
                 with self.guard.watching():
-                    result = run(*words(command, it, place / "out"))
+                    result = (kind.reader or run)(*words(command, it, place / "out"))
             except (Exception, TookTooLongError, SystemExit) as error:
                 return f"{type(error).__name__} left main: {error}", "left main"
         if result.code in (130, 143):
@@ -163,7 +163,7 @@ class Campaign:
         # A command without any words shows its help.
         if blocks != 1 and "The run failed" not in result.err and "Usage: " not in result.out:
             return f"not one block: {result.err[-600:]}"
-        if (place / "out").exists() and not any(word in result.err for word in ("printed", "--resume")):
+        if any(place.glob("out*")) and not any(word in result.err for word in ("printed", "--resume")):
             return f"an output beside an error: {result.err[-300:]}"
         return None
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import tiny
-from robustness import foreign
+from robustness import foreign, listening
 from robustness.commands import Kind, Result, run
 
 RECIPE = """
@@ -54,7 +54,11 @@ METHODS: dict[str, tuple[str, ...]] = {
     "lora": ("-o", "epochs=2"),
     "memit": KEYS,
     "alphaedit": (*KEYS, "--state", "STATE"),
+    "emmet": (*KEYS, "-o", "history=true", "--state", "STATE"),
+    "ultraedit": ("-o", "text=TEXT", "-o", "warm_up=128", "--state", "STATE"),
+    "stableedit": ("-o", "text=TEXT", "-o", "warm_up=128", "--state", "STATE"),
     "grace": ("-o", "steps=2", "-o", "radius=0.5", "--state", "STATE"),
+    "horen": ("-o", "steps=2", "--state", "STATE"),
     "wise": (*SIDE, "--state", "STATE"),
     "calinet": ("-o", "steps=2"),
     "t-patcher": ("-o", "text=TEXT", "-o", "memory.max_tokens=256", "-o", "memory.top=16", "-o", "max_steps=5",
@@ -65,14 +69,14 @@ METHODS: dict[str, tuple[str, ...]] = {
     "f-learning-lora-ft": ("-o", "forget_options.epochs=1", "-o", "learn_options.epochs=1"),
     "auto": ("-o", "ladder=[{method='ft', preset='none', options={epochs=2}}]", "-o", "num_neighbours=2"),
 }  # fmt: skip
-STATES = ("alphaedit", "grace", "wise", "t-patcher")
+STATES = tuple(method for method, options in METHODS.items() if "STATE" in options)
 TRAINED = ("-o", "steps=2", "-o", "examples_per_step=4", "-o", "validate_every=1", "-o", "layers=[1]", "-o", "rank=4")
 EDITORS: dict[str, tuple[str, ...]] = {
     "mend": TRAINED,
     "ke": ("-o", "steps=2", "-o", "examples_per_step=4", "-o", "validate_every=1", "-o", "layers=[1]"),
     "serac": ("-o", "steps=2", "-o", "examples_per_step=4", "-o", "validate_every=1"),
 }
-DAMAGED = (".json", ".jsonl", ".safetensors", ".jinja", ".csv", ".txt", ".npz", ".parquet")
+DAMAGED = (".json", ".jsonl", ".safetensors", ".jinja", ".csv", ".txt", ".npz", ".parquet", ".gguf", ".undo")
 """Endings of the files of a folder that are damaged."""
 
 
@@ -109,7 +113,7 @@ class Workshop:
             return not only or any(name in only for name in names)
 
         for method in methods:
-            uses = {"lora": ("adapter",), "ft": ("record", "folder")}
+            uses = {"lora": ("adapter",), "ft": ("record", "folder", "request")}
             if is_wanted("patch", "state", *uses.get(method, ())):
                 self._edit(method)
         self._files()
@@ -125,6 +129,7 @@ class Workshop:
                 if is_wanted(*names):
                     make()
             foreign.add(self, is_wanted)
+            listening.add(self, is_wanted)
         else:
             foreign.add(self, lambda *names: any(name in foreign.CHEAP for name in names))
         if only:

@@ -1,0 +1,132 @@
+"""What `serve` is sent and what a visitor fills into the page: read without the command line, judged like it.
+
+A `Reader` answers like a command: 0 where something was done, 2 with one block where it was refused. Whatever else
+happens leaves it as the exception that it is. After every request the endpoint and the page are asked something whose
+answer is known, so that one bad request that spoils the next ones is seen.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from robustness.commands import Kind, Result
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from robustness.workshop import Workshop
+
+PROMPT = "The capital of France is"
+SPOKEN = {
+    "/v1/completions": {"model": "model+patch-ft", "prompt": [PROMPT, "Italy"], "max_tokens": 3, "temperature": 0.5,
+                        "top_p": 0.9, "seed": 5, "stop": ["."], "stream": False, "echo": False, "n": 1},
+    "/v1/chat/completions": {"model": "model", "max_tokens": 3, "temperature": 0, "stream": True,
+                             "stream_options": {"include_usage": True},
+                             "messages": [{"role": "system", "content": "Be short."},
+                                          {"role": "user", "content": [{"type": "text", "text": PROMPT}]}]},
+}  # fmt: skip
+ASKED = {"model": "model+patch-ft", "prompt": PROMPT, "max_tokens": 4, "temperature": 0}
+VISITS = (
+    ("ask", PROMPT, "The capital of Italy is", "Anna"),
+    ("edit", PROMPT, "Lyon", "France", "Paris", "France has the capital", "The capital of Italy is"),
+    ("trace", PROMPT, "France", "window=1", "samples=1"),
+    ("edit", PROMPT, "Lyon", "France", "", "", "", "epochs=1", "learning_rate=0.001"),
+)
+
+
+def add(shop: Workshop, is_wanted: Callable[..., bool]) -> None:
+    """Adds these kinds to a workshop."""
+    if is_wanted("request"):
+        _requests(shop)
+    if is_wanted("page"):
+        desk = Desk(str(shop.model))
+        shop.kinds["page"] = Kind(None, VISITS, reader=desk)
+
+
+def _requests(shop: Workshop) -> None:
+    endpoint = Endpoint(shop.model, shop.place / "patch-ft")
+    for address, body in SPOKEN.items():
+        file = shop.place / f"{address.split('/')[2]}.json"
+        file.write_text(json.dumps(body))
+        shop.kinds[f"request {file.stem}"] = Kind(file, ((address, "IT"),), reader=endpoint)
+
+
+class Endpoint:
+    """What `serve` makes of a body, by way of the ASGI application and the engine behind it."""
+
+    def __init__(self, model: Path, patch: Path) -> None:
+        from starlette.testclient import TestClient
+
+        import palimpsest as ps
+        from palimpsest.serving import Catalogue, Engine, Limits, NamedPatch, build_app
+
+        loaded = ps.load(model)
+        catalogue = Catalogue(loaded, [NamedPatch(patch.name, ps.load_patch(patch))])
+        limits = Limits(tokens=8, default_tokens=4, body_bytes=100_000)
+        self.client = TestClient(build_app(Engine(loaded, catalogue), limits=limits), base_url="http://localhost")
+        # Begins the engine; it ends with this process.
+        self.client.__enter__()
+        self.answer = self._asked()
+
+    def _asked(self) -> Any:
+        return self.client.post("/v1/completions", json=ASKED).json()["choices"]
+
+    def __call__(self, address: str, file: str) -> Result:
+        try:
+            with open(file, "rb") as stream:
+                body = stream.read(200_000)
+        except OSError:
+            # Nothing that could be sent.
+            return Result(2, "", "Error: no body")
+        answer = self.client.post(address, content=body, headers={"Content-Type": "application/json"})
+        if answer.status_code >= 500:
+            raise RuntimeError(f"status {answer.status_code}: {answer.text[:500]}")
+        if self._asked() != self.answer:
+            raise RuntimeError("the next request is answered differently")
+        if answer.status_code == 200:
+            if b'"error"' in answer.content:
+                raise RuntimeError(f"an error said with status 200: {answer.text[:500]}")
+            return Result(0, answer.text, "")
+        error = answer.json()["error"]
+        assert set(error) == {"message", "type", "param", "code"} and error["message"].strip(), error
+        return Result(2, "", f"Error: {error['type']}")
+
+
+class Desk:
+    """What a visitor of the page does, with the words of the form."""
+
+    def __init__(self, model: str) -> None:
+        from palimpsest.web.workbench import EditingDesk, Workbench
+
+        self.desk = EditingDesk(Workbench([model]), model)
+        self.answer = self.desk.ask([PROMPT])[0].before
+
+    def __call__(self, what: str, *given: str) -> Result:
+        from palimpsest.errors import PalimpsestError
+        from palimpsest.web.workbench import EditForm
+
+        texts = [one for one in given if "=" not in one or one.startswith("=")]
+        options = dict(one.split("=", 1) for one in given if one not in texts)
+        try:
+            if what == "ask":
+                self.desk.ask(texts, max_new_tokens=3)
+            elif what == "trace":
+                self.desk.trace(*[*texts, "", ""][:2], **options)
+            else:
+                prompt, new, subject, old, rephrasing, neighbour = [*texts, *[""] * 6][:6]
+                form = EditForm(prompt, new, subject, old, rephrasing.splitlines(), neighbour.splitlines())
+                self.desk.edit(form, "ft", {"preset": "none", "epochs": 1, **options})
+                self.desk.switch({0})
+                self.desk.verify()
+                self.desk.switch(set())
+        except PalimpsestError as error:
+            return Result(2, "", f"Error: {type(error).__name__}")
+        finally:
+            # An odd number of undone edits leaves none.
+            while self.desk.undo() is not None:
+                pass
+        if self.desk.ask([PROMPT])[0].after != self.answer:
+            raise RuntimeError("the model has changed for the next visitor")
+        return Result(0, "", "")

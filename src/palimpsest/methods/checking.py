@@ -63,9 +63,10 @@ def look_again(
         before: `neutral_scores` without the patch.
     """
     lengths = [len(model.encode(request.prompt, request.target_new).target_ids) for request in requests]
+    asked = [*NEUTRAL, *((request.prompt, _twice(model, request)) for request in requests)]
     with model.patched(patch):
-        after = neutral_scores(model)
-        scores = model.score([r.prompt for r in requests], [_twice(model, r) for r in requests])
+        found = model.score(*zip(*asked, strict=True))
+    after, scores = found[: len(NEUTRAL)], found[len(NEUTRAL) :]
     holding = [all(one.matches[:length]) for one, length in zip(scores, lengths, strict=True)]
     repeating = [
         holds and len(one.matches) > length and one.predicted[length] == one.predicted[0]

@@ -130,14 +130,17 @@ def first_mixing_layer(model: EditableModel) -> int:
     Asked of the model, not of its family: two sequences that differ in their first token are run, and the inputs of the
     MLPs at the last token are compared. An edit of a layer below would be the same for every subject that ends alike.
     """
-    points = [Point("mlp.up", layer, "input") for layer in range(model.num_layers)]
-    inputs = []
-    for ids in ((3, 5, 7), (4, 5, 7)):
-        with captured(model.sites, points) as found:
-            model.forward(model.batch([ids]))
-        inputs.append([found[point][0, -1] for point in points])
-    differs = (not torch.equal(one, other) for one, other in zip(*inputs, strict=True))
-    return next((layer for layer, answer in enumerate(differs) if answer), 0)
+    for layer in range(model.num_layers):
+        inputs = []
+        for ids in ((3, 5, 7), (4, 5, 7)):
+            # Nothing above the layer is computed: it is the first or the second in every family that there is.
+            point = Point("mlp.up", layer, "input")
+            with captured(model.sites, [point], stops=True) as found:
+                model.forward(model.batch([ids]))
+            inputs.append(found[point][0, -1])
+        if not torch.equal(*inputs):
+            return layer
+    return 0
 
 
 def _trace_last_subject_tokens(

@@ -42,10 +42,10 @@ test-pretrained: env
 test-pretrained-all: env
 	$(BIN)/python -m pytest -m pretrained -n 2 --dist loadgroup -rs
 
-# The page in a headless Chromium (Debian: `apt-get install chromium`); skipped, saying so, where there is none.
+# Page, report and site in a headless Chromium (Debian: `apt-get install chromium`); skipped, saying so, where there is none.
 test-browser: env
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
-	$(BIN)/python -m pytest -m browser tests/web -rs
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser,docs]'
+	$(BIN)/python -m pytest -m browser tests/web tests/report tests/docs -rs
 
 # The documentation as a site, under build/site; a link that leads nowhere ends it.
 site: env

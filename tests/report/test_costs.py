@@ -20,7 +20,7 @@ def cells(page, method, heading):
     table = page[page.index(heading) :].split("</table>")[0]
     head = re.findall(r'<th scope="col">(.*?)</th>', table)
     row = next(line for line in table.split("<tr>") if f">{method}<" in line)
-    return dict(zip(head[1:], re.findall(r"<td>(.*?)</td>", row), strict=True))
+    return dict(zip(head[1:], re.findall(r"<td[^>]*>(.*?)</td>", row), strict=True))
 
 
 def test_training_tokens_stages_and_distances():
@@ -32,9 +32,9 @@ def test_training_tokens_stages_and_distances():
     seconds = {"forget": 2.0, "learn": 3.0, "evaluation": 50.0, "perplexity": 5.0, "total": 60.0}
     mend = trained(fakes.record("mend", seconds={"editor": 1.0, "other": 0.5}, num_edits=10), 2700.0)
     page = costs.sections(label_runs([fakes.record("ft", measures=measures, seconds=seconds, num_edits=10), mend]))
-    found = cells(page, "ft", "<table>")
+    found = cells(page, "ft", "<table")
     assert (found["a written token"], found["more than before"], found["training"]) == ("15 ms", "+50%", "–")
-    assert cells(page, "mend", "<table>")["training"] == "45 min"
+    assert cells(page, "mend", "<table")["training"] == "45 min"
     assert cells(page, "ft", "Where the time goes") == {
         "editor": "–",
         "forget": "0.2 s",

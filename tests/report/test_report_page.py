@@ -6,8 +6,10 @@ import pytest
 
 import fake_runs as fakes
 from palimpsest.errors import DataError
-from palimpsest.report import build_report
-from palimpsest.report.tables import best, best_of_metric, duration, in_words, label_runs, metrics
+from palimpsest.evaluation import aggregate
+from palimpsest.report import build_report, label, settings
+from palimpsest.report.score_tables import score_table
+from palimpsest.report.tables import best, best_of_metric, duration, in_words, label_runs, metrics, ranked, score
 from palimpsest.showing import size
 
 VOID = {"meta", "input", "br", "path", "use", "circle", "rect", "line"}
@@ -56,7 +58,7 @@ def test_every_method_measure_and_scoring_is_in_it(page):
         assert f'<th scope="row">{method}</th>' in page
     for text in ("free generation", "teacher-forced", "log-probability", "protocol single", "n = 5", "portability"):
         assert text in page
-    assert page.count('data-scoring="') == 4
+    assert page.count('data-scoring="') == 3
 
 
 def test_the_data_can_be_taken_out_of_it(page):
@@ -135,8 +137,79 @@ def test_a_method_that_does_nothing_wins_no_prize_for_locality():
     assert best_of_metric(runs, "generate", "locality.neighborhood") == {0}
     assert best_of_metric(runs, "generate", "reliability") == {0}
     words = " ".join(in_words(runs))
-    assert "strong wrote the new answer to every edited prompt; idle to the fewest, 0%" in words
+    assert "strong wrote the new answer to every edited prompt; idle to the fewest" in words
     assert "idle disturbed" not in words
+
+
+def test_the_score_is_the_harmonic_mean_of_three_and_zero_where_one_is():
+    one = fakes.record().scores["generate"]["reliability"]
+
+    def scored(**means):
+        return score({name.replace("_", "."): one.model_copy(update={"mean": mean}) for name, mean in means.items()})
+
+    # Locality is the mean of its kinds, 0.5; 3 / (1 + 2 + 2) by hand.
+    assert scored(reliability=1.0, generality=0.5, locality_neighborhood=0.8, locality_namesake=0.2) == pytest.approx(
+        0.6
+    )
+    assert scored(reliability=1.0, generality=0.0, locality_neighborhood=1.0) == 0
+    assert scored(reliability=1.0, generality=1.0) is None
+
+
+def test_methods_stand_by_their_score_and_those_without_one_last():
+    runs = label_runs([fakes.record(method) for method in fakes.METHODS] + [fakes.record("none", scores={})])
+    reached = [run.score("generate") for run in ranked(runs, "generate")]
+    assert reached[-1] is None and reached[:-1] == sorted(reached[:-1], reverse=True)
+
+
+def test_the_page_leads_with_an_edit_before_and_after_by_the_best_method(page):
+    lead = page[: page.index('id="compare"')]
+    run = ranked(label_runs([fakes.record(method) for method in fakes.METHODS]), "generate")[0]
+    assert f"by {run.label}, first in the table below" in lead
+    shown = [run.record.probes[place] for place in (0, 1, 9, 3)]
+    assert [probe.kind.split(".")[0] for probe in shown] == ["reliability", "generality", "portability", "locality"]
+    rows = re.findall(r"<li>(.*?)</li>", lead.split('class="told"')[1].split("</ol>")[0])
+    assert len(rows) == 4
+    for row, probe in zip(rows, shown, strict=True):
+        assert f"</small> {probe.prompt}</p>" in row
+        assert f"before</small> {probe.shown_before()}</p>" in row
+        assert f"</span> {probe.shown_after()}</p>" in row
+        assert ('aria-label="right"' in row) == (probe.values["generate"] == 1)
+
+
+def test_an_edit_without_any_text_does_not_lead(tmp_path):
+    record = fakes.record()
+    silent = [probe.model_copy(update={"before": None, "after": None}) for probe in record.probes]
+    build_report([record.model_copy(update={"probes": silent})], tmp_path / "p.html")
+    assert 'class="told"' not in (tmp_path / "p.html").read_text()
+
+
+def test_ceilings_stand_below_the_table_and_each_that_differs_has_a_line(tmp_path):
+    def known(record, *shares):
+        probes = [
+            probe.model_copy(update={"ceiling": {"generate": shares[place % len(shares)]}})
+            for place, probe in enumerate(record.probes)
+        ]
+        found = aggregate.ceilings(probes, ["generate"])
+        return record.model_copy(update={"probes": probes, "ceilings": found})
+
+    build_report([known(fakes.record("ft"), 1.0), known(fakes.record("lora"), 1.0)], tmp_path / "alike.html")
+    foot = re.findall(r"<tfoot>(.*?)</tfoot>", (tmp_path / "alike.html").read_text())
+    assert len(foot) == 1 and foot[0].count(">ceiling") == 1
+    assert set(re.findall(r'data-sort="(.*?)"', foot[0])) == {"1"}
+    build_report([known(fakes.record("ft"), 1.0), known(fakes.record("lora"), 1.0, 0.0)], tmp_path / "differ.html")
+    [foot] = re.findall(r"<tfoot>(.*?)</tfoot>", (tmp_path / "differ.html").read_text())
+    assert foot.count(">ceiling") == 2 and "of ft</small>" in foot and "of lora</small>" in foot
+
+
+def test_a_figure_stands_once():
+    """A mean with its interval is in one cell, under the chosen scoring."""
+    run = label_runs([fakes.record("ft")])[0]
+    (group,) = settings.group([run.record])
+    table = score_table(group, "generate", (), with_score=True)
+    for metric, found in run.record.scores["generate"].items():
+        assert table.count(f'data-name="{label(metric)}"') == 1
+        assert f'data-sort="{found.mean:.9g}"' in table
+    assert table.count('<i class="interval"') == len(run.record.scores["generate"]) + 2
 
 
 def test_metrics_stand_in_reading_order():

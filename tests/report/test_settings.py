@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 
 import pytest
 
@@ -11,7 +12,8 @@ from palimpsest.benchmark.recipe import Published
 from palimpsest.errors import OutputError
 from palimpsest.report import build_report
 from palimpsest.report.exports import write_tables
-from palimpsest.report.setting_plots import batches_plot, overview_plot
+from palimpsest.report.plots import batches
+from palimpsest.report.score_tables import overview
 from palimpsest.report.settings import group, pooled
 
 PAPER = Published(
@@ -83,7 +85,11 @@ def test_the_page_has_every_setting_and_the_published_figures(tmp_path):
     assert page.count('<details class="setting"') == 4
     assert page.count('<details class="setting" open>') == 1
     # Every setting of this model and data set has the method, under three scorings.
-    assert page.count('<td class="paper">91%</td><td class="paper">83%</td><td class="paper">–</td>') == 3 * 3
+    row = (
+        '<td class="paper detail begins" data-sort="91.2">91%</td><td class="paper detail" data-sort="83.4">83%</td>'
+        '<td class="paper detail">–</td>'
+    )
+    assert page.count(row) == 3 * 3
     assert "arXiv:0000.00000, table 1; another model" in page
     assert "Every method in every setting" in page
     assert "As batches grow" in page
@@ -91,11 +97,17 @@ def test_the_page_has_every_setting_and_the_published_figures(tmp_path):
 
 def test_plots_of_several_settings_and_none_where_there_is_nothing_to_compare():
     groups = group(several())
-    assert "rome" in overview_plot(groups, "generate")
-    assert "facts in a batch" in batches_plot(groups, "generate")
-    assert batches_plot(groups[:2], "generate") == ""
+    rows = re.findall(r'<th scope="row">(.*?)</th>(.*?)</tr>', overview(groups, "generate"))
+    shares = {name: [float(one) for one in re.findall(r'data-sort="(.*?)"', cells)] for name, cells in rows}
+    for name, found in shares.items():
+        runs = [run for one in groups for run in one.runs if run.label == name]
+        assert found == pytest.approx([run.score("generate") for run in runs])
+    means = [sum(found) / len(found) for found in shares.values()]
+    assert len(shares) == 2 and means == sorted(means, reverse=True)
+    assert "facts in a batch" in batches(groups, "generate")
+    assert batches(groups[:2], "generate") == ""
     # Nothing was scored in that way: no empty axes either.
-    assert batches_plot(groups, "hits_at_1") == ""
+    assert batches(groups, "hits_at_1") == ""
 
 
 def test_tables_as_files(tmp_path):
@@ -137,5 +149,5 @@ def test_a_method_is_one_line_over_all_sizes_of_batches_whatever_the_numbers_of_
 
     groups = group([of("ft", 5, 10), of("ft", 20, 10), of("rome", 20, 10), of("ft", 100, 100), of("rome", 100, 100)])
     assert "ft (5 edits)" in [run.label for run in groups[0].runs]
-    drawn = batches_plot(groups, "generate")
+    drawn = batches(groups, "generate")
     assert "ft" in drawn and "rome" in drawn and " edits)" not in drawn and "#2" not in drawn

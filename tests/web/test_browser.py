@@ -1,7 +1,6 @@
 """The page in a real browser: edits and undo, two visitors at once, odd input, one who leaves, what axe-core finds."""
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -11,14 +10,13 @@ from pathlib import Path
 
 import pytest
 
+import browsing
 import processors
 
 # Slow as well: `make test-all` asks them too, and skips them where there is no browser.
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PATIENCE = 180_000
 PRETRAINED = Path(os.environ.get("PALIMPSEST_PRETRAINED", processors.ROOT / "pretrained"))
-SERIOUS = ("serious", "critical")
 
 
 def free_port():
@@ -64,13 +62,8 @@ def address():
 
 @pytest.fixture(scope="module")
 def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="the extra `browser` is not installed")
-    if CHROMIUM is None:
-        pytest.skip("there is no Chromium on this machine")
-    with playwright.sync_playwright() as running:
-        chromium = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
+    with browsing.chromium() as browser:
+        yield browser
 
 
 @pytest.fixture
@@ -227,16 +220,11 @@ def test_why_and_take_away(visitors, tmp_path):
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_axe_finds_no_serious_fault(visitors, width):
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="the extra `browser` is not installed")
     page = visitors(width=width)
     edit(page, "The capital of France is", "France", "Lyon")
     page.wait_for_selector("#result .verdict")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    found = axe.Axe().run(page).response["violations"]
-    serious = {
-        fault["id"]: [node["html"][:200] for node in fault["nodes"]] for fault in found if fault["impact"] in SERIOUS
-    }
-    assert serious == {}
+    assert browsing.serious_faults(page) == {}
 
 
 def test_a_pretrained_model_is_edited(visitors):

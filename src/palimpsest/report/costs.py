@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
 from palimpsest.report import tables
-from palimpsest.report.markup import described, table
+from palimpsest.report.markup import cell, described, table
 from palimpsest.report.tables import ReportRun
 from palimpsest.showing import size
 
@@ -28,18 +28,22 @@ def _cost_table(runs: Sequence[ReportRun]) -> str:
         for values in ([run.record.seconds_per_edit for run in runs], [run.record.patch_bytes for run in runs])
     )
     columns: dict[str, Callable[[int, ReportRun], str]] = {
-        "seconds per edit": lambda index, run: _cell(tables.duration(run.record.seconds_per_edit), index in seconds),
-        "patch size": lambda index, run: _cell(size(run.record.patch_bytes), index in sizes),
-        "peak memory": lambda _, run: _cell(size(run.record.peak_memory_bytes or None)),
+        "seconds per edit": lambda index, run: cell(
+            tables.duration(run.record.seconds_per_edit), run.record.seconds_per_edit, is_best=index in seconds
+        ),
+        "patch size": lambda index, run: cell(
+            size(run.record.patch_bytes), run.record.patch_bytes, is_best=index in sizes
+        ),
+        "peak memory": lambda _, run: _cell(size, run.record.peak_memory_bytes or None),
     }
     if any(run.record.specification.training for run in runs):
-        columns["training"] = lambda _, run: _cell(_minutes(run.record.specification.training.get("seconds")))
+        columns["training"] = lambda _, run: _cell(_minutes, run.record.specification.training.get("seconds"))
     if any(_TOKEN in run.record.measures for run in runs):
-        columns["a written token"] = lambda _, run: _cell(tables.duration(_measured(run, _TOKEN, "after")))
-        columns["more than before"] = lambda _, run: _cell(_more(run))
+        columns["a written token"] = lambda _, run: _cell(tables.duration, _measured(run, _TOKEN, "after"))
+        columns["more than before"] = lambda _, run: _cell(_signed, _more(run))
     if any(run.record.perplexity.get("before") for run in runs):
-        columns["perplexity before"] = lambda _, run: _cell(_perplexity(run.record.perplexity.get("before")))
-        columns["perplexity after"] = lambda _, run: _cell(_perplexity(run.record.perplexity.get("after")))
+        columns["perplexity before"] = lambda _, run: _cell(_perplexity, run.record.perplexity.get("before"))
+        columns["perplexity after"] = lambda _, run: _cell(_perplexity, run.record.perplexity.get("after"))
     caption = (
         f"{described(runs)} Peak memory is of the whole process up to the end of the run. "
         "Best in bold, among methods whose edits hold."
@@ -65,11 +69,11 @@ def _stage_table(runs: Sequence[ReportRun]) -> str:
 
 
 def _stage_column(stage: str) -> Callable[[int, ReportRun], str]:
-    def cell(_: int, run: ReportRun) -> str:
+    def found(_: int, run: ReportRun) -> str:
         spent = run.record.seconds.get(stage)
-        return _cell(tables.duration(spent / run.record.specification.num_edits) if spent else "–")
+        return _cell(tables.duration, spent / run.record.specification.num_edits if spent else None)
 
-    return cell
+    return found
 
 
 def _distance_table(runs: Sequence[ReportRun]) -> str:
@@ -96,11 +100,10 @@ def _names(runs: Sequence[ReportRun], is_wanted: Callable[[str], bool]) -> list[
 
 
 def _number_column(name: str, when: str, form: str) -> Callable[[int, ReportRun], str]:
-    def cell(_: int, run: ReportRun) -> str:
-        value = _measured(run, name, when)
-        return _cell("–" if value is None else form.format(value))
+    def found(_: int, run: ReportRun) -> str:
+        return _cell(form.format, _measured(run, name, when))
 
-    return cell
+    return found
 
 
 def _having(runs: Sequence[ReportRun], names: Sequence[str]) -> list[ReportRun]:
@@ -110,28 +113,32 @@ def _having(runs: Sequence[ReportRun], names: Sequence[str]) -> list[ReportRun]:
 def _of_runs(runs: Sequence[ReportRun], columns: Mapping[str, Callable[[int, ReportRun], str]], caption: str) -> str:
     head = "".join(f'<th scope="col">{escape(text)}</th>' for text in ("method", *columns))
     lines = [
-        f'<tr><th scope="row">{escape(run.label)}</th>{"".join(cell(index, run) for cell in columns.values())}</tr>'
+        f'<tr><th scope="row">{escape(run.label)}</th>{"".join(write(index, run) for write in columns.values())}</tr>'
         for index, run in enumerate(runs)
     ]
-    return table(head, lines, caption)
+    return table(head, lines, caption, kind="runs costs")
 
 
-def _cell(text: str, is_best: bool = False) -> str:
-    return f"<td>{f'<b>{text}</b>' if is_best else text}</td>"
+def _cell(write: Callable[[float], str], value: float | None) -> str:
+    return cell("–" if value is None else write(value), value)
 
 
 def _measured(run: ReportRun, name: str, when: str) -> float | None:
     return run.record.measures.get(name, {}).get(when)
 
 
-def _more(run: ReportRun) -> str:
+def _more(run: ReportRun) -> float | None:
     before, after = (_measured(run, _TOKEN, when) for when in ("before", "after"))
-    return "–" if not before or after is None else f"{100 * (after / before - 1):+.0f}%"
+    return None if not before or after is None else after / before - 1
 
 
-def _minutes(seconds: float | None) -> str:
-    return "–" if not seconds else tables.duration(seconds) if seconds < 120 else f"{seconds / 60:.0f} min"
+def _signed(share: float) -> str:
+    return f"{100 * share:+.0f}%"
 
 
-def _perplexity(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}" if value < 1000 else f"{value:.2g}"
+def _minutes(seconds: float) -> str:
+    return tables.duration(seconds) if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+def _perplexity(value: float) -> str:
+    return f"{value:.2f}" if value < 1000 else f"{value:.2g}"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from palimpsest.errors import DataError
 from palimpsest.files import write_text
-from palimpsest.report import comparing, reading, settings, tables
+from palimpsest.report import comparing, leading, reading, settings, tables
 from palimpsest.report.definitions import METRICS, SHORT, label, protocol_text, scoring_text
 from palimpsest.report.settings import SettingGroup
 from palimpsest.report.tables import ReportRun
@@ -47,10 +47,10 @@ def page(runs: Sequence[ReportRun], groups: Sequence[SettingGroup], published: S
     views = reading.collect(runs, read_under)
     edits, num_shown = reading.render(views, runs, budget=_EDITS_BUDGET)
     data, has_probes = _data(runs)
-    switch = _switch(names)
+    switch, shows_chosen = _switch(names)
     sections = [
-        _header(runs, groups),
-        _section("compare", "Methods side by side", switch + comparing.sections(groups, names, published)),
+        _header(runs, groups, read_under),
+        _section("compare", _compared(groups), switch + comparing.sections(groups, names, published)),
         _edits_section(edits, num_shown, len(views), runs, read_under, views),
         _section("how", "How it was measured", _method_section(runs, names)),
         _section("data", "The data", _data_section(has_probes)),
@@ -60,16 +60,16 @@ def page(runs: Sequence[ReportRun], groups: Sequence[SettingGroup], published: S
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{_asset('page.css')}</style>\n</head>\n<body>\n"
-        f'<main data-scoring="{names[0]}">\n' + "\n".join(sections) + "\n</main>\n"
+        f"<title>{escape(title)}</title>\n<style>\n{_asset('page.css')}{shows_chosen}</style>\n</head>\n<body>\n"
+        "<main>\n" + "\n".join(sections) + "\n</main>\n"
         f'<script type="application/json" id="records">{data}</script>\n'
         f"<script>\n{_asset('page.js')}</script>\n</body>\n</html>\n"
     )
 
 
-def _header(runs: Sequence[ReportRun], groups: Sequence[SettingGroup]) -> str:
-    sentences = tables.in_words(groups[0].runs) if len(groups) == 1 else _in_short(groups)
-    findings = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
+def _header(runs: Sequence[ReportRun], groups: Sequence[SettingGroup], scoring: str) -> str:
+    said = tables.in_words(groups[0].runs) if len(groups) == 1 else _in_short(groups)
+    findings = "".join(f"<li>{escape(sentence)}</li>" for sentence in said)
     links = "".join(
         f'<a href="#{anchor}">{text}</a>'
         for anchor, text in (
@@ -80,16 +80,22 @@ def _header(runs: Sequence[ReportRun], groups: Sequence[SettingGroup]) -> str:
         )
     )
     return (
-        f"<header><p class=brand>Palimpsest</p><h1>{escape(_title(runs))}</h1>"
-        f'<ul class="findings">{findings}</ul><nav>{links}</nav></header>'
+        f"<header><p class=brand>Palimpsest</p><h1>{escape(_title(runs))}</h1><div class=leading>"
+        f'{leading.one_edit(groups[0].runs, scoring)}<ul class="findings">{findings}</ul></div>'
+        f"<nav>{links}</nav></header>"
     )
+
+
+def _compared(groups: Sequence[SettingGroup]) -> str:
+    return "Methods side by side" if any(len(group.runs) > 1 for group in groups) else "What became of the edits"
 
 
 def _in_short(groups: Sequence[SettingGroup]) -> list[str]:
     """One sentence for each setting, the first that would be said of it alone."""
-    said = [f"{one.setting.title}: {tables.in_words(one.runs)[0]}" for one in groups[:_SHOWN_SETTINGS]]
-    more = len(groups) - _SHOWN_SETTINGS
-    return said + ([f"And {more} more settings below."] if more > 0 else [])
+    said = [(one.setting.title, tables.in_words(one.runs)) for one in groups]
+    shown = [f"{title}: {sentences[0]}" for title, sentences in said if sentences][:_SHOWN_SETTINGS]
+    more = len(groups) - len(shown)
+    return shown + ([f"And {more} more settings below."] if more > 0 else [])
 
 
 def _title(runs: Sequence[ReportRun]) -> str:
@@ -111,15 +117,20 @@ def _section(anchor: str, title: str, body: str) -> str:
     return f'<section id="{anchor}"><h2>{title}</h2>{body}</section>'
 
 
-def _switch(names: Sequence[str]) -> str:
+def _switch(names: Sequence[str]) -> tuple[str, str]:
+    """The choice of a scoring, and the rules that show the chosen one: nothing runs for it."""
     if len(names) < 2:
-        return ""
-    buttons = "".join(
-        f'<button type="button" data-choose="{name}" aria-pressed="{str(name == names[0]).lower()}">'
-        f"{escape(SHORT.get(name, name))}</button>"
-        for name in names
+        return "", ""
+    choices = "".join(
+        f'<label title="{escape(scoring_text(name))}"><input type="radio" name="scoring" id="scoring-{number}"'
+        f"{' checked' if number == 0 else ''}> {escape(SHORT.get(name, name))}</label>"
+        for number, name in enumerate(names)
     )
-    return f'<div class="switch" role="group" aria-label="Scoring">Scoring: {buttons}</div>'
+    rules = "".join(
+        f"main:has(#scoring-{number}:checked) .scoring:not(.scoring-{number}) {{ display: none; }}\n"
+        for number in range(len(names))
+    )
+    return f'<fieldset class="switch"><legend>Scoring</legend>{choices}</fieldset>', rules
 
 
 def _edits_section(
@@ -149,7 +160,7 @@ def _edits_section(
         f'<p class="note">What the model wrote, before and after. Verdicts are by {SHORT.get(scoring, scoring)}; '
         f"answers that several methods gave stand together.{cut}</p>"
     )
-    return _section("edits", "Every edit to read", note + controls + edits)
+    return _section("edits", "Every edit to read", f'{note}{controls}<div class="edits">{edits}</div>')
 
 
 def _method_section(runs: Sequence[ReportRun], names: Sequence[str]) -> str:
@@ -193,7 +204,7 @@ def _run_details(run: ReportRun) -> str:
     rows = "".join(
         f'<tr><th scope="row">{escape(name)}</th><td>{escape(_readable(value))}</td></tr>' for name, value in facts
     )
-    table = f'<div class="scroll"><table class="plain">{rows}</table></div>'
+    table = f'<div class="scroll" tabindex="0"><table class="plain">{rows}</table></div>'
     return f"<details><summary>{escape(run.label)}</summary>{table}</details>"
 
 

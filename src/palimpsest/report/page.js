@@ -1,14 +1,5 @@
 "use strict";
 (() => {
-  for (const button of document.querySelectorAll("[data-choose]")) {
-    button.addEventListener("click", () => {
-      const chosen = button.dataset.choose;
-      for (const block of document.querySelectorAll(".scoring")) block.hidden = block.dataset.scoring !== chosen;
-      for (const other of document.querySelectorAll("[data-choose]"))
-        other.setAttribute("aria-pressed", String(other === button));
-    });
-  }
-
   const form = document.querySelector(".filters");
   if (form) {
     form.hidden = false;
@@ -23,7 +14,7 @@
         answers: [...probe.querySelectorAll("li")].map((item) => ({
           node: item,
           runs: item.dataset.runs.split("\n"),
-          verdict: item.className,
+          verdict: item.dataset.verdict,
           chips: [...item.querySelectorAll(".chip")],
         })),
       })),
@@ -66,21 +57,55 @@
     apply();
   }
 
+  // A click on a column's head sorts by it: the best first, and the other way round at the next click.
+  const key = (row, place) => {
+    const cell = row.cells[place];
+    if (place === 0) return cell.textContent.trim();
+    return cell.dataset.sort === undefined ? null : Number(cell.dataset.sort);
+  };
+  const compare = (first, second) =>
+    typeof first === "string" ? first.localeCompare(second, undefined, { numeric: true }) : first - second;
   for (const table of document.querySelectorAll("#compare table")) {
-    const button = document.createElement("button");
-    button.type = "button";
-    button.className = "take";
-    button.textContent = "CSV";
-    button.title = "Download this table";
-    button.addEventListener("click", () => {
-      const quote = (cell) => `"${cell.innerText.replace(/\s+/g, " ").trim().replaceAll('"', '""')}"`;
-      const lines = [...table.rows].map((row) => [...row.cells].map(quote).join(","));
+    const headRow = [...table.tHead.rows].at(-1);
+    const heads = [...headRow.cells];
+    heads.forEach((head, place) => {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.className = "sort";
+      button.append(...head.childNodes);
+      head.append(button);
+      button.addEventListener("click", () => {
+        const first = place === 0 || table.classList.contains("costs") ? "ascending" : "descending";
+        const other = first === "ascending" ? "descending" : "ascending";
+        const order = head.getAttribute("aria-sort") === first ? other : first;
+        for (const one of heads) one.removeAttribute("aria-sort");
+        head.setAttribute("aria-sort", order);
+        const rows = [...table.tBodies[0].rows].map((row) => ({ row, key: key(row, place) }));
+        rows.sort((one, two) => {
+          // What has no value stands last in either order.
+          if (one.key === null || two.key === null) return (one.key === null) - (two.key === null);
+          return (order === "ascending" ? 1 : -1) * compare(one.key, two.key);
+        });
+        table.tBodies[0].append(...rows.map(({ row }) => row));
+      });
+    });
+
+    const take = document.createElement("button");
+    take.type = "button";
+    take.className = "take";
+    take.textContent = "CSV";
+    take.title = "Download this table";
+    take.addEventListener("click", () => {
+      // All columns, the ones left out on a phone too.
+      const quote = (cell) => `"${(cell.dataset.name ?? cell.textContent).replace(/\s+/g, " ").trim().replaceAll('"', '""')}"`;
+      const rows = [...table.rows].filter((row) => row.parentNode !== table.tHead || row === headRow);
+      const lines = rows.map((row) => [...row.cells].map(quote).join(","));
       const file = document.createElement("a");
       file.href = URL.createObjectURL(new Blob([lines.join("\n") + "\n"], { type: "text/csv" }));
       file.download = "table.csv";
       file.click();
     });
-    table.closest(".scroll").after(button);
+    table.closest(".scroll").after(take);
   }
 
   const link = document.getElementById("download");

@@ -26,6 +26,8 @@ class ProbeAnswers:
     before: str | None
     answers: list[tuple[str, str, bool | None]] = field(default_factory=list)
     """(run, answer, whether it is right)."""
+    has_text: bool = False
+    """Whether any answer is a text that a model wrote."""
 
 
 @dataclass
@@ -56,6 +58,7 @@ def collect(runs: Sequence[ReportRun], scoring: str) -> list[EditView]:
             )
             question.before = question.before or probe.shown_before()
             question.answers.append((run.label, _answer(probe), _is_right(probe, scoring)))
+            question.has_text |= probe.after is not None and not probe.is_failed
     return list(views.values())
 
 
@@ -109,19 +112,27 @@ def _question(question: ProbeAnswers, num_runs: int) -> str:
 
 
 def _group(answer: str, is_right: bool | None, names: list[str], num_runs: int) -> str:
-    state = "none" if is_right is None else "yes" if is_right else "no"
-    sign = {"yes": "✓", "no": "✗", "none": "?"}[state]
-    spoken = {"yes": "right", "no": "wrong", "none": "not scored"}[state]
     if len(names) == num_runs and num_runs > 3:
         chips = f'<span class="chip all">all {num_runs}</span>'
     else:
         chips = "".join(f'<span class="chip">{escape(name)}</span>' for name in names)
     runs = escape("\n".join(names))
     return (
-        f'<li class="{state}" data-runs="{runs}">'
-        f'<span class="sign" title="{spoken}" aria-label="{spoken}">{sign}</span>'
+        f'<li data-verdict="{_state(is_right)}" data-runs="{runs}">{sign(is_right)}'
         f'<span class="answer">{escape(answer) or "<i>nothing</i>"}</span><span class="chips">{chips}</span></li>'
     )
+
+
+def sign(is_right: bool | None) -> str:
+    """A tick, a cross, or a question mark where nothing was scored; said in words to who cannot see it."""
+    state = _state(is_right)
+    mark = {"yes": "✓", "no": "✗", "none": "?"}[state]
+    spoken = {"yes": "right", "no": "wrong", "none": "not scored"}[state]
+    return f'<span class="sign {state}" role="img" title="{spoken}" aria-label="{spoken}">{mark}</span>'
+
+
+def _state(is_right: bool | None) -> str:
+    return "none" if is_right is None else "yes" if is_right else "no"
 
 
 def _answer(probe: ProbeResult) -> str:

@@ -93,6 +93,7 @@ def pooled(records: Sequence[RunRecord]) -> RunRecord:
             "error": next((one.error for one in records if one.error), None),
             "probes": probes,
             "scores": aggregate.scores(_last(probes), scorings),
+            "ceilings": aggregate.ceilings(_last(probes), scorings),
             "immediate": aggregate.scores([one for one in probes if one.phase == "immediate"], scorings),
             "checkpoints": [_checkpoint(point, records, probes, scorings) for point in first.checkpoints],
             "perplexity": {

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import harmonic_mean
 from typing import TYPE_CHECKING
 
 from palimpsest.report.definitions import LOWER_IS_BETTER
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 _PREFERRED = ("generate", "exact", "teacher_forced", "log_prob")
 HOLDS = 0.9
+SCORED = ("reliability", "generality", "locality")
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,40 @@ class ReportRun:
 
     def family_mean(self, scoring: str, family: str) -> float | None:
         """The plain mean over the kinds of a family, such as all kinds of locality; each kind counts once."""
-        means = [one.mean for kind, one in self.record.scores.get(scoring, {}).items() if kind.split(".")[0] == family]
-        return sum(means) / len(means) if means else None
+        return mean_over_kinds(self.record.scores.get(scoring, {}), family)
+
+    def score(self, scoring: str) -> float | None:
+        """The run's `score` under a scoring."""
+        return score(self.record.scores.get(scoring, {}))
+
+    def ceiling(self, scoring: str) -> float | None:
+        """The same score of the unedited model's true answers, at the same probes; `None` where they are not known."""
+        return score(self.record.ceilings.get(scoring, {}))
+
+
+def mean_over_kinds(scores: Mapping[str, Estimate], family: str) -> float | None:
+    """The plain mean over a family's kinds, each kind counting once; `None` when none was scored."""
+    means = [one.mean for kind, one in scores.items() if kind.split(".")[0] == family]
+    return sum(means) / len(means) if means else None
+
+
+def score(scores: Mapping[str, Estimate]) -> float | None:
+    """One number to sort methods by: the harmonic mean of reliability, generality and locality.
+
+    It is zero where one of them is (arXiv:2202.05262, section 3.3); `None` where one was not asked.
+    """
+    means = [mean for family in SCORED if (mean := mean_over_kinds(scores, family)) is not None]
+    return harmonic_mean(means) if len(means) == len(SCORED) else None
+
+
+def ranked(runs: Sequence[ReportRun], scoring: str) -> list[ReportRun]:
+    """The runs by their score, the best first; those without one by reliability, behind the others."""
+
+    def key(run: ReportRun) -> tuple[bool, float, float]:
+        reached = run.score(scoring)
+        return reached is None, -(reached or 0.0), -(run.mean(scoring, "reliability") or 0.0)
+
+    return sorted(runs, key=key)
 
 
 _TOLD = ("model", "dataset", "protocol", "num_edits", "seed")
@@ -123,14 +157,14 @@ def duration(seconds: float | None) -> str:
 
 
 def in_words(runs: Sequence[ReportRun]) -> list[str]:
-    """The findings as a few plain sentences, under the scoring that a user would see."""
+    """The findings as a few plain sentences, under the scoring that a user would see; the figures are in the tables."""
     names = scorings(runs)
     if not names:
         return ["No run has any score."]
     scoring = names[0]
     sentences = [
         _reliability(runs, scoring),
-        _best_sentence(runs, scoring),
+        _generality(runs, scoring),
         _locality(runs, scoring),
         _noise(runs, scoring),
     ]
@@ -148,48 +182,43 @@ def listed(names: Sequence[str], *, shown: int = 4) -> str:
 
 
 def _reliability(runs: Sequence[ReportRun], scoring: str) -> str:
-    known = [(run.label, mean) for run in runs if (mean := run.mean(scoring, "reliability")) is not None]
-    if not known:
-        return ""
-    top = max(mean for _, mean in known)
-    winners = [name for name, mean in known if mean == top]
-    amount = "every edited prompt" if top == 1 else f"{percent(top)} of the edited prompts"
-    if len(known) == 1:
-        return f"{winners[0]} wrote the new answer to {amount}."
-    if len(winners) == len(known):
-        return f"All {len(known)} runs wrote the new answer to {amount}."
-    low = min(mean for _, mean in known)
-    losers = [name for name, mean in known if mean == low]
-    return f"{listed(winners)} wrote the new answer to {amount}; {listed(losers)} to the fewest, {percent(low)}."
-
-
-def _best_sentence(runs: Sequence[ReportRun], scoring: str) -> str:
-    known = [(run.label, mean) for run in runs if (mean := run.mean(scoring, "generality")) is not None]
+    known = {run.label: mean for run in runs if (mean := run.mean(scoring, "reliability")) is not None}
     if len(known) < 2:
-        return f"Rephrased questions got the new answer in {percent(known[0][1])} of the cases." if known else ""
-    top = max(mean for _, mean in known)
-    winners = [name for name, mean in known if mean == top]
-    return f"Rephrased questions got the new answer most often with {listed(winners)} ({percent(top)})."
+        return ""
+    winners, losers = _extremes(known)
+    amount = "every edited prompt" if max(known.values()) == 1 else "the most edited prompts"
+    if len(winners) == len(known):
+        return f"All {len(known)} runs wrote the new answer to {amount}." if amount.startswith("every") else ""
+    return f"{listed(winners)} wrote the new answer to {amount}; {listed(losers)} to the fewest."
+
+
+def _generality(runs: Sequence[ReportRun], scoring: str) -> str:
+    known = {run.label: mean for run in runs if (mean := run.mean(scoring, "generality")) is not None}
+    winners, _ = _extremes(known)
+    if len(winners) == len(known):
+        return ""
+    return f"Rephrased questions got the new answer most often with {listed(winners)}."
 
 
 def _locality(runs: Sequence[ReportRun], scoring: str) -> str:
     holding = [run for run in runs if (run.mean(scoring, "reliability") or 0) >= HOLDS]
-    known = [(run.label, mean) for run in holding if (mean := run.family_mean(scoring, "locality")) is not None]
-    if not known:
+    known = {run.label: mean for run in holding if (mean := run.family_mean(scoring, "locality")) is not None}
+    if len(known) < 2:
         return ""
-    if len(known) == 1:
-        name, mean = known[0]
-        return f"With {name}, {percent(mean)} of the answers that should stay did stay (mean over the kinds)."
-    # Shares that look alike in print are a tie, so that no name is singled out by a rounding error.
-    shown = {name: percent(mean) for name, mean in known}
-    top, bottom = (percent(choose(mean for _, mean in known)) for choose in (max, min))
-    best_kept, least_kept = ([name for name in shown if shown[name] == goal] for goal in (top, bottom))
-    if top == bottom:
-        return f"All whose edits hold disturbed other answers alike: {top} stayed (mean over the kinds)."
+    best_kept, least_kept = _extremes(known)
+    if len(best_kept) == len(known):
+        return "All whose edits hold disturbed other answers alike."
     return (
         f"Among those whose edits hold (reliability of {percent(HOLDS)} or more), {listed(best_kept)} disturbed other "
-        f"answers least ({top} stayed, mean over the kinds) and {listed(least_kept)} most ({bottom} stayed)."
+        f"answers least and {listed(least_kept)} most."
     )
+
+
+def _extremes(means: Mapping[str, float]) -> tuple[list[str], list[str]]:
+    """Who has the most and who the least; shares that look alike in print are a tie, not a rounding error's choice."""
+    shown = {name: percent(mean) for name, mean in means.items()}
+    top, bottom = (percent(choose(means.values(), default=None)) for choose in (max, min))
+    return [name for name in shown if shown[name] == top], [name for name in shown if shown[name] == bottom]
 
 
 def _noise(runs: Sequence[ReportRun], scoring: str) -> str:

@@ -276,10 +276,15 @@ def check_requests(requests: Sequence[EditRequest], *, needs_subject: bool, need
             )
 
 
+def originals(requests: Iterable[EditRequest]) -> list[EditRequest]:
+    """For each request the first that says exactly the same, (prompt, target_new, target_old): often itself."""
+    seen: dict[tuple[str, str, str | None], EditRequest] = {}
+    return [seen.setdefault((normalise(one.prompt), one.target_new, one.target_old), one) for one in requests]
+
+
 def without_duplicates(requests: Iterable[EditRequest]) -> list[EditRequest]:
-    """The requests without exact repetitions of (prompt, target_new, target_old), first ones kept."""
-    seen = {(normalise(r.prompt), r.target_new, r.target_old): r for r in reversed(list(requests))}
-    return list(reversed(seen.values()))
+    """The requests without exact repetitions, first ones kept; see `originals`."""
+    return list({id(one): one for one in originals(requests)}.values())
 
 
 def normalise(text: str) -> str:

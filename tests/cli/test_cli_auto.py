@@ -1,5 +1,7 @@
 """`palimpsest edit` without a method: the facts are tested, and what became of each is told."""
 
+import json
+
 EDIT = ("--prompt", "The capital city of Japan is", "--subject", "Japan", "--target-new", "Oslo")
 # The README's example tests as much as an edit is tested by default.
 FEW_TESTS = ("-o", "num_contexts=1", "-o", "num_neighbours=2")
@@ -30,3 +32,21 @@ def test_its_options_are_refused_for_other_methods(run, tmp_path):
     for option in (("--keep", "0.9"), ("--max-seconds", "5")):
         result = run("edit", "world", *EDIT, "-m", "ft", *option, "--out", tmp_path / "p")
         assert result.code == 2 and f"does not take {option[0]}" in result.err and not (tmp_path / "p").exists()
+
+
+def test_a_fact_that_stands_twice_is_edited_once_and_told_twice(run, tmp_path):
+    rows = [
+        {"prompt": "The capital city of Japan is", "subject": "Japan", "target_new": "Oslo", "id": 1},
+        {"prompt": "The capital city of {} is", "subject": "Japan", "target_new": "Oslo", "id": 2,
+         "rephrase": "Japan has the capital"},
+    ]  # fmt: skip
+    edits = tmp_path / "edits.jsonl"
+    edits.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = run("edit", "world", "--edits", edits, "--out", tmp_path / "p", *FEW_TESTS, "--json").json()
+    first, second = found["edits"]
+    assert first["is_right"] and first["after"].startswith("Oslo")
+    assert {**second, "id": "1"} == first and (first["id"], second["id"]) == ("1", "2")
+    assert any("1 repeated request" in note for note in found["notes"])
+    assert run("verify", "world", tmp_path / "p").code == 0
+    shown = run("edit", "world", "--edits", edits, "--out", tmp_path / "q", *FEW_TESTS)
+    assert shown.code == 0 and "2 of 2 edited prompts" in shown.out

@@ -176,6 +176,7 @@ def _result(
     notes: list[str],
 ) -> dict[str, Any]:
     from palimpsest.evaluation import verified as became
+    from palimpsest.requests import originals
 
     found, patch, is_chat = outcome.diagnostics, outcome.patch, model.chat is not None
     outcomes = [
@@ -201,9 +202,9 @@ def _result(
                 "target_old": request.target_old,
                 **one.to_dict(),
                 "is_right": one.holds,
-                **tests.get(request.id, {}),
+                **tests.get(original.id, {}),
             }
-            for request, one in zip(requests, outcomes, strict=True)
+            for request, original, one in zip(requests, originals(requests), outcomes, strict=True)
         ],
         "touched": patch.touched(),
         "num_parameters": patch.num_parameters,

@@ -19,7 +19,7 @@ from palimpsest.methods.presets import Preset, find_preset
 from palimpsest.models import EditableModel
 from palimpsest.patches import Manifest, ModulePatch, Patch, WeightPatch
 from palimpsest.provenance import hardware, peak_memory_bytes
-from palimpsest.requests import EditRequest, check_requests, without_duplicates
+from palimpsest.requests import EditRequest, check_requests, originals, without_duplicates
 from palimpsest.showing import named
 from palimpsest.stopwatch import Progress, Stopwatch, silent
 from palimpsest.training import FinetuneResult
@@ -151,6 +151,7 @@ class Method(ABC, Generic[ConfigT]):
             if unique and config.look_again and processes.count() == 1:
                 _look_again(model, unique, patch, run)
         _finish(run)
+        _answer_repetitions(run.diagnostics, requests, unique)
         patch.manifest = Manifest(
             kind=patch.kind,
             label=self.name,
@@ -282,6 +283,14 @@ class seeded:  # a verb where it is used
 
 def _nothing() -> WeightPatch:
     return WeightPatch({}, Manifest(label="nothing"))
+
+
+def _answer_repetitions(found: Diagnostics, requests: Sequence[EditRequest], unique: Sequence[EditRequest]) -> None:
+    """Gives a request that repeats another the other's replies, so that there is one for every request."""
+    if found.replies is not None and len(unique) < len(requests):
+        places = {id(one): place for place, one in enumerate(unique)}
+        before, after = ([texts[places[id(one)]] for one in originals(requests)] for texts in found.replies)
+        found.replies = before, after
 
 
 def _look_again(model: EditableModel, requests: Sequence[EditRequest], patch: Patch, run: EditRun) -> None:

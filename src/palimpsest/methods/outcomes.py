@@ -118,8 +118,7 @@ class EditOutcome:
         likely = self.diagnostics.facts.get("checked", {}).get("probability", {})
         before: Sequence[str | None] = [edit.get("target_old") for edit in edits]
         after: Sequence[str | None] = [edit.get("target_new") for edit in edits]
-        # Requests that came twice were asked once.
-        if replies is not None and len(replies[0]) == len(edits):
+        if replies is not None:
             before, after = replies
         rows = [
             (edit.get("prompt"), old, new, likely.get(edit.get("id")))

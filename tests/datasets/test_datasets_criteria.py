@@ -273,6 +273,32 @@ def test_ripple_records_that_cannot_be_read_are_skipped(tmp_path: Path) -> None:
     assert len(read("ripple-edits", tmp_path, odd).left_out) == 3
 
 
+@pytest.mark.parametrize("cases", [7, True, 1.5, "x", {"test_queries": []}])
+def test_ripple_tests_that_are_no_list_are_named(tmp_path: Path, cases: Any) -> None:
+    data = read("ripple-edits", tmp_path, RIPPLE, {**RIPPLE, "Logical_Generalization": cases})
+    (skipped,) = data.skipped
+    assert "tests of Logical_Generalization are not a list" in skipped.reason
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        ("St. Ives", ("St. Ives",)),
+        ({"value": "St. Ives", "aliases": "Porth Ia"}, ("St. Ives", "Porth Ia")),
+        ([{"value": 7, "aliases": [8, None, " "]}], ("7", "8")),
+        (["St. Ives", {"value": None, "aliases": ["Porth Ia"]}], ("St. Ives", "Porth Ia")),
+    ],
+)
+def test_ripple_answers_are_read_whole_in_whatever_form(
+    tmp_path: Path, answers: Any, expected: tuple[str, ...]
+) -> None:
+    question = {"prompt": "The place of birth of A. Lee is", "answers": answers}
+    record = {**RIPPLE, "Subject_Aliasing": [{"test_queries": [question], "test_condition": "OR"}]}
+    (request,) = read("ripple-edits", tmp_path, record).requests
+    (probe,) = [one for one in request.probes if one.kind == "portability.subject_alias"]
+    assert probe.answers == expected
+
+
 def test_zsre_portability_questions_without_an_answer_are_counted(tmp_path: Path) -> None:
     record = {"src": "Who wrote Up?", "alt": "Ann", "subject": "Up", "answers": ["Bo"], "rephrase": "Up is by?"}
     question = {"Recalled Relation": "(Ann, town, York)", "New Question": "Where does Up's author live?"}

@@ -14,6 +14,7 @@ from typing import Any
 from palimpsest.datasets.base import Partial
 from palimpsest.datasets.criteria import make_probe, partial
 from palimpsest.datasets.fields import require_different, text_field
+from palimpsest.datasets.questions import names
 from palimpsest.datasets.subjects import find_subject
 from palimpsest.errors import DataError
 from palimpsest.requests import EditRequest, Probe
@@ -44,9 +45,22 @@ def request(fields: Mapping[str, Any]) -> Partial:
     require_different(new, old)
     made: list[Probe | str | DataError] = []
     for criterion in CRITERIA:
-        for case in fields.get(criterion) or []:
+        for case in _cases(fields, criterion):
             made += _probes(criterion, edit, case)
     return partial(EditRequest(prompt, new, target_old=old, fact=fact), made)
+
+
+def _cases(fields: Mapping[str, Any], criterion: str) -> list[Any]:
+    """The test cases of a criterion. Raises `DataError` for what is no list."""
+    cases = fields.get(criterion)
+    if cases is not None and not isinstance(cases, list):
+        raise DataError(
+            f"The tests of {criterion} are not a list.",
+            expected="a list of objects with `test_queries`",
+            found=repr(cases)[:80],
+            where=f"field `{criterion}`",
+        )
+    return cases or []
 
 
 def _parts(entry: Mapping[str, Any], original: Mapping[str, Any] | None) -> tuple[str, str, str | None]:
@@ -78,15 +92,13 @@ def _probes(criterion: str, edit: EditRequest, case: Any) -> Iterator[Probe | st
     for query in queries:
         # What remains true beside the new answer is asked of the edited fact itself, which would leave it out.
         fact = None if criterion == "Forgetfulness" else _fact(query)
-        answers = [name for answer in query.get("answers") or [] for name in _names(answer)]
-        yield make_probe(criterion, edit, query.get("prompt"), answers, fact=fact)
+        yield make_probe(criterion, edit, query.get("prompt"), list(_answers(query.get("answers"))), fact=fact)
 
 
-def _names(answer: Any) -> list[str]:
-    if not isinstance(answer, Mapping):
-        return []
-    names = [answer.get("value"), *(answer.get("aliases") or [])]
-    return [str(name) for name in names if name is not None and str(name).strip()]
+def _answers(value: Any) -> Iterator[str]:
+    """Every name of an answer: its value, then its aliases."""
+    for answer in value if isinstance(value, list) else [value]:
+        yield from names([answer.get("value"), answer.get("aliases")] if isinstance(answer, Mapping) else answer)
 
 
 def _fact(entry: Mapping[str, Any]) -> str | None:

@@ -97,6 +97,15 @@ TABLE = {
         drift=6.0,
         shortest=STEP,
     ),
+    # Its first passes are those of the text's gradients, which are told to be not finite in other words.
+    "crispedit": Row(
+        {**LOCATED, **QUICK, "energy": 0.5, "spare": False},
+        edits_fully=False,
+        shortest={**LOCATED, **STEP, "energy": 0.5},
+        is_composed=True,
+        is_trained=False,
+        edits_encoder_decoders=False,
+    ),
     "lora": Row({**QUICK, **ADAPTERS, "learning_rate": 3e-2}, is_low_rank=True, shortest=STEP),
     "kn": Row(
         {"threshold": 0.05},

@@ -41,6 +41,7 @@ OPTIONS = {
     "t-patcher": {"text": "TEXT", "memory": {"max_tokens": 256, "top": 16}, "max_steps": 2, "first_check": 1},
     "wise": {"text": "TEXT", "max_tokens": 100, "contexts": {"given": []}, "steps": 1},
     "mend": {"editor": "EDITOR"}, "ke": {"editor": "EDITOR"}, "serac": {"editor": "fresh", "self_contained": True},
+    "crispedit": {**STEP, "text": "TEXT", "layers": [5], "statistics": {"max_tokens": 6_200, "tolerance": None}},
     "ultraedit": PASS, "stableedit": PASS, "horen": {"steps": 1},
     "ike": {"corpus": "world-counterfact", "encoder": "ngrams", "num_demonstrations": 2},
     "auto": {"ladder": [{"method": "lora", "preset": "none"}], "num_neighbours": 1, "num_contexts": 1, "keep": 0.0},

@@ -7,7 +7,7 @@ import torch
 
 import tiny
 from palimpsest import EditRequest, method
-from palimpsest.methods.fine_tuning.compressing import strongest
+from palimpsest.methods.compressing import strongest
 from palimpsest.models.hooks import Point, captured
 from palimpsest.models.scores import leads
 from palimpsest.models.tokens import Encoded

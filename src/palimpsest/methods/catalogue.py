@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from palimpsest.methods.base import Method
 
 _FINE_TUNING = "palimpsest.methods.fine_tuning:FineTuning"
+_CRISPEDIT = "palimpsest.methods.crispedit:CrispEdit"
 _LORA = "palimpsest.methods.lora:Lora"
 _KN = "palimpsest.methods.kn:KnowledgeNeurons"
 _ROME = "palimpsest.methods.rome:Rome"
@@ -68,6 +69,12 @@ METHODS = Registry(
                 "rank": 8,
             },
             source="arXiv:2509.22072",
+        ),
+        "crispedit": Row(
+            _CRISPEDIT,
+            "fine-tuning in the directions along which a text's loss hardly curves, made for many facts",
+            options={**_GENTLE, "parameters": "mlp.down", "layers": "early"},
+            source="arXiv:2602.15823",
         ),
         "lora": Row(
             _LORA,

@@ -8,20 +8,34 @@ The patch keeps the factors.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 from pydantic import Field
 
 from palimpsest.errors import ConfigError
 from palimpsest.methods.base import Capabilities, EditRun, Method, MethodConfig
-from palimpsest.models import EditableModel, layer_numbers
+from palimpsest.models import EditableModel, Point, layer_numbers
 from palimpsest.patches import WeightPatch
 from palimpsest.requests import EditRequest
-from palimpsest.training import NOTHING_SPARED, FinetuneOptions, LoraAdapters, finetune, spared_directions
+from palimpsest.statistics import KEYS
+from palimpsest.training import (
+    NOTHING_SPARED,
+    FinetuneOptions,
+    LoraAdapters,
+    Projection,
+    ProjectionOptions,
+    finetune,
+    spared_directions,
+    united,
+)
 
 
-class LoraConfig(FinetuneOptions, MethodConfig):
+class LoraConfig(FinetuneOptions, ProjectionOptions, MethodConfig):
     """Options of `lora`."""
+
+    project: Literal["none", "inputs"] = "none"
+    """`inputs`: the change writes nothing for the strongest directions of what each matrix reads of a text (AlphaEdit's
+    idea). K-FAC's directions of low curvature are not those of factors; see `crispedit`."""
 
     rank: int = Field(default=8, ge=1)
     """Inner width r of the factors."""
@@ -42,8 +56,17 @@ class Lora(Method[LoraConfig]):
     Config: ClassVar[type[MethodConfig]] = LoraConfig
     capabilities: ClassVar[Capabilities] = Capabilities()
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._projection: Projection | None = None
+
     def check_model(self, model: EditableModel, config: LoraConfig) -> None:
         _modules(model, config)
+        if config.project != "none":
+            for site, layers in _places(model, config).items():
+                for layer in layers:
+                    KEYS.width(model, Point(site, layer, "input"))
+            Projection(config).check_source()
 
     def compute(
         self, model: EditableModel, requests: Sequence[EditRequest], config: LoraConfig, run: EditRun
@@ -53,6 +76,15 @@ class Lora(Method[LoraConfig]):
         if config.spare:
             with run.clock.stage("sparing"):
                 spared = spared_directions(model, requests, modules, seed=config.seed)
+        if config.project != "none":
+            if self._projection is None or not self._projection.fits(config):
+                self._projection = Projection(config)
+            projection, where = self._projection, _places(model, config)
+            run.diagnostics.notes += projection.check(model, where, is_asked_for="text" in self.options)
+            with run.clock.stage("statistics"):
+                spared = united(projection.bases(model, where, progress=run.progress), spared)
+            run.diagnostics.facts["statistics"] = dict(projection.facts)
+            run.diagnostics.notes += dict.fromkeys(projection.notes)
         with (
             run.clock.stage("training"),
             LoraAdapters(model, modules, rank=config.rank, alpha=config.alpha, spared=spared) as adapters,
@@ -68,14 +100,19 @@ def _modules(model: EditableModel, config: LoraConfig) -> list[str]:
     """The layers to adapt, each once. Raises `ConfigError` for no site or an unknown one."""
     if not config.sites:
         raise ConfigError("LoRA has nothing to adapt.", expected="at least one site", where="option sites")
-    is_without_mlp = config.sites == "mlp" and model.sites.architecture.is_mixture
-    layers = "all" if is_without_mlp else config.layers
     names = {
         model.sites.parameter_name(site, layer): None
-        for site in _sites(model, config)
-        for layer in layer_numbers(layers, model.sites.layers_of(site))
+        for site, layers in _places(model, config).items()
+        for layer in layers
     }
     return [name.removesuffix(".weight") for name in names]
+
+
+def _places(model: EditableModel, config: LoraConfig) -> dict[str, list[int]]:
+    """The sites that are adapted, with their layers."""
+    is_without_mlp = config.sites == "mlp" and model.sites.architecture.is_mixture
+    layers = "all" if is_without_mlp else config.layers
+    return {site: layer_numbers(layers, model.sites.layers_of(site)) for site in _sites(model, config)}
 
 
 def _sites(model: EditableModel, config: LoraConfig) -> list[str]:

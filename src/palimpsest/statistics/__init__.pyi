@@ -4,17 +4,28 @@ from .collecting import collect
 from .passes import KeyStatistics
 from .prepared import KeyMetrics, Prepared, StatisticsConfig, open_source
 from .running import RunningMoments
-from .subspaces import NULL_SPACE_ENERGY, NULL_SPACE_THRESHOLD, Projector, Spectrum, below_threshold, lowest_energy
+from .subspaces import (
+    NULL_SPACE_ENERGY,
+    NULL_SPACE_THRESHOLD,
+    Projector,
+    Spectrum,
+    below_threshold,
+    decompose,
+    lowest_energy,
+)
 from .text import GivenText, Text
+from .vectors import KEYS, Found, Vectors
 from .writing import OWN_WRITING
 
 __all__ = [
+    "KEYS",
     "NULL_SPACE_ENERGY",
     "NULL_SPACE_THRESHOLD",
     "OWN_WRITING",
     "TEXTS",
     "Cache",
     "CacheEntry",
+    "Found",
     "GivenText",
     "KeyMetrics",
     "KeyStatistics",
@@ -24,8 +35,10 @@ __all__ = [
     "Spectrum",
     "StatisticsConfig",
     "Text",
+    "Vectors",
     "below_threshold",
     "collect",
+    "decompose",
     "lowest_energy",
     "open_source",
     "open_text",

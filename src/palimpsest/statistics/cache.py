@@ -178,14 +178,11 @@ def _record(texts: Mapping[str, str]) -> dict[str, Any]:
     return _Record.model_validate(parse_json(texts[_RECORD])).model_dump()
 
 
-def identity(model: EditableModel, point: Point, text: Identified, limits: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that determines the second moment at a point, but for the rounding of one machine or another.
+def points_identity(model: EditableModel, point: Point) -> dict[str, Any]:
+    """What of a model determines the keys at a point, but for the rounding of one machine or another.
 
     Weights and buffers count as far as the point's layer, all of them and bit by bit: what lies above has no
     influence. The model's name does not count.
-
-    Arguments:
-        limits: how much of the text is read, and how: `max_tokens`, `tolerance`, `row_length`.
     """
     return {
         "format": FORMAT_VERSION,
@@ -196,8 +193,6 @@ def identity(model: EditableModel, point: Point, text: Identified, limits: Mappi
         "weights": _weights_digest(model, point),
         "config": digest(computed_config(model.module.config)),
         "tokenizer": model.tokenizer_digest,
-        "text": text.identity(),
-        **limits,
     }
 
 

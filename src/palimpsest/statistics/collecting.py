@@ -16,13 +16,13 @@ import torch
 from palimpsest.errors import ConfigError
 from palimpsest.files import shaped
 from palimpsest.models import Point
-from palimpsest.models.sites import features
 from palimpsest.statistics import rows as reading
-from palimpsest.statistics.cache import Cache, CacheEntry, identity
+from palimpsest.statistics.cache import Cache, CacheEntry
 from palimpsest.statistics.moments import SecondMoment
 from palimpsest.statistics.passes import Checkpoints, KeyStatistics, run_pass, start
 from palimpsest.statistics.published import PublishedMoments
 from palimpsest.statistics.text import Text
+from palimpsest.statistics.vectors import KEYS, Vectors
 from palimpsest.statistics.writing import WrittenText, computing_fast
 from palimpsest.stopwatch import Progress, silent
 
@@ -48,6 +48,7 @@ def collect(
     cache: Cache | None = None,
     checkpoint_seconds: float = 60.0,
     progress: Progress = silent,
+    vectors: Vectors = KEYS,
 ) -> dict[Point, KeyStatistics]:
     """Second moments at the points, of the base model: patches that are on it are set aside meanwhile.
 
@@ -67,15 +68,18 @@ def collect(
         cache: where results and checkpoints are kept; left out, nowhere.
         checkpoint_seconds: an interruption loses no more than this and the window under way.
         progress: told "statistics" with the tokens done and `max_tokens`.
+        vectors: what is taken at the points: the keys, or other vectors of linear layers there.
 
     Raises `DataError` before anything is computed when the text cannot be read or is too short, and at once when a
     key is not finite, naming site, layer and token.
     """
     if isinstance(text, PublishedMoments):
+        _require_keys(vectors, text)
         return {point: KeyStatistics(point, *text.read(model, point), is_cached=True) for point in points}
     text = text.for_model(model, cache=cache, progress=progress)
-    widths = {point: key_width(model, point) for point in points}
-    known = identities(model, points, text, max_tokens=max_tokens, tolerance=tolerance, row_length=row_length)
+    widths = {point: vectors.width(model, point) for point in points}
+    limits = {"max_tokens": max_tokens, "row_length": row_length}
+    known = identities(model, points, text, tolerance=tolerance, vectors=vectors, **limits)
     found = {point: _cached(cache, point, known[point], widths[point]) for point in points}
     missing = [point for point, one in found.items() if one is None]
     if missing:
@@ -88,7 +92,7 @@ def collect(
         size = min(reading.TOKENS_PER_BATCH, -(-most // 4)) if is_own else reading.window_size(most)
         windows = reading.windows(rows, size)
         with model.weights.without_changes(), computing_fast(model, is_own):
-            done = run_pass(model, active, windows, known[missing[0]]["tolerance"], checkpoints, progress)
+            done = run_pass(model, active, windows, known[missing[0]]["tolerance"], checkpoints, progress, vectors)
         found |= {one.point: one for one in done}
     return {point: one for point, one in found.items() if one is not None}
 
@@ -101,38 +105,35 @@ def identities(
     max_tokens: int | None = None,
     tolerance: float | None = TOLERANCE,
     row_length: int | None = None,
+    vectors: Vectors = KEYS,
 ) -> Mapping[Point, dict[str, Any]]:
     """Everything that determines what `collect` finds with these arguments, by point; reads no text of the hub."""
     if isinstance(text, PublishedMoments):
+        _require_keys(vectors, text)
         return {point: text.identity(model, point) for point in points}
     text = text.for_model(model)
+    widest = max(vectors.width(model, point) for point in points)
     if isinstance(text, WrittenText):
-        widest = max(key_width(model, point) for point in points)
-        return {point: identity(model, point, text, text.limits(max_tokens, widest)) for point in points}
-    limits = {
-        "max_tokens": max_tokens or reading.DEFAULT * max(key_width(model, point) for point in points),
-        "tolerance": tolerance,
-        "row_length": min(row_length or LONGEST_ROW, model.context_length or row_length or LONGEST_ROW),
-    }
-    return {point: identity(model, point, text, limits) for point in points}
+        limits = text.limits(max_tokens, widest)
+    else:
+        limits = {
+            "max_tokens": max_tokens or reading.DEFAULT * widest,
+            "tolerance": tolerance,
+            "row_length": min(row_length or LONGEST_ROW, model.context_length or row_length or LONGEST_ROW),
+        }
+    return {point: {**vectors.determined_by(model, point), "text": text.identity(), **limits} for point in points}
 
 
-def key_width(model: EditableModel, point: Point) -> int:
-    """Length of the keys at a point. Raises `ConfigError` for one without keys, or of a decoder with an encoder."""
-    module = model.sites.module(point.site, point.layer)
-    if model.is_encoder_decoder and model.sites.locate(point.site)[0] == "decoder":
+def _require_keys(vectors: Vectors, text: PublishedMoments) -> None:
+    """Raises `ConfigError` where something else is asked for than what published files hold."""
+    if vectors.side != "input":
         raise ConfigError(
-            "The decoder of an encoder-decoder reads answers, and a plain text has none.",
-            expected="a site of the encoder: encoder.mlp.down",
-            found=point.site,
+            "Published second moments are those of keys, not of gradients.",
+            expected="a text to read: own, wikipedia, a file",
+            found=f"a folder of published moments, {text.folder}",
+            where="option text",
+            remedy="leave text out, or name a text",
         )
-    if point.side != "input" or not model.sites.is_linear(module):
-        raise ConfigError(
-            "There are no keys at this point.",
-            expected="the input of a linear site: mlp.down, attn.out, ...",
-            found=f"the {point.side} of {point.site}",
-        )
-    return features(module)[1]
 
 
 def _cached(cache: Cache | None, point: Point, known: dict[str, Any], width: int) -> KeyStatistics | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from palimpsest.files import shaped
-from palimpsest.models import PaddedBatch, Point, captured
+from palimpsest.models import Point
 from palimpsest.statistics import rows as reading
 from palimpsest.statistics.cache import Cache, CacheEntry
 from palimpsest.statistics.convergence import direction_error, is_due
 from palimpsest.statistics.moments import SecondMoment
+from palimpsest.statistics.vectors import KEYS, Vectors
 from palimpsest.stopwatch import Progress
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ def run_pass(
     tolerance: float | None,
     checkpoints: Checkpoints,
     progress: Progress,
+    vectors: Vectors = KEYS,
 ) -> list[KeyStatistics]:
     """Reads window after window until every point is done; those restored from a checkpoint join in at their place."""
     done: list[KeyStatistics] = []
@@ -126,7 +128,7 @@ def run_pass(
         reached = [running for running in active if running.windows_done == index]
         before = {running.point: running.count for running in reached}
         if reached:
-            _add_window(model, window, index, reached)
+            _add_window(model, window, index, reached, vectors)
         seen += sum(map(len, window))
         is_last = index + 1 == len(windows)
         for running in reached:
@@ -143,18 +145,15 @@ def run_pass(
 
 
 def _add_window(
-    model: EditableModel, window: Sequence[tuple[int, ...]], index: int, reached: Sequence[Running]
+    model: EditableModel, window: Sequence[tuple[int, ...]], index: int, reached: Sequence[Running], vectors: Vectors
 ) -> None:
     """Adds a window's keys to the even or the odd half of every point."""
-    for rows in reading.batches(window):
-        batch = model.batch(rows)
-        with captured(model.sites, [running.point for running in reached], stops=True) as found:
-            model.forward(batch)
-        places = batch.attention_mask.nonzero()
+    for rows in reading.batches(window, vectors.tokens_per_batch(model, reading.TOKENS_PER_BATCH)):
+        found = dict(vectors.read(model, rows, [running.point for running in reached]))
         for running in reached:
-            keys = found.pop(running.point)[places[:, 0], places[:, 1]]
+            keys, where = found.pop(running.point)
             running.probes = _with_probes(running.probes, keys)
-            running.halves[index % 2].add(keys, where=_namer(model, running.point, batch, places))
+            running.halves[index % 2].add(keys, where=where)
     for running in reached:
         running.windows_done = index + 1
 
@@ -166,18 +165,6 @@ def _with_probes(probes: Tensor, keys: Tensor) -> Tensor:
         return probes
     chosen = keys[:: max(1, len(keys) // missing)][:missing]
     return torch.cat([probes, chosen.double().cpu()])
-
-
-def _namer(model: EditableModel, point: Point, batch: PaddedBatch, places: Tensor) -> Callable[[int], str]:
-    """From a row of keys to where it comes from, for a message."""
-
-    def name(row: int) -> str:
-        line, column = places[row].tolist()
-        ids = batch.input_ids[line, max(0, column - 5) : column + 1].tolist()
-        token, around = model.tokenizer.decode(ids[-1:]), model.tokenizer.decode(ids)
-        return f"site {point.site}, layer {point.layer}, token {token!r} at the end of {around!r}"
-
-    return name
 
 
 def start(point: Point, known: dict[str, Any], width: int) -> Running:

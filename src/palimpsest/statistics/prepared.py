@@ -16,13 +16,14 @@ from palimpsest.provenance import digest
 from palimpsest.solve import Factorised
 from palimpsest.statistics.cache import Cache
 from palimpsest.statistics.catalogue import open_text, reachable
-from palimpsest.statistics.collecting import TOLERANCE, collect, identities, key_width
+from palimpsest.statistics.collecting import TOLERANCE, collect, identities
 from palimpsest.statistics.hub_text import HubText
 from palimpsest.statistics.passes import KeyStatistics
 from palimpsest.statistics.published import PublishedMoments
 from palimpsest.statistics.rows import MINIMUM, read_rows
 from palimpsest.statistics.subspaces import Spectrum, spectrum_of
 from palimpsest.statistics.text import ReadOnce, Text
+from palimpsest.statistics.vectors import KEYS, Vectors
 from palimpsest.statistics.writing import OwnWriting
 from palimpsest.stopwatch import Progress, silent
 
@@ -79,12 +80,16 @@ class KeyMetrics:
         text: of which text.
         config: which second moments.
         cache: where they are kept on disk; left out, the default folder.
+        vectors: what they are second moments of; left out, of keys.
     """
 
-    def __init__(self, text: str, config: StatisticsConfig, cache: Cache | None = None) -> None:
+    def __init__(
+        self, text: str, config: StatisticsConfig, cache: Cache | None = None, *, vectors: Vectors = KEYS
+    ) -> None:
         self.text = text
         self.config = config
         self.cache = cache or Cache()
+        self.vectors = vectors
         self._kept: dict[tuple[str, Point], tuple[str, Prepared[Any]]] = {}
 
     def factors(
@@ -113,12 +118,14 @@ class KeyMetrics:
         site: str,
         progress: Progress,
     ) -> dict[int, Prepared[PreparedT]]:
-        points = {layer: Point(site, layer, "input") for layer in layers}
+        points = {layer: Point(site, layer, self.vectors.side) for layer in layers}
         options = self.config.model_dump(include={"max_tokens", "tolerance", "row_length"})
-        known = identities(model, list(points.values()), self.source, **options)
+        known = identities(model, list(points.values()), self.source, vectors=self.vectors, **options)
         keys = {point: digest(identity) for point, identity in known.items()}
         if any(self._kept.get((kind, point), ("",))[0] != key for point, key in keys.items()):
-            found = collect(model, list(keys), self.source, cache=self.cache, progress=progress, **options)
+            found = collect(
+                model, list(keys), self.source, cache=self.cache, progress=progress, vectors=self.vectors, **options
+            )
             for point, key in keys.items():
                 # Free each moment before the next: a wide model's take gigabytes.
                 one = found.pop(point)
@@ -139,12 +146,12 @@ class KeyMetrics:
                 writing stands for it, and a note says so.
         """
         notes: list[str] = []
-        points = [Point(site, layer, "input") for layer in layers]
+        points = [Point(site, layer, self.vectors.side) for layer in layers]
         options = self.config.model_dump(include={"max_tokens", "tolerance", "row_length"})
         if not isinstance(self.source, Text):
-            identities(model, points, self.source)
+            identities(model, points, self.source, vectors=self.vectors)
             return notes
-        known = identities(model, points, self.source, **options)
+        known = identities(model, points, self.source, vectors=self.vectors, **options)
         if all(self.cache.has(identity) for identity in known.values()):
             return notes
         if isinstance(self.source, HubText) and not is_asked_for:
@@ -152,7 +159,7 @@ class KeyMetrics:
         if isinstance(self.source, Text) and not isinstance(self.source, OwnWriting):
             self.source = ReadOnce(self.source)
             limits = next(iter(known.values()))
-            at_least = MINIMUM * max(key_width(model, point) for point in points)
+            at_least = MINIMUM * max(self.vectors.width(model, point) for point in points)
             read_rows(
                 model,
                 self.source,

@@ -107,11 +107,11 @@ def windows(rows: TextRows, size: int) -> list[list[tuple[int, ...]]]:
     return groups
 
 
-def batches(window: Sequence[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
-    """The rows of a window, longest first, in batches of at most `TOKENS_PER_BATCH` tokens when padded."""
+def batches(window: Sequence[tuple[int, ...]], tokens: int = TOKENS_PER_BATCH) -> Iterator[list[tuple[int, ...]]]:
+    """The rows of a window, longest first, in batches of at most so many tokens when padded, or of one row."""
     ordered = sorted(window, key=len, reverse=True)
     start = 0
     while start < len(ordered):
-        size = max(1, TOKENS_PER_BATCH // len(ordered[start]))
+        size = max(1, tokens // len(ordered[start]))
         yield ordered[start : start + size]
         start += size

@@ -2,21 +2,27 @@
 
 from palimpsest.training.adapters import LoraAdapters
 from palimpsest.training.constraint import NOTHING_SPARED, Ball
-from palimpsest.training.copies import training_copies
+from palimpsest.training.copies import TrainingCopies, training_copies
+from palimpsest.training.curvature import LowCurvature, joined, low_curvature
+from palimpsest.training.curved_steps import LowCurvatureSteps
 from palimpsest.training.divergence import require_finite
 from palimpsest.training.examples import EditExample, editing_examples, split_examples
-from palimpsest.training.finetune import FinetuneOptions, FinetuneResult, finetune
+from palimpsest.training.finetune import FinetuneOptions, FinetuneResult, Trainable, finetune
 from palimpsest.training.gradient_factors import Factors, Update, WeightPlace, gradient_factors, low_rank, places
+from palimpsest.training.gradient_moments import GRADIENTS, text_factors
 from palimpsest.training.hypernetwork import Hypernetwork, HypernetworkOptions, chosen_places, editing_losses
 from palimpsest.training.keeping import prompts_apart_from, spared_directions, to_be_answered
 from palimpsest.training.metatraining import MetaTrainingOptions, Objective, metatrain
 from palimpsest.training.objectives import losses_and_margins
+from palimpsest.training.projection import CurvatureFactors, Projection, ProjectionOptions, united
 from palimpsest.training.replaced_values import ValueOptions, ValuePasses, find_values, value_passes
 from palimpsest.training.unlearning import Forgetting, unlearning_of
 
 __all__ = [
+    "GRADIENTS",
     "NOTHING_SPARED",
     "Ball",
+    "CurvatureFactors",
     "EditExample",
     "Factors",
     "FinetuneOptions",
@@ -25,8 +31,14 @@ __all__ = [
     "Hypernetwork",
     "HypernetworkOptions",
     "LoraAdapters",
+    "LowCurvature",
+    "LowCurvatureSteps",
     "MetaTrainingOptions",
     "Objective",
+    "Projection",
+    "ProjectionOptions",
+    "Trainable",
+    "TrainingCopies",
     "Update",
     "ValueOptions",
     "ValuePasses",
@@ -37,7 +49,9 @@ __all__ = [
     "find_values",
     "finetune",
     "gradient_factors",
+    "joined",
     "losses_and_margins",
+    "low_curvature",
     "low_rank",
     "metatrain",
     "places",
@@ -45,8 +59,10 @@ __all__ = [
     "require_finite",
     "spared_directions",
     "split_examples",
+    "text_factors",
     "to_be_answered",
     "training_copies",
+    "united",
     "unlearning_of",
     "value_passes",
 ]

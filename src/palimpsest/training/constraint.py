@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
@@ -42,6 +42,8 @@ class Ball:
 
 NO_BALL = Ball()
 
+_ROUNDS = 8
+
 
 NOTHING_SPARED: Mapping[str, Tensor] = MappingProxyType({})
 
@@ -64,3 +66,21 @@ def project(delta: Tensor, constraint: Constraint, radius: float) -> Tensor:
         norm = float(whole_tensor(delta.norm()))
         return delta * (radius / norm) if norm > radius else delta
     return delta
+
+
+def held(delta: Tensor, directions: Callable[[Tensor], Tensor], constraint: Constraint, radius: float) -> Tensor:
+    """A change near to this one that lies both in some directions and inside the ball of the constraint.
+
+    What either takes away is taken away in turn; what is still outside of the ball then is shortened.
+
+    Arguments:
+        directions: an orthogonal projection.
+    """
+    delta = directions(delta)
+    for _ in range(_ROUNDS):
+        inside = project(delta, constraint, radius)
+        if constraint == "none" or whole_tensor((inside == delta).all()):
+            return delta
+        delta = directions(inside)
+    size = float(whole_tensor(delta.abs().max() if constraint == "linf" else delta.norm()))
+    return delta * min(1.0, radius / size) if size else delta

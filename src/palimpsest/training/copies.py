@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from palimpsest import processes
 from palimpsest.models import EditableModel
 from palimpsest.patches import Dense
-from palimpsest.training.constraint import NO_BALL, NOTHING_SPARED, Ball, project, spare
+from palimpsest.training.constraint import NO_BALL, NOTHING_SPARED, Ball, held, spare
 from palimpsest.training.steps import owner, unit_of_step
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class TrainingCopies:
         spared: Mapping[str, Tensor] = NOTHING_SPARED,
     ) -> None:
         self._stack = model.weights
-        self._module = model.module
+        self.module = model.module
         self._names = list(names)
         self._ball = ball
         self._radii: dict[str, float] = {}
@@ -65,7 +66,7 @@ class TrainingCopies:
 
     def __enter__(self) -> TrainingCopies:
         self._stack.require_present(self._names)
-        self._flags = [parameter.requires_grad for parameter in self._module.parameters()]
+        self._flags = [parameter.requires_grad for parameter in self.module.parameters()]
         try:
             self._put_in_place()
         except BaseException:
@@ -74,7 +75,7 @@ class TrainingCopies:
         return self
 
     def _put_in_place(self) -> None:
-        for parameter in self._module.parameters():
+        for parameter in self.module.parameters():
             parameter.requires_grad_(False)
         for name in self._names:
             start = self._stack.current(name)
@@ -91,12 +92,16 @@ class TrainingCopies:
         """Calls a function that computes with the trained weights."""
         return function(*args, **kwargs)
 
+    def names(self) -> list[str]:
+        """The trained parameters, in the order of their masters."""
+        return list(self._masters)
+
     def masters(self) -> list[nn.Parameter]:
         return list(self._masters.values())
 
     def units(self, optimizer: str) -> list[float]:
         """See `training.steps`."""
-        return [unit_of_step(owner(self._module, name), start, optimizer) for name, start in self._start.items()]
+        return [unit_of_step(owner(self.module, name), start, optimizer) for name, start in self._start.items()]
 
     def before_step(self) -> None:
         """Hands each storage's gradient, summed over its aliases, to its master."""
@@ -111,6 +116,10 @@ class TrainingCopies:
                 parameter.grad = None
             master.grad = total
 
+    def held(self, name: str, delta: Tensor, directions: Callable[[Tensor], Tensor]) -> Tensor:
+        """A parameter's change near to this one, in some directions and inside the ball; see `constraint.held`."""
+        return held(delta, directions, self._ball.constraint, self._radii[name])
+
     @torch.no_grad()
     def after_step(self) -> None:
         """Applies the constraint and shows the model the new values."""
@@ -118,8 +127,8 @@ class TrainingCopies:
             basis = self._spared.get(name.removesuffix(".weight"))
             if self._ball.constraint != "none" or basis is not None:
                 start = self._start[name]
-                delta = spare(master - start, basis, owner(self._module, name))
-                torch.add(project(delta, self._ball.constraint, self._radii[name]), start, out=master)
+                directions = partial(spare, basis=basis, module=owner(self.module, name))
+                torch.add(self.held(name, master - start, directions), start, out=master)
             current = self._stack.current(name)
             if current.dtype != torch.float32:
                 current.copy_(master)
@@ -141,5 +150,5 @@ class TrainingCopies:
             for parameter in self._stack.parameters(name):
                 parameter.grad = None
         # Asked for again: an offloaded parameter is another object after every forward pass.
-        for parameter, flag in zip(self._module.parameters(), self._flags, strict=True):
+        for parameter, flag in zip(self.module.parameters(), self._flags, strict=True):
             parameter.requires_grad_(flag)

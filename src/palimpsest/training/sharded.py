@@ -23,7 +23,7 @@ from palimpsest import processes
 from palimpsest.errors import ConfigError
 from palimpsest.models import EditableModel, whole_tensor
 from palimpsest.patches import Dense
-from palimpsest.training.constraint import NO_BALL, NOTHING_SPARED, Ball, project, spare
+from palimpsest.training.constraint import NO_BALL, NOTHING_SPARED, Ball, held, project, spare
 from palimpsest.training.steps import owner, unit_of_step
 
 P = ParamSpec("P")
@@ -107,12 +107,14 @@ class ShardedCopies:
         """Applies the constraint."""
         for name, master in self._masters.items():
             basis = self._spared.get(name.removesuffix(".weight"))
+            radius = self._ball.radius_of(self._model.weights.current(name))
             if basis is not None:
-                base = self._model.weights.current(name)
-                change = spare(whole_tensor(master) - base.float(), basis, owner(self._base, name)) + base.float()
+                base = self._model.weights.current(name).float()
+                directions = partial(spare, basis=basis, module=owner(self._base, name))
+                change = held(whole_tensor(master) - base, directions, self._ball.constraint, radius) + base
                 master.copy_(distribute_tensor(change, self._mesh, [Shard(0)], src_data_rank=None))
-            if self._ball.constraint != "none":
-                start, radius = self._start(name), self._ball.radius_of(self._model.weights.current(name))
+            elif self._ball.constraint != "none":
+                start = self._start(name)
                 master.copy_(start + project(master - start, self._ball.constraint, radius))
 
     @torch.no_grad()

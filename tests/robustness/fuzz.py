@@ -163,7 +163,8 @@ class Campaign:
         # A command without any words shows its help.
         if blocks != 1 and "The run failed" not in result.err and "Usage: " not in result.out:
             return f"not one block: {result.err[-600:]}"
-        if any(place.glob("out*")) and not any(word in result.err for word in ("printed", "--resume")):
+        written = (path for path in place.glob("out*") if path.suffix != ".checkpoint")
+        if any(written) and not any(word in result.err for word in ("printed", "--resume")):
             return f"an output beside an error: {result.err[-300:]}"
         return None
 

@@ -12,7 +12,9 @@ import torch
 from pydantic import BaseModel
 from safetensors.torch import save_file
 
-from palimpsest.errors import DataError, OutputError
+from palimpsest.checkpoints.locating import locate
+from palimpsest.datasets import load_edits
+from palimpsest.errors import DataError, OutputError, PalimpsestError
 from palimpsest.files import (
     FileKind,
     append,
@@ -27,6 +29,7 @@ from palimpsest.files import (
     to_json,
     write_json,
 )
+from robustness.guard import without_rights
 
 KIND = FileKind(DataError, "This is no record.", expected="a record", remedy="write it again")
 
@@ -220,3 +223,36 @@ def test_without_a_home_there_is_no_cache_folder(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("pwd.getpwuid", lambda _number: (_ for _ in ()).throw(KeyError("no such user")))
     assert cache_folder() is None
+
+
+@pytest.mark.skipif(os.name != "posix", reason="rights are those of POSIX")
+def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path):
+    files = {
+        "config.json": "{}", "model.safetensors": None, "edits.jsonl": '{"prompt": "A is", "target_new": "B"}\n',
+    }  # fmt: skip
+    model = tmp_path / "model"
+    model.mkdir()
+    for name, content in files.items():
+        file = (model if name != "edits.jsonl" else tmp_path) / name
+        save_file({"weight": torch.ones(2)}, file) if content is None else file.write_text(content)
+        # safetensors writes for its owner only.
+        file.chmod(0o644)
+    asked = {
+        model / "config.json": lambda: locate(str(model)),
+        model / "model.safetensors": lambda: locate(str(model)),
+        tmp_path / "edits.jsonl": lambda: load_edits(tmp_path / "edits.jsonl"),
+    }
+    for file, read in asked.items():
+        read()
+        mode = file.stat().st_mode
+        file.chmod(0)
+        with without_rights(tmp_path), pytest.raises(PalimpsestError) as caught:
+            read()
+        file.chmod(mode)
+        error = caught.value
+        assert (error.found, error.where) == ("Permission denied", str(file)) and "chmod" in error.remedy
+    file = model / "model.safetensors"
+    file.chmod(0)
+    with without_rights(tmp_path), pytest.raises(DataError) as caught:
+        KIND.tensors(file)
+    assert caught.value.found == "Permission denied" and "chmod" in caught.value.remedy

@@ -132,6 +132,9 @@ class Workshop:
             listening.add(self, is_wanted)
         else:
             foreign.add(self, lambda *names: any(name in foreign.CHEAP for name in names))
+        # safetensors writes for its owner only: whoever has no rights would stop at the model, not at what is damaged.
+        for path in place.rglob("*"):
+            path.chmod(path.stat().st_mode | 0o444)
         if only:
             self.kinds = {name: kind for name, kind in self.kinds.items() if name.split()[0] in only}
 

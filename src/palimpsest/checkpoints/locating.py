@@ -9,10 +9,12 @@ from palimpsest.checkpoints.adapter_folders import is_adapter
 from palimpsest.checkpoints.gguf_files import the_gguf_in
 from palimpsest.checkpoints.gguf_header import is_gguf
 from palimpsest.errors import ModelError, near_matches
-from palimpsest.files import expanded, require_regular, said
+from palimpsest.files import expanded, remedy_of, require_readable, require_regular, said
 from palimpsest.world import BUNDLED, bundled_path
 
 _HUB_SECONDS = 10
+_READ = {".gguf", ".jinja", ".json", ".model", ".safetensors", ".txt"}
+"""Endings of what is read of a model's folder; whatever else lies in it need not be readable."""
 
 
 def locate(name: str) -> str:
@@ -69,7 +71,7 @@ def _refuse_special(place: Path) -> None:
     """A pipe or a device where a file should be is never read: whoever reads it may wait for ever."""
     for path in (place, *place.iterdir()) if place.is_dir() else (place,):
         try:
-            require_regular(path)
+            (require_readable if path.suffix in _READ else require_regular)(path)
         except FileNotFoundError:
             # A link to nothing, which whoever needs the file will miss.
             continue
@@ -79,7 +81,7 @@ def _refuse_special(place: Path) -> None:
                 expected="a file",
                 found=said(error),
                 where=str(path),
-                remedy="copy the model again",
+                remedy=remedy_of(error, "copy the model again"),
             ) from error
 
 

@@ -14,7 +14,7 @@ from palimpsest.datasets.delimited import read_delimited
 from palimpsest.datasets.fields import WrittenNumber
 from palimpsest.datasets.objects import records_in
 from palimpsest.errors import DataError
-from palimpsest.files import content_of, json_decoder, require_encodable, require_shallow, said, texts_of
+from palimpsest.files import content_of, json_decoder, remedy_of, require_encodable, require_shallow, said, texts_of
 
 # Digits: ids may be long, and Python itself reads no more.
 _LONGEST_NUMBER = 4_300
@@ -63,7 +63,7 @@ def read_text(path: Path) -> str:
             expected="a readable file",
             found=found,
             where=str(path),
-            remedy=f"name a file in it: {', '.join(inside)}" if inside else "give a file",
+            remedy=f"name a file in it: {', '.join(inside)}" if inside else remedy_of(error, "give a file"),
         ) from error
     packed = next((what for mark, what in _PACKED.items() if content.startswith(mark)), None)
     if packed:

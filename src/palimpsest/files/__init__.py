@@ -18,7 +18,7 @@ from palimpsest.files.reading import (
     said,
     texts_of,
 )
-from palimpsest.files.regular import content_of, require_regular
+from palimpsest.files.regular import content_of, remedy_of, require_readable, require_regular
 from palimpsest.files.tensors import Stored, read_tensors, read_texts, shaped, write_tensors
 from palimpsest.files.writing import append, new_file, new_folder, short_name, to_json, write_json, write_text
 
@@ -39,8 +39,10 @@ __all__ = [
     "parse_toml",
     "read_tensors",
     "read_texts",
+    "remedy_of",
     "require_absent",
     "require_encodable",
+    "require_readable",
     "require_regular",
     "require_replaceable",
     "require_shallow",

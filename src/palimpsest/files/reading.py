@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from palimpsest.errors import PalimpsestError, later_version
-from palimpsest.files.regular import content_of
+from palimpsest.files.regular import content_of, remedy_of
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -90,7 +90,9 @@ class FileKind:
             found = error.problem + (f" ({error.found})" if error.found else "")
             raise self.refused(where, found + (f", {error.where}" if error.where else "")) from error
         except _ODD as error:
-            raise self.refused(where, said(error)) from error
+            refused = self.refused(where, said(error))
+            refused.remedy = remedy_of(error, self.remedy)
+            raise refused from error
 
     def text(self, file: Path) -> str:
         """The text of a UTF-8 file; a byte-order mark is dropped."""

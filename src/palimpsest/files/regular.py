@@ -16,6 +16,22 @@ def require_regular(file: str | Path) -> None:
         raise ValueError(f"{found} in the place of a file")
 
 
+def require_readable(file: str | Path) -> None:
+    """Raises what `require_regular` does, and `PermissionError` for a file that this user may not read; folders pass.
+
+    safetensors says of such a file that it is not there.
+    """
+    require_regular(file)
+    if not os.path.isdir(file):
+        with open(file, "rb"):
+            pass
+
+
+def remedy_of(error: BaseException, otherwise: str | None) -> str | None:
+    """What to do about a file that could not be read: no copy helps where the right to read it is missing."""
+    return "give this user the right to read it, as by chmod u+r" if isinstance(error, PermissionError) else otherwise
+
+
 def content_of(file: Path) -> bytes:
     """The bytes of a file. Raises `OSError`, and `ValueError` for what `require_regular` refuses."""
     require_regular(file)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from palimpsest.files.regular import require_regular
+from palimpsest.files.regular import require_readable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,7 +70,7 @@ def read_texts(file: str | Path) -> dict[str, str]:
 
 
 def _require_file(file: str | Path) -> None:
-    require_regular(file)
+    require_readable(file)
     if os.path.isdir(file):
         raise IsADirectoryError(21, "a folder")
 

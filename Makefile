@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # torch goes first and alone: from an index that serves a CPU build, nothing later replaces it by a CUDA one.
 TORCH  := $(shell grep -i '^torch==' constraints.txt)
 
-.PHONY: env demo test test-all test-processors pretrained test-pretrained test-pretrained-all test-browser site check fuzz kills format bench bench-results tables real real-models editors gpu lock dist publish clean
+.PHONY: env demo test test-all test-processors pretrained test-pretrained test-pretrained-all test-browser notebooks site check fuzz kills format bench bench-results tables real real-models editors gpu lock dist publish clean
 
 env: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -47,14 +47,19 @@ test-browser: env
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser,docs]'
 	$(BIN)/python -m pytest -m browser tests/web tests/report tests/docs -rs
 
-# The documentation as a site, under build/site; a link that leads nowhere ends it.
+# Executes the notebooks of docs/notebooks; `make site` does so too.
+notebooks: env
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[notebooks]'
+	$(BIN)/python docs/build/notebooks.py
+
+# The documentation as a site, under build/site; a link that leads nowhere, or a notebook's cell that fails, ends it.
 site: env
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 check: env
-	$(BIN)/ruff format --check src tests bench docs/build runs
-	$(BIN)/ruff check src tests bench docs/build runs
+	$(BIN)/ruff format --check src tests bench docs/build docs/notebooks runs
+	$(BIN)/ruff check src tests bench docs/build docs/notebooks runs
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/guards
 
@@ -72,8 +77,8 @@ kills: env
 	$(BIN)/python tests/robustness/kills.py --seed $(SEED) --kills $(KILLS)
 
 format: env
-	$(BIN)/ruff format src tests bench docs/build runs
-	$(BIN)/ruff check --fix src tests bench docs/build runs
+	$(BIN)/ruff format src tests bench docs/build docs/notebooks runs
+	$(BIN)/ruff check --fix src tests bench docs/build docs/notebooks runs
 
 # The papers' tables and figures on the bundled models, and one page about them.
 # On a pretrained model: `make bench SIZE=pretrained ROOT=pretrained RESULTS=results-pretrained`; `runs/reproduce.sh` says what it needs.

@@ -43,7 +43,7 @@ LEVELS = [
     {"methods", "evaluation"},
     {"benchmark"},
     {"report"},
-    {"serving"},
+    {"serving", "harness"},
     {"cli", "web"},
 ]
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}

@@ -115,6 +115,32 @@ def test_undo_gives_the_same_file_and_a_second_edit_can_be_undone_to_the_first(f
     assert json.loads(metadata["palimpsest.tensors"]) == {"blk.1.ffn_gate.weight": ["Q4_1", "Q8_0"]}
 
 
+def test_what_cannot_be_undone_says_what_was_expected_and_what_to_do(file, model, tmp_path):
+    patch_of(model, f"{LAYER}.mlp.gate_proj.weight").save(tmp_path / "patch")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "edited.gguf").write_bytes(b"GGUF")
+    (tmp_path / "text.gguf").write_text("what?")
+    (tmp_path / "empty.gguf").touch()
+    cases = {
+        "nothere.gguf": ("nothing of that name", "check the path"),
+        "tex.gguf": ("nothing of that name", "did you mean 'text.gguf'?"),
+        "nowhere/edited.gguf": ("no folder", "check the path"),
+        "folder": ("a folder", "edited.gguf"),
+        "patch": ("the folder of a patch", "its files are what they were"),
+        "text.gguf": ("other contents", "download or copy"),
+        "empty.gguf": ("an empty file", "download or copy"),
+    }
+    for name, (found, remedy) in cases.items():
+        with pytest.raises(ps.PalimpsestError) as raised:
+            undo_gguf(tmp_path / name, tmp_path / "out.gguf")
+        said = raised.value
+        assert said.expected and found in said.found and remedy in said.remedy and str(tmp_path / name) in said.where
+    with pytest.raises(ps.PatchError) as raised:
+        undo_gguf(file, tmp_path / "out.gguf")
+    assert "the original" in raised.value.remedy
+    assert not (tmp_path / "out.gguf").exists()
+
+
 def test_an_undo_that_does_not_belong_to_the_file_leaves_nothing(file, model, tmp_path):
     write_gguf(model, [patch_of(model, f"{LAYER}.mlp.gate_proj.weight")], tmp_path / "one.gguf")
     write_gguf(model, [patch_of(model, f"{LAYER}.mlp.up_proj.weight")], tmp_path / "two.gguf")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from palimpsest.errors import ModelError
+from palimpsest.errors import ModelError, near_matches, some_of
 from palimpsest.files import require_regular
 
 GGUF = ".gguf"
@@ -101,13 +101,11 @@ def read_header(path: Path) -> Header:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return _Reader(path, data).header()
     except OSError as error:
-        raise ModelError(
-            "The GGUF file cannot be read.", found=error.strerror or str(error), where=str(path)
-        ) from error
+        raise _unreadable(path, error.strerror or str(error)) from error
     except ValueError as error:
         if isinstance(error, UnicodeDecodeError):
             raise damaged(path, "its header ends or breaks off in the middle") from error
-        raise ModelError("The GGUF file cannot be read.", found=str(error), where=str(path)) from error
+        raise _unreadable(path, str(error)) from error
     except (struct.error, IndexError, OverflowError) as error:
         raise damaged(path, "its header ends or breaks off in the middle") from error
 
@@ -121,6 +119,30 @@ def damaged(path: Path, found: str) -> ModelError:
         where=str(path),
         remedy="download or copy the file again",
     )
+
+
+def _unreadable(path: Path, found: str) -> ModelError:
+    """The error for a place without a file that can be read: which files are there, or what else to do."""
+    remedy = "look whether you may read it"
+    if path.is_dir():
+        beside = sorted(file.name for file in path.glob(f"*{GGUF}"))
+        found, remedy = (
+            "a folder",
+            f"name the file in it: {some_of(beside)}" if beside else "name a file, not its folder",
+        )
+    elif not path.exists():
+        folder = path.parent
+        # The ending, which all have, makes no two names alike.
+        names = [file.stem for file in folder.glob(f"*{GGUF}")] if folder.is_dir() else []
+        close = [f"{name}{GGUF}" for name in near_matches(path.stem, names)]
+        found = "nothing of that name" if folder.is_dir() else f"no folder {folder} either"
+        remedy = f"did you mean {' or '.join(map(repr, close))}?" if close else "check the path"
+    elif not path.is_file():
+        remedy = "name the file itself"
+    return ModelError(
+        "The GGUF file cannot be read.", expected=f"a file such as model{GGUF}", found=found, where=str(path),
+        remedy=remedy,
+    )  # fmt: skip
 
 
 def _not_gguf(path: Path, size: int) -> ModelError:

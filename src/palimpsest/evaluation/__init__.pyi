@@ -6,7 +6,7 @@ from .examiner import room_for
 from .journal import Journal
 from .judging import Judge
 from .measures import Measure
-from .other_tasks import run_tasks
+from .other_tasks import Answering, harness_kind, run_tasks
 from .protocols import Batch, EditingProtocol, Sequential, Single, edit_and_undo
 from .records import Estimate, ProbeResult, RunRecord, SequenceCheckpoint, Specification
 from .runner import evaluate, load_run
@@ -21,6 +21,7 @@ __all__ = [
     "PROTOCOLS",
     "SCORINGS",
     "VERDICT_WORDS",
+    "Answering",
     "AssessedFact",
     "Assessment",
     "BaseAnswers",
@@ -47,6 +48,7 @@ __all__ = [
     "evaluate",
     "find_measure",
     "find_scoring",
+    "harness_kind",
     "load_run",
     "make_protocol",
     "room_for",

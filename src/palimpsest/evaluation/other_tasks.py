@@ -68,7 +68,7 @@ def run_tasks(
             found=", ".join(unknown) or "none",
             remedy=f"did you mean {' or '.join(map(repr, close[:3]))}?" if close else None,
         )
-    adapter = harness_model(Answering(model, forward_batch_size, progress))
+    adapter = harness_kind()(Answering(model, forward_batch_size, progress))
     try:
         found = simple_evaluate(
             model=adapter, tasks=list(tasks), task_manager=manager, limit=limit, num_fewshot=num_fewshot,
@@ -149,21 +149,25 @@ class Answering:
         return (context.rstrip(" ") if between in ("", " ") else context + between), target
 
 
-def harness_model(answering: Answering) -> Any:
-    """The harness's own kind of model, which hands its questions to `answering`."""
+def harness_kind() -> Any:
+    """The harness's own kind of model as a class: what it is made with is an `Answering`, which gets the questions."""
     from lm_eval.api.model import LM
 
     class _Model(LM):  # type: ignore[misc]
+        def __init__(self, answering: Answering) -> None:
+            super().__init__()
+            self.answering = answering
+
         def loglikelihood(self, requests: Sequence[Any], **_: Any) -> list[tuple[float, bool]]:
-            return answering.continuations([one.args for one in requests])
+            return self.answering.continuations([one.args for one in requests])
 
         def loglikelihood_rolling(self, requests: Sequence[Any], **_: Any) -> list[float]:
-            return answering.texts([one.args[0] for one in requests])
+            return self.answering.texts([one.args[0] for one in requests])
 
         def generate_until(self, requests: Sequence[Any], **_: Any) -> list[str]:
-            return answering.answers([one.args for one in requests])
+            return self.answering.answers([one.args for one in requests])
 
-    return _Model()
+    return _Model
 
 
 def _shortened(model: EditableModel, prompt: str, longest: int) -> str:

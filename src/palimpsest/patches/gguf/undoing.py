@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from palimpsest.checkpoints import OUR_KEYS, Segment, WayBack, read_header, write_original
 from palimpsest.errors import PatchError
 from palimpsest.files import FileKind, expanded, new_file, read_texts, require_absent, write_tensors
+from palimpsest.patches.base import MANIFEST_FILE
 from palimpsest.provenance import file_digest
 
 if TYPE_CHECKING:
@@ -63,6 +64,14 @@ def undo_gguf(edited: str | Path, out: str | Path, *, kept: str | Path | None = 
     file, target = expanded(edited), expanded(out)
     way_back = file.with_suffix(".undo") if kept is None else expanded(kept)
     require_absent(target)
+    if (file / MANIFEST_FILE).is_file():
+        raise PatchError(
+            "A patch needs no undoing.",
+            expected="a GGUF file that `palimpsest apply --as gguf` wrote",
+            found="the folder of a patch",
+            where=str(file),
+            remedy="use the base model without it: its files are what they were",
+        )
     header = read_header(file)
     if not any(key.startswith(OUR_KEYS) for key in header.metadata):
         raise PatchError(
@@ -70,6 +79,7 @@ def undo_gguf(edited: str | Path, out: str | Path, *, kept: str | Path | None = 
             expected=f"keys that begin with {OUR_KEYS} in its metadata",
             found="none",
             where=str(file),
+            remedy="name the file that `palimpsest apply --as gguf` wrote; one that was never edited is the original",
         )
     with _FILE.reading(way_back):
         text = read_texts(way_back).get("way_back", "")

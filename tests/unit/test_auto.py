@@ -132,6 +132,15 @@ def test_verdicts_by_hand(world):
     assert not Verdict(True, True, (), (), "Oslo Oslo Oslo").is_true
 
 
+def test_prompts_without_a_sure_answer_are_seen_in_one_pass(world, monkeypatch):
+    trials, others = make_trials(world, [JAPAN, CROATIA], num_contexts=0, num_neighbours=12, seed=0), ["Oslo is", "The"]
+    quick = Examination(world, trials, others, 6)
+    monkeypatch.setattr(Examination, "_with_sure_answer", lambda self, prompts: list(prompts))
+    thorough = Examination(world, trials, others, 6)
+    assert quick.trials == thorough.trials and quick._before == thorough._before
+    assert any(quick.trials[0].neighbours) and len(quick._before) < 12 + 12 + 2
+
+
 def test_another_subject_stands_wherever_the_fact_s_own_stood():
     request = EditRequest("In Niger, unlike Nigeria, the capital of Niger is", "Oslo", subject="Niger")
     assert about(request, "Chad").prompt == "In Chad, unlike Nigeria, the capital of Chad is"

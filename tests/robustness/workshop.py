@@ -67,6 +67,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "serac": ("-o", "editor=fresh", "-o", "self_contained=true"),
     "kn": (),
     "f-learning-lora-ft": ("-o", "forget_options.epochs=1", "-o", "learn_options.epochs=1"),
+    "crispedit": ("-o", "text=TEXT", "-o", "epochs=1", "-o", "layers=[1]", "--state", "STATE"),
     "auto": ("-o", "ladder=[{method='ft', preset='none', options={epochs=2}}]", "-o", "num_neighbours=2"),
 }  # fmt: skip
 STATES = tuple(method for method, options in METHODS.items() if "STATE" in options)

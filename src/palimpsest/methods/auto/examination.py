@@ -198,7 +198,8 @@ class Examination:
         if self.model.weights.routers:
             # What a memory answers is not what the model itself would say next.
             return list(prompts)
-        encoded, found = to_be_answered(self.model, prompts), set()
+        encoded = to_be_answered(self.model, prompts)
+        found: set[int] = set()
         for chunk in by_length([len(row.prompt_ids) for row in encoded], DEFAULT_ROWS):
             likely = next_tokens(self.model, [encoded[index] for index in chunk]).amax(-1)
             found.update(index for index, one in zip(chunk, likely.tolist(), strict=True) if one >= _SURE)

@@ -22,6 +22,7 @@ LEVELS = [
         "errors",
         "files",
         "requests",
+        "batches",
         "config",
         "registry",
         "provenance",

@@ -3,7 +3,8 @@ from unicodedata import normalize
 import pytest
 
 from palimpsest import ConfigError, DataError, EditRequest, Probe
-from palimpsest.requests import PROBE_KINDS, check_requests, without_duplicates
+from palimpsest.batches import check_requests, without_duplicates
+from palimpsest.requests import PROBE_KINDS
 
 
 def test_answers_and_prompts_are_stripped_and_the_id_follows_the_content():

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator
 
 from palimpsest.config import Config
+
+if TYPE_CHECKING:
+    from palimpsest.evaluation import EditingProtocol
 
 Axes = dict[str, list[Any]]
 """Option names, those inside another option with a dot (`learn_options.epochs`), each with the values to take."""
@@ -86,6 +89,13 @@ class ProtocolEntry(Config):
     checkpoints: list[int] | None = None
     num_edits: int | None = Field(default=None, ge=1)
     """In place of the recipe's."""
+
+    def made(self) -> EditingProtocol:
+        """The evaluation's protocol. Raises `ConfigError` for options that it does not have."""
+        from palimpsest.evaluation import make_protocol
+
+        points = tuple(self.checkpoints) if self.checkpoints else None
+        return make_protocol(self.name, batch_size=self.batch_size, checkpoints=points)
 
 
 class ChoiceRule(Config):

@@ -130,7 +130,7 @@ class Recipe(Config):
         for data in self.datasets:
             _ = DATASETS[data.name]
         for one in self.protocols:
-            make_protocol(one)
+            one.made()
         for name in self.scorings:
             find_scoring(name)
         for name in self.measures:
@@ -152,7 +152,7 @@ class Recipe(Config):
                     "There is nothing to choose among.", expected="a `grid` of option values", found="none",
                     where=f"`choose` of {where}",
                 )  # fmt: skip
-            make_protocol(rule.protocol)
+            rule.protocol.made()
             find_scoring(rule.scoring)
             for name in (*rule.by, *rule.at_least):
                 if name.split(".")[0] not in _FAMILIES:
@@ -184,14 +184,6 @@ def _require_once(what: str, names: Sequence[str]) -> None:
             expected="a `label` of its own for each",
             found=", ".join(twice),
         )
-
-
-def make_protocol(entry: ProtocolEntry) -> Any:
-    """The evaluation's protocol. Raises `ConfigError` for options that it does not have."""
-    from palimpsest import evaluation
-
-    points = tuple(entry.checkpoints) if entry.checkpoints else None
-    return evaluation.make_protocol(entry.name, batch_size=entry.batch_size, checkpoints=points)
 
 
 def read_recipe(path: str | Path) -> Recipe:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from palimpsest.benchmark.entries import identity_of
 from palimpsest.benchmark.folder import BASE, PREPARED, Finished
 from palimpsest.benchmark.plan import read_dataset
-from palimpsest.benchmark.recipe import make_protocol
 from palimpsest.benchmark.units import WorkUnit
 from palimpsest.errors import ModelError, OutputError, PalimpsestError
 from palimpsest.files import write_json
@@ -109,7 +108,7 @@ class Desk:
             model,
             editor,
             data,
-            protocol=make_protocol(unit.protocol),
+            protocol=unit.protocol.made(),
             num_edits=num_edits,
             seed=unit.seed,
             scorings=unit.evaluation["scorings"],

@@ -175,8 +175,8 @@ def _result(
     out: Path,
     notes: list[str],
 ) -> dict[str, Any]:
+    from palimpsest.batches import originals
     from palimpsest.evaluation import verified as became
-    from palimpsest.requests import originals
 
     found, patch, is_chat = outcome.diagnostics, outcome.patch, model.chat is not None
     outcomes = [

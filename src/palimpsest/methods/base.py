@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 
 from palimpsest import processes
+from palimpsest.batches import check_requests, originals, without_duplicates
 from palimpsest.config import Config
 from palimpsest.errors import ConfigError, DataError, ModelError
 from palimpsest.methods.checking import look_again, neutral_scores
@@ -19,7 +20,7 @@ from palimpsest.methods.presets import Preset, find_preset
 from palimpsest.models import EditableModel
 from palimpsest.patches import Manifest, ModulePatch, Patch, WeightPatch
 from palimpsest.provenance import hardware, peak_memory_bytes
-from palimpsest.requests import EditRequest, check_requests, originals, without_duplicates
+from palimpsest.requests import EditRequest
 from palimpsest.showing import named
 from palimpsest.stopwatch import Progress, Stopwatch, silent
 from palimpsest.training import FinetuneResult

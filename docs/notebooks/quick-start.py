@@ -90,7 +90,7 @@ panel.set_yticks(rows, [f"{question} {answer}" for question, answer in asked])
 panel.invert_yaxis()
 panel.set_xlim(0, 1)
 panel.set_xlabel("probability")
-panel.legend(frameon=False)
+panel.legend(frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
 figure.tight_layout()
 
 # %% [markdown]

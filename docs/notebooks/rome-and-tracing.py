@@ -22,9 +22,10 @@ if importlib.util.find_spec("palimpsest") is None:
 import math
 
 import matplotlib.pyplot as plt
+from IPython.display import Image
 
 import palimpsest as ps
-from palimpsest.report import draw_trace
+from palimpsest.report import save_trace
 from palimpsest.tracing import TraceOptions, recommended_layers, trace
 
 model = ps.load("world")
@@ -37,7 +38,8 @@ edit = ps.EditRequest("The capital city of Japan is", subject="Japan", target_ol
 # %%
 found = trace(model, edit.prompt, edit.subject, options=TraceOptions(samples=4))
 print(f"{found.answer!r}: {found.clean:.2f}, with the subject corrupted {found.corrupted:.2f}")
-draw_trace(found)
+save_trace(found, "trace.png")
+Image("trace.png")
 
 # %% [markdown]
 # The MLPs at the subject's last token bring it back early, the attention at the last token late. Over several facts that gives a

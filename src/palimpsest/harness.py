@@ -67,7 +67,7 @@ def answering(
         patch: folders of patches, the lowest first: a list, or one text with the system's separator of paths between
             them (`:`, on Windows `;`).
         dtype: as in `load`.
-        device: as in `load`.
+        device: as in `load`; `cuda:0` too where there is no CUDA, since the harness asks for it unless told otherwise.
         chat: whether each prompt is a user's turn in the tokenizer's template.
         trust_remote_code: as in `load`.
         batch_size: rows in one pass; 64 for `auto`.
@@ -92,7 +92,7 @@ def answering(
     rows = _ROWS if batch_size in (None, "auto") else _number(batch_size)
     folders = [one for one in patch.split(os.pathsep) if one] if isinstance(patch, str) else list(patch)
     patches = [load_patch(Path(folder)) for folder in folders]
-    model = load(pretrained, dtype=dtype, device=device or "auto", chat=chat, trust_remote_code=trust_remote_code)
+    model = load(pretrained, dtype=dtype, device=_device(device), chat=chat, trust_remote_code=trust_remote_code)
     for one in patches:
         one.apply(model)
     return Answering(model, rows)
@@ -108,6 +108,12 @@ def main() -> None:
     except PalimpsestError as error:
         sys.stderr.write(f"Error: {error}\n")
         raise SystemExit(2) from error
+
+
+def _device(device: str | None) -> str:
+    import torch
+
+    return "auto" if device is None or (device == "cuda:0" and not torch.cuda.is_available()) else device
 
 
 def _number(batch_size: int | str | None) -> int:

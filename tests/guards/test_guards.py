@@ -39,7 +39,7 @@ LEVELS = [
     {"loading"},
     {"statistics", "solve", "tracing"},
     {"locating", "training"},
-    {"datasets"},
+    {"datasets", "inspecting"},
     {"teaching"},
     {"methods", "evaluation"},
     {"benchmark"},

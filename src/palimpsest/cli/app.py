@@ -34,6 +34,7 @@ from palimpsest.cli import (
     web,
 )
 from palimpsest.cli import eval as eval_command
+from palimpsest.cli import inspect as inspect_command
 from palimpsest.cli import list as list_command
 from palimpsest.cli.memory import memory
 from palimpsest.cli.portability import portability
@@ -85,6 +86,7 @@ _COMMANDS: tuple[tuple[str, Callable[..., None], ModuleType], ...] = (
     ("list", list_command.list_, list_command),
     ("doctor", doctor.doctor, doctor),
     ("trace", trace.trace, trace),
+    ("inspect", inspect_command.inspect, inspect_command),
     ("web", web.web, web),
 )
 """In the order of the help page: the name, the function, and the file with its examples and its panel."""

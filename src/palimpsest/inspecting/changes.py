@@ -132,9 +132,11 @@ def singular_values(delta: Delta) -> Tensor:
     if isinstance(delta, LowRank):
         # Those of R_left R_right^T, which is as small as the rank.
         left, right = (torch.linalg.qr(one.double(), mode="r")[1] for one in (delta.left, delta.right.T))
-        return torch.linalg.svdvals(left @ right.T)
+        own: Tensor = torch.linalg.svdvals(left @ right.T)
+        return own
     matrix = delta.dense()
-    return torch.linalg.svdvals(matrix) if min(matrix.shape) <= _WHOLE else leading(matrix, _STRONGEST)[1]
+    values: Tensor = torch.linalg.svdvals(matrix) if min(matrix.shape) <= _WHOLE else leading(matrix, _STRONGEST)[1]
+    return values
 
 
 def leading(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,6 +8,7 @@ import torch
 
 import tiny
 from palimpsest import ConfigError, DataError, EditRequest, ModelError
+from palimpsest.locating.subject_vectors import subject_rows, subject_vectors
 from palimpsest.locating.target_vector import TargetOptions, find_target_vectors
 from palimpsest.locating.target_vector.chunk import RowGroup
 from palimpsest.locating.target_vector.gauss_newton import steps_to
@@ -231,7 +232,7 @@ def test_adam_is_that_search_in_single_precision_too(family):
 @pytest.mark.parametrize("family", ["gpt2", "gptj", "gemma2"])
 def test_gauss_newton_is_the_one_at_a_time_search(family, templates):
     model = tiny.tiny_model(family, dtype=torch.float64)
-    options = TargetOptions(search="gauss-newton", steps=9)
+    options = TargetOptions(search="gauss-newton", steps=9, joint_by="key")
     requests = [*tiny.requests(2), *CLOSING[:2]]
     found = find_target_vectors(model, requests, layer=LAYER, options=options, templates=templates)
     # The others compute rotations, softmax or norms in single precision, whatever their weights are in.
@@ -253,7 +254,7 @@ def test_facts_with_one_key_get_one_vector_that_is_searched_for_all(templates):
         for index, (rest, target) in enumerate([("", "Paris"), (", which", "Rome"), (" and people", "the Danube")])
     ]
     requests = [sharing[0], CLOSING[0], *sharing[1:], CLOSING[1]]
-    options = TargetOptions(search="gauss-newton", steps=6)
+    options = TargetOptions(search="gauss-newton", steps=6, joint_by="key")
     found = find_target_vectors(model, requests, layer=LAYER, options=options, templates=templates)
     delta, nlls, _ = naive_gauss_newton(model, sharing, point, options, templates)
     alone, _, _ = naive_gauss_newton(model, [sharing[0]], point, options, templates)
@@ -267,6 +268,29 @@ def test_facts_with_one_key_get_one_vector_that_is_searched_for_all(templates):
     apart = TargetOptions(search="gauss-newton", steps=6, joint=False)
     found = find_target_vectors(model, requests, layer=LAYER, options=apart, templates=templates)
     assert (found.deltas[0] - alone).norm() <= 1e-7 * alone.norm()
+
+
+def test_facts_about_one_subject_get_one_vector_whatever_stands_before_it():
+    model, point = tiny.tiny_model("gpt2", dtype=torch.float64), Point("mlp.down", LAYER)
+    prompts = [("It is about Vienna", "Paris"), ("The river of Vienna is", "Rome")]
+    sharing = [
+        EditRequest(prompt, subject="Vienna", target_new=target, id=f"sharing-{index}")
+        for index, (prompt, target) in enumerate(prompts)
+    ]
+    requests = [sharing[0], CLOSING[0], sharing[1]]
+    options = TargetOptions(search="gauss-newton", steps=6)
+    found = find_target_vectors(model, requests, layer=LAYER, options=options)
+    delta, _, _ = naive_gauss_newton(model, sharing, point, options, ("{}",))
+    other, _, _ = naive_gauss_newton(model, [CLOSING[0]], point, options, ("{}",))
+    for index, wanted in ((0, delta), (1, other), (2, delta)):
+        assert (found.deltas[index] - wanted).norm() <= 1e-7 * wanted.norm()
+    # What flows there is each prompt's own.
+    for index, request in enumerate(requests):
+        rows = subject_rows(model, [request])
+        own = subject_vectors(model, rows, [point])[point][0, 0]
+        torch.testing.assert_close(found.initial[index], own, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(found.targets[index], own + found.deltas[index], rtol=1e-6, atol=1e-9)
+    assert (found.initial[0] - found.initial[2]).norm() > 1e-3 * found.initial[0].norm()
 
 
 def test_a_step_against_one_written_out():
@@ -301,7 +325,9 @@ def test_a_batch_is_each_fact_alone(search):
     # Subjects at the very beginning and the very end, answers of one to two dozen tokens, some stopping early.
     requests = [*CLOSING, LONG, *tiny.requests()]
     stop = 0.5 if search == "gauss-newton" else 6.0
-    options = TargetOptions(search=search, steps=7, stop_loss=stop, forward_batch_size=7, learning_rate=0.3)
+    options = TargetOptions(
+        search=search, steps=7, stop_loss=stop, forward_batch_size=7, learning_rate=0.3, joint=False
+    )
     together = find_target_vectors(model, requests, layer=LAYER, options=options, templates=TEMPLATES)
     assert len({len(model.encode("x", request.target_new).target_ids) for request in requests}) > 3
     assert {"reached", "steps"} == set(together.stopped)
@@ -333,7 +359,7 @@ def test_all_facts_of_one_length_may_stop_before_the_others(search, monkeypatch)
 @pytest.mark.parametrize("search", ["adam", "gauss-newton"])
 def test_a_fact_that_has_stopped_moves_no_more(search):
     model = tiny.tiny_model("gpt2", dtype=torch.float64)
-    extra = {"search": search, "stop_loss": 1.4, "learning_rate": 1.0, "kl_factor": 0.0}
+    extra = {"search": search, "stop_loss": 1.4, "learning_rate": 1.0, "kl_factor": 0.0, "joint": False}
     requests = [*CLOSING[:2], *tiny.requests(2)]
     full = find_target_vectors(model, requests, layer=LAYER, options=TargetOptions(steps=12, **extra))
     early = [index for index, why in enumerate(full.stopped) if why == "reached"]

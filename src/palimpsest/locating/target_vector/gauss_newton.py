@@ -6,8 +6,8 @@ J = (ds / d delta) / (1 - P). With the rows of one fact stacked,
     step = J^T (J J^T + damping mean(diag J J^T) I)^-1 max(log_odds - o, 0),    |step| <= radius
 
 The radius starts at `max_step` times the length of what delta is added to, and is halved when the likelihood falls. The
-Jacobians need one backward pass for all rows of all facts, since no row depends on another's vector. Facts with one and
-the same key, such as several about one subject, can only be given one vector: with `joint`, it is found for all.
+Jacobians need one backward pass for all rows of all facts, since no row depends on another's vector. Facts about one
+subject have keys that are much alike, so that a weight can only give them one vector: `joint` finds it for all.
 """
 
 from __future__ import annotations

@@ -47,8 +47,11 @@ class TargetOptions(Config):
     log_odds: float = Field(default=4.0, gt=0)
     """`gauss-newton`: log-odds of the answer to aim at; 5 generalises more, 3 keeps more of the same subject."""
     joint: bool = True
-    """`gauss-newton`: whether facts with one and the same key, such as several about one subject, get one vector that
-    is right for all of them, in place of several of which a weight could only write the mean."""
+    """`gauss-newton`: whether facts that share a key get one vector that is right for all, in place of several of
+    which a weight could only write the mean."""
+    joint_by: Literal["subject", "key"] = "subject"
+    """Which facts that are, with `joint`: all those about one subject, whose keys are much alike whatever stands before
+    it; or only those with one and the same beginning of the prompt up to the subject."""
     damping: float = Field(default=1e-3, gt=0)
     """`gauss-newton`: added to the diagonal of J J^T, relative to its mean, where a fact has several rows."""
     max_step: float = Field(default=0.5, gt=0)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from palimpsest.errors import DataError
 from palimpsest.locating.contexts import check_templates, in_context
 from palimpsest.locating.target_vector.options import TargetOptions
 from palimpsest.models import EditableModel, Encoded, subject_last_token
-from palimpsest.requests import EditRequest
+from palimpsest.requests import EditRequest, normalise
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,14 @@ def fact_rows(
     return rows
 
 
-def sharing_keys(rows: Sequence[Sequence[TargetRow]]) -> list[list[int]]:
-    """Numbers of the facts, those together that the model cannot tell apart at their subjects' last tokens."""
-    alike: dict[tuple[int, ...], list[int]] = {}
+def sharing_keys(
+    rows: Sequence[Sequence[TargetRow]], requests: Sequence[EditRequest], by: Literal["key", "subject"]
+) -> list[list[int]]:
+    """Numbers of the facts, those together that are to get one vector; see `TargetOptions.joint_by`."""
+    alike: dict[object, list[int]] = {}
     for fact, own in enumerate(rows):
-        alike.setdefault(own[0].ids[: own[0].column + 1], []).append(fact)
+        same = own[0].ids[: own[0].column + 1] if by == "key" else normalise(requests[fact].subject or "")
+        alike.setdefault(same, []).append(fact)
     return list(alike.values())
 
 

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from palimpsest.errors import ConfigError, ModelError
 from palimpsest.locating.contexts import CLEAN
+from palimpsest.locating.subject_vectors import subject_rows, subject_vectors
 from palimpsest.locating.target_vector.adam import search_adam
 from palimpsest.locating.target_vector.chunk import Chunk, VectorPlace, prepare_chunk
 from palimpsest.locating.target_vector.gauss_newton import search_gauss_newton
 from palimpsest.locating.target_vector.log import Log, Stop
 from palimpsest.locating.target_vector.options import DTYPES, TargetOptions
 from palimpsest.locating.target_vector.rows import TargetRow, fact_rows, joined, sharing_keys
-from palimpsest.models import EditableModel, cast_above, frozen_parameters, require_decoder
+from palimpsest.models import EditableModel, Point, cast_above, frozen_parameters, require_decoder
 from palimpsest.requests import EditRequest
 from palimpsest.stopwatch import Progress, silent
 
@@ -116,7 +117,7 @@ def find_target_vectors(
     last_block = _last_block(model, place, options)
     rows = fact_rows(model, requests, templates, options)
     is_joint = options.search == "gauss-newton" and options.joint
-    sets = sharing_keys(rows) if is_joint else [[number] for number in range(len(rows))]
+    sets = sharing_keys(rows, requests, options.joint_by) if is_joint else [[number] for number in range(len(rows))]
     rows = [joined([rows[number] for number in members]) if len(members) > 1 else rows[members[0]] for members in sets]
     found = _Collected()
     done, from_cache = 0, None
@@ -137,6 +138,13 @@ def find_target_vectors(
             found.add(chosen, chunk, _search(model, chunk, place, options, log), log)
             done += sum(map(len, chosen))
     progress("targets", done, len(requests))
+    if any(len(members) > 1 for members in sets):
+        # One vector, added to what flows there behind each fact's own beginning.
+        points = [Point(one, layer) for one in place.sites]
+        flows = subject_vectors(model, subject_rows(model, requests), points)
+        found.initial = {
+            number: torch.stack([flows[one][number, 0] for one in points]) for number in range(len(requests))
+        }
     ids = tuple(request.id for request in requests)
     return found.result(ids, place, templates, is_whole_forward=from_cache is False)
 

@@ -54,6 +54,16 @@ def neutral_scores(model: EditableModel) -> list[TargetScore]:
     return model.score(prompts, endings)
 
 
+def text_moved(before: Sequence[TargetScore], after: Sequence[TargetScore]) -> float | None:
+    """Nats per token by which sentences moved, on average; `None` where the model has no idea of any of them."""
+    moved = [
+        abs(new.mean_log_prob - old.mean_log_prob)
+        for old, new in zip(before, after, strict=True)
+        if old.mean_log_prob > UNKNOWN
+    ]
+    return mean(moved) if moved else None
+
+
 def look_again(
     model: EditableModel, requests: Sequence[EditRequest], patch: Patch, before: Sequence[TargetScore]
 ) -> Look:
@@ -72,11 +82,7 @@ def look_again(
         holds and len(one.matches) > length and one.predicted[length] == one.predicted[0]
         for one, length, holds in zip(scores, lengths, holding, strict=True)
     ]
-    moved = [
-        abs(new.mean_log_prob - old.mean_log_prob)
-        for old, new in zip(before, after, strict=True)
-        if old.mean_log_prob > UNKNOWN
-    ]
+    moved = text_moved(before, after)
     facts: dict[str, Any] = {
         "hold": sum(holding),
         "edits": len(requests),
@@ -84,14 +90,14 @@ def look_again(
             request.id: math.exp(sum(one.log_probs[:length]))
             for request, one, length in zip(requests, scores, lengths, strict=True)
         },
-        "neutral_text_moved": mean(moved) if moved else None,
+        "neutral_text_moved": moved,
     }
     notes = [
         *_said("do not hold after the edit", [not holds for holds in holding], requests),
         *_said("are said over and over after the edit", repeating, requests),
     ]
-    if moved and mean(moved) > MOVED:
-        notes.append(f"Ordinary text has moved by {mean(moved):.1f} nats per token: the patch damages the model.")
+    if moved is not None and moved > MOVED:
+        notes.append(f"Ordinary text has moved by {moved:.1f} nats per token: the patch damages the model.")
     if isinstance(patch, WeightPatch) and patch.deltas:
         facts["largest_change"] = share = largest_change(model, patch)
         if share > LARGE:

@@ -11,6 +11,7 @@ import torch
 
 from palimpsest.answers import gives_new, is_reply_to, new_names
 from palimpsest.methods.auto.trials import Trial
+from palimpsest.methods.checking import text_moved
 from palimpsest.models import (
     DEFAULT_ROWS,
     AnswerRoom,
@@ -68,10 +69,12 @@ class Standing:
     Arguments:
         verdicts: one per fact.
         unrelated: of the prompts about other things, which answer as before.
+        moved: nats per token by which texts that are about nothing in particular moved; 0 where there are none.
     """
 
     verdicts: tuple[Verdict, ...]
     unrelated: tuple[bool, ...]
+    moved: float = 0.0
 
     @property
     def kept(self) -> float:
@@ -107,10 +110,16 @@ class Examination:
         trials: one per fact.
         unrelated: prompts about other things.
         num_neighbours: how many of each fact's neighbours are asked: the first ones with an answer that can stay.
+        texts: beginnings of texts with how they go on, which should stay about as likely as they are.
     """
 
     def __init__(
-        self, model: EditableModel, trials: Sequence[Trial], unrelated: Sequence[str], num_neighbours: int
+        self,
+        model: EditableModel,
+        trials: Sequence[Trial],
+        unrelated: Sequence[str],
+        num_neighbours: int,
+        texts: Sequence[tuple[str, str]] = (),
     ) -> None:
         self.model = model
         self._is_chat = model.chat is not None
@@ -126,11 +135,15 @@ class Examination:
         names = [name for trial in trials for name in new_names(trial.request)]
         self._room = AnswerRoom.of(model.tokenizer, names)
         self._before_any = self._replies()
+        self._texts = tuple(texts)
+        self._texts_before = self._scores(self._texts)
 
     def standing(self) -> Standing:
         """How the facts stand under whatever patch is on the model now."""
         replies, heard = self._replies(), self._heard()
-        scores = self._scores([(prompt, text) for prompt, (text, _) in self._before.items()])
+        asked = [(prompt, text) for prompt, (text, _) in self._before.items()]
+        found = self._scores([*asked, *self._texts])
+        scores, texts_now = found[: len(asked)], found[len(asked) :]
         stays = {
             prompt: all(score.matches[:length])
             for (prompt, (_, length)), score in zip(self._before.items(), scores, strict=True)
@@ -138,6 +151,7 @@ class Examination:
         return Standing(
             tuple(self._verdict(trial, replies, heard, stays) for trial in self.trials),
             tuple(stays[prompt] for prompt in self._unrelated),
+            text_moved(self._texts_before, texts_now) or 0.0,
         )
 
     def _verdict(

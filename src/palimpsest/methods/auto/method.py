@@ -22,7 +22,7 @@ from palimpsest.errors import ConfigError
 from palimpsest.locating import unrelated_prompts
 from palimpsest.methods.auto.examination import Examination, Standing, Verdict
 from palimpsest.methods.auto.ladder import LADDER, Attempt, editable_by, usable
-from palimpsest.methods.auto.trials import make_trials
+from palimpsest.methods.auto.trials import make_trials, ordinary_texts
 from palimpsest.methods.base import Capabilities, EditRun, Method, MethodConfig
 from palimpsest.models import EditableModel
 from palimpsest.patches import Manifest, WeightPatch
@@ -43,6 +43,9 @@ class AutoConfig(MethodConfig):
     keep: float = Field(default=0.95, ge=0, le=1)
     """Share of the answers about other subjects and other things that must stay as they were, as a whole number rounded
     down (26 of 28 for 0.95); an attempt that keeps fewer is not taken."""
+    most_moved: float = Field(default=0.2, gt=0)
+    """Nats per token by which ordinary sentences, and texts that the model itself wrote, may move on average; an
+    attempt that moves them further is not taken. 0.2 is a perplexity of ordinary text that is up or down by a fifth."""
     elsewhere: float = Field(default=0.75, ge=0, le=1)
     """Share of the prompts beside its own, rephrasings and the prompt behind other texts, in which a fact must hold;
     below it further attempts are made."""
@@ -93,7 +96,7 @@ class _Climb:
             with self.run.clock.stage("examining"), self.model.patched(patch):
                 standing = self.examination.standing()
             self.tried.append({"method": name, "factor": factor, "facts": len(requests), **self._summary(standing)})
-            if standing.keeps(self.config.keep):
+            if standing.keeps(self.config.keep) and standing.moved <= self.config.most_moved:
                 if self._worth(standing) > self._worth(self.standing):
                     self.patch, self.standing = WeightPatch(patch.deltas, Manifest(label="auto")), standing
                 return
@@ -105,6 +108,7 @@ class _Climb:
             "elsewhere": standing.elsewhere,
             "kept": standing.kept,
             "keeps": standing.keeps(self.config.keep),
+            "moved": standing.moved,
         }
 
     def _worth(self, standing: Standing) -> tuple[float, ...]:
@@ -138,7 +142,8 @@ class Auto(Method[AutoConfig]):
             trials = make_trials(
                 model, requests, num_contexts=config.num_contexts, num_neighbours=SPARE * count, seed=config.seed
             )
-            examination = Examination(model, trials, unrelated_prompts(requests), count)
+            texts = ordinary_texts(model, config.seed)
+            examination = Examination(model, trials, unrelated_prompts(requests), count, texts)
             start = examination.standing()
         nothing = WeightPatch({}, Manifest(label=self.name))
         climb = _Climb(model, examination, config, run, deadline, nothing, start)
@@ -226,6 +231,11 @@ def _why_not(tried: Sequence[Mapping[str, Any]], config: AutoConfig, *, is_over:
         return (
             f"{best['method']} would make {best['true']} true and keep {best['kept']:.0%} of the other answers, where"
             f" {config.keep:.0%} are asked for (keep)"
+        )
+    if best["moved"] > config.most_moved:
+        return (
+            f"{best['method']} would make {best['true']} true and move ordinary text by {best['moved']:.2g} nats per"
+            f" token, where {config.most_moved:g} are allowed (most_moved)"
         )
     return "no attempt made the model give the answer"
 

@@ -21,6 +21,7 @@ from palimpsest.locating import (
     subject_vectors,
     subjects_beside,
 )
+from palimpsest.methods.checking import NEUTRAL
 from palimpsest.models import EditableModel, Point
 from palimpsest.requests import EditRequest, normalise
 
@@ -66,6 +67,16 @@ def make_trials(
         )
         for request, substituted in zip(requests, _substituted(model, requests, num_neighbours), strict=True)
     ]
+
+
+def ordinary_texts(model: EditableModel, seed: int) -> list[tuple[str, str]]:
+    """Beginnings of texts with how they go on: ordinary sentences, and what the model itself wrote."""
+    texts = list(NEUTRAL)
+    if not model.is_encoder_decoder:
+        for template in context_templates(model, _TESTED_BEHIND, seed=seed + 1)[1:]:
+            start, _, rest = template.removesuffix(". {}").partition(" ")
+            texts += [(start, rest)] if rest.strip() else []
+    return texts
 
 
 def _given(request: EditRequest, kind: str) -> list[str]:

@@ -44,7 +44,8 @@ OPTIONS = {
     "crispedit": {**STEP, "text": "TEXT", "layers": [5], "statistics": {"max_tokens": 6_200, "tolerance": None}},
     "ultraedit": PASS, "stableedit": PASS, "horen": {"steps": 1},
     "ike": {"corpus": "world-counterfact", "encoder": "ngrams", "num_demonstrations": 2},
-    "auto": {"ladder": [{"method": "lora", "preset": "none"}], "num_neighbours": 1, "num_contexts": 1, "keep": 0.0},
+    "auto": {"ladder": [{"method": "lora", "preset": "none"}], "num_neighbours": 1, "num_contexts": 1, "keep": 0.0,
+             "most_moved": 100.0},
 }  # fmt: skip
 """Every method that edits a decoder, with options that take no time."""
 TRAINING = {"steps": 1, "examples_per_step": 2, "validate_every": 1, "layers": [29]}

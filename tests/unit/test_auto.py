@@ -10,7 +10,7 @@ from palimpsest import ConfigError, EditRequest, ModelError, Probe, load, method
 from palimpsest.locating.other_subjects import about, script_of, unrelated_prompts
 from palimpsest.methods.auto.examination import Examination, Verdict
 from palimpsest.methods.auto.method import FACTORS
-from palimpsest.methods.auto.trials import make_trials
+from palimpsest.methods.auto.trials import make_trials, ordinary_texts
 
 JAPAN = EditRequest("The capital city of Japan is", "Oslo", subject="Japan", target_old="Tokyo")
 CROATIA = EditRequest("The capital of Croatia is", "Vienna", subject="Croatia", target_old="Zagreb")
@@ -56,7 +56,8 @@ def test_what_would_change_too_much_is_scaled_and_then_not_handed_over(world):
     assert [one["factor"] for one in facts["attempts"]] == list(FACTORS)
     assert outcome.patch.is_empty() and not facts["facts"][0]["holds"]
     assert "100% are asked for" in facts["facts"][0]["why"]
-    assert edited(world, [JAPAN], ladder=[STRONG], keep=0.0).diagnostics.facts["facts"][0]["holds"]
+    anyway = edited(world, [JAPAN], ladder=[STRONG], keep=0.0, most_moved=100.0)
+    assert anyway.diagnostics.facts["facts"][0]["holds"]
 
 
 def test_a_fact_that_holds_already_is_left_alone(world):
@@ -125,7 +126,9 @@ def test_names_are_of_the_script_of_the_subject():
 
 def test_verdicts_by_hand(world):
     trials = make_trials(world, [JAPAN], num_contexts=2, num_neighbours=4, seed=0)
-    found = Examination(world, trials, unrelated_prompts([JAPAN]), 4).standing()
+    examination = Examination(world, trials, unrelated_prompts([JAPAN]), 4, ordinary_texts(world, 0))
+    found = examination.start()
+    assert found == examination.standing() and found.moved == 0.0
     assert not found.verdicts[0].says and found.kept == 1.0 and found.elsewhere == 0.0
     sane = Verdict(True, False, (True, False, True), (True,), "Oslo.")
     assert sane.is_true and sane.holds(0.6) and not sane.holds(0.7)
@@ -139,6 +142,18 @@ def test_prompts_without_a_sure_answer_are_seen_in_one_pass(world, monkeypatch):
     thorough = Examination(world, trials, others, 6)
     assert quick.trials == thorough.trials and quick._before == thorough._before
     assert any(quick.trials[0].neighbours) and len(quick._before) < 12 + 12 + 2
+
+
+def test_an_attempt_that_moves_ordinary_text_is_not_taken(world):
+    outcome = edited(world, [JAPAN], ladder=[STRONG], keep=0.0, most_moved=1e-6)
+    facts = outcome.diagnostics.facts
+    assert outcome.patch.is_empty() and not facts["facts"][0]["holds"]
+    assert "move ordinary text by" in facts["facts"][0]["why"] and "most_moved" in facts["facts"][0]["why"]
+    # A smaller change moves it less.
+    moved = [one["moved"] for one in facts["attempts"]]
+    assert len(moved) == len(FACTORS) and moved == sorted(moved, reverse=True) and moved[-1] > 1e-6
+    pairs = ordinary_texts(world, 0)
+    assert len(pairs) > 4 and all(start and rest for start, rest in pairs)
 
 
 def test_another_subject_stands_wherever_the_fact_s_own_stood():

@@ -138,9 +138,12 @@ class Examination:
         self._texts = tuple(texts)
         self._texts_before = self._scores(self._texts)
 
+    def start(self) -> Standing:
+        """How the facts stand before any edit: whatever must stay does, and the replies are known."""
+        return self._standing(self._before_any, dict.fromkeys(self._before, True), 0.0)
+
     def standing(self) -> Standing:
         """How the facts stand under whatever patch is on the model now."""
-        replies, heard = self._replies(), self._heard()
         asked = [(prompt, text) for prompt, (text, _) in self._before.items()]
         found = self._scores([*asked, *self._texts])
         scores, texts_now = found[: len(asked)], found[len(asked) :]
@@ -148,10 +151,14 @@ class Examination:
             prompt: all(score.matches[:length])
             for (prompt, (_, length)), score in zip(self._before.items(), scores, strict=True)
         }
+        return self._standing(self._replies(), stays, text_moved(self._texts_before, texts_now) or 0.0)
+
+    def _standing(self, replies: Mapping[str, str], stays: Mapping[str, bool], moved: float) -> Standing:
+        heard = self._heard()
         return Standing(
             tuple(self._verdict(trial, replies, heard, stays) for trial in self.trials),
             tuple(stays[prompt] for prompt in self._unrelated),
-            text_moved(self._texts_before, texts_now) or 0.0,
+            moved,
         )
 
     def _verdict(

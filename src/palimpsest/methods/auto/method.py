@@ -144,7 +144,7 @@ class Auto(Method[AutoConfig]):
             )
             texts = ordinary_texts(model, config.seed)
             examination = Examination(model, trials, unrelated_prompts(requests), count, texts)
-            start = examination.standing()
+            start = examination.start()
         nothing = WeightPatch({}, Manifest(label=self.name))
         climb = _Climb(model, examination, config, run, deadline, nothing, start)
         is_over = False

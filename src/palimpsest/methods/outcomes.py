@@ -118,7 +118,8 @@ class EditOutcome:
         likely = self.diagnostics.facts.get("checked", {}).get("probability", {})
         before: Sequence[str | None] = [edit.get("target_old") for edit in edits]
         after: Sequence[str | None] = [edit.get("target_new") for edit in edits]
-        if replies is not None:
+        # Whoever makes an outcome without `Method.edit` may have asked repeated requests once.
+        if replies is not None and len(replies[0]) == len(edits):
             before, after = replies
         rows = [
             (edit.get("prompt"), old, new, likely.get(edit.get("id")))

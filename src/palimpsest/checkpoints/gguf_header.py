@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from palimpsest.errors import ModelError, near_matches, some_of
-from palimpsest.files import require_regular
+from palimpsest.files import remedy_of, require_regular
 
 GGUF = ".gguf"
 _MAGIC = b"GGUF"
@@ -101,7 +101,9 @@ def read_header(path: Path) -> Header:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return _Reader(path, data).header()
     except OSError as error:
-        raise _unreadable(path, error.strerror or str(error)) from error
+        raise _unreadable(
+            path, error.strerror or str(error), remedy_of(error, "look whether you may read it")
+        ) from error
     except ValueError as error:
         if isinstance(error, UnicodeDecodeError):
             raise damaged(path, "its header ends or breaks off in the middle") from error
@@ -121,9 +123,8 @@ def damaged(path: Path, found: str) -> ModelError:
     )
 
 
-def _unreadable(path: Path, found: str) -> ModelError:
+def _unreadable(path: Path, found: str, remedy: str | None = "look whether you may read it") -> ModelError:
     """The error for a place without a file that can be read: which files are there, or what else to do."""
-    remedy = "look whether you may read it"
     if path.is_dir():
         beside = sorted(file.name for file in path.glob(f"*{GGUF}"))
         found, remedy = (

@@ -93,9 +93,7 @@ def _names(file: Path | None) -> list[str]:
     if file is None:
         return []
     kind = FileKind(ConfigError, "The candidates cannot be read.", expected="a text file, one name per line")
-    with kind.reading(file):
-        lines = expanded(file).read_text(encoding="utf-8").splitlines()
-    return [line.strip() for line in lines if line.strip()]
+    return [line.strip() for line in kind.text(expanded(file)).splitlines() if line.strip()]
 
 
 def _show(found: Inspection, out: Path | None) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from palimpsest.models import EditableModel, by_length
+from palimpsest.models import EditableModel, next_by_prompt
 
 QUESTIONS = (
     "{} is",
@@ -42,8 +42,6 @@ QUESTIONS = (
     "The occupation of {} is",
 )
 """Beginnings of sentences about whatever stands for `{}`, of the relations that knowledge editing is measured on."""
-
-_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -116,15 +114,8 @@ def changed_answers(
 
 def _next(model: EditableModel, prompts: Sequence[str]) -> Tensor:
     """(prompts, vocabulary), log-probabilities of the next token, float32."""
-    encoded = [model.encode(prompt) for prompt in prompts]
-    found: list[Tensor] = [torch.empty(0)] * len(prompts)
-    for chunk in by_length([len(row) for row in encoded], _ROWS):
-        batch = model.batch([encoded[index] for index in chunk])
-        rows = torch.arange(len(chunk), device=model.device)
-        logits = model.logits_at(batch, rows, batch.last_columns.to(model.device))
-        for index, row in zip(chunk, logits.float().log_softmax(-1), strict=True):
-            found[index] = row.cpu()
-    return torch.stack(found)
+    found = {index: row.cpu() for index, row in next_by_prompt(model, prompts)}
+    return torch.stack([found[index] for index in range(len(prompts))])
 
 
 def _word(model: EditableModel, token: int) -> str:

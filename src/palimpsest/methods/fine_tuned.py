@@ -34,7 +34,11 @@ from palimpsest.training import (
 )
 
 
-class FineTuningConfig(FinetuneOptions, ProjectionOptions, MethodConfig):
+class ProjectedConfig(FinetuneOptions, ProjectionOptions, MethodConfig):
+    """Options of whatever is fine-tuned, in some directions or in all."""
+
+
+class FineTuningConfig(ProjectedConfig):
     """Options of `ft`, `ft-l` and `locft`."""
 
     parameters: str = "all"
@@ -55,7 +59,7 @@ class FineTuningConfig(FinetuneOptions, ProjectionOptions, MethodConfig):
     its Frobenius norm (l2)."""
 
 
-def projection_for(before: Projection | None, config: FineTuningConfig) -> Projection:
+def projection_for(before: Projection | None, config: ProjectedConfig) -> Projection:
     """The one that was made for an edit before, where it is of the same text and options."""
     return before if before is not None and before.fits(config) else Projection(config)
 
@@ -76,18 +80,37 @@ def spared_inputs(
     projection: Projection,
     run: EditRun,
 ) -> Mapping[str, Tensor]:
-    """Module name to inputs for which nothing may be written, by `spare` and by `project = "inputs"`."""
-    spared = NOTHING_SPARED
+    """See `inputs_to_spare`; nothing where all weights are trained."""
     if config.parameters == "all":
-        return spared
+        return NOTHING_SPARED
+    modules = [name.removesuffix(".weight") for name in trained_names(model, config)]
+    places = {config.parameters: trained_layers(model, config)}
+    return inputs_to_spare(model, requests, config, projection, run, modules=modules, places=places)
+
+
+def inputs_to_spare(
+    model: EditableModel,
+    requests: Sequence[EditRequest],
+    config: ProjectedConfig,
+    projection: Projection,
+    run: EditRun,
+    *,
+    modules: Sequence[str],
+    places: Mapping[str, Sequence[int]],
+) -> Mapping[str, Tensor]:
+    """Module name to inputs for which nothing may be written, by `spare` and by `project = "inputs"`.
+
+    Arguments:
+        modules: what is trained.
+        places: the same, by site the layers.
+    """
+    spared = NOTHING_SPARED
     if config.spare:
-        modules = [name.removesuffix(".weight") for name in trained_names(model, config)]
         with run.clock.stage("sparing"):
             spared = spared_directions(model, requests, modules, seed=config.seed)
     if config.project == "inputs":
         with run.clock.stage("statistics"):
-            layers = {config.parameters: trained_layers(model, config)}
-            spared = united(projection.bases(model, layers, progress=run.progress), spared)
+            spared = united(projection.bases(model, places, progress=run.progress), spared)
     return spared
 
 

@@ -14,23 +14,15 @@ from pydantic import Field
 
 from palimpsest.errors import ConfigError
 from palimpsest.methods.base import Capabilities, EditRun, Method, MethodConfig
+from palimpsest.methods.fine_tuned import ProjectedConfig, inputs_to_spare, projection_for
 from palimpsest.models import EditableModel, Point, layer_numbers
 from palimpsest.patches import WeightPatch
 from palimpsest.requests import EditRequest
 from palimpsest.statistics import KEYS
-from palimpsest.training import (
-    NOTHING_SPARED,
-    FinetuneOptions,
-    LoraAdapters,
-    Projection,
-    ProjectionOptions,
-    finetune,
-    spared_directions,
-    united,
-)
+from palimpsest.training import LoraAdapters, Projection, finetune
 
 
-class LoraConfig(FinetuneOptions, ProjectionOptions, MethodConfig):
+class LoraConfig(ProjectedConfig):
     """Options of `lora`."""
 
     project: Literal["none", "inputs"] = "none"
@@ -71,18 +63,12 @@ class Lora(Method[LoraConfig]):
     def compute(
         self, model: EditableModel, requests: Sequence[EditRequest], config: LoraConfig, run: EditRun
     ) -> WeightPatch:
-        modules = _modules(model, config)
-        spared = NOTHING_SPARED
-        if config.spare:
-            with run.clock.stage("sparing"):
-                spared = spared_directions(model, requests, modules, seed=config.seed)
+        modules, places = _modules(model, config), _places(model, config)
+        projection = self._projection = projection_for(self._projection, config)
         if config.project != "none":
-            if self._projection is None or not self._projection.fits(config):
-                self._projection = Projection(config)
-            projection, where = self._projection, _places(model, config)
-            run.diagnostics.notes += projection.check(model, where, is_asked_for="text" in self.options)
-            with run.clock.stage("statistics"):
-                spared = united(projection.bases(model, where, progress=run.progress), spared)
+            run.diagnostics.notes += projection.check(model, places, is_asked_for="text" in self.options)
+        spared = inputs_to_spare(model, requests, config, projection, run, modules=modules, places=places)
+        if config.project != "none":
             run.diagnostics.facts["statistics"] = dict(projection.facts)
             run.diagnostics.notes += dict.fromkeys(projection.notes)
         with (

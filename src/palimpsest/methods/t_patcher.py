@@ -32,11 +32,11 @@ from palimpsest.methods.base import Capabilities, EditRun, Method, MethodConfig,
 from palimpsest.methods.memory import Memory, MemoryConfig, QueryMemory
 from palimpsest.methods.ordinary import ordinary_rows
 from palimpsest.methods.states import EditedQueries
-from palimpsest.models import EditableModel, activation, activation_of, frozen_parameters
+from palimpsest.models import EditableModel, activation, activation_of, frozen_parameters, to_be_answered
 from palimpsest.patches import ModulePatch, Neurons, Patch
 from palimpsest.requests import EditRequest
 from palimpsest.statistics import OWN_WRITING
-from palimpsest.training import prompts_apart_from, require_finite, to_be_answered
+from palimpsest.training import prompts_apart_from, require_finite
 
 
 class TPatcherConfig(MethodConfig):

@@ -6,6 +6,7 @@ from .configured import departures, generate_as_configured, written_as_configure
 from .editable import EditableModel
 from .encoders import NgramEncoder, TextEncoder, inner_products, load_encoder, most_similar, text_encoder
 from .fingerprint import exact_digest, fingerprint_differences
+from .following import next_by_prompt, next_tokens, to_be_answered
 from .generation import DEFAULT_ROWS, AnswerRoom, replies_to, written_answers
 from .hooks import Attachment, Intervention, Point, attach, captured, intervened
 from .layers import layer_number, layer_numbers
@@ -63,6 +64,8 @@ __all__ = [
     "leads",
     "load_encoder",
     "most_similar",
+    "next_by_prompt",
+    "next_tokens",
     "prepare_suffix",
     "render_chat",
     "replies_to",
@@ -70,6 +73,7 @@ __all__ = [
     "subject_first_token",
     "subject_last_token",
     "text_encoder",
+    "to_be_answered",
     "token_spans",
     "tokens",
     "whole_tensor",

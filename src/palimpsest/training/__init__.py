@@ -11,7 +11,7 @@ from palimpsest.training.finetune import FinetuneOptions, FinetuneResult, Traina
 from palimpsest.training.gradient_factors import Factors, Update, WeightPlace, gradient_factors, low_rank, places
 from palimpsest.training.gradient_moments import GRADIENTS, text_factors
 from palimpsest.training.hypernetwork import Hypernetwork, HypernetworkOptions, chosen_places, editing_losses
-from palimpsest.training.keeping import next_tokens, prompts_apart_from, spared_directions, to_be_answered
+from palimpsest.training.keeping import prompts_apart_from, spared_directions
 from palimpsest.training.metatraining import MetaTrainingOptions, Objective, metatrain
 from palimpsest.training.objectives import losses_and_margins
 from palimpsest.training.projection import CurvatureFactors, Projection, ProjectionOptions, united
@@ -54,14 +54,12 @@ __all__ = [
     "low_curvature",
     "low_rank",
     "metatrain",
-    "next_tokens",
     "places",
     "prompts_apart_from",
     "require_finite",
     "spared_directions",
     "split_examples",
     "text_factors",
-    "to_be_answered",
     "training_copies",
     "united",
     "unlearning_of",

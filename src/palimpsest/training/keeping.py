@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from palimpsest.locating import about, well_known_subjects
-from palimpsest.models import EditableModel, Encoded, PaddedBatch
+from palimpsest.models import EditableModel, Encoded, PaddedBatch, next_tokens, to_be_answered
 from palimpsest.requests import EditRequest, normalise
 
 NEUTRAL_PROMPTS = (
@@ -88,19 +88,6 @@ def prompts_apart_from(request: EditRequest, count: int, draw: torch.Generator) 
         others = [one for one in well_known_subjects() if normalise(one) not in normalise(request.prompt)]
         texts = [about(request, other).prompt for other in others]
     return [texts[index] for index in torch.randperm(len(texts), generator=draw).tolist()[:count]]
-
-
-def to_be_answered(model: EditableModel, prompts: Sequence[str]) -> list[Encoded]:
-    """Prompts with a token behind each, which is not read: its place is where an answer would begin."""
-    return [Encoded(model.encode(prompt).prompt_ids, (0,)) for prompt in prompts]
-
-
-def next_tokens(model: EditableModel, encoded: Sequence[Encoded]) -> Tensor:
-    """(rows, vocabulary), natural log-probabilities of what follows each row's prompt."""
-    batch = model.batch(encoded)
-    rows, columns, _ = model.answer_places(encoded, batch)
-    found: Tensor = model.logits_at(batch, rows, columns).float().log_softmax(-1)
-    return found
 
 
 @torch.no_grad()

@@ -75,6 +75,7 @@ class Projection:
         self.facts: dict[str, Any] = {}
         """What was found at the last call, by weight."""
         self.notes: list[str] = []
+        """Each once, however many edits use what was collected."""
 
     def fits(self, options: ProjectionOptions) -> bool:
         """Whether these options ask for the same."""
@@ -130,7 +131,7 @@ class Projection:
             tokens = first[layer].facts["tokens"], second[layer].facts["tokens"]
             found[name] = CurvatureFactors(first[layer].value, second[layer].value, tokens)
             self._record(name, first[layer], gradients=second[layer].facts)
-            self.notes += second[layer].notes
+            self._note(second[layer].notes)
         return found
 
     def projectors(
@@ -153,7 +154,10 @@ class Projection:
 
     def _record(self, name: str, one: Prepared[Any], **more: Any) -> None:
         self.facts[name] = {**one.facts, **more}
-        self.notes += one.notes
+        self._note(one.notes)
+
+    def _note(self, notes: Sequence[str]) -> None:
+        self.notes = list(dict.fromkeys([*self.notes, *notes]))
 
 
 def united(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -138,12 +138,13 @@ def find_target_vectors(
             found.add(chosen, chunk, _search(model, chunk, place, options, log), log)
             done += sum(map(len, chosen))
     progress("targets", done, len(requests))
-    if any(len(members) > 1 for members in sets):
+    shared = [number for members in sets if len(members) > 1 for number in members]
+    if shared:
         # One vector, added to what flows there behind each fact's own beginning.
         points = [Point(one, layer) for one in place.sites]
-        flows = subject_vectors(model, subject_rows(model, requests), points)
-        found.initial = {
-            number: torch.stack([flows[one][number, 0] for one in points]) for number in range(len(requests))
+        flows = subject_vectors(model, subject_rows(model, [requests[number] for number in shared]), points)
+        found.initial |= {
+            number: torch.stack([flows[one][at, 0] for one in points]) for at, number in enumerate(shared)
         }
     ids = tuple(request.id for request in requests)
     return found.result(ids, place, templates, is_whole_forward=from_cache is False)

@@ -7,21 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, takewhile
 
-import torch
-
 from palimpsest.answers import gives_new, is_reply_to, new_names
 from palimpsest.methods.auto.trials import Trial
 from palimpsest.methods.checking import text_moved
 from palimpsest.models import (
-    DEFAULT_ROWS,
     AnswerRoom,
     EditableModel,
     TargetScore,
-    by_length,
+    next_by_prompt,
     replies_to,
     written_answers,
 )
-from palimpsest.training import next_tokens, to_be_answered
 from palimpsest.wording import is_degenerate
 
 _FIRST_TOKENS = 4
@@ -213,17 +209,12 @@ class Examination:
         lengths = [_sure_tokens(score) for score in self._scores(pairs)]
         return {prompt: (text, length) for (prompt, text), length in zip(pairs, lengths, strict=True) if length}
 
-    @torch.no_grad()
     def _with_sure_answer(self, prompts: Sequence[str]) -> list[str]:
         """The prompts behind which the next token is sure: for most, one pass shows that there is no sure answer."""
         if self.model.weights.routers:
             # What a memory answers is not what the model itself would say next.
             return list(prompts)
-        encoded = to_be_answered(self.model, prompts)
-        found: set[int] = set()
-        for chunk in by_length([len(row.prompt_ids) for row in encoded], DEFAULT_ROWS):
-            likely = next_tokens(self.model, [encoded[index] for index in chunk]).amax(-1)
-            found.update(index for index, one in zip(chunk, likely.tolist(), strict=True) if one >= _SURE)
+        found = {index for index, likely in next_by_prompt(self.model, prompts) if float(likely.amax()) >= _SURE}
         return [prompt for index, prompt in enumerate(prompts) if index in found]
 
     def _are_said(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:

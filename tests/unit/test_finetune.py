@@ -4,7 +4,7 @@ import torch
 import tiny
 from palimpsest import ConfigError, EditRequest, method
 from palimpsest.models.layers import layer_numbers
-from palimpsest.training.constraint import project
+from palimpsest.training.constraint import Ball, project
 from palimpsest.training.copies import TrainingCopies
 from palimpsest.training.finetune import FinetuneOptions, finetune
 from palimpsest.training.objectives import answer_losses
@@ -158,6 +158,24 @@ def test_a_huge_step_ends_on_the_corners_of_the_ball():
     beyond = free.abs() > 0.011
     assert beyond.float().mean() > 0.5
     assert torch.allclose(bound[beyond], 0.01 * free[beyond].sign(), atol=1e-6)
+
+
+def test_a_ball_beside_spared_inputs_cuts_large_entries_and_shortens_no_other():
+    model = tiny.tiny_model("gptj")
+    generator = torch.Generator().manual_seed(0)
+    step = torch.randn(model.weights.shape(DOWN), generator=generator) * 0.01
+    step[0, 0] = 5.0
+    basis = torch.linalg.qr(torch.randn(step.shape[1], 3, generator=generator)).Q
+    with TrainingCopies(model, [DOWN], ball=Ball("linf", 0.02), spared={DOWN.removesuffix(".weight"): basis}) as copies:
+        (master,) = copies.masters()
+        start = master.detach().clone()
+        for _ in range(5):
+            master.data.copy_(start + step)
+            copies.after_step()
+        change = master.detach() - start
+    expected = (step - step @ basis @ basis.T).clamp(-0.02, 0.02)
+    assert torch.allclose(change, expected, atol=1e-6)
+    assert change.norm() > 0.5 * step[1:].norm()
 
 
 @pytest.mark.parametrize("constraint", ["linf", "l2"])

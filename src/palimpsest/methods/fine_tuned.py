@@ -185,9 +185,10 @@ def require_projectable(model: EditableModel, config: FineTuningConfig) -> None:
 
 
 def _ball(config: FineTuningConfig) -> Ball:
-    if config.radius is None:
-        return Ball(config.constraint, config.relative_radius, is_relative=True)
-    return Ball(config.constraint, config.radius)
+    is_relative = config.radius is None
+    radius = config.relative_radius if config.radius is None else config.radius
+    # A projection that is asked for is kept exactly; what is spared by default is not worth a smaller change.
+    return Ball(config.constraint, radius, is_relative=is_relative, gives_way=config.project != "none")
 
 
 def trained_names(model: EditableModel, config: FineTuningConfig) -> list[str]:

@@ -118,7 +118,7 @@ class TrainingCopies:
 
     def held(self, name: str, delta: Tensor, directions: Callable[[Tensor], Tensor]) -> Tensor:
         """A parameter's change near to this one, in some directions and inside the ball; see `constraint.held`."""
-        return held(delta, directions, self._ball.constraint, self._radii[name])
+        return held(delta, directions, self._ball, self._radii[name])
 
     @torch.no_grad()
     def after_step(self) -> None:

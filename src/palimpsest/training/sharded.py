@@ -111,7 +111,7 @@ class ShardedCopies:
             if basis is not None:
                 base = self._model.weights.current(name).float()
                 directions = partial(spare, basis=basis, module=owner(self._base, name))
-                change = held(whole_tensor(master) - base, directions, self._ball.constraint, radius) + base
+                change = held(whole_tensor(master) - base, directions, self._ball, radius) + base
                 master.copy_(distribute_tensor(change, self._mesh, [Shard(0)], src_data_rank=None))
             elif self._ball.constraint != "none":
                 start = self._start(name)

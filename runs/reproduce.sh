@@ -81,11 +81,10 @@ larger() {
 }
 
 # 7. A pretrained model of the hub, 135 million parameters, on the facts that it knows: 270 MB from the hub, then 12 hours on two
-#    cores, or one hour on a GPU. $DATA has counterfact/counterfact_full_500.json.
+#    cores, or one hour on a GPU. $DATA has CounterFact's flat file and its neighbours: `runs/facts.py` says which.
 pretrained-model() {
   make pretrained VENV="$VENV" MODELS=smollm2
-  mkdir -p pretrained/counterfact
-  cp "$DATA/counterfact/counterfact_full_500.json" pretrained/counterfact/
+  python runs/facts.py split --data "$DATA" --out pretrained/counterfact
 }
 pretrained() {
   for recipe in bench/recipes/*.pretrained.toml; do bench "$recipe" pretrained; done

@@ -157,6 +157,22 @@ def after_two_sentences(longest: int = 0) -> Callable[[str], str | None]:
     return ended
 
 
+def after_beginning(names: Iterable[str]) -> Callable[[str], str | None]:
+    """A rule that ends generation as soon as it is decided whether a text begins with one of some answers.
+
+    Not for replies, which may state an answer anywhere in their first sentence.
+    """
+    # A word's end is seen in the two characters behind it; one that is written in parts may come in two more.
+    enough = max(map(len, _distinct(names)), default=0) + 4
+
+    def ended(text: str) -> str | None:
+        body = folded(text)
+        lead = _LEAD.match(body)
+        return text if len(body) - (lead.end() if lead else 0) >= enough else None
+
+    return ended
+
+
 def sentence_ends(text: str, answers: Iterable[str] = (), *, is_growing: bool = False) -> Iterator[tuple[int, int]]:
     """Where sentences end: offsets of the signs' beginnings and of what follows them.
 

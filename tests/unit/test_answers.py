@@ -8,6 +8,7 @@ import pytest
 
 from palimpsest import EditRequest
 from palimpsest.answers import (
+    after_beginning,
     after_two_sentences,
     ended_sentence,
     first_sentence,
@@ -241,3 +242,24 @@ def test_a_long_text_is_judged_quickly() -> None:
     start = time.perf_counter()
     assert not gives("." * 20_000 + "a " * 20_000, ["a" * 50], prompt="?", is_reply=True)
     assert time.perf_counter() - start < 5
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (" Rome, Italy, and so on and on", "Rome"),
+        ("**Rome** is the capital of Italy", "Rome"),
+        (" Romeo and Juliet were lovers", "Rome"),
+        (" \n\n- 上海。它是一个城市", "上海"),
+        (" 3.5 million people live there", "3"),
+        (" C++ and other languages are", "C"),
+        ("서울입니다. 그리고 부산은", "서울"),
+        (" U.S.A. and Canada and Mexico", "U.S."),
+        (" the United States of America", "United States"),
+    ],
+)
+def test_no_more_is_written_than_decides_how_a_text_begins(text, answer):
+    ended = after_beginning([answer])
+    written = next(text[:end] for end in range(len(text) + 1) if ended(text[:end]) is not None)
+    assert len(written) < len(text)
+    assert gives(written, [answer]) == gives(text, [answer])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from palimpsest.answers import gives_old
+from palimpsest.answers import after_beginning, gives_old, is_reply_to, new_names, old_names
 from palimpsest.errors import DataError
 from palimpsest.evaluation import room_for
 from palimpsest.models import written_answers
@@ -60,14 +60,18 @@ def gives_old_answers(
 ) -> list[bool]:
     """Whether a model, as it is now, gives each edit's old answer; no where its prompt leaves no room for one."""
     room = room_for(model, requests, max_new_tokens)
-    fits = [_fits(model, request.prompt, room.tokens) for request in requests]
-    prompts = [request.prompt for request, is_fit in zip(requests, fits, strict=True) if is_fit]
-    texts = iter(written_answers(model, prompts, room) if prompts else [])
     is_chat = model.chat is not None
-    return [
-        is_fit and gives_old(request, next(texts), is_chat=is_chat)
-        for request, is_fit in zip(requests, fits, strict=True)
-    ]
+    names = [name for request in requests for name in (*new_names(request), *old_names(request))]
+    texts: dict[str, str] = {}
+    for is_reply in (False, True):
+        asked = [one.prompt for one in requests if is_reply_to(one.prompt, is_chat=is_chat) is is_reply]
+        prompts = [prompt for prompt in dict.fromkeys(asked) if _fits(model, prompt, room.tokens)]
+        if prompts and is_reply:
+            texts |= zip(prompts, written_answers(model, prompts, room), strict=True)
+        elif prompts:
+            found = model.generate(prompts, max_new_tokens=room.tokens, until=after_beginning(names))
+            texts |= zip(prompts, found, strict=True)
+    return [one.prompt in texts and gives_old(one, texts[one.prompt], is_chat=is_chat) for one in requests]
 
 
 def _fits(model: EditableModel, prompt: str, tokens: int) -> bool:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 OWN_WRITING = "own"
 """What options call it."""
 
-SAMPLER_VERSION = 1
+SAMPLER_VERSION = 2
 """Goes up when the same model, seed and length would give other rows."""
 
 ROWS = 256
@@ -171,6 +171,24 @@ def computing_fast(model: EditableModel, is_wanted: bool = True) -> Iterator[Non
         yield
 
 
+@contextmanager
+def _attending_fast(model: EditableModel) -> Iterator[None]:
+    """Inside the block attention over one new token is fast: fused kernels for bfloat16 on a CPU are made for many.
+
+    256 rows of 48 tokens take SmolLM2's fused kernel 12 ms a layer there, and plain products 1 to 2.
+    """
+    config = model.module.config
+    former = config._attn_implementation
+    if former != "sdpa" or model.device.type != "cpu" or fast_dtype(model) is None:
+        yield
+        return
+    model.module.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.module.set_attn_implementation(former)
+
+
 def start_token(model: EditableModel) -> int:
     """The token that a document begins with: what the tokenizer itself puts in front of a text, else `<|endoftext|>`,
     else the end or the beginning of a sequence. Raises `ModelError` where the tokenizer has none of these.
@@ -199,8 +217,8 @@ def fast_dtype(model: EditableModel) -> torch.dtype | None:
         return None
     if embedding.device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
-    is_fast = embedding.device.type == "cpu" and torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if is_fast else None
+    is_fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if embedding.device.type == "cpu" and is_fast else None
 
 
 @torch.no_grad()
@@ -217,7 +235,12 @@ def sample_rows(
     start, device = start_token(model), model.device
     at_once = _rows_at_once(model, length)
     found = torch.full((rows, length), start)
-    with model.weights.without_changes(), frozen_parameters(model.module), computing_fast(model):
+    with (
+        model.weights.without_changes(),
+        frozen_parameters(model.module),
+        computing_fast(model),
+        _attending_fast(model),
+    ):
         for first in range(0, rows, at_once):
             part = slice(first, first + at_once)
             ids, past = found[part, :1], None

@@ -95,6 +95,27 @@ def test_rounds_are_kept_and_an_interrupted_run_goes_on(tmp_path):
         assert list(WrittenText(model, cache=cache).rows(2 * 32 * 32)) == expected[:64]
 
 
+def test_the_last_round_has_no_more_rows_than_are_read(tmp_path):
+    model, cache = tiny.tiny_model(), Cache(tmp_path)
+    length = WrittenText(model).row_length
+    with mock.patch.object(writing, "ROWS", 64):
+        sizes, real = [], writing.sample_rows
+
+        def counted(model, rows, *given):
+            sizes.append(rows)
+            return real(model, rows, *given)
+
+        with mock.patch.object(writing, "sample_rows", counted):
+            few = list(WrittenText(model, cache=cache).rows(70 * length))
+            assert list(WrittenText(model, cache=cache).rows(70 * length)) == few
+            text = WrittenText(model, cache=cache)
+            assert list(text.rows(70 * length)) == few
+            more = list(text.rows(120 * length))
+            assert list(WrittenText(model, cache=cache).rows(70 * length))[:64] == few[:64]
+    assert sizes == [64, 32, 64] and (len(few), len(more)) == (96, 128)
+    assert more[:64] == few[:64] and all(len(row) == length for row in more)
+
+
 def test_what_it_is_known_by():
     model = tiny.tiny_model()
     own = WrittenText(model).identity()

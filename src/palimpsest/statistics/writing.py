@@ -39,11 +39,13 @@ ROWS = 256
 ROW_LENGTH = 64
 """Tokens of a row, its start included. Prompts of edits are shorter, and later tokens cost more attention."""
 
+_LEAST_ROWS = 32
+
 PER_DIMENSION = 4
 """Tokens for every dimension of a key, at the least."""
 
 ROUNDS = 1
-"""Rounds that are read where nobody asks for more: 16,384 tokens."""
+"""Rounds that are read where nobody asks for more: 16,384 tokens. Of the last one only what is read is sampled."""
 
 _END_OF_TEXT = "<|endoftext|>"
 _CACHE_BYTES = 2**30
@@ -94,7 +96,7 @@ class WrittenText(Text):
         self, model: EditableModel, seed: int = 0, cache: Cache | None = None, progress: Progress = silent
     ) -> None:
         self.model, self.seed, self.cache, self.progress = model, seed, cache, progress
-        self._rounds: list[Tensor] = []
+        self._rounds: dict[int, Tensor] = {}
 
     @cached_property
     def _known(self) -> dict[str, Any]:
@@ -103,7 +105,6 @@ class WrittenText(Text):
             "sampler": SAMPLER_VERSION,
             **whole_identity(self.model),
             "start": start_token(self.model),
-            "rows": ROWS,
             "row_length": self.row_length,
             "dtype": str(fast_dtype(self.model) or "the model's").removeprefix("torch."),
             "seed": self.seed,
@@ -123,40 +124,52 @@ class WrittenText(Text):
 
     def texts(self) -> Iterator[str]:
         """The rows as text, special tokens left out, from as many rounds as are asked for."""
-        for number in range(ROUNDS):
-            for row in self.round(number).tolist():
-                yield self.model.tokenizer.decode(row, skip_special_tokens=True)
+        for ids in self.rows(ROUNDS * ROWS * self.row_length):
+            yield self.model.tokenizer.decode(ids, skip_special_tokens=True)
 
     def rows(self, max_tokens: int) -> Iterator[tuple[int, ...]]:
         """The rows' ids until there are `max_tokens` tokens or more."""
-        rounds = -(-max_tokens // (ROWS * self.row_length))
-        for number in range(rounds):
-            for row in self.round(number, rounds).tolist():
-                yield tuple(row)
+        wanted = -(-max_tokens // self.row_length)
+        # A few too many rather than a batch that no processor is fast at.
+        wanted += -wanted % _LEAST_ROWS
+        for number, first in enumerate(range(0, wanted, ROWS)):
+            yield from map(tuple, self._round(number, min(ROWS, wanted - first), wanted).tolist())
 
-    def round(self, number: int, of: int = ROUNDS) -> Tensor:
-        """One round's rows, (rows, tokens): from memory or the cache, or sampled now."""
-        while len(self._rounds) <= number:
-            at = len(self._rounds)
-            known = {**self._known, "round": at}
-            ids = self.cache.read(known, self._kept) if self.cache else None
-            if ids is None:
-                ids = sample_rows(self.model, ROWS, self.row_length, (self.seed, at), self._within(at, of))
-                if self.cache:
-                    self.cache.write(known, {"ids": ids.to(torch.int32)}, count=ids.numel())
-            self._rounds.append(ids)
-        return self._rounds[number]
+    def _round(self, number: int, rows: int, of: int) -> Tensor:
+        """A round's first rows, (rows, tokens): from memory or the cache, or sampled now.
 
-    def _kept(self, entry: CacheEntry) -> Tensor:
-        """The rows of a round that was kept. Raises `ValueError` for what is damaged."""
-        ids = shaped(entry.tensors["ids"], ROWS, self.row_length, name="ids").long()
-        if int(ids.min()) < 0 or int(ids.max()) >= int(self.model.module.config.get_text_config().vocab_size):
-            raise ValueError("tensor ids: numbers that no token has")
+        Arguments:
+            of: rows of all rounds, for the progress.
+        """
+        if len(self._rounds.get(number, ())) >= rows:
+            return self._rounds[number][:rows]
+        for size in (ROWS, rows):
+            if (stored := self._stored(number, size)) is not None:
+                self._rounds[number] = stored
+                return stored[:rows]
+        before, length = number * ROWS, self.row_length
+        ids = sample_rows(
+            self.model, rows, length, (self.seed, number),
+            lambda stage, done, _: self.progress(stage, before * length + done, of * length),
+        )  # fmt: skip
+        if self.cache:
+            self.cache.write(self._round_known(number, rows), {"ids": ids.to(torch.int32)}, count=ids.numel())
+        self._rounds[number] = ids
         return ids
 
-    def _within(self, at: int, of: int) -> Progress:
-        each = ROWS * self.row_length
-        return lambda stage, done, _: self.progress(stage, at * each + done, max(of, at + 1) * each)
+    def _stored(self, number: int, rows: int) -> Tensor | None:
+        """A round's first rows, where the cache has as many as that."""
+
+        def kept(entry: CacheEntry) -> Tensor:
+            ids = shaped(entry.tensors["ids"], rows, self.row_length, name="ids").long()
+            if int(ids.min()) < 0 or int(ids.max()) >= int(self.model.module.config.get_text_config().vocab_size):
+                raise ValueError("tensor ids: numbers that no token has")
+            return ids
+
+        return self.cache.read(self._round_known(number, rows), kept) if self.cache else None
+
+    def _round_known(self, number: int, rows: int) -> dict[str, Any]:
+        return {**self._known, "round": number, "rows": rows}
 
 
 def tokens_for(width: int) -> int:

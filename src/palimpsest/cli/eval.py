@@ -13,6 +13,7 @@ from palimpsest.errors import ConfigError
 
 if TYPE_CHECKING:
     from palimpsest.datasets import Dataset
+    from palimpsest.evaluation import RunRecord
 
 EXAMPLES = (
     "palimpsest eval world --dataset world-counterfact --method ft --protocol single --num-edits 20",
@@ -79,6 +80,8 @@ def evaluate(
     max_new_tokens: inputs.AnswerTokensOption = None,
     out: Annotated[Path | None, typer.Option("--out", help="A folder for the record; makes the run resumable.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    log_with: inputs.LogWithOption = None,
+    log_dir: inputs.LogDirOption = Path("tracking"),
     device: inputs.DeviceOption = "auto",
     dtype: inputs.DtypeOption = "auto",
     device_map: inputs.DeviceMapOption = None,
@@ -90,6 +93,7 @@ def evaluate(
 
     chosen = make_protocol(protocol, batch_size=batch_size, checkpoints=_checkpoints(checkpoints))
     check_measures(measure or ())
+    require_trackers(log_with)
     if resume and out is None:
         raise ConfigError("There is nothing to resume.", expected="--out DIR together with --resume", found="no --out")
     if out is not None and not resume:
@@ -133,6 +137,7 @@ def evaluate(
         raise terminal.Interrupted(f"Interrupted. Finished edits are kept in {out}; --resume goes on.") from None
     if out is not None:
         terminal.wrote(out)
+    send([record], log_with, log_dir)
     if as_json:
         terminal.emit_json(record.to_json())
     else:
@@ -144,6 +149,23 @@ def evaluate(
     if record.status != "ok":
         terminal.log(f"The run {record.status}: {record.error}")
         raise typer.Exit(2)
+
+
+def require_trackers(names: Sequence[str] | None) -> None:
+    """Raises `ConfigError` for a tracker that is unknown or not installed, before anything is computed."""
+    if names:
+        from palimpsest.report import require_trackers as require
+
+        require(names)
+
+
+def send(records: Sequence[RunRecord], trackers: Sequence[str] | None, directory: Path) -> None:
+    """Sends records to the trackers of `--log-with`."""
+    if trackers:
+        from palimpsest.report import log_records
+
+        log_records(records, trackers, directory)
+        terminal.log(f"sent to {', '.join(trackers)}: {len(records)} run{'s' if len(records) != 1 else ''}")
 
 
 def check_measures(names: Sequence[str]) -> None:

@@ -75,6 +75,19 @@ PeopleOption = Annotated[
     int | None, typer.Option("--people", help="A world with N invented people.", show_default="300")
 ]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+LogWithOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--log-with",
+        metavar="TRACKER",
+        help="Also send the record to `tensorboard`, `wandb`, `mlflow`, ...; repeatable.",
+        show_default=False,
+    ),
+]
+LogDirOption = Annotated[
+    Path,
+    typer.Option("--log-dir", help="Where trackers write that write files (tensorboard).", show_default="tracking"),
+]
 ChatOption = Annotated[
     bool,
     typer.Option("--chat", help="Prompts are a user's turns in the model's chat template, answers the assistant's."),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from palimpsest.cli import inputs, terminal
-from palimpsest.cli.eval import RUN_FILE
+from palimpsest.cli.eval import RUN_FILE, require_trackers, send
 from palimpsest.errors import DataError
 from palimpsest.files import expanded
 
@@ -35,6 +35,8 @@ def report(
     tables: Annotated[
         Path | None, typer.Option("--tables", help="A new folder for the tables as Markdown, LaTeX and CSV.")
     ] = None,
+    log_with: inputs.LogWithOption = None,
+    log_dir: inputs.LogDirOption = Path("tracking"),
     overwrite: inputs.OverwriteOption = False,
     as_json: inputs.JsonOption = False,
 ) -> None:
@@ -44,6 +46,7 @@ def report(
     require_absent(out, overwrite=overwrite)
     if tables is not None:
         require_absent(tables)
+    require_trackers(log_with)
     records = read_records(runs)
     with terminal.status("drawing"):
         from palimpsest.report import build_report, group, write_tables
@@ -54,6 +57,7 @@ def report(
         if tables is not None:
             write_tables(group(records), tables, published)
     terminal.wrote(out)
+    send(records, log_with, log_dir)
     if as_json:
         terminal.emit_json({"report": str(out), "runs": len(records), "bytes": out.stat().st_size})
     else:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel
+
 from palimpsest.answers import after_beginning, gives_old, is_reply_to, new_names, old_names
-from palimpsest.errors import DataError
+from palimpsest.errors import DataError, OutputError
 from palimpsest.evaluation import room_for
+from palimpsest.files import FileKind, write_json
 from palimpsest.models import written_answers
+from palimpsest.stopwatch import Progress, silent
 
 if TYPE_CHECKING:
     from palimpsest.datasets import Dataset
@@ -17,15 +24,73 @@ if TYPE_CHECKING:
     from palimpsest.requests import EditRequest
 
 _ASKED_AT_ONCE = 64
+_KNOWN = FileKind(DataError, "What a model knows cannot be read.", expected="what a recipe's run wrote")
+
+
+class _Known(BaseModel):
+    """Numbers of the facts in the data set, and how many were asked."""
+
+    facts: list[int]
+    asked: int
+
+
+def known_facts_of_run(
+    file: Path,
+    model: EditableModel,
+    data: Dataset,
+    num_edits: int | None,
+    seed: int,
+    *,
+    max_new_tokens: int | None = None,
+    progress: Progress = silent,
+) -> tuple[Dataset, dict[str, int]]:
+    """`known_facts`, kept in a file of the run: whoever comes second, or resumes, asks nothing.
+
+    A damaged file is put aside. Raises `OutputError` when it cannot be written.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.with_suffix(".lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if (kept := _kept(file, len(data))) is not None:
+                return _drawn(data, kept), {"asked": kept.asked, "known": len(kept.facts)}
+            found, account = known_facts(model, data, num_edits, seed, max_new_tokens=max_new_tokens, progress=progress)
+            places = {id(request): place for place, request in enumerate(data.requests)}
+            write_json(file, {"facts": [places[id(one)] for one in found.requests], "asked": account["asked"]})
+            return found, account
+    except OSError as error:
+        raise OutputError("What the model knows cannot be kept.", found=str(error), where=str(file)) from error
+
+
+def _drawn(data: Dataset, kept: _Known) -> Dataset:
+    return replace(data, requests=tuple(data.requests[place] for place in kept.facts))
+
+
+def _kept(file: Path, num_facts: int) -> _Known | None:
+    if not file.exists():
+        return None
+    with suppress(DataError):
+        kept = _KNOWN.record(file, _Known)
+        if all(0 <= place < num_facts for place in kept.facts):
+            return kept
+    file.replace(file.with_name(file.name + ".damaged"))
+    return None
 
 
 def known_facts(
-    model: EditableModel, data: Dataset, num_edits: int | None, seed: int, *, max_new_tokens: int | None = None
+    model: EditableModel,
+    data: Dataset,
+    num_edits: int | None,
+    seed: int,
+    *,
+    max_new_tokens: int | None = None,
+    progress: Progress = silent,
 ) -> tuple[Dataset, dict[str, int]]:
     """The first facts of a draw whose old answer the model gives, by `palimpsest.answers`, and how many were asked.
 
     Arguments:
         num_edits: how many to find; `None` asks all facts, in their order.
+        progress: told "known facts" with how many were found and wanted, or were asked of all.
 
     Facts without an old answer, and prompts that the model has no room for, are passed over. Raises `DataError` when
     there are fewer.
@@ -43,7 +108,9 @@ def known_facts(
             asked += 1
             found += [request] if knows else []
             if len(found) == num_edits:
+                progress("known facts", num_edits, num_edits)
                 return replace(data, requests=tuple(found)), {"asked": asked, "known": len(found)}
+        progress("known facts", *((asked, len(askable)) if num_edits is None else (len(found), num_edits)))
     if not found or num_edits is not None:
         raise DataError(
             "The model knows too few of the facts.",

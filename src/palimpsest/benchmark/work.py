@@ -75,7 +75,7 @@ class Desk:
         accounts: dict[str, Any] = {}
         number = unit.num_edits
         if unit.dataset.known_to_model:
-            data, accounts["known_to_model"] = self._known(unit, model, data)
+            data, accounts["known_to_model"] = self._known(unit, model, data, progress)
             number = None
         if unit.model.prepare is None:
             return self._measured(unit, model, editor, data, number, folder, progress, ""), accounts
@@ -124,14 +124,25 @@ class Desk:
             self._share(unit, answers, preparation)
         return record
 
-    def _known(self, unit: WorkUnit, model: EditableModel, data: Dataset) -> tuple[Dataset, dict[str, int]]:
-        """The facts of the draw that the model knows; asked once for all units that draw alike."""
-        from palimpsest.benchmark.known import known_facts
+    def _known(
+        self, unit: WorkUnit, model: EditableModel, data: Dataset, progress: Progress
+    ) -> tuple[Dataset, dict[str, int]]:
+        """The facts of the draw that the model knows; asked once for all units that draw alike, whoever does them."""
+        from palimpsest.answers import VERSION
+        from palimpsest.benchmark.known import known_facts_of_run
 
-        key = digest([identity_of(unit.model, "label", "prepare"), data.fingerprint, unit.num_edits, unit.seed])
+        room = unit.evaluation["max_new_tokens"]
+        identity = [identity_of(unit.model, "label", "prepare"), unit.contents.get(unit.model.name)]
+        key = digest([*identity, data.fingerprint, unit.num_edits, unit.seed, room, VERSION])
         if key not in self._knowing:
-            self._knowing[key] = known_facts(
-                model, data, unit.num_edits, unit.seed, max_new_tokens=unit.evaluation["max_new_tokens"]
+            self._knowing[key] = known_facts_of_run(
+                self.results / BASE / f"known-{key}.json",
+                model,
+                data,
+                unit.num_edits,
+                unit.seed,
+                max_new_tokens=room,
+                progress=progress,
             )
         return self._knowing[key]
 

@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import mean
 from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import Tensor
 
 from palimpsest.errors import DataError
 from palimpsest.models import EditableModel, TargetScore
@@ -48,10 +51,26 @@ class Look:
     notes: list[str] = field(default_factory=list)
 
 
+_UNEDITED: WeakKeyDictionary[EditableModel, tuple[int, list[TargetScore]]] = WeakKeyDictionary()
+"""By model without patches: its stamp, and how it takes ordinary sentences."""
+
+
 def neutral_scores(model: EditableModel) -> list[TargetScore]:
-    """How the model takes ordinary sentences."""
+    """How the model takes ordinary sentences; an unedited one is asked once."""
     prompts, endings = zip(*NEUTRAL, strict=True)
-    return model.score(prompts, endings)
+    if model.weights.depth:
+        return model.score(prompts, endings)
+    stamp = _stamp(model)
+    if _UNEDITED.get(model, (None, []))[0] != stamp:
+        _UNEDITED[model] = (stamp, model.score(prompts, endings))
+    return _UNEDITED[model][1]
+
+
+def _stamp(model: EditableModel) -> int:
+    """Another one once weights were written or replaced; see `PatchStack` on what torch counts."""
+    weights = [one.data for one in model.module.parameters()]
+    places = [one.data_ptr() if type(one) is Tensor else 0 for one in weights]
+    return hash((model.chat, *places, *(one._version for one in model.module.parameters())))
 
 
 def text_moved(before: Sequence[TargetScore], after: Sequence[TargetScore]) -> float | None:

@@ -22,28 +22,21 @@ LARGEST_CONDITION = 1e10
 """Condition of a solved system above which the change has few right digits."""
 
 _PROBES = 16
-_SHOWN = 5
 
 
 def inspect(problem: Problem[LocateThenEditConfig], patch: WeightPatch, change: Solutions) -> None:
     """Writes into the diagnostics what the patch does, and a note where that is not what an edit should do.
 
     Facts: `text_change`, by layer, how much what the MLP writes for ordinary text changes, root mean square, against
-    what it writes; `unsaid`, ids of the edits whose prompts do not get every token of the new answer first.
+    what it writes.
 
     Arguments:
         problem: as it was solved.
         patch: the changes as one patch.
         change: by layer.
     """
-    model, requests, metrics = problem.model, problem.requests, problem.metrics
+    model, metrics = problem.model, problem.metrics
     facts, notes = problem.run.diagnostics.facts, problem.run.diagnostics.notes
-    with model.patched(patch):
-        scores = model.score([request.prompt for request in requests], [request.target_new for request in requests])
-    facts["unsaid"] = [one.id for one, score in zip(requests, scores, strict=True) if not all(score.matches)]
-    if facts["unsaid"]:
-        named = ", ".join(facts["unsaid"][:_SHOWN]) + (" ..." if len(facts["unsaid"]) > _SHOWN else "")
-        notes.append(f"{len(facts['unsaid'])} of {len(requests)} prompts do not get the new answer: edit {named}.")
     facts["text_change"] = {str(layer): text_change(model, layer, change[layer], metrics[layer]) for layer in change}
     worst = max(change, key=lambda layer: facts["text_change"][str(layer)])
     if facts["text_change"][str(worst)] > LARGEST_CHANGE:

@@ -8,15 +8,15 @@ import re
 import pytest
 
 import fake_runs as fakes
-from palimpsest.benchmark.recipe import Published
 from palimpsest.errors import OutputError
+from palimpsest.evaluation import PublishedFigure
 from palimpsest.report import build_report
 from palimpsest.report.exports import write_tables
 from palimpsest.report.plots import batches
 from palimpsest.report.score_tables import overview
 from palimpsest.report.settings import group, pooled
 
-PAPER = Published(
+PAPER = PublishedFigure(
     source="arXiv:0000.00000, table 1",
     model="world",
     dataset="world-counterfact",

@@ -1,7 +1,6 @@
 """Methods x data sets x models x protocols x seeds: planned, run by several workers, resumed after anything."""
 
 from palimpsest.benchmark.choosing import account_in_words
-from palimpsest.benchmark.entries import Published
 from palimpsest.benchmark.estimate import estimates, time_to_go
 from palimpsest.benchmark.folder import (
     Finished,
@@ -19,7 +18,6 @@ from palimpsest.benchmark.units import WorkUnit
 __all__ = [
     "Finished",
     "Plan",
-    "Published",
     "Recipe",
     "ResultsFolder",
     "WorkUnit",

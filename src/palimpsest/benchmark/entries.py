@@ -1,4 +1,4 @@
-"""The tables of a recipe: models, data sets, protocols, methods, how options are chosen, published figures."""
+"""The tables of a recipe: models, data sets, protocols, methods, how options are chosen."""
 
 from __future__ import annotations
 
@@ -171,27 +171,6 @@ class MethodEntry(Config):
         """Whether the restrictions leave it on this model and data set."""
         restrictions = ((label_of(model), self.models), (label_of(data), self.datasets))
         return all(names is None or name in names for name, names in restrictions)
-
-
-class Published(Config):
-    """A figure that somebody else published, to stand beside ours."""
-
-    source: str
-    """Paper, table, and the model it was measured on."""
-    model: str
-    """The label of the model of ours that stands for it."""
-    method: str
-    """The label of the row."""
-    dataset: str
-    """The label of the data set."""
-    reliability: float | None = None
-    generality: float | None = None
-    locality: float | None = None
-    """All three in percent, as published."""
-
-    def fits(self, model: str, dataset: str, method: str) -> bool:
-        """Whether it stands beside the row of ours that has these labels."""
-        return (self.model, self.dataset, self.method) == (model, dataset, method)
 
 
 def label_of(entry: ModelEntry | DataEntry | MethodEntry) -> str:

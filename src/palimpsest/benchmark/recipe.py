@@ -16,11 +16,11 @@ from palimpsest.benchmark.entries import (
     MethodEntry,
     ModelEntry,
     ProtocolEntry,
-    Published,
     label_of,
 )
 from palimpsest.config import Config
 from palimpsest.errors import ConfigError, DataError, unknown_name
+from palimpsest.evaluation import PublishedFigure
 from palimpsest.files import FileKind, expanded
 
 _RECIPE = FileKind(DataError, "The recipe cannot be read.", expected="a .toml file, as in bench/recipes")
@@ -53,7 +53,7 @@ class Recipe(Config):
     """What else is measured before and after: `token-time`, `weight-distance`, `task:NAME`."""
     choose: ChoiceRule | None = None
     """How a candidate of each row's `grid` is chosen, where the row does not say otherwise."""
-    paper: list[Published] = []
+    paper: list[PublishedFigure] = []
 
     def places(self) -> Iterator[tuple[ModelEntry, DataEntry, ProtocolEntry]]:
         """Every model with the data sets that are asked of it, and every protocol."""
@@ -70,7 +70,7 @@ class Recipe(Config):
             "datasets": DataEntry,
             "protocols": ProtocolEntry,
             "methods": MethodEntry,
-            "paper": Published,
+            "paper": PublishedFigure,
         }
         for key, kind in nested.items():
             if isinstance(full.get(key), list):

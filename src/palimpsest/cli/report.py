@@ -14,8 +14,7 @@ from palimpsest.errors import DataError
 from palimpsest.files import expanded
 
 if TYPE_CHECKING:
-    from palimpsest.benchmark import Published
-    from palimpsest.evaluation import RunRecord
+    from palimpsest.evaluation import PublishedFigure, RunRecord
 
 EXAMPLES = (
     "palimpsest report runs/* --out report.html",
@@ -64,11 +63,12 @@ def report(
         terminal.say(f"{out}: {len(records)} run{'s' if len(records) != 1 else ''}, {size(out.stat().st_size)}")
 
 
-def _published(runs: Sequence[Path]) -> list[Published]:
+def _published(runs: Sequence[Path]) -> list[PublishedFigure]:
     """The figures of others that the recipes of these results name."""
-    from palimpsest.benchmark import Published, published_figures
+    from palimpsest.benchmark import published_figures
+    from palimpsest.evaluation import PublishedFigure
 
-    return [Published(**one) for folder in runs for one in published_figures(expanded(folder))]
+    return [PublishedFigure(**one) for folder in runs for one in published_figures(expanded(folder))]
 
 
 def read_records(runs: list[Path]) -> list[RunRecord]:

@@ -8,6 +8,7 @@ from .judging import Judge
 from .measures import Measure
 from .other_tasks import Answering, harness_kind, run_tasks
 from .protocols import Batch, EditingProtocol, Sequential, Single, edit_and_undo
+from .published import PublishedFigure
 from .records import Estimate, ProbeResult, RunRecord, SequenceCheckpoint, Specification
 from .runner import evaluate, load_run
 from .scoring import Observation, Scoring, Value
@@ -33,6 +34,7 @@ __all__ = [
     "Measure",
     "Observation",
     "ProbeResult",
+    "PublishedFigure",
     "RunRecord",
     "Scoring",
     "SequenceCheckpoint",

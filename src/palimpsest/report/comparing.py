@@ -11,10 +11,10 @@ from palimpsest.report.score_tables import overview, score_table
 from palimpsest.report.settings import SettingGroup
 
 if TYPE_CHECKING:
-    from palimpsest.benchmark import Published
+    from palimpsest.evaluation import PublishedFigure
 
 
-def sections(groups: Sequence[SettingGroup], names: Sequence[str], published: Sequence[Published]) -> str:
+def sections(groups: Sequence[SettingGroup], names: Sequence[str], published: Sequence[PublishedFigure]) -> str:
     """Everything that compares: an overview where there are several settings, then each setting.
 
     Arguments:
@@ -49,7 +49,7 @@ def _overview(groups: Sequence[SettingGroup], scoring: str) -> str:
     )
 
 
-def _of_setting(scoring: str, group: SettingGroup, published: Sequence[Published], *, is_alone: bool) -> str:
+def _of_setting(scoring: str, group: SettingGroup, published: Sequence[PublishedFigure], *, is_alone: bool) -> str:
     curves = plots.curves(group.runs, scoring)
     return score_table(group, scoring, published, with_score=is_alone) + (
         f"<h3>As edits add up</h3>{curves}" if curves else ""

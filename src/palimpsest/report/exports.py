@@ -15,14 +15,14 @@ from palimpsest.report.definitions import label
 from palimpsest.report.settings import SettingGroup
 
 if TYPE_CHECKING:
-    from palimpsest.benchmark import Published
+    from palimpsest.evaluation import PublishedFigure
 
 _FIELDS = ("setting", "scoring", "method", "metric", "mean", "low", "high", "n")
 _LATEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
           "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}  # fmt: skip
 
 
-def write_tables(groups: Sequence[SettingGroup], folder: Path, published: Sequence[Published] = ()) -> None:
+def write_tables(groups: Sequence[SettingGroup], folder: Path, published: Sequence[PublishedFigure] = ()) -> None:
     """Writes a new folder with `scores.csv` and, for each setting and scoring, a `.md` and a `.tex`.
 
     Raises `OutputError` when it exists or the disk refuses.
@@ -38,7 +38,9 @@ def write_tables(groups: Sequence[SettingGroup], folder: Path, published: Sequen
                 (draft / f"{name}.tex").write_text(_latex(title, header, rows), encoding="utf-8")
 
 
-def _cells(group: SettingGroup, scoring: str, published: Sequence[Published]) -> tuple[list[str], list[list[str]]]:
+def _cells(
+    group: SettingGroup, scoring: str, published: Sequence[PublishedFigure]
+) -> tuple[list[str], list[list[str]]]:
     names = tables.metrics(group.runs, scoring)
     best = {name: tables.best_of_metric(group.runs, scoring, name) for name in names}
     beside = [group.beside(run, published) for run in group.runs]
@@ -57,7 +59,7 @@ def _cells(group: SettingGroup, scoring: str, published: Sequence[Published]) ->
     return header, rows
 
 
-def _values(paper: Published) -> tuple[float | None, ...]:
+def _values(paper: PublishedFigure) -> tuple[float | None, ...]:
     return paper.reliability, paper.generality, paper.locality
 
 

@@ -17,15 +17,14 @@ from palimpsest.report.settings import SettingGroup
 from palimpsest.report.tables import ReportRun
 
 if TYPE_CHECKING:
-    from palimpsest.benchmark import Published
-    from palimpsest.evaluation import RunRecord
+    from palimpsest.evaluation import PublishedFigure, RunRecord
 
 _EDITS_BUDGET = 1_200_000
 _SHOWN_SETTINGS = 6
 _DATA_BUDGET = 1_000_000
 
 
-def build_report(records: Sequence[RunRecord], out: str | Path, *, published: Sequence[Published] = ()) -> None:
+def build_report(records: Sequence[RunRecord], out: str | Path, *, published: Sequence[PublishedFigure] = ()) -> None:
     """Writes the page: findings, tables, plots, every edit to read, how it was measured, and the data.
 
     Arguments:
@@ -40,7 +39,7 @@ def build_report(records: Sequence[RunRecord], out: str | Path, *, published: Se
     write_text(Path(out), page(tables.label_runs(records), settings.group(records), published))
 
 
-def page(runs: Sequence[ReportRun], groups: Sequence[SettingGroup], published: Sequence[Published] = ()) -> str:
+def page(runs: Sequence[ReportRun], groups: Sequence[SettingGroup], published: Sequence[PublishedFigure] = ()) -> str:
     """The whole page as text."""
     names = tables.scorings(runs) or ["generate"]
     read_under = names[0]

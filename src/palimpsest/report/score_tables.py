@@ -15,8 +15,7 @@ from palimpsest.report.settings import SettingGroup
 from palimpsest.report.tables import ReportRun, percent
 
 if TYPE_CHECKING:
-    from palimpsest.benchmark import Published
-    from palimpsest.evaluation import Estimate
+    from palimpsest.evaluation import Estimate, PublishedFigure
 
 _PUBLISHED = {"reliability": "rel.", "generality": "gen.", "locality": "loc."}
 _PAPER = ("paper detail begins", "paper detail", "paper detail")
@@ -50,7 +49,7 @@ class _Column:
         return ("detail begins" if self.begins else "detail") if self.group else ""
 
 
-def score_table(group: SettingGroup, scoring: str, published: Sequence[Published], *, with_score: bool) -> str:
+def score_table(group: SettingGroup, scoring: str, published: Sequence[PublishedFigure], *, with_score: bool) -> str:
     """The runs of a setting by their score, every metric with its interval.
 
     Arguments:
@@ -235,7 +234,7 @@ def _ceiling_lines(
     return "".join(lines)
 
 
-def _published_cells(one: Published | None) -> str:
+def _published_cells(one: PublishedFigure | None) -> str:
     values = [None if one is None else getattr(one, name) for name in _PUBLISHED]
     return "".join(
         cell("–" if value is None else f"{value:.0f}%", value, kind=kind)

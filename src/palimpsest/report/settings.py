@@ -12,8 +12,7 @@ from palimpsest.evaluation import aggregate
 from palimpsest.report.tables import ReportRun, label_runs
 
 if TYPE_CHECKING:
-    from palimpsest.benchmark import Published
-    from palimpsest.evaluation import ProbeResult, RunRecord, SequenceCheckpoint
+    from palimpsest.evaluation import ProbeResult, PublishedFigure, RunRecord, SequenceCheckpoint
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class SettingGroup:
     setting: Setting
     runs: list[ReportRun]
 
-    def beside(self, run: ReportRun, published: Sequence[Published]) -> Published | None:
+    def beside(self, run: ReportRun, published: Sequence[PublishedFigure]) -> PublishedFigure | None:
         """The published figure that stands beside a run, if there is one."""
         method = run.record.specification.method
         return next((one for one in published if one.fits(self.setting.model, self.setting.dataset, method)), None)

@@ -8,7 +8,7 @@ import tiny
 from palimpsest import Architecture, ModelError, Part, load
 from palimpsest.answers import first_sentence, is_exact
 from palimpsest.models.hooks import Point
-from palimpsest.models.sites.architecture import resolve
+from palimpsest.models.sites.resolving import resolve
 from palimpsest.models.sites.families import GPTJ
 from palimpsest.models.sites.linear import factors_to_storage, weight_as_out_in
 

@@ -84,7 +84,7 @@ def _tied(model: EditableModel) -> list[list[str]]:
 
 def _special(model: EditableModel, tied: list[list[str]]) -> list[str]:
     """What this model has that not every model has, one sentence each."""
-    from palimpsest.models.sites import is_quantised, is_transposed, num_experts, qualified_name
+    from palimpsest.models.sites import is_experts, is_quantised, is_transposed, num_experts, qualified_name
 
     sites, found = model.sites, []
     fused: dict[str, list[str]] = {}
@@ -94,13 +94,10 @@ def _special(model: EditableModel, tied: list[list[str]]) -> list[str]:
     found += [f"fused: {path} holds {', '.join(names)}" for path, names in fused.items()]
     found += [f"tied: {' = '.join(names)}" for names in tied]
     matrices = [sites.module(name, 0) for name in sites.names() if sites.has_weight(name)]
-    if any(map(is_transposed, matrices)):
+    if any(is_transposed(matrix) for matrix in matrices if not is_experts(matrix)):
         found.append("transposed: weights are stored (in, out)")
     if sites.architecture.is_mixture:
-        found.append(
-            f"mixture of experts: {num_experts(model.module.config)} per layer, stacked behind a router; there is no"
-            " single mlp.up, mlp.gate or mlp.down"
-        )
+        found.append(f"mixture of experts: {num_experts(model.module.config)} per layer, {_experts(model)}")
     if not sites.architecture.mlp_writes_residual:
         found.append("scaled or normed after the MLP: what mlp.down writes does not reach the residual stream as it is")
     packed = Counter(qualified_name(layer) for layer in model.module.modules() if is_quantised(layer))
@@ -117,14 +114,37 @@ def _special(model: EditableModel, tied: list[list[str]]) -> list[str]:
     return found
 
 
+def _experts(model: EditableModel) -> str:
+    """What can be done with a mixture's experts."""
+    from palimpsest.models.sites import MLP_DOWN, is_experts, qualified_name
+
+    sites = model.sites
+    if MLP_DOWN not in sites.names():
+        return "stacked behind a router; the site table names none, so only the attention can be edited"
+    module = sites.module(MLP_DOWN, _layer_shown(model, MLP_DOWN))
+    if not is_experts(module):
+        return f"kept as a {qualified_name(module)}, which cannot be changed, so only the attention can be edited"
+    return (
+        "stacked behind a router; their down-projections side by side are mlp.down, which memit, rome, emmet, pmet,"
+        " alphaedit, ft-l and locft can write into; there is no single mlp.up or mlp.gate"
+    )
+
+
+def _layer_shown(model: EditableModel, site: str) -> int:
+    """The first layer, or of a mixture the first with experts."""
+    sites = model.sites
+    return next((layer for layer in range(sites.layers_of(site)) if sites.holds_experts(site, layer)), 0)
+
+
 def _sites(model: EditableModel) -> list[dict[str, Any]]:
-    from palimpsest.models.sites import features, is_quantised
+    from palimpsest.models.sites import EXPERTS_MATRIX, features, is_experts, is_quantised
 
     sites = model.sites
     rows = []
     for name in sites.names():
-        module, part = sites.module(name, 0), sites.part(name)
-        weight = getattr(module, "weight", None) if sites.has_weight(name) else None
+        module, part = sites.module(name, _layer_shown(model, name)), sites.part(name)
+        weight = getattr(module, EXPERTS_MATRIX if part.is_experts else "weight", None)
+        weight = weight if sites.has_weight(name) else None
         blocks = sites.architecture.stacks[sites.locate(name)[0]].blocks
         path = ".".join(piece for piece in (blocks, "{layer}", part.path) if piece)
         rows.append(
@@ -138,7 +158,7 @@ def _sites(model: EditableModel) -> list[dict[str, Any]]:
                 else list(features(module) if is_quantised(module) else weight.shape),
                 "dtype": None if weight is None else str(weight.dtype).removeprefix("torch."),
                 "parameters": sum(parameter.numel() for parameter in module.parameters()),
-                "verified": True,
+                "verified": is_experts(module) or not part.is_experts,
             }
         )
     return rows

@@ -50,7 +50,7 @@ def weight_distances(model: EditableModel, patch: Patch | None, _prompts: Sequen
         return {}
     sites = model.sites
     places = {
-        sites.parameter_name(site, layer).rpartition(".")[0]: f"{site.rpartition('.')[0]}.{layer}"
+        sites.path(site, layer): f"{site.rpartition('.')[0]}.{layer}"
         for site in sites.names()
         if sites.has_weight(site)
         for layer in range(sites.layers_of(site))

@@ -56,9 +56,9 @@ def places_of(model: EditableModel) -> dict[str, tuple[str, int]]:
     for site in model.sites.names():
         for layer in range(model.sites.layers_of(site)):
             try:
-                name = model.sites.parameter_name(site, layer)
+                name = model.sites.parameter_name(site, layer, takes_experts=True)
             except (ConfigError, ModelError):
-                # Whole blocks have no weight, fused experts none of a linear layer.
+                # Whole blocks have no weight, and packed experts none to be told of.
                 continue
             found[model.weights.canonical(name)] = (site, layer)
     return found

@@ -98,11 +98,11 @@ def as_patch(model: EditableModel, solutions: Mapping[int, Sequence[Solution]]) 
         right = torch.cat([part.right for part in parts], dim=0)
         used = right.abs().amax(dim=1) > 0
         factors = LowRank(*factors_to_storage(model.sites.module(MLP_DOWN, layer), left[:, used], right[used]))
-        is_small = factors.rank * sum(factors.shape) < math.prod(factors.shape)
+        is_small = factors.numel < math.prod(factors.shape)
         delta = (
             LowRank(factors.left.float(), factors.right.float())
             if is_small
             else Dense((factors.left @ factors.right).float())
         )
-        deltas[model.sites.parameter_name(MLP_DOWN, layer)] = delta
+        deltas[model.sites.parameter_name(MLP_DOWN, layer, takes_experts=True)] = delta
     return WeightPatch(deltas)

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, final
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -24,7 +25,7 @@ from palimpsest.methods.base import MethodConfig, MethodState
 from palimpsest.methods.edited_keys import EditedKeys, edited_keys
 from palimpsest.methods.problem import Problem, Solutions
 from palimpsest.methods.spread_and_solve import Solver, SpreadAndSolve, SpreadConfig
-from palimpsest.solve import EarlierKeys, Solution, null_space_projected
+from palimpsest.solve import EarlierKeys, Solution, null_space_projected, whole
 from palimpsest.statistics import (
     NULL_SPACE_ENERGY,
     NULL_SPACE_THRESHOLD,
@@ -91,8 +92,8 @@ class NullSpace(Solver):
 
 def _inside(spectrum: Spectrum, null_dimension: int, weight: float) -> Tensor:
     """`weight` times P C P, (in, in), P the projector onto the lowest directions."""
-    lowest = spectrum.vectors[:, :null_dimension]
-    return weight * (lowest * spectrum.values[:null_dimension]) @ lowest.T
+    values = torch.where(spectrum.lowest(null_dimension), spectrum.values, 0.0)
+    return weight * whole(spectrum.vectors * values[..., None, :] @ spectrum.vectors.mT, "leak")
 
 
 @final
@@ -123,7 +124,7 @@ class AlphaEdit(SpreadAndSolve[AlphaEditConfig]):
                 )
         lengths = {layer: p.energy * float(problem.metrics[layer].values.sum()) for layer, p in projectors.items()}
         strengths = {layer: config.strength or length for layer, length in lengths.items()}
-        widths = {layer: len(projector.basis) for layer, projector in projectors.items()}
+        widths = {layer: projector.width for layer, projector in projectors.items()}
         earlier = EditedKeys.before(problem.run.state, widths, method=self.name)
         leaks = {
             layer: _inside(problem.metrics[layer], projector.null_dimension, config.leak)

@@ -9,10 +9,11 @@ from pydantic import Field
 from torch import Tensor
 
 from palimpsest import processes
-from palimpsest.errors import ConfigError
+from palimpsest.errors import ConfigError, ModelError
 from palimpsest.methods.base import EditRun, MethodConfig
 from palimpsest.methods.compressing import compressed
 from palimpsest.models import EditableModel, Point, layer_numbers
+from palimpsest.models.sites import layer_of
 from palimpsest.patches import Delta, WeightPatch
 from palimpsest.requests import EditRequest
 from palimpsest.statistics import KEYS
@@ -83,7 +84,7 @@ def spared_inputs(
     """See `inputs_to_spare`; nothing where all weights are trained."""
     if config.parameters == "all":
         return NOTHING_SPARED
-    modules = [name.removesuffix(".weight") for name in trained_names(model, config)]
+    modules = [layer_of(name) for name in trained_names(model, config)]
     places = {config.parameters: trained_layers(model, config)}
     return inputs_to_spare(model, requests, config, projection, run, modules=modules, places=places)
 
@@ -178,6 +179,14 @@ def require_projectable(model: EditableModel, config: FineTuningConfig) -> None:
             where="option project",
         )
     for layer in trained_layers(model, config):
+        if model.sites.holds_experts(config.parameters, layer):
+            raise ModelError(
+                "There are no directions to project on in a mixture of experts.",
+                expected="a site that is one matrix, such as attn.out",
+                found=f"project = {config.project!r} at {config.parameters} of layer {layer}, which holds experts",
+                where="option project",
+                remedy="set project = 'none', as ft-l and locft have it, or name a site of the attention",
+            )
         KEYS.width(model, Point(config.parameters, layer, "input"))
         if config.project == "curvature":
             GRADIENTS.width(model, Point(config.parameters, layer))
@@ -196,7 +205,10 @@ def trained_names(model: EditableModel, config: FineTuningConfig) -> list[str]:
     if config.parameters == "all":
         model.weights.require_plain()
         return model.weights.names()
-    return [model.sites.require_weight(config.parameters, layer) for layer in trained_layers(model, config)]
+    return [
+        model.sites.require_weight(config.parameters, layer, takes_experts=True)
+        for layer in trained_layers(model, config)
+    ]
 
 
 def trained_layers(model: EditableModel, config: FineTuningConfig) -> list[int]:

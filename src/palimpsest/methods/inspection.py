@@ -63,15 +63,8 @@ def text_change(model: EditableModel, layer: int, parts: Sequence[Solution], met
     # |W L|, by its action on a few random vectors: the whole product would cost as much as the factor.
     width = weight.shape[1]
     signs = torch.randint(0, 2, (_PROBES, width), generator=generator).to(left) * 2 - 1
-    written = float((weight @ _through(metric, signs).T).square().sum().div(_PROBES).sqrt())
+    written = float((weight @ metric.drawn(signs).T).square().sum().div(_PROBES).sqrt())
     return added / max(written, 1e-300)
-
-
-def _through(metric: Factorised | Spectrum, signs: Tensor) -> Tensor:
-    if isinstance(metric, Factorised):
-        through: Tensor = signs @ metric.lower.T
-        return through
-    return signs * metric.values.sqrt() @ metric.vectors.T
 
 
 def _product_norm(left: Tensor, right: Tensor) -> float:

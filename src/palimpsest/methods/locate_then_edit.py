@@ -44,7 +44,7 @@ class LocateThenEdit(Method[ConfigT]):
         """See `Method.check_model`; a text that is not there is found here, before anything is computed."""
         layers = range(model.num_layers) if config.layers == "auto" else layer_numbers(config.layers, model.num_layers)
         for layer in layers:
-            model.sites.require_weight(MLP_DOWN, layer)
+            model.sites.require_weight(MLP_DOWN, layer, takes_experts=True)
         _ = self.metrics(config).source
 
     @final

@@ -10,7 +10,9 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from palimpsest.models.sites.architecture import Sites
-from palimpsest.models.sites.passing import first_input, first_tensor
+from palimpsest.models.sites.experts import is_experts
+from palimpsest.models.sites.linear import weight_as_out_in
+from palimpsest.models.sites.passing import first_input, first_tensor, read_by
 
 
 @dataclass(frozen=True)
@@ -108,8 +110,13 @@ def _attach(stack: ExitStack, sites: Sites, point: Point, function: Callable[[Te
         result = function(tensor.reshape(*leading[0], tensor.shape[-1]))
         return None if result is None else result.flatten(0, 1)
 
-    hook = _input_hook(module, call) if point.side == "input" else _output_hook(module, call)
-    stack.callback(hook.remove)
+    if point.side == "output":
+        stack.callback(_output_hook(module, call).remove)
+    elif is_experts(module):
+        for hook in _keys_hooks(module, call):
+            stack.callback(hook.remove)
+    else:
+        stack.callback(_input_hook(module, call).remove)
 
 
 def _input_hook(module: nn.Module, call: Callable[[Tensor], Tensor | None]) -> Any:
@@ -120,6 +127,25 @@ def _input_hook(module: nn.Module, call: Callable[[Tensor], Tensor | None]) -> A
         return ((result, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": result})
 
     return module.register_forward_pre_hook(before, with_kwargs=True)
+
+
+def _keys_hooks(module: nn.Module, call: Callable[[Tensor], Tensor | None]) -> tuple[Any, Any]:
+    """Of experts: the keys are computed beside the model, and what changes of them is added to what it wrote."""
+    change: list[Tensor | None] = [None]
+
+    def before(_module: nn.Module, args: Any, kwargs: Any) -> None:
+        keys = read_by(module, args, kwargs)
+        result = call(keys)
+        change[0] = None if result is None else result - keys
+
+    def after(_module: nn.Module, _args: Any, output: Any) -> Any:
+        if change[0] is None:
+            return None
+        weight = weight_as_out_in(module)
+        added: Tensor = change[0].to(weight.dtype) @ weight.t()
+        return output + added.to(output.dtype)
+
+    return module.register_forward_pre_hook(before, with_kwargs=True), module.register_forward_hook(after)
 
 
 def _output_hook(module: nn.Module, call: Callable[[Tensor], Tensor | None]) -> Any:

@@ -22,7 +22,8 @@ from palimpsest.models.fingerprint import tokenizer_digest
 from palimpsest.models.patch_stack import PatchStack
 from palimpsest.models.placement import device_of
 from palimpsest.models.scores import TargetScore
-from palimpsest.models.sites.architecture import Sites, resolve
+from palimpsest.models.sites.architecture import Sites
+from palimpsest.models.sites.resolving import resolve
 from palimpsest.models.sites.rows import Architecture
 from palimpsest.models.tokens import Encoded, PaddedBatch, PaddingSide
 from palimpsest.showing import html_table, named

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from palimpsest.errors import PatchError
 from palimpsest.models import whole_tensor
-from palimpsest.models.sites import is_plain
+from palimpsest.models.sites import is_plain, quantised_weights
 from palimpsest.patches.base import Manifest, Patch, joined
 
 if TYPE_CHECKING:
@@ -34,6 +34,11 @@ class Dense:
     def dense(self) -> Tensor:
         """The change itself, gathered when each of several processes has a share of it."""
         return whole_tensor(self.delta)
+
+    def of_expert(self, index: int) -> Tensor | None:
+        """Of a change with three axes the matrix of one expert; None where it is left as it is."""
+        own = self.dense()[index]
+        return own if own.any() else None
 
     def squared_norm(self) -> float:
         """Sum of all squared entries."""
@@ -58,13 +63,18 @@ class Dense:
 
 @dataclass(frozen=True, eq=False)
 class LowRank:
-    """A change `left @ right`; left (rows, r), right (r, columns), product in the way the parameter is stored."""
+    """A change `left @ right`; left (rows, r), right (r, columns), product in the way the parameter is stored.
+
+    Of a parameter with three axes, a mixture's experts, one of the factors has a matrix for each, (experts, r, columns) or
+    (experts, rows, r), and all share the other.
+    """
 
     left: Tensor
     right: Tensor
 
     def __post_init__(self) -> None:
-        if self.left.ndim != 2 or self.right.ndim != 2 or self.left.shape[1] != self.right.shape[0]:
+        axes = (self.left.ndim, self.right.ndim)
+        if axes not in ((2, 2), (2, 3), (3, 2)) or self.left.shape[-1] != self.right.shape[-2]:
             raise PatchError(
                 "The factors of a low-rank change do not fit together.",
                 expected="shapes (rows, r) and (r, columns)",
@@ -73,15 +83,25 @@ class LowRank:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return (self.left.shape[0], self.right.shape[1])
+        return (*self.left.shape[:-2], *self.right.shape[:-2], self.left.shape[-2], self.right.shape[-1])
 
     @property
     def rank(self) -> int:
-        return int(self.left.shape[1])
+        return int(self.left.shape[-1])
+
+    @property
+    def numel(self) -> int:
+        """Numbers in both factors."""
+        return self.left.numel() + self.right.numel()
 
     def dense(self) -> Tensor:
-        """The product, (rows, columns), in float32."""
+        """The product, in float32."""
         return self.left.float() @ self.right.float()
+
+    def of_expert(self, index: int) -> Tensor | None:
+        """See `Dense.of_expert`."""
+        left, right = (one[index] if one.ndim == 3 else one for one in (self.left, self.right))
+        return left.float() @ right.float() if left.any() and right.any() else None
 
     def times(self, inputs: Tensor) -> Tensor:
         """What the change of a weight (out, in) adds to a layer's output: (..., in) to (..., out), in float32."""
@@ -91,7 +111,7 @@ class LowRank:
     def squared_norm(self) -> float:
         """Sum of all squared entries of the product, which is not made for it: tr((L'L)(RR'))."""
         left, right = self.left.double(), self.right.double()
-        return float(((left.t() @ left) * (right @ right.t())).sum())
+        return float(((left.mT @ left) * (right @ right.mT)).sum())
 
     def scaled(self, factor: float) -> LowRank:
         """`factor` times the change; only the left factor is scaled."""
@@ -109,10 +129,9 @@ def add(first: Delta, second: Delta) -> Delta:
     """The sum; it stays factored while the factors are smaller than the product."""
     if first.shape != second.shape:
         raise PatchError("Two changes of one tensor differ in shape.", found=f"{first.shape} and {second.shape}")
-    if isinstance(first, LowRank) and isinstance(second, LowRank):
-        rows, columns = first.shape
-        if (first.rank + second.rank) * (rows + columns) < rows * columns:
-            return LowRank(torch.cat([first.left, second.left], dim=1), torch.cat([first.right, second.right], dim=0))
+    if isinstance(first, LowRank) and isinstance(second, LowRank) and first.left.ndim == second.left.ndim:
+        if first.numel + second.numel < math.prod(first.shape):
+            return LowRank(torch.cat([first.left, second.left], dim=-1), torch.cat([first.right, second.right], dim=-2))
     if isinstance(first, Dense) and isinstance(second, Dense):
         return Dense(first.delta + second.delta)
     return Dense(first.dense() + second.dense())
@@ -182,6 +201,8 @@ class WeightPatch(Patch):
                 )
             if is_plain(stack.current(canonical)):
                 compute[canonical] = _adder(delta)
+            elif len(delta.shape) != 2:
+                raise quantised_weights(f"tensor {name}", stack.owner(canonical))
             else:
                 branches[canonical] = delta.times
         return stack.push(self.manifest.label, compute, branches, origin=self)
@@ -259,6 +280,14 @@ def _adder(delta: Delta) -> Callable[[Tensor], Tensor]:
     def plus(below: Tensor) -> Tensor:
         # Added in float32 or better and rounded once: a delta below bfloat16's resolution is not lost twice.
         wide = torch.promote_types(below.dtype, torch.float32)
-        return (below + delta.dense().to(below.device, wide)).to(below.dtype)
+        if below.ndim != 3:
+            return (below + delta.dense().to(below.device, wide)).to(below.dtype)
+        # Of a mixture's experts one after another: all of them in float32 may be gigabytes, and most are not changed.
+        changed = below.clone()
+        for index in range(len(below)):
+            own = delta.of_expert(index)
+            if own is not None:
+                changed[index] = (below[index] + own.to(below.device, wide)).to(below.dtype)
+        return changed
 
     return plus

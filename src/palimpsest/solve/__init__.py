@@ -4,9 +4,10 @@ Everywhere keys are rows (n, in) and residuals are rows (n, out); a change is `l
 (n, in); all of it in float64.
 """
 
+from palimpsest.solve.blocks import apart, together, whole, width_of
 from palimpsest.solve.factorised import Factorised
 from palimpsest.solve.least_squares import equality_constrained, ridge
-from palimpsest.solve.null_space import EarlierKeys, null_space_projected
+from palimpsest.solve.null_space import EarlierKeys, null_space_projected, past
 from palimpsest.solve.rank_one import cosine, rank_one
 from palimpsest.solve.solution import RELATIVE_STRENGTH, Solution
 from palimpsest.solve.ties import ties
@@ -16,10 +17,15 @@ __all__ = [
     "EarlierKeys",
     "Factorised",
     "Solution",
+    "apart",
     "cosine",
     "equality_constrained",
     "null_space_projected",
+    "past",
     "rank_one",
     "ridge",
     "ties",
+    "together",
+    "whole",
+    "width_of",
 ]

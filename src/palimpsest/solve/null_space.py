@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from palimpsest.files import shaped
+from palimpsest.solve.blocks import apart, require_whole, together, width_of
 from palimpsest.solve.least_squares import require_positive, root_weights
 from palimpsest.solve.solution import VANISHING, Solution, as_rows, finished
 from palimpsest.solve.systems import solve_symmetric
@@ -60,7 +61,8 @@ class EarlierKeys:
         return EarlierKeys(self.rows[kept], self.moment)
 
     def sum(self) -> Tensor:
-        """Their products added up, (in, in)."""
+        """Their products added up, (in, in). Raises `ConfigError` where that is too large."""
+        require_whole(self.rows.shape[1], "history")
         products = self.rows.T @ self.rows
         return products if self.moment is None else products + self.moment
 
@@ -102,7 +104,7 @@ def null_space_projected(
 
     Arguments:
         basis: U, (in, r), orthonormal: what is to be preserved; see `statistics.subspaces`. With no column P is I and
-            the solve plain ridge regression.
+            the solve plain ridge regression. Or its blocks, (blocks, width, r), whose columns are orthonormal or zero.
         keys: K, (n, in).
         residuals: R, (n, out).
         strength: AlphaEdit's L2 above 0.
@@ -112,7 +114,7 @@ def null_space_projected(
     A key that lies in the span of U is reported as vanishing. Raises `ConfigError` for a strength that is not positive.
     """
     require_positive(strength, "strength")
-    device, width = basis.device, int(basis.shape[0])
+    device, width = basis.device, width_of(basis)
     basis = basis.double()
     keys = as_rows(keys, width, "key", device=device)
     residuals = as_rows(residuals, None, "residual", device=device)
@@ -142,8 +144,13 @@ def null_space_projected(
     return finished(keys, residuals, right, leverages=leverages, condition=condition, vanishing=vanishing)
 
 
+def past(rows: Tensor, basis: Tensor) -> Tensor:
+    """(I - U U^T) k for every row, (n, in), of U or its blocks."""
+    own = apart(rows, basis)
+    return together(own - own @ basis @ basis.mT)
+
+
 def _project(rows: Tensor, basis: Tensor) -> Tensor:
     """P k for every row, (n, in)."""
-    once = rows - rows @ basis @ basis.T
     # Twice is enough: the second pass takes away what rounding left along the basis.
-    return once - once @ basis @ basis.T
+    return past(past(rows, basis), basis)

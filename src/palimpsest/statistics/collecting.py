@@ -17,8 +17,8 @@ from palimpsest.errors import ConfigError
 from palimpsest.files import shaped
 from palimpsest.models import Point
 from palimpsest.statistics import rows as reading
+from palimpsest.statistics.blocks import empty_moment, moment_of
 from palimpsest.statistics.cache import Cache, CacheEntry
-from palimpsest.statistics.moments import SecondMoment
 from palimpsest.statistics.passes import Checkpoints, KeyStatistics, run_pass, start
 from palimpsest.statistics.published import PublishedMoments
 from palimpsest.statistics.text import Text
@@ -78,16 +78,17 @@ def collect(
         return {point: KeyStatistics(point, *text.read(model, point), is_cached=True) for point in points}
     text = text.for_model(model, cache=cache, progress=progress)
     widths = {point: vectors.width(model, point) for point in points}
+    blocks = {point: vectors.blocks(model, point) for point in points}
     limits = {"max_tokens": max_tokens, "row_length": row_length}
     known = identities(model, points, text, tolerance=tolerance, vectors=vectors, **limits)
-    found = {point: _cached(cache, point, known[point], widths[point]) for point in points}
+    found = {point: _cached(cache, point, known[point], empty_moment(widths[point], blocks[point]).shape) for point in points}
     missing = [point for point, one in found.items() if one is None]
     if missing:
         most, longest = known[missing[0]]["max_tokens"], known[missing[0]]["row_length"]
         at_least = reading.MINIMUM * max(widths.values())
         rows = reading.read_rows(model, text, max_tokens=most, at_least=at_least, row_length=longest)
         checkpoints = Checkpoints(cache, checkpoint_seconds)
-        active = [checkpoints.restored(start(point, known[point], widths[point])) for point in missing]
+        active = [checkpoints.restored(start(point, known[point], widths[point], blocks[point])) for point in missing]
         is_own = isinstance(text, WrittenText)
         size = min(reading.TOKENS_PER_BATCH, -(-most // 4)) if is_own else reading.window_size(most)
         windows = reading.windows(rows, size)
@@ -136,9 +137,11 @@ def _require_keys(vectors: Vectors, text: PublishedMoments) -> None:
         )
 
 
-def _cached(cache: Cache | None, point: Point, known: dict[str, Any], width: int) -> KeyStatistics | None:
+def _cached(
+    cache: Cache | None, point: Point, known: dict[str, Any], shape: tuple[int, ...]
+) -> KeyStatistics | None:
     def made(entry: CacheEntry) -> KeyStatistics:
-        moment = SecondMoment.from_sum(shaped(entry.tensors["sum"], width, width, name="sum"), entry.number("count"))
+        moment = moment_of(shaped(entry.tensors["sum"], *shape, name="sum"), entry.number("count"))
         error = entry.record["error"]
         return KeyStatistics(point, moment, None if error is None else float(error), known, is_cached=True)
 

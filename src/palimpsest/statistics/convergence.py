@@ -49,6 +49,6 @@ def is_due(before: int, now: int, width: int) -> bool:
 
 
 def _directions(half: SecondMoment, keys: Tensor) -> Tensor:
-    solved = Factorised(half.mean()).solve(keys)
+    solved = Factorised(half.mean(), damping=half.floor).solve(keys)
     lengths: Tensor = solved.norm(dim=1, keepdim=True)
     return solved / lengths.clamp(min=1e-300)

@@ -60,6 +60,16 @@ class SecondMoment:
         moment.width, moment.count, moment._panels = int(total.shape[0]), count, total.double()
         return moment
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the sum: (width, width)."""
+        return (self.width, self.width)
+
+    @property
+    def floor(self) -> float:
+        """Share of the mean eigenvalue by which the moment is raised before it is inverted: none."""
+        return 0.0
+
     def add(self, rows: Tensor, *, where: Callable[[int], str] = "row {}".format) -> None:
         """Takes in vectors, (n, width). Raises `DataError` that names the first one that is not finite.
 

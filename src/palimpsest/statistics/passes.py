@@ -13,6 +13,7 @@ from torch import Tensor
 from palimpsest.files import shaped
 from palimpsest.models import Point
 from palimpsest.statistics import rows as reading
+from palimpsest.statistics.blocks import empty_moment, moment_of
 from palimpsest.statistics.cache import Cache, CacheEntry
 from palimpsest.statistics.convergence import direction_error, is_due
 from palimpsest.statistics.moments import SecondMoment
@@ -75,11 +76,11 @@ class Checkpoints:
 
     def restored(self, running: Running) -> Running:
         """A point as its checkpoint has it, if there is one."""
-        width = running.halves[0].width
+        width, shape = running.halves[0].width, running.halves[0].shape
 
         def moment(entry: CacheEntry, name: str) -> SecondMoment:
-            total = shaped(entry.tensors[name], width, width, name=name)
-            return SecondMoment.from_sum(total, entry.number("counts", name))
+            total = shaped(entry.tensors[name], *shape, name=name)
+            return moment_of(total, entry.number("counts", name))
 
         def made(entry: CacheEntry) -> Running:
             probes = shaped(entry.tensors["probes"], None, width, name="probes").double()
@@ -167,10 +168,10 @@ def _with_probes(probes: Tensor, keys: Tensor) -> Tensor:
     return torch.cat([probes, chosen.double().cpu()])
 
 
-def start(point: Point, known: dict[str, Any], width: int) -> Running:
+def start(point: Point, known: dict[str, Any], width: int, blocks: int = 1) -> Running:
     """A point of which nothing has been read yet."""
     probes = torch.zeros(0, width, dtype=torch.float64)
-    return Running(point, known, (SecondMoment(width), SecondMoment(width)), probes)
+    return Running(point, known, (empty_moment(width, blocks), empty_moment(width, blocks)), probes)
 
 
 def _partial(known: dict[str, Any]) -> dict[str, Any]:

@@ -99,7 +99,7 @@ class KeyMetrics:
 
         def factorise(found: KeyStatistics) -> Factorised:
             where = f"site {found.point.site}, layer {found.point.layer}, {found.moment.count:,} tokens"
-            return Factorised(found.moment.mean(), where=where, damping=self.config.damping)
+            return Factorised(found.moment.mean(), where=where, damping=self.config.damping + found.moment.floor)
 
         return self._prepare("factor", factorise, model, layers, site, progress)
 

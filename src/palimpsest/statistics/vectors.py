@@ -9,7 +9,7 @@ from torch import Tensor
 
 from palimpsest.errors import ConfigError
 from palimpsest.models import PaddedBatch, Point, captured
-from palimpsest.models.sites import features
+from palimpsest.models.sites import features, is_experts, number_of_experts
 from palimpsest.statistics.cache import points_identity
 
 if TYPE_CHECKING:
@@ -31,6 +31,9 @@ class Vectors(Protocol):
 
     def width(self, model: EditableModel, point: Point) -> int:
         """Their length. Raises `ConfigError` for a point without them."""
+
+    def blocks(self, model: EditableModel, point: Point) -> int:
+        """Of how many blocks on its diagonal their second moment is kept; 1 for all of it."""
 
     def determined_by(self, model: EditableModel, point: Point) -> dict[str, Any]:
         """What they are and everything of the model that determines them, JSON-ready."""
@@ -58,13 +61,17 @@ class Keys:
                 expected="a site of the encoder: encoder.mlp.down",
                 found=point.site,
             )
-        if point.side != "input" or not model.sites.is_linear(module):
+        if point.side != "input" or not (model.sites.is_linear(module) or is_experts(module)):
             raise ConfigError(
                 "There are no keys at this point.",
                 expected="the input of a linear site: mlp.down, attn.out, ...",
                 found=f"the {point.side} of {point.site}",
             )
         return features(module)[1]
+
+    def blocks(self, model: EditableModel, point: Point) -> int:
+        """One for every expert of a mixture; see `solve.blocks`."""
+        return number_of_experts(model.sites.module(point.site, point.layer))
 
     def determined_by(self, model: EditableModel, point: Point) -> dict[str, Any]:
         """See `Vectors`."""

@@ -52,13 +52,17 @@ NOTHING_SPARED: Mapping[str, Tensor] = MappingProxyType({})
 
 
 def spare(delta: Tensor, basis: Tensor | None, module: nn.Module) -> Tensor:
-    """A change of a module's weight, in the way it is stored, without what it would write for a basis of inputs."""
+    """A change of a module's weight, in the way it is stored, without what it would write for a basis of inputs.
+
+    Arguments:
+        basis: (in, directions), orthonormal; of experts (experts, width, directions), each column so or zero.
+    """
     if basis is None:
         return delta
     basis = basis.to(delta)
     if is_transposed(module):
-        return delta - basis @ (basis.t() @ delta)
-    return delta - (delta @ basis) @ basis.t()
+        return delta - basis @ (basis.mT @ delta)
+    return delta - (delta @ basis) @ basis.mT
 
 
 def project(delta: Tensor, constraint: Constraint, radius: float) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from palimpsest import processes
 from palimpsest.models import EditableModel
+from palimpsest.models.sites import layer_of
 from palimpsest.patches import Dense
 from palimpsest.training.constraint import NO_BALL, NOTHING_SPARED, Ball, held, spare
 from palimpsest.training.steps import owner, unit_of_step
@@ -124,7 +125,7 @@ class TrainingCopies:
     def after_step(self) -> None:
         """Applies the constraint and shows the model the new values."""
         for name, master in self._masters.items():
-            basis = self._spared.get(name.removesuffix(".weight"))
+            basis = self._spared.get(layer_of(name))
             if self._ball.constraint != "none" or basis is not None:
                 start = self._start[name]
                 directions = partial(spare, basis=basis, module=owner(self.module, name))

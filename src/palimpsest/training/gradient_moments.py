@@ -42,6 +42,11 @@ class OutputGradients:
             )
         return features(module)[0]
 
+    def blocks(self, model: EditableModel, point: Point) -> int:
+        """See `Vectors`: kept whole."""
+        del model, point
+        return 1
+
     def determined_by(self, model: EditableModel, point: Point) -> dict[str, Any]:
         """See `statistics.Vectors`: all weights count, for the loss is behind all of them."""
         return {"kind": "gradients", "format": 1, "site": point.site, "layer": point.layer, **whole_identity(model)}

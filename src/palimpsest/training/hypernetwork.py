@@ -62,7 +62,7 @@ def chosen_places(model: EditableModel, options: HypernetworkOptions) -> list[We
     """The weights that the options name. Raises `ConfigError` for layers out of range, `ModelError` as `places`."""
     sites = list(options.sites)
     if isinstance(options.sites, str):
-        whole = [name for name in model.sites.names() if model.sites.has_weight(name) and not _is_slice(model, name)]
+        whole = [name for name in model.sites.names() if _is_matrix(model, name)]
         sites = [name for name in whole if options.sites == "all" or model.sites.locate(name)[1] in MLP_MATRICES]
         # A mixture of experts has none; asking for one says so.
         sites = sites or ["mlp.down"]
@@ -75,8 +75,10 @@ def chosen_places(model: EditableModel, options: HypernetworkOptions) -> list[We
     return places(model, sites, layers)
 
 
-def _is_slice(model: EditableModel, site: str) -> bool:
-    return model.sites.part(site).is_slice
+def _is_matrix(model: EditableModel, site: str) -> bool:
+    """Whether a site is a whole matrix of its own."""
+    part = model.sites.part(site)
+    return model.sites.has_weight(site) and not part.is_slice and not part.is_experts
 
 
 def editing_losses(

@@ -20,9 +20,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from palimpsest.locating import about, well_known_subjects
 from palimpsest.models import EditableModel, Encoded, PaddedBatch, next_tokens, to_be_answered
+from palimpsest.models.sites import EXPERTS_MATRIX, is_experts, number_of_experts, read_by
 from palimpsest.requests import EditRequest, normalise
 
 NEUTRAL_PROMPTS = (
@@ -94,18 +96,22 @@ def prompts_apart_from(request: EditRequest, count: int, draw: torch.Generator) 
 def spared_directions(
     model: EditableModel, requests: Sequence[EditRequest], modules: Sequence[str], *, seed: int, most: int = 16
 ) -> dict[str, Tensor]:
-    """Name of each linear layer to (in, directions), an orthonormal basis of what it reads that is to be left alone.
+    """Name of each linear layer to (in, directions), an orthonormal basis of what it reads that is to be left alone; of
+    experts a basis each, (experts, width, directions), filled up with zeros.
 
     That is what it reads of prompts about others, of ordinary beginnings of sentences, and at the last token of the
     edits' own answers: how a text goes on behind an answer is not the edit's, which would begin it again and again.
 
     Arguments:
-        modules: full names of linear layers.
+        modules: full names of linear layers, or of experts.
         most: prompts about others, at most; ordinary beginnings of sentences are added to them.
 
     Raises `ModelError` when these layers' weights are offloaded, before anything is computed.
     """
-    model.weights.require_present(f"{name}.weight" for name in modules)
+    layers = {name: model.module.get_submodule(name) for name in modules}
+    model.weights.require_present(
+        f"{name}.{EXPERTS_MATRIX if is_experts(layer) else 'weight'}" for name, layer in layers.items()
+    )
     draw = torch.Generator().manual_seed(seed)
     each = max(1, most // max(1, len(requests)))
     order = torch.randperm(len(requests), generator=draw).tolist()[: most // each]
@@ -113,11 +119,11 @@ def spared_directions(
     others = model.batch(to_be_answered(model, [*texts, *NEUTRAL_PROMPTS]))
     answered = model.batch([_answered(model, requests[index]) for index in order])
     read, behind = _read(model, others, modules), _read(model, answered, modules)
-    return {
-        name: _basis(torch.cat([_tokens(read[name], others), _tokens(behind[name], answered, is_last=True)]))
-        for name in modules
-        if name in read
-    }
+    bases = {}
+    for name in (one for one in modules if one in read):
+        keys = torch.cat([_tokens(read[name], others), _tokens(behind[name], answered, is_last=True)])
+        bases[name] = _bases(keys, number_of_experts(layers[name])) if is_experts(layers[name]) else _basis(keys)
+    return bases
 
 
 def _answered(model: EditableModel, request: EditRequest) -> Encoded:
@@ -132,13 +138,16 @@ def _read(model: EditableModel, batch: PaddedBatch, modules: Sequence[str]) -> d
     """What linear layers read of a batch, by name: (rows, tokens, in), or (tokens, in) where experts share them."""
     found: dict[str, Tensor] = {}
 
-    def keep(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def hook(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            found[name] = inputs[0].detach()
+    def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            keys = read_by(module, args, kwargs).detach()
+            found[name] = keys.unflatten(0, batch.attention_mask.shape) if is_experts(module) else keys
 
         return hook
 
-    handles = [model.module.get_submodule(name).register_forward_pre_hook(keep(name)) for name in modules]
+    handles = [
+        model.module.get_submodule(name).register_forward_pre_hook(keep(name), with_kwargs=True) for name in modules
+    ]
     try:
         model.forward(batch)
     finally:
@@ -169,3 +178,16 @@ def _basis(read: Tensor) -> Tensor:
     strong = (values > _SMALLEST**2 * values[-1]).nonzero()[:, 0][-most:]
     directions: Tensor = keys.t() @ vectors[:, strong] / values[strong].sqrt()
     return directions.to(read.device, torch.float32)
+
+
+def _bases(read: Tensor, experts: int) -> Tensor:
+    """(experts, width, directions), of what experts read, (tokens, experts * width): a basis each, then zeros.
+
+    What is written for none of an expert's own keys is written for no sum of them. An expert that no token was sent to
+    has nothing to be left alone, and where it is not trained nothing of others is brought into it.
+    """
+    keys = read.unflatten(1, (experts, -1))
+    own = [keys[:, index][keys[:, index].any(dim=1)] for index in range(experts)]
+    found = [_basis(one) if len(one) else one.float().t() for one in own]
+    most = max(one.shape[1] for one in found)
+    return torch.stack([functional.pad(one, (0, most - one.shape[1])) for one in found])

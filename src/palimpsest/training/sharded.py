@@ -22,6 +22,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from palimpsest import processes
 from palimpsest.errors import ConfigError
 from palimpsest.models import EditableModel, whole_tensor
+from palimpsest.models.sites import layer_of
 from palimpsest.patches import Dense
 from palimpsest.training.constraint import NO_BALL, NOTHING_SPARED, Ball, held, project, spare
 from palimpsest.training.steps import owner, unit_of_step
@@ -106,7 +107,7 @@ class ShardedCopies:
     def after_step(self) -> None:
         """Applies the constraint."""
         for name, master in self._masters.items():
-            basis = self._spared.get(name.removesuffix(".weight"))
+            basis = self._spared.get(layer_of(name))
             radius = self._ball.radius_of(self._model.weights.current(name))
             if basis is not None:
                 base = self._model.weights.current(name).float()

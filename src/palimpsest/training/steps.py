@@ -37,15 +37,17 @@ def owner(model: nn.Module, name: str) -> nn.Module:
 def unit_of_step(module: nn.Module, weight: Tensor, optimizer: str) -> float:
     """The learning rate of a step of unit length; a vector, such as a bias, counts as a matrix with one row.
 
+    Of experts it is that of one of them, for the weights by which the router adds them up come to one or less.
+
     Arguments:
         module: whose weight it is; its type says how a matrix is stored.
         weight: the tensor that is trained.
         optimizer: `adamw`, or one that steps along the gradient.
     """
     size = root_mean_square(weight)
-    if weight.ndim != 2:
+    if weight.ndim < 2:
         return size / math.sqrt(weight.numel()) if optimizer == "adamw" else size
-    rows, columns = weight.shape
+    rows, columns = weight.shape[-2:]
     into, out = (rows, columns) if is_transposed(module) else (columns, rows)
     return size / math.sqrt(into) if optimizer == "adamw" else size * math.sqrt(out)
 

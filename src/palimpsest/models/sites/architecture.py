@@ -1,32 +1,28 @@
-"""From a model to its verified sites: the row is looked up by model type, then proved by one forward pass."""
+"""An architecture bound to a model: from sites and layers to modules and parameters."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from palimpsest.errors import ConfigError, ModelError, unknown_name
-from palimpsest.models.placement import device_of
+from palimpsest.models.sites.experts import is_experts
 from palimpsest.models.sites.linear import (
-    LINEAR_TYPES,
+    EXPERTS_MATRIX,
     cut_output,
-    features,
     is_linear,
+    is_plain,
     is_quantised,
     qualified_name,
     quantised_weights,
 )
-from palimpsest.models.sites.passing import first_input, first_tensor
 from palimpsest.models.sites.rows import SITE_NAMES, Architecture, Part
-from palimpsest.models.sites.table import num_experts, row_for
+from palimpsest.models.sites.table import num_experts
 
 WEIGHT_SITES = tuple(name for name in SITE_NAMES if "." in name)
 MATRICES = ("mlp.up", "mlp.gate", "mlp.down")
-# What these write is added to the residual stream; the other sites with a weight read from it.
-_WRITING_SITES = ("mlp.down", "attn.out", "cross.out")
 
 
 @dataclass(frozen=True)
@@ -90,6 +86,10 @@ class Sites:
             return self.model.get_submodule(self.architecture.unembed)
         if inside in ("embed", "final_norm"):
             return self.model.get_submodule(self._outside(stack, inside))
+        return self.model.get_submodule(self.path(site, layer))
+
+    def path(self, site: str, layer: int | None) -> str:
+        """The full name of the module of a site inside a block. Raises as `module` does."""
         part, count = self.part(site), self.layers_of(site)
         if layer is None or not 0 <= layer < count:
             raise ModelError(
@@ -98,7 +98,17 @@ class Sites:
                 found=str(layer),
                 where=f"site {site!r} of a model with {count} layers",
             )
-        return self.model.get_submodule(_join(self.architecture.stacks[stack].blocks, str(layer), part.path))
+        block = dotted(self.architecture.stacks[self.locate(site)[0]].blocks, str(layer))
+        path = dotted(block, part.path)
+        if part.otherwise is None:
+            return path
+        # Some layers of a mixture have an MLP in place of experts.
+        return path if _has(self.model, path) else dotted(block, part.otherwise)
+
+    def holds_experts(self, site: str, layer: int) -> bool:
+        """Whether what a site is at a layer are the experts of a mixture, be they plain numbers or packed."""
+        part = self.part(site)
+        return part.is_experts and self.path(site, layer).endswith(part.path)
 
     def part(self, site: str) -> Part:
         """Where a site lies inside a block.
@@ -119,18 +129,19 @@ class Sites:
 
     def block(self, layer: int, stack: str = "decoder") -> nn.Module:
         """A whole block."""
-        return self.model.get_submodule(_join(self.architecture.stacks[stack].blocks, str(layer)))
+        return self.model.get_submodule(dotted(self.architecture.stacks[stack].blocks, str(layer)))
 
     def is_linear(self, module: nn.Module) -> bool:
         """Whether a module is a linear layer with a plain weight, by this family's types."""
         return is_linear(module, self.architecture.linear_types)
 
-    def require_weight(self, site: str, layer: int) -> str:
+    def require_weight(self, site: str, layer: int, *, takes_experts: bool = False) -> str:
         """The full name of a site's weight, of which a method wants to compute and change the numbers.
 
         Raises as `parameter_name` does, and `ModelError` for a weight that is quantised or shared with other sites.
         """
-        name, module, part = self.parameter_name(site, layer), self.module(site, layer), self.part(site)
+        name = self.parameter_name(site, layer, takes_experts=takes_experts)
+        module, part = self.module(site, layer), self.part(site)
         if is_quantised(module):
             raise quantised_weights(f"site {site} of layer {layer}", module)
         if part.is_slice:
@@ -160,17 +171,28 @@ class Sites:
         part = self.part(site)
         return cut_output(output, part.index, *self.layout(site)) if part.is_slice else output
 
-    def parameter_name(self, site: str, layer: int, *, kind: str = "weight") -> str:
+    def parameter_name(self, site: str, layer: int, *, kind: str = "weight", takes_experts: bool = False) -> str:
         """The full name of a site's weight (or bias) in `named_parameters()`.
 
-        Raises `ConfigError` for a site that has no weight of its own, and as `module` does.
+        Arguments:
+            kind: `weight` or `bias`.
+            takes_experts: whether the parameter of three axes that holds a mixture's experts will do; see
+                `sites.experts`.
+
+        Raises `ConfigError` for a site that has no weight of its own, `ModelError` for experts that will not do or that
+        are packed, and as `module` does.
         """
-        self.module(site, layer)
+        module = self.module(site, layer)
         if not self.has_weight(site):
             known = [name for name in self.names() if self.has_weight(name)]
             raise unknown_name("site with a weight", site, known, where=f"family {self.architecture.name!r}")
-        blocks = self.architecture.stacks[self.locate(site)[0]].blocks
-        return _join(blocks, str(layer), self.part(site).path, kind)
+        if self.holds_experts(site, layer):
+            if not takes_experts:
+                raise _many_matrices(self, site)
+            if not is_experts(module):
+                raise _other_experts(f"site {site} of layer {layer}", module)
+            kind = EXPERTS_MATRIX if kind == "weight" else f"{EXPERTS_MATRIX}_{kind}"
+        return dotted(self.path(site, layer), kind)
 
     def _outside(self, stack: str, name: str) -> str:
         """Path of a stack's embedding or final norm."""
@@ -185,41 +207,12 @@ class Sites:
         return path
 
 
-def resolve(model: nn.Module, architecture: Architecture | None = None) -> Sites:
-    """Finds the row for a model and verifies every site with one forward pass over three tokens.
-
-    Raises `ModelError` that names the sites looked for, and how to add a row.
-    """
-    config: Any = model.config
-    row = architecture or row_for(config)
-    has_encoder = bool(getattr(config, "is_encoder_decoder", False))
-    if has_encoder is not (row.encoder is not None):
-        raise _mismatch(row, "encoder", f"config.is_encoder_decoder = {has_encoder}")
-    counts = {name: _count_blocks(model, row, name) for name in row.stacks}
-    embed = _submodule(model, row.embed, row, "embed")
-    _submodule(model, row.unembed, row, "unembed")
-    sites = Sites(row, model, counts["decoder"], int(_weight(embed).shape[1]), counts.get("encoder", 0))
-    for site in sites.names():
-        for layer in range(sites.layers_of(site)):
-            path = _join(row.stacks[sites.locate(site)[0]].blocks, str(layer), sites.part(site).path)
-            module = _submodule(model, path, row, site)
-            if sites.has_weight(site) and not sites.is_linear(module) and not is_quantised(module):
-                raise _not_linear(row, site, layer, module)
-    _verify_slices(sites)
-    _verify(sites)
-    return sites
-
-
-def _count_blocks(model: nn.Module, row: Architecture, name: str) -> int:
-    """Number of blocks of a stack, whose other parts are there too."""
-    stack, label = row.stacks[name], "" if row.encoder is None else f"{name}."
-    blocks = _submodule(model, stack.blocks, row, f"{label}blocks")
-    if not isinstance(blocks, nn.ModuleList) or len(blocks) == 0:
-        raise _mismatch(row, f"{label}blocks", f"{stack.blocks!r} is a {type(blocks).__name__}, not a list of blocks")
-    _submodule(model, stack.embed, row, f"{label}embed")
-    if stack.final_norm is not None:
-        _submodule(model, stack.final_norm, row, f"{label}final_norm")
-    return len(blocks)
+def _has(model: nn.Module, path: str) -> bool:
+    try:
+        model.get_submodule(path)
+    except AttributeError:
+        return False
+    return True
 
 
 def _many_matrices(sites: Sites, site: str) -> ModelError:
@@ -229,121 +222,24 @@ def _many_matrices(sites: Sites, site: str) -> ModelError:
         expected=f"one weight matrix {site} a layer",
         found=f"{num_experts(config)} experts a layer, their weights stacked in one tensor behind a router",
         where=f"a model of type {config.model_type!r}",
-        remedy="choose sites of the attention, such as attn.v or attn.out; lora does so by default, and ft trains all"
-        " weights",
+        remedy="choose sites of the attention, such as attn.v or attn.out, as lora does by default; or take a method"
+        " that writes into the experts' mlp.down: memit, rome, emmet, alphaedit, ft-l",
     )
 
 
-def _not_linear(row: Architecture, site: str, layer: int, module: nn.Module) -> ModelError:
-    return _mismatch(
-        row,
-        f"{site} of layer {layer}",
-        f"a {qualified_name(module)}, not one of {', '.join(kind.__name__ for kind in LINEAR_TYPES)}"
-        " (a layer that another library wrapped has to be unwrapped first: peft's merge_and_unload)",
-    )
-
-
-def _verify(sites: Sites) -> None:
-    """Runs three tokens and checks the width of what every site of every layer reads and writes."""
-    seen: dict[tuple[str, int], tuple[int, int]] = {}
-    handles = []
-    for site in sites.names():
-        for layer in range(sites.layers_of(site)):
-
-            def record(
-                _module: nn.Module,
-                args: Any,
-                kwargs: Any,
-                output: Any,
-                *,
-                key: tuple[str, int] = (site, layer),
-            ) -> None:
-                seen[key] = (int(first_input(args, kwargs).shape[-1]), int(first_tensor(output).shape[-1]))
-
-            handles.append(sites.module(site, layer).register_forward_hook(record, with_kwargs=True))
-    device = device_of(sites.module("embed"))
-    try:
-        with torch.no_grad():
-            ids = torch.arange(3, device=device)[None]
-            decoder = {} if sites.architecture.encoder is None else {"decoder_input_ids": ids[:, :2]}
-            sites.model(input_ids=ids, attention_mask=torch.ones_like(ids), **decoder)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise ModelError(
-            "The model cannot compute.",
-            expected="a forward pass over three tokens",
-            found=f"{type(error).__name__}: {str(error).strip().splitlines()[0]}",
-            where=f"a {type(sites.model).__name__} in {sites.model.dtype} on {device}",
-            remedy="check that transformers alone can run it here: model(input_ids=...)",
-        ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
-    for (site, layer), expected in _expected_widths(sites).items():
-        if seen.get((site, layer)) != expected:
-            raise _mismatch(
-                sites.architecture,
-                f"{site} of layer {layer}",
-                f"(input, output) widths {seen.get((site, layer), 'never reached')}, not {expected}",
-            )
-
-
-def _verify_slices(sites: Sites) -> None:
-    """Checks that the slices of a fused projection come out in whole numbers of features."""
-    for site in sites.names():
-        part = sites.part(site)
-        if not part.is_slice:
-            continue
-        width = features(sites.module(site, 0))[0]
-        try:
-            shares, groups = sites.layout(site)
-        except AttributeError as error:
-            raise _mismatch(sites.architecture, site, f"no such config field ({error})") from error
-        if width % groups or any(width // groups * share % sum(shares) for share in shares):
-            raise _mismatch(
-                sites.architecture, site, f"{width} features, which {groups} groups of slices {shares} do not divide"
-            )
-
-
-def _expected_widths(sites: Sites) -> dict[tuple[str, int], tuple[int, int]]:
-    expected = {}
-    for site in sites.names():
-        is_writing = sites.locate(site)[1] in _WRITING_SITES
-        for layer in range(sites.layers_of(site)):
-            if sites.has_weight(site):
-                out_features, in_features = features(sites.module(site, layer))
-                # What writes into the residual stream must have its width; what reads from it likewise.
-                expected[site, layer] = (
-                    in_features if is_writing else sites.d_model,
-                    sites.d_model if is_writing else out_features,
-                )
-            else:
-                expected[site, layer] = (sites.d_model, sites.d_model)
-    return expected
-
-
-def _submodule(model: nn.Module, path: str, row: Architecture, site: str) -> nn.Module:
-    try:
-        return model.get_submodule(path)
-    except AttributeError as error:
-        raise _mismatch(row, site, f"no module {path!r} ({error})") from error
-
-
-def _weight(module: nn.Module) -> Tensor:
-    weight = module.weight
-    if not isinstance(weight, Tensor):
-        raise ModelError("A module has no weight.", found=type(module).__name__)
-    return weight
-
-
-def _join(*parts: str) -> str:
-    return ".".join(part for part in parts if part)
-
-
-def _mismatch(row: Architecture, site: str, found: str) -> ModelError:
+def _other_experts(where: str, module: nn.Module) -> ModelError:
+    down = getattr(module, EXPERTS_MATRIX, None)
+    if down is not None and not is_plain(down):
+        return quantised_weights(where, module)
     return ModelError(
-        "The model does not have the layout that the site table says.",
-        expected=f"family {row.name!r} as described in its row",
-        found=found,
-        where=f"site {site}",
-        remedy="pass a corrected palimpsest.Architecture to palimpsest.load(..., architecture=row)",
+        "The experts of this mixture of experts are not stored in a way that can be edited.",
+        expected=f"one parameter {EXPERTS_MATRIX} of three axes with the experts' matrices, all in this process",
+        found=f"a {qualified_name(module)}",
+        where=where,
+        remedy="take lora, which edits the attention; or load the model with transformers' own class in one process",
     )
+
+
+def dotted(*parts: str) -> str:
+    """Parts of a path with dots between them; empty ones are left out."""
+    return ".".join(part for part in parts if part)

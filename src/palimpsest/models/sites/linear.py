@@ -9,10 +9,13 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from palimpsest.errors import ModelError
+from palimpsest.models.sites.experts import factors_by_expert, is_experts, is_turned, stacked
 
 LINEAR_TYPES = (nn.Linear, Conv1D)
 # Quantised layers may keep integers, or floats of one byte, under the same attribute.
 WEIGHT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+EXPERTS_MATRIX = "down_proj"
+"""What the parameter is called that holds all experts' down-projections."""
 
 
 def is_linear(module: nn.Module, also: Collection[str] = ()) -> bool:
@@ -77,11 +80,13 @@ def describe(weight: object) -> str:
 
 def is_transposed(module: nn.Module) -> bool:
     """Whether the weight is stored (in, out), as GPT-2's Conv1D does, instead of (out, in)."""
-    return isinstance(module, Conv1D)
+    return isinstance(module, Conv1D) or (is_experts(module) and is_turned(module))
 
 
 def weight_as_out_in(module: nn.Module) -> Tensor:
-    """The weight as a view of shape (out, in)."""
+    """The weight as a view of shape (out, in); of experts (out, experts * width), which may be a copy."""
+    if is_experts(module):
+        return stacked(module)
     weight = module.weight
     if not isinstance(weight, Tensor):
         raise TypeError(f"{type(module).__name__} has no weight tensor")
@@ -89,7 +94,12 @@ def weight_as_out_in(module: nn.Module) -> Tensor:
 
 
 def factors_to_storage(module: nn.Module, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """Factors of a change, left (out, r) and right (r, in), turned so that their product is in storage order."""
+    """Factors of a change, left (out, r) and right (r, in), turned so that their product is in storage order.
+
+    Of experts one of them has a third axis in front; see `experts.factors_by_expert`.
+    """
+    if is_experts(module):
+        return factors_by_expert(module, left, right)
     return (right.t().contiguous(), left.t().contiguous()) if is_transposed(module) else (left, right)
 
 
@@ -99,6 +109,15 @@ def features(module: nn.Module) -> tuple[int, int]:
         return int(module.out_features), int(module.in_features)  # type: ignore[arg-type]
     out_features, in_features = weight_as_out_in(module).shape
     return int(out_features), int(in_features)
+
+
+def layer_of(name: str) -> str:
+    """The module that a parameter is the matrix of: `a.b` for `a.b.weight`, or for the experts' `a.b.down_proj`.
+
+    The name itself where it is no matrix, such as a bias.
+    """
+    owner, _, kind = name.rpartition(".")
+    return owner if kind in ("weight", EXPERTS_MATRIX) else name
 
 
 def cut_output(output: Tensor, index: int, shares: Sequence[int], groups: int = 1) -> Tensor:
@@ -118,10 +137,11 @@ def cut_output(output: Tensor, index: int, shares: Sequence[int], groups: int = 
 
 def quantised_weights(where: str, module: nn.Module) -> ModelError:
     """The error of a method that has to change weights, on a model that keeps them packed."""
+    weight = getattr(module, "weight", getattr(module, EXPERTS_MATRIX, None))
     return ModelError(
         "The model's weights are quantised, so that no change can be added to them.",
         expected="weights in float32, bfloat16 or float16",
-        found=f"a {qualified_name(module)}, its weight {describe(getattr(module, 'weight', None))}",
+        found=f"a {qualified_name(module)}, its weight {describe(weight)}",
         where=where,
         remedy="take lora or f-learning-lora, whose changes run beside the layer; or edit the checkpoint it was"
         " quantised from, write it with `palimpsest apply`, and quantise the result",

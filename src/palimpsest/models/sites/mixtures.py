@@ -1,7 +1,8 @@
-"""Mixtures of experts: rows of the site table that name the attention. Data only.
+"""Mixtures of experts: rows of the site table that name the attention and the experts. Data only.
 
-A layer's experts are stacked in one tensor behind a router, so there is no one matrix `mlp.up`, `mlp.gate` or
-`mlp.down`. The module as a whole has its site `mlp`: its input and output can be looked at and changed.
+A layer's experts are stacked in one tensor behind a router, so there is no one matrix `mlp.up` or `mlp.gate`. Their
+down-projections side by side are `mlp.down`; see `sites.experts`. The module as a whole has its site `mlp`, shared
+experts and all: its input and output can be looked at and changed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ MIXTURE = replace(
     model_types=(
         "mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "phimoe", "gpt_oss", "glm4_moe", "ernie4_5_moe",
     ),
-    sites=_ATTENTION,
+    sites={"mlp.down": Part("mlp.experts", is_experts=True, otherwise="mlp.down_proj"), **_ATTENTION},
     is_mixture=True,
 )  # fmt: skip
 
@@ -28,7 +29,11 @@ GRANITE_MIXTURE = replace(
     LLAMA,
     name="granite-mixture",
     model_types=("granitemoe",),
-    sites={**_ATTENTION, "mlp": Part("block_sparse_moe")},
+    sites={
+        "mlp.down": Part("block_sparse_moe.experts", is_experts=True),
+        **_ATTENTION,
+        "mlp": Part("block_sparse_moe"),
+    },
     mlp_writes_residual=False,
     is_mixture=True,
 )

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
+
+from palimpsest.models.sites.experts import is_experts, keys_of
 
 
 def first_input(args: Any, kwargs: Any) -> Tensor:
     """The hidden states that a module is called with, by place or by name."""
     tensor: Tensor = args[0] if args else kwargs["hidden_states"]
     return tensor
+
+
+def read_by(module: nn.Module, args: Any, kwargs: Any) -> Tensor:
+    """What a module's matrix reads: the hidden states, or of experts their keys, (tokens, experts * width)."""
+    return keys_of(module, args, kwargs) if is_experts(module) else first_input(args, kwargs)
 
 
 def first_tensor(output: Any) -> Tensor:

@@ -20,6 +20,9 @@ class Part:
         shares: for slices of unequal size what their sizes are in proportion to, numbers or names of config fields;
             takes the place of `of`.
         groups: how often the slices repeat, a number or the name of a config field.
+        is_experts: whether the module holds the experts of a mixture, whose down-projections side by side are the
+            matrix; see `sites.experts`.
+        otherwise: path in those blocks of a mixture that have an MLP in place of experts.
     """
 
     path: str
@@ -27,6 +30,8 @@ class Part:
     of: int = 1
     shares: tuple[int | str, ...] = ()
     groups: int | str = 1
+    is_experts: bool = False
+    otherwise: str | None = None
 
     @property
     def is_slice(self) -> bool:
@@ -60,8 +65,8 @@ class Architecture:
         mlp_writes_residual: whether what `mlp.down` writes is added to the residual stream as it is. False where a
             norm or a factor stands in between: there, a change of the MLP's output is not the same change of the
             block's.
-        is_mixture: whether a router sends each token to a few of a layer's experts, so that there are no `mlp.up`,
-            `mlp.gate` and `mlp.down`.
+        is_mixture: whether a router sends each token to a few of a layer's experts, so that there are no `mlp.up` and
+            `mlp.gate`, and `mlp.down` is a `Part` that says `is_experts`, or is left out.
         linear_types: qualified names of subclasses of `nn.Linear` that hold a plain weight, to be taken as one. Other
             subclasses are refused: most of them are quantised layers or adapters.
         encoder: the encoder of an encoder-decoder; `None` for a decoder-only model.

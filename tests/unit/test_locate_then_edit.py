@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -10,11 +11,12 @@ import torch
 
 import palimpsest as ps
 import tiny
-from palimpsest import ConfigError, DataError, EditRequest, ModelError, method
+from palimpsest import ConfigError, DataError, EditRequest, ModelError, load, method
 from palimpsest.locating.target_vector import TargetOptions, find_target_vectors
 from palimpsest.methods import rome
 from palimpsest.models.hooks import Point
 from palimpsest.models.sites.linear import weight_as_out_in
+from palimpsest.models.sites.mixtures import MIXTURE
 from palimpsest.models.tokens import subject_last_token
 
 TEMPLATES = ("{}", "It was written long ago. {}", "Rome. {}")
@@ -476,8 +478,9 @@ def test_what_none_of_them_can_edit(name, idle):
         make(name).edit(idle, [EditRequest("The capital of France is", target_new="Lyon")])
     with pytest.raises(ModelError, match="decoder-only models"):
         make(name).edit(tiny.tiny_model("t5"), tiny.requests(1))
+    unnamed = replace(MIXTURE, sites={site: part for site, part in MIXTURE.sites.items() if site != "mlp.down"})
     with pytest.raises(ModelError, match="mixture of experts"):
-        make(name).edit(tiny.tiny_model("mixtral"), tiny.requests(1))
+        make(name).edit(load(tiny.tiny_module("mixtral"), tiny.tokenizer(), architecture=unnamed), tiny.requests(1))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Mixtures of experts: the attention can be edited, an MLP matrix cannot, and nothing is computed to find out."""
+"""Mixtures of experts: what can be edited, and what is refused before anything is computed; see test_experts.py."""
 
 import pytest
 import torch
@@ -25,7 +25,16 @@ def test_the_experts_as_a_whole_can_be_looked_at_and_changed(family):
 
 @pytest.mark.parametrize("family", tiny.MIXTURES)
 @pytest.mark.parametrize(
-    ("name", "options"), [("ft-l", {"radius": 0.1}), ("locft", {}), ("lora", {"sites": ["mlp.up"]})]
+    ("name", "options"),
+    [
+        ("ft-l", {"parameters": "mlp.up"}),
+        ("lora", {"sites": ["mlp.up"]}),
+        ("lora", {"sites": ["mlp.down"], "layers": [2]}),
+        ("kn", {}),
+        ("grace", {"layer": 2}),
+        ("horen", {"layer": 2}),
+        ("wise", {"layer": 2}),
+    ],
 )
 def test_methods_that_need_an_mlp_matrix_refuse_before_any_computation(family, name, options, monkeypatch):
     model = tiny.tiny_model(family)

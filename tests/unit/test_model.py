@@ -8,9 +8,9 @@ import tiny
 from palimpsest import Architecture, ModelError, Part, load
 from palimpsest.answers import first_sentence, is_exact
 from palimpsest.models.hooks import Point
-from palimpsest.models.sites.resolving import resolve
 from palimpsest.models.sites.families import GPTJ
 from palimpsest.models.sites.linear import factors_to_storage, weight_as_out_in
+from palimpsest.models.sites.resolving import resolve
 
 PROMPTS = ["The capital of France is", "Anna", "Who wrote it long ago, people of Oslo and Vienna, or", "The river"]
 TARGETS = ["Lyon", "Keller was born in Lima", "the Danube", "that flows"]

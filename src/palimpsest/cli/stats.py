@@ -120,7 +120,7 @@ def _row(point: Point, one: KeyStatistics) -> dict[str, Any]:
         "width": moment.width,
         "tokens": moment.count,
         "error": one.error,
-        "mean_squared_norm": float(moment.mean().trace()),
+        "mean_squared_norm": float(moment.mean().diagonal(dim1=-2, dim2=-1).sum()),
         "is_cached": one.is_cached,
     }
 

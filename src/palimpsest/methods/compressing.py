@@ -36,16 +36,19 @@ def compressed(
 
 
 def strongest(delta: Tensor, rank: int) -> LowRank:
-    """The part of a change, (rows, columns), along its strongest directions, by random projections from one seed."""
+    """The part of a change, (rows, columns), along its strongest directions, by random projections from one seed.
+
+    Of a change of experts, (experts, rows, columns), those of each.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        start = torch.randn(delta.shape[1], min(rank + _MORE_DIRECTIONS, *delta.shape)).to(delta)
+        start = torch.randn(delta.shape[-1], min(rank + _MORE_DIRECTIONS, *delta.shape[-2:])).to(delta)
     # Two rounds of the power iteration; the change is that of the space of the columns, whatever its basis.
     space = torch.linalg.qr(delta @ start)[0]
     for _ in range(2):
-        space = torch.linalg.qr(delta @ torch.linalg.qr(delta.t() @ space)[0])[0]
-    left, sizes, right = torch.linalg.svd(space.t() @ delta, full_matrices=False)
-    return LowRank((space @ left[:, :rank] * sizes[:rank]).contiguous(), right[:rank].contiguous())
+        space = torch.linalg.qr(delta @ torch.linalg.qr(delta.mT @ space)[0])[0]
+    left, sizes, right = torch.linalg.svd(space.mT @ delta, full_matrices=False)
+    return LowRank((space @ left[..., :rank] * sizes[..., None, :rank]).contiguous(), right[..., :rank, :].contiguous())
 
 
 def held(model: EditableModel, requests: Sequence[EditRequest], deltas: Mapping[str, Delta]) -> set[int]:
@@ -57,4 +60,5 @@ def held(model: EditableModel, requests: Sequence[EditRequest], deltas: Mapping[
 
 def _is_smaller(delta: Delta, rank: int) -> bool:
     shape = delta.shape
-    return isinstance(delta, Dense) and len(shape) == 2 and 2 * rank * sum(shape) < shape[0] * shape[1]
+    is_matrix = isinstance(delta, Dense) and len(shape) in (2, 3)
+    return is_matrix and 2 * rank * sum(shape[-2:]) < shape[-2] * shape[-1]

@@ -20,12 +20,12 @@ from palimpsest.models.fingerprint import exact_digest, fingerprint, tensor_dige
 from palimpsest.models.placement import is_offloaded, offloaded_value, require_present
 from palimpsest.models.sites.linear import (
     features,
-    is_plain,
     is_quantised,
     keep_form,
     qualified_name,
     quantised_weights,
 )
+from palimpsest.models.sites.plain import is_plain
 from palimpsest.provenance import digest
 
 Compute = Callable[[Tensor], Tensor]

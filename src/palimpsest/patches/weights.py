@@ -65,16 +65,16 @@ class Dense:
 class LowRank:
     """A change `left @ right`; left (rows, r), right (r, columns), product in the way the parameter is stored.
 
-    Of a parameter with three axes, a mixture's experts, one of the factors has a matrix for each, (experts, r, columns) or
-    (experts, rows, r), and all share the other.
+    Of a parameter with three axes, a mixture's experts, at least one of the factors has a matrix for each, (experts, r,
+    columns) or (experts, rows, r); where the other has two axes, all share it.
     """
 
     left: Tensor
     right: Tensor
 
     def __post_init__(self) -> None:
-        axes = (self.left.ndim, self.right.ndim)
-        if axes not in ((2, 2), (2, 3), (3, 2)) or self.left.shape[-1] != self.right.shape[-2]:
+        axes, experts = {self.left.ndim, self.right.ndim}, {len(one) for one in self._by_expert}
+        if not axes <= {2, 3} or len(experts) > 1 or self.left.shape[-1] != self.right.shape[-2]:
             raise PatchError(
                 "The factors of a low-rank change do not fit together.",
                 expected="shapes (rows, r) and (r, columns)",
@@ -82,8 +82,13 @@ class LowRank:
             )
 
     @property
+    def _by_expert(self) -> list[Tensor]:
+        """The factors that have a matrix for each expert."""
+        return [one for one in (self.left, self.right) if one.ndim == 3]
+
+    @property
     def shape(self) -> tuple[int, ...]:
-        return (*self.left.shape[:-2], *self.right.shape[:-2], self.left.shape[-2], self.right.shape[-1])
+        return (*(len(one) for one in self._by_expert[:1]), self.left.shape[-2], self.right.shape[-1])
 
     @property
     def rank(self) -> int:
@@ -129,8 +134,9 @@ def add(first: Delta, second: Delta) -> Delta:
     """The sum; it stays factored while the factors are smaller than the product."""
     if first.shape != second.shape:
         raise PatchError("Two changes of one tensor differ in shape.", found=f"{first.shape} and {second.shape}")
-    if isinstance(first, LowRank) and isinstance(second, LowRank) and first.left.ndim == second.left.ndim:
-        if first.numel + second.numel < math.prod(first.shape):
+    if isinstance(first, LowRank) and isinstance(second, LowRank):
+        is_alike = (first.left.ndim, first.right.ndim) == (second.left.ndim, second.right.ndim)
+        if is_alike and first.numel + second.numel < math.prod(first.shape):
             return LowRank(torch.cat([first.left, second.left], dim=-1), torch.cat([first.right, second.right], dim=-2))
     if isinstance(first, Dense) and isinstance(second, Dense):
         return Dense(first.delta + second.delta)

@@ -23,7 +23,7 @@ LARGEST_WHOLE = 65_536
 
 def apart(rows: Tensor, like: Tensor) -> Tensor:
     """Rows (n, blocks * width) as (blocks, n, width), where `like` has three axes; else as they are."""
-    return rows if like.ndim == 2 else rows.unflatten(-1, (like.shape[0], -1)).transpose(0, 1)
+    return rows if like.ndim == 2 else rows.reshape(len(rows), like.shape[0], -1).transpose(0, 1)
 
 
 def together(rows: Tensor) -> Tensor:
@@ -53,7 +53,8 @@ def whole(blocks: Tensor, what: str) -> Tensor:
     if blocks.ndim == 2:
         return blocks
     require_whole(width_of(blocks), what)
-    return torch.block_diag(*blocks)
+    joined: Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
+    return joined
 
 
 def require_whole(width: int, what: str) -> None:

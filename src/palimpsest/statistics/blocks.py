@@ -40,7 +40,7 @@ class BlockMoments(SecondMoment):
         """Takes in keys, (n, width); a block takes those that are not zero in it. Raises as `SecondMoment.add` does."""
         if rows.ndim != 2 or rows.shape[1] != self.width:
             raise ValueError(f"expected rows of width {self.width}, found shape {tuple(rows.shape)}")
-        for block, own in zip(self.blocks, rows.split(self.blocks[0].width, dim=1), strict=True):
+        for block, own in zip(self.blocks, torch.split(rows, self.blocks[0].width, dim=1), strict=True):
             hit = own.any(dim=1).nonzero()[:, 0]
             before, names = block.count, hit.tolist()
 

@@ -78,17 +78,20 @@ def collect(
         return {point: KeyStatistics(point, *text.read(model, point), is_cached=True) for point in points}
     text = text.for_model(model, cache=cache, progress=progress)
     widths = {point: vectors.width(model, point) for point in points}
-    blocks = {point: vectors.blocks(model, point) for point in points}
+    empty = {point: empty_moment(widths[point], vectors.blocks(model, point)) for point in points}
     limits = {"max_tokens": max_tokens, "row_length": row_length}
     known = identities(model, points, text, tolerance=tolerance, vectors=vectors, **limits)
-    found = {point: _cached(cache, point, known[point], empty_moment(widths[point], blocks[point]).shape) for point in points}
+    found = {point: _cached(cache, point, known[point], empty[point].shape) for point in points}
     missing = [point for point, one in found.items() if one is None]
     if missing:
         most, longest = known[missing[0]]["max_tokens"], known[missing[0]]["row_length"]
-        at_least = reading.MINIMUM * max(widths.values())
+        at_least = reading.MINIMUM * max(vectors.dimensions(model, point) for point in points)
         rows = reading.read_rows(model, text, max_tokens=most, at_least=at_least, row_length=longest)
         checkpoints = Checkpoints(cache, checkpoint_seconds)
-        active = [checkpoints.restored(start(point, known[point], widths[point], blocks[point])) for point in missing]
+        active = [
+            checkpoints.restored(start(point, known[point], widths[point], vectors.blocks(model, point)))
+            for point in missing
+        ]
         is_own = isinstance(text, WrittenText)
         size = min(reading.TOKENS_PER_BATCH, -(-most // 4)) if is_own else reading.window_size(most)
         windows = reading.windows(rows, size)
@@ -113,7 +116,7 @@ def identities(
         _require_keys(vectors, text)
         return {point: text.identity(model, point) for point in points}
     text = text.for_model(model)
-    widest = max(vectors.width(model, point) for point in points)
+    widest = max(vectors.dimensions(model, point) for point in points)
     if isinstance(text, WrittenText):
         limits = text.limits(max_tokens, widest)
     else:
@@ -137,9 +140,7 @@ def _require_keys(vectors: Vectors, text: PublishedMoments) -> None:
         )
 
 
-def _cached(
-    cache: Cache | None, point: Point, known: dict[str, Any], shape: tuple[int, ...]
-) -> KeyStatistics | None:
+def _cached(cache: Cache | None, point: Point, known: dict[str, Any], shape: tuple[int, ...]) -> KeyStatistics | None:
     def made(entry: CacheEntry) -> KeyStatistics:
         moment = moment_of(shaped(entry.tensors["sum"], *shape, name="sum"), entry.number("count"))
         error = entry.record["error"]

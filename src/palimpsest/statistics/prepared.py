@@ -159,7 +159,7 @@ class KeyMetrics:
         if isinstance(self.source, Text) and not isinstance(self.source, OwnWriting):
             self.source = ReadOnce(self.source)
             limits = next(iter(known.values()))
-            at_least = MINIMUM * max(self.vectors.width(model, point) for point in points)
+            at_least = MINIMUM * max(self.vectors.dimensions(model, point) for point in points)
             read_rows(
                 model,
                 self.source,

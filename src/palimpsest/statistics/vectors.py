@@ -9,7 +9,7 @@ from torch import Tensor
 
 from palimpsest.errors import ConfigError
 from palimpsest.models import PaddedBatch, Point, captured
-from palimpsest.models.sites import features, is_experts, number_of_experts
+from palimpsest.models.sites import experts_per_token, features, is_experts, number_of_experts
 from palimpsest.statistics.cache import points_identity
 
 if TYPE_CHECKING:
@@ -34,6 +34,9 @@ class Vectors(Protocol):
 
     def blocks(self, model: EditableModel, point: Point) -> int:
         """Of how many blocks on its diagonal their second moment is kept; 1 for all of it."""
+
+    def dimensions(self, model: EditableModel, point: Point) -> int:
+        """How many dimensions they count as where it is reckoned how many tokens are read."""
 
     def determined_by(self, model: EditableModel, point: Point) -> dict[str, Any]:
         """What they are and everything of the model that determines them, JSON-ready."""
@@ -72,6 +75,14 @@ class Keys:
     def blocks(self, model: EditableModel, point: Point) -> int:
         """One for every expert of a mixture; see `solve.blocks`."""
         return number_of_experts(model.sites.module(point.site, point.layer))
+
+    def dimensions(self, model: EditableModel, point: Point) -> int:
+        """A key's; of experts that over the number of them that a token is sent to.
+
+        So each expert reads, on average, as many keys for every dimension of its own as any other layer.
+        """
+        width, blocks = self.width(model, point), self.blocks(model, point)
+        return width if blocks == 1 else -(-width // experts_per_token(model.module.config))
 
     def determined_by(self, model: EditableModel, point: Point) -> dict[str, Any]:
         """See `Vectors`."""

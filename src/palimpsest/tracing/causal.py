@@ -23,8 +23,7 @@ from palimpsest.stopwatch import Progress, silent
 from palimpsest.tracing.questions import TracedPrompt, draw_noise, embedding_deviation, question
 from palimpsest.tracing.restoration import Corruption, Restoration, restored_probabilities
 
-SITE_OF_KIND = (("hidden", "resid"), ("mlp", "mlp.down"), ("attention", "attn.out"))
-KINDS = tuple(kind for kind, _ in SITE_OF_KIND)
+KINDS = ("hidden", "mlp", "attention")
 PUBLISHED_WINDOW, SHALLOWEST_PUBLISHED = 10, 28
 
 
@@ -112,7 +111,7 @@ def trace_question(
     window = options.window or default_window(model.num_layers)
     restorations = [
         Restoration(site, (layer,) if kind == "hidden" else window_around(layer, window, model.num_layers), token)
-        for kind, site in SITE_OF_KIND
+        for kind, site in zip(KINDS, ("resid", model.sites.mlp_ends[1], "attn.out"), strict=True)
         for token in disturbed
         for layer in layers
     ]

@@ -134,7 +134,7 @@ def first_mixing_layer(model: EditableModel) -> int:
         inputs = []
         for ids in ((3, 5, 7), (4, 5, 7)):
             # Nothing above the layer is computed: it is the first or the second in every family that there is.
-            point = Point("mlp.up", layer, "input")
+            point = Point(model.sites.mlp_ends[0], layer, "input")
             with captured(model.sites, [point], stops=True) as found:
                 model.forward(model.batch([ids]))
             inputs.append(found[point][0, -1])
@@ -149,12 +149,13 @@ def _trace_last_subject_tokens(
     """Means over the facts; `restored` has one probability for every layer from `first` on."""
     deviation = options.noise * (options.deviation or embedding_deviation(model, known))
     window = options.window or default_window(model.num_layers)
+    written = model.sites.mlp_ends[1]
     found: list[Probabilities] = []
     for done, asked in enumerate(known):
         progress("tracing", done, len(known))
         noise = draw_noise(model, asked, deviation, samples=options.samples, seed=options.seed)
         restorations = [
-            Restoration("mlp.down", window_around(layer, window, model.num_layers, first=first), asked.subject[1] - 1)
+            Restoration(written, window_around(layer, window, model.num_layers, first=first), asked.subject[1] - 1)
             for layer in range(first, model.num_layers)
         ]
         found.append(

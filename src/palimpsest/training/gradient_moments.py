@@ -47,6 +47,10 @@ class OutputGradients:
         del model, point
         return 1
 
+    def dimensions(self, model: EditableModel, point: Point) -> int:
+        """See `Vectors`: all."""
+        return self.width(model, point)
+
     def determined_by(self, model: EditableModel, point: Point) -> dict[str, Any]:
         """See `statistics.Vectors`: all weights count, for the loss is behind all of them."""
         return {"kind": "gradients", "format": 1, "site": point.site, "layer": point.layer, **whole_identity(model)}

@@ -141,7 +141,7 @@ def _read(model: EditableModel, batch: PaddedBatch, modules: Sequence[str]) -> d
     def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
             keys = read_by(module, args, kwargs).detach()
-            found[name] = keys.unflatten(0, batch.attention_mask.shape) if is_experts(module) else keys
+            found[name] = keys.view(*batch.attention_mask.shape, -1) if is_experts(module) else keys
 
         return hook
 
@@ -186,7 +186,7 @@ def _bases(read: Tensor, experts: int) -> Tensor:
     What is written for none of an expert's own keys is written for no sum of them. An expert that no token was sent to
     has nothing to be left alone, and where it is not trained nothing of others is brought into it.
     """
-    keys = read.unflatten(1, (experts, -1))
+    keys = read.view(len(read), experts, -1)
     own = [keys[:, index][keys[:, index].any(dim=1)] for index in range(experts)]
     found = [_basis(one) if len(one) else one.float().t() for one in own]
     most = max(one.shape[1] for one in found)

@@ -37,7 +37,7 @@ def owner(model: nn.Module, name: str) -> nn.Module:
 def unit_of_step(module: nn.Module, weight: Tensor, optimizer: str) -> float:
     """The learning rate of a step of unit length; a vector, such as a bias, counts as a matrix with one row.
 
-    Of experts it is that of one of them, for the weights by which the router adds them up come to one or less.
+    Of experts it is that of one of them, for the weights by which a router adds them up come to about one.
 
     Arguments:
         module: whose weight it is; its type says how a matrix is stored.

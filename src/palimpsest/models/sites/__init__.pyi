@@ -6,7 +6,6 @@ from .linear import (
     factors_to_storage,
     features,
     has_plain_weight,
-    is_plain,
     is_quantised,
     is_transposed,
     layer_of,
@@ -15,8 +14,9 @@ from .linear import (
     weight_as_out_in,
 )
 from .passing import first_input, read_by
+from .plain import is_plain
 from .rows import MLP_DOWN, Architecture, Part
-from .table import architectures, num_experts
+from .table import architectures, experts_per_token, num_experts
 
 __all__ = [
     "EXPERTS_MATRIX",
@@ -26,6 +26,7 @@ __all__ = [
     "Part",
     "architectures",
     "describe",
+    "experts_per_token",
     "factors_to_storage",
     "features",
     "first_input",

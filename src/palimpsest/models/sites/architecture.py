@@ -13,11 +13,11 @@ from palimpsest.models.sites.linear import (
     EXPERTS_MATRIX,
     cut_output,
     is_linear,
-    is_plain,
     is_quantised,
     qualified_name,
     quantised_weights,
 )
+from palimpsest.models.sites.plain import is_plain
 from palimpsest.models.sites.rows import SITE_NAMES, Architecture, Part
 from palimpsest.models.sites.table import num_experts
 
@@ -38,6 +38,8 @@ class Sites:
         num_layers: number of blocks, of the decoder where there is an encoder too.
         d_model: width of the residual stream.
         num_encoder_layers: number of the encoder's blocks.
+        unreached: sites and layers of experts that the model computes by other means than their module, as some kernels
+            do, so that nothing can be seen of them.
     """
 
     architecture: Architecture
@@ -45,6 +47,7 @@ class Sites:
     num_layers: int
     d_model: int
     num_encoder_layers: int = 0
+    unreached: frozenset[tuple[str, int]] = frozenset()
 
     def names(self) -> list[str]:
         """All sites inside blocks; with their stack in front where there are two."""
@@ -123,6 +126,15 @@ class Sites:
             raise unknown_name("site", site, self.names(), where=f"family {self.architecture.name!r}")
         return sites[inside]
 
+    @property
+    def mlp_ends(self) -> tuple[str, str]:
+        """The sites whose input and whose output are what a block's MLP reads and writes.
+
+        In a mixture, whose experts have an up-projection each, and which may have shared ones, both are the module as a
+        whole.
+        """
+        return ("mlp", "mlp") if self.architecture.is_mixture else ("mlp.up", "mlp.down")
+
     def has_weight(self, site: str) -> bool:
         """Whether a site is a layer with a weight, rather than a place that several of them write to."""
         return self.locate(site)[1] in WEIGHT_SITES
@@ -189,7 +201,7 @@ class Sites:
         if self.holds_experts(site, layer):
             if not takes_experts:
                 raise _many_matrices(self, site)
-            if not is_experts(module):
+            if not is_experts(module) or (site, layer) in self.unreached:
                 raise _other_experts(f"site {site} of layer {layer}", module)
             kind = EXPERTS_MATRIX if kind == "weight" else f"{EXPERTS_MATRIX}_{kind}"
         return dotted(self.path(site, layer), kind)
@@ -236,7 +248,8 @@ def _other_experts(where: str, module: nn.Module) -> ModelError:
         expected=f"one parameter {EXPERTS_MATRIX} of three axes with the experts' matrices, all in this process",
         found=f"a {qualified_name(module)}",
         where=where,
-        remedy="take lora, which edits the attention; or load the model with transformers' own class in one process",
+        remedy="take lora, which edits the attention; or load the model with transformers' own class in one process,"
+        " without kernels that take its place",
     )
 
 

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from palimpsest.models.sites.plain import is_plain
+
 _SAYS = ("num_experts", "is_transposed", "has_bias", "has_gate", "_apply_gate")
 """What transformers' decorator `use_experts_implementation` lets a module of experts say of its layout."""
 
@@ -28,8 +30,6 @@ def is_experts(module: nn.Module) -> bool:
 
     Experts with a norm behind each, or of which this process holds a share only, are none.
     """
-    from palimpsest.models.sites.linear import is_plain
-
     if not all(hasattr(module, name) for name in _SAYS):
         return False
     is_shared = bool(getattr(module, "_is_expert_parallel", False)) or bool(
@@ -41,7 +41,14 @@ def is_experts(module: nn.Module) -> bool:
 
 def number_of_experts(module: nn.Module) -> int:
     """How many experts a module holds; 1 for any other module."""
-    return int(module.down_proj.shape[0]) if is_experts(module) else 1  # type: ignore[index,operator,union-attr]
+    return len(down_projections(module)) if is_experts(module) else 1
+
+
+def down_projections(module: nn.Module) -> Tensor:
+    """All experts' W_e, (experts, ...), as they are stored."""
+    down: Any = module.down_proj
+    stored: Tensor = down
+    return stored
 
 
 def is_turned(module: nn.Module) -> bool:
@@ -51,7 +58,7 @@ def is_turned(module: nn.Module) -> bool:
 
 def stacked(module: nn.Module) -> Tensor:
     """W, (out, experts * width); a copy, or a view where the experts are stored transposed."""
-    down: Tensor = module.down_proj  # type: ignore[assignment]
+    down = down_projections(module)
     return down.flatten(0, 1).t() if is_turned(module) else down.transpose(0, 1).flatten(1)
 
 
@@ -60,7 +67,7 @@ def factors_by_expert(module: nn.Module, left: Tensor, right: Tensor) -> tuple[T
 
     One of the two has three axes, one matrix for every expert, and their product the parameter's shape.
     """
-    apart = right.unflatten(1, (number_of_experts(module), -1)).transpose(0, 1)
+    apart = right.reshape(len(right), number_of_experts(module), -1).transpose(0, 1)
     if is_turned(module):
         return apart.mT.contiguous(), left.t().contiguous()
     return left, apart.contiguous()
@@ -74,18 +81,15 @@ def keys_of(module: nn.Module, args: Any, kwargs: Any) -> Tensor:
     """
     hidden, chosen, weights = (*args, *kwargs.values())[:3]
     experts = number_of_experts(module)
-    parts: dict[int, tuple[Tensor, Tensor]] = {}
-    for expert in chosen.unique().tolist():
-        if expert < experts:
-            token, place = (chosen == expert).nonzero(as_tuple=True)
-            parts[expert] = token, _inside(module, hidden[token], expert) * weights[token, place, None]
-    down: Tensor = module.down_proj  # type: ignore[assignment]
-    width = down.shape[1 if is_turned(module) else 2]
+    # At least float32 where the router's weights are: products with these are not rounded to the model's dtype.
     dtype = torch.promote_types(hidden.dtype, weights.dtype)
+    width = down_projections(module).shape[1 if is_turned(module) else 2]
     keys = hidden.new_zeros(len(hidden), experts, width, dtype=dtype)
-    for expert, (token, inside) in parts.items():
-        keys = keys.index_put((token, torch.full_like(token, expert)), inside.to(dtype))
-    return keys.flatten(1)
+    for expert in (one for one in chosen.unique().tolist() if one < experts):
+        token, place = (chosen == expert).nonzero(as_tuple=True)
+        keys[token, expert] = (_inside(module, hidden[token], expert) * weights[token, place, None]).to(dtype)
+    found: Tensor = keys.flatten(1)
+    return found
 
 
 def _inside(module: nn.Module, hidden: Tensor, expert: int) -> Tensor:

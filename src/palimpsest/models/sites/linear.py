@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from palimpsest.errors import ModelError
 from palimpsest.models.sites.experts import factors_by_expert, is_experts, is_turned, stacked
+from palimpsest.models.sites.plain import is_plain
 
 LINEAR_TYPES = (nn.Linear, Conv1D)
-# Quantised layers may keep integers, or floats of one byte, under the same attribute.
-WEIGHT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 EXPERTS_MATRIX = "down_proj"
 """What the parameter is called that holds all experts' down-projections."""
 
@@ -31,17 +29,6 @@ def is_linear(module: nn.Module, also: Collection[str] = ()) -> bool:
 def has_plain_weight(module: nn.Module) -> bool:
     """Whether the weight is one tensor of ordinary floating-point numbers."""
     return is_plain(getattr(module, "weight", None))
-
-
-def is_plain(weight: object) -> bool:
-    """Whether this is a tensor of ordinary floating-point numbers, to which a change can be added.
-
-    Subclasses of tensors are not, unless they are a share of one in several processes: they are how quantisation
-    libraries keep packed numbers under a wide dtype.
-    """
-    if not isinstance(weight, Tensor) or weight.dtype not in WEIGHT_DTYPES:
-        return False
-    return type(weight) in (Tensor, nn.Parameter) or hasattr(weight, "full_tensor")
 
 
 def is_quantised(module: nn.Module) -> bool:

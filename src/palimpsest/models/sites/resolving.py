@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from palimpsest.errors import ModelError
 from palimpsest.models.placement import device_of
-from palimpsest.models.sites.architecture import Sites, dotted
+from palimpsest.models.sites.architecture import Sites
 from palimpsest.models.sites.experts import is_experts
 from palimpsest.models.sites.linear import LINEAR_TYPES, features, is_quantised, qualified_name
 from palimpsest.models.sites.passing import first_input, first_tensor
@@ -37,11 +38,11 @@ def resolve(model: nn.Module, architecture: Architecture | None = None) -> Sites
     for site in sites.names():
         for layer in range(sites.layers_of(site)):
             module = _submodule(model, sites.path(site, layer), row, site)
-            if sites.has_weight(site) and not sites.holds_experts(site, layer) and not sites.is_linear(module) and not is_quantised(module):
+            is_matrix = sites.is_linear(module) or is_quantised(module)
+            if sites.has_weight(site) and not is_matrix and not sites.holds_experts(site, layer):
                 raise _not_linear(row, site, layer, module)
     _verify_slices(sites)
-    _verify(sites)
-    return sites
+    return replace(sites, unreached=_verify(sites))
 
 
 def _count_blocks(model: nn.Module, row: Architecture, name: str) -> int:
@@ -65,8 +66,11 @@ def _not_linear(row: Architecture, site: str, layer: int, module: nn.Module) -> 
     )
 
 
-def _verify(sites: Sites) -> None:
-    """Runs three tokens and checks the width of what every site of every layer reads and writes."""
+def _verify(sites: Sites) -> frozenset[tuple[str, int]]:
+    """Runs three tokens and checks the width of what every site of every layer reads and writes.
+
+    Returns the experts that were not reached.
+    """
     seen: dict[tuple[str, int], tuple[int, int]] = {}
     expected, handles = _expected_widths(sites), []
     for site in sites.names():
@@ -101,13 +105,16 @@ def _verify(sites: Sites) -> None:
     finally:
         for handle in handles:
             handle.remove()
+    unreached = {(site, layer) for site, layer in expected.keys() - seen.keys() if sites.holds_experts(site, layer)}
     for (site, layer), widths in expected.items():
-        if seen.get((site, layer)) != widths:
+        if (site, layer) not in unreached and seen.get((site, layer)) != widths:
             raise _mismatch(
                 sites.architecture,
                 f"{site} of layer {layer}",
                 f"(input, output) widths {seen.get((site, layer), 'never reached')}, not {widths}",
             )
+
+    return frozenset(unreached)
 
 
 def _verify_slices(sites: Sites) -> None:

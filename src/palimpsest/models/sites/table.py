@@ -55,6 +55,12 @@ def num_experts(config: Any) -> int:
     return max((count for name in EXPERT_FIELDS if isinstance(count := getattr(config, name, None), int)), default=0)
 
 
+def experts_per_token(config: Any) -> int:
+    """To how many experts of a layer a token is sent; all of them where the config does not say."""
+    chosen = getattr(config, "num_experts_per_tok", None)
+    return chosen if isinstance(chosen, int) else num_experts(config)
+
+
 def _refuse_experts(config: Any) -> None:
     if num_experts(config) > 1:
         raise ModelError(

@@ -15,7 +15,14 @@ from torch.nn import functional
 
 from palimpsest.errors import ConfigError, some_of
 from palimpsest.files import expanded, new_folder, require_absent, write_tensors
-from palimpsest.models.sites import describe, factors_to_storage, is_quantised, is_transposed, qualified_name
+from palimpsest.models.sites import (
+    describe,
+    factors_to_storage,
+    is_experts,
+    is_quantised,
+    is_transposed,
+    qualified_name,
+)
 from palimpsest.patches.adapter_limits import notes_on, targets
 from palimpsest.patches.base import Patch
 from palimpsest.patches.card import CARD, CONTENTS, Contents, FolderForm, card
@@ -220,7 +227,9 @@ def low_rank_factors(
             canonical = model.weights.canonical(name)
             owner, _, kind = canonical.rpartition(".")
             module = model.module.get_submodule(owner)
-            if kind != "weight" or not (model.sites.is_linear(module) or is_quantised(module)):
+            if is_experts(module):
+                refused[name] = "a mixture's experts, which an adapter has no form for"
+            elif kind != "weight" or not (model.sites.is_linear(module) or is_quantised(module)):
                 refused[name] = "not the weight of a linear layer"
             elif owners[canonical] > 1:
                 refused[name] = "tied to another layer's weight"

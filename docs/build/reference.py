@@ -108,7 +108,7 @@ def families(_argument: str) -> str:
 
 def _mlp(row: Architecture) -> str:
     if row.is_mixture:
-        return "experts: no matrix of one MLP"
+        return "down, of all experts side by side" if "mlp.down" in row.sites else "experts: no matrix of one MLP"
     names = [name for name in ("up", "gate", "down") if f"mlp.{name}" in row.sites]
     fused = [name for name in names if row.sites[f"mlp.{name}"].is_slice]
     return ", ".join(names) + (f" ({' and '.join(fused)} fused)" if fused else "")

@@ -217,6 +217,8 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Half precision of each of its kinds, with one kind of layers each.
 HALVES = (("gptj", torch.bfloat16), ("llama", torch.float16))
 COMPOSED = [name for name, row in TABLE.items() if row.is_composed]
+# Methods that write into the experts of a mixture; what else changes one leaves them alone, or trains them all.
+EDITS_EXPERTS = ("ft-l", "locft", "rome", "r-rome", "memit", "emmet", "pmet", "alphaedit")
 # Where layers are of another kind, outputs are changed in place, or a norm follows the MLP: one method a kind of patch.
 MORE_FAMILIES = ("gpt_neox", "opt", "gemma2", "falcon")
 
@@ -250,6 +252,13 @@ CELLS += [
     if row.edits_encoder_decoders
 ]
 CELLS += [(name, "t5", torch.bfloat16) for name in ("ft", "lora")]
+# Experts stored (out, width) without biases, and (width, out) with them; `locft` trains them as `ft-l` does.
+CELLS += [
+    cell(name, family, torch.float32, is_quick=(family == "gpt_oss") is TABLE[name].is_composed)
+    for name in EDITS_EXPERTS
+    if name != "locft"
+    for family in ("mixtral", "gpt_oss")
+]
 # The first family of each row of the site table; others of a row have the same kinds of layers under the same names.
 LAYOUTS = {row_for(tiny.tiny_config(family)).name: family for family in reversed(tiny.EVERY)}
 # Of a composed method, the fast suite takes every third of them, another third for the next method.
@@ -338,6 +347,7 @@ def test_every_family_in_every_dtype(family, dtype, name, tmp_path):
     try:
         editor.require(model)
     except ModelError:
+        assert name not in EDITS_EXPERTS or not model.sites.architecture.is_mixture
         reason = "mixture of experts" if model.sites.architecture.is_mixture else "supports decoder-only models"
         assert model.sites.architecture.is_mixture or (model.is_encoder_decoder and not row.edits_encoder_decoders)
         with pytest.raises(ModelError, match=reason):

@@ -157,7 +157,9 @@ def _sites(model: EditableModel) -> list[dict[str, Any]]:
                 if weight is None
                 else list(features(module) if is_quantised(module) else weight.shape),
                 "dtype": None if weight is None else str(weight.dtype).removeprefix("torch."),
-                "parameters": sum(parameter.numel() for parameter in module.parameters()),
+                "parameters": weight.numel()
+                if part.is_experts and weight is not None
+                else sum(parameter.numel() for parameter in module.parameters()),
                 "verified": is_experts(module) or not part.is_experts,
             }
         )

@@ -169,6 +169,16 @@ def test_eval_then_report(run, workplace, tmp_path):
     assert "lora" in (tmp_path / "page.html").read_text()
 
 
+def test_eval_takes_the_scorings_that_are_named(run, workplace):
+    arguments = ("eval", workplace / "model", "--dataset", workplace / "facts.jsonl", "-n", "1", "-m", "ft")
+    found = run(*arguments, "-o", "epochs=1", "--scoring", "rouge_l", "--scoring", "generate", "--json").json()
+    assert list(found["scores"]) == ["rouge_l", "generate"]
+    assert 0 <= found["scores"]["rouge_l"]["reliability"]["mean"] <= 1
+    refused = run(*arguments, "--scoring", "rouge")
+    assert refused.code == 2
+    assert "did you mean 'rouge_l'" in refused.err
+
+
 @pytest.mark.parametrize("topic", ["methods", "models", "datasets", "metrics", "presets"])
 def test_lists(run, topic):
     result = run("list", topic, "--json")
@@ -183,7 +193,7 @@ def test_metrics_that_are_listed_are_those_of_the_library():
     from palimpsest.requests import PROBE_KINDS
 
     assert set(METRICS) == {*PROBE_KINDS, "old_answer_rate", "leak_rate", "degenerate_rate"} == set(LABELS)
-    assert set(SCORINGS) == {"generate", "exact", "teacher_forced", "log_prob"}
+    assert set(SCORINGS) == {"generate", "exact", "teacher_forced", "log_prob", "rouge_l", "rouge_l_recall"}
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])

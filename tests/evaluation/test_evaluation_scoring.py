@@ -1,6 +1,8 @@
 """Scorings against values worked out by hand, and batched asking against asking one by one."""
 
+import itertools
 import math
+import random
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from palimpsest import EditRequest, Probe
 from palimpsest.evaluation import DEFAULT_SCORINGS, BaseAnswers, Observation, Value, find_scoring
 from palimpsest.evaluation.examiner import Examiner
 from palimpsest.evaluation.overlap import EditedFacts
+from palimpsest.evaluation.rouge import Rouge, longest_common_subsequence, rouge_l
 from palimpsest.models.generation import AnswerRoom, written_answers
 from palimpsest.models.scores import TargetScore
 
@@ -74,6 +77,69 @@ def test_log_prob_compares_means_over_tokens() -> None:
     after = Observation("", {"Lyon": long, "Paris": UNLIKELY, "Madrid": UNLIKELY})
     assert SCORINGS["log_prob"].score(REQUEST, GENERALITY, Observation(), after) == Value(1.0)
     assert SCORINGS["log_prob"].score(REQUEST, NEIGHBOR, Observation(), after) == Value(0.0)
+
+
+PASSAGE = "Ida Brandt repairs organs. She learned the trade in Bergen."
+WHOLE = EditRequest("What does Ida do?", PASSAGE, subject="Ida")
+
+
+@pytest.mark.parametrize(
+    ("text", "reference", "expected"),
+    [
+        # The example of Lin (2004): 3 words of 4 in order, "police", "the" and "gunman"; then 2, "the" and "gunman".
+        ("police kill the gunman", "police killed the gunman", Rouge(3 / 4, 3 / 4, 3 / 4)),
+        ("the gunman kill police", "police killed the gunman", Rouge(2 / 4, 2 / 4, 2 / 4)),
+        # "organs in Bergen" of 10 words: 3 of the 4 that are said, 3 of the 10 that are wanted.
+        ("Organs, built in Bergen!", PASSAGE, Rouge(3 / 4, 3 / 10, 6 / 14)),
+        (PASSAGE, PASSAGE, Rouge(1.0, 1.0, 1.0)),
+        (f"{PASSAGE} {PASSAGE}", PASSAGE, Rouge(1 / 2, 1.0, 2 / 3)),
+        (PASSAGE.upper().replace(".", " ;"), PASSAGE, Rouge(1.0, 1.0, 1.0)),
+        ("東京です", "東京", Rouge(2 / 4, 1.0, 4 / 6)),
+        ("Rome", PASSAGE, Rouge(0.0, 0.0, 0.0)),
+        ("", PASSAGE, Rouge(0.0, 0.0, 0.0)),
+        (" . ", "", Rouge(1.0, 1.0, 1.0)),
+    ],
+)
+def test_rouge_l_by_hand(text: str, reference: str, expected: Rouge) -> None:
+    assert rouge_l(text, reference) == expected
+
+
+def test_longest_common_subsequence_is_that_of_trying_all() -> None:
+    generator = random.Random(0)
+    for _ in range(50):
+        first, second = ("".join(generator.choices("abc", k=generator.randrange(8))) for _ in range(2))
+        shared = [
+            len(kept)
+            for count in range(len(first) + 1)
+            for kept in itertools.combinations(first, count)
+            if _is_in_order(kept, second)
+        ]
+        assert longest_common_subsequence(first, second) == max(shared)
+
+
+def _is_in_order(items: tuple[str, ...], text: str) -> bool:
+    rest = iter(text)
+    return all(one in rest for one in items)
+
+
+def test_rouge_l_scores_the_whole_text_and_locality_against_the_text_before() -> None:
+    f1, recall = find_scoring("rouge_l"), find_scoring("rouge_l_recall")
+    own = WHOLE.all_probes()[0]
+    twice = Observation(f"{PASSAGE} {PASSAGE}")
+    assert f1.score(WHOLE, own, Observation(), Observation(PASSAGE)) == Value(1.0)
+    assert f1.score(WHOLE, own, Observation(), twice) == Value(2 / 3)
+    assert recall.score(WHOLE, own, Observation(), twice) == Value(1.0)
+    # A name of the answer that fits better counts, and a short answer is measured in the same way.
+    named = Probe("portability.one_hop", HOP.prompt, "Saone", accepts=("the river Saone",))
+    assert f1.score(REQUEST, named, Observation(), Observation("the river Saone")) == Value(1.0)
+    assert f1.score(REQUEST, HOP, Observation(), Observation("Saone and Rhone")) == Value(2 / 4)
+    # Two of three words are as before; the expected answer, which the model did not know, does not matter.
+    before, after = Observation("Bilbao in Spain"), Observation("Bilbao, Spain")
+    assert f1.score(REQUEST, NEIGHBOR, before, after) == Value(4 / 5)
+    assert recall.score(REQUEST, NEIGHBOR, before, after) == Value(2 / 3)
+    assert f1.score(REQUEST, NEIGHBOR, Observation(), after).reason == "the base model's answer is not known"
+    assert f1.score(WHOLE, own, Observation(), Observation()).value is None
+    assert f1.old_answer(REQUEST, GENERALITY, Observation("Paris")) is None
 
 
 @pytest.mark.parametrize(

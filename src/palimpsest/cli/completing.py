@@ -35,6 +35,13 @@ def protocols(incomplete: str) -> list[str]:
     return _beginning(PROTOCOLS, incomplete)
 
 
+def scorings(incomplete: str) -> list[str]:
+    """Scorings of `eval`."""
+    from palimpsest.evaluation import SCORINGS
+
+    return _beginning(SCORINGS, incomplete)
+
+
 def topics(incomplete: str) -> list[str]:
     """What `list` lists."""
     return _beginning(TOPICS, incomplete)

@@ -20,6 +20,7 @@ EXAMPLES = (
     "palimpsest eval world --dataset facts.jsonl --method lora --protocol sequential --num-edits 100 "
     "--checkpoints 1,10,100 --out runs/lora --resume",
     "palimpsest eval world --dataset counterfact --data counterfact.json --method ft --protocol batch -n 50 --json",
+    "palimpsest eval ./my-model --dataset unke --data unke.json --method ft --scoring rouge_l --scoring generate",
 )
 PANEL = terminal.MEASURING
 
@@ -69,6 +70,16 @@ def evaluate(
     out_of_scope: Annotated[
         bool, typer.Option("--with-out-of-scope", help="Add other edits' prompts as questions out of scope.")
     ] = False,
+    scoring: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--scoring",
+            help="How answers become numbers (`palimpsest list metrics`); repeatable. `generate`, `teacher_forced`, "
+            "`log_prob` and `exact` if left out.",
+            show_default=False,
+            autocompletion=completing.scorings,
+        ),
+    ] = None,
     measure: Annotated[
         list[str] | None,
         typer.Option(
@@ -89,8 +100,11 @@ def evaluate(
     as_json: inputs.JsonOption = False,
 ) -> None:
     """Measure a method: reliability, generality, locality, portability, time and memory."""
-    from palimpsest.evaluation import make_protocol
+    from palimpsest.evaluation import DEFAULT_SCORINGS, find_scoring, make_protocol
 
+    scorings = tuple(dict.fromkeys(scoring or DEFAULT_SCORINGS))
+    for name in scorings:
+        find_scoring(name)
     chosen = make_protocol(protocol, batch_size=batch_size, checkpoints=_checkpoints(checkpoints))
     check_measures(measure or ())
     require_trackers(log_with)
@@ -125,6 +139,7 @@ def evaluate(
                 protocol=chosen,
                 num_edits=num_edits,
                 seed=seed,
+                scorings=scorings,
                 out=out,
                 resume=resume,
                 max_new_tokens=max_new_tokens,

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from palimpsest.datasets import counterfact, knowedit, mquake, ripple, tabular, zsre
+from palimpsest.datasets import akew, counterfact, knowedit, mquake, ripple, tabular, unke, zsre
 from palimpsest.datasets.base import Dataset, Parse, Record, assemble
 from palimpsest.datasets.columns import read_columns
 from palimpsest.datasets.hub import is_hub_name, read_hub
@@ -60,6 +60,16 @@ DATASETS = Registry(
             "RippleEdits' recent, random and popular edits, with questions of six kinds, from a file",
             source="arXiv:2307.12976",
         ),
+        "unke": Row(
+            "palimpsest.datasets.catalogue:load_published",
+            "UnKEBench's questions whose answers are whole passages, from a file",
+            source="arXiv:2405.15349",
+        ),
+        "akew": Row(
+            "palimpsest.datasets.catalogue:load_published",
+            "AKEW's passages for edits of CounterFact, MQuAKE and WikiUpdate, from a file",
+            source="arXiv:2402.18909",
+        ),
         "portability": Row(
             "palimpsest.datasets.catalogue:load_portability",
             "edits with the portability questions that people accepted, from a folder of `portability build`",
@@ -79,7 +89,8 @@ class Layout:
 
     Arguments:
         parse: the function that reads one.
-        marks: sets of fields; a record that has all of one set is of this layout.
+        marks: sets of fields; a record that has all of one set is of this layout. `requested_rewrite.X` is a field
+            inside that one.
         notes: sentences that a user of the data should read.
         like_own: those marks that a user's own records may have too; they are told apart by the form of their
             questions, and read as the user's own where every record must be usable.
@@ -94,7 +105,8 @@ class Layout:
 LAYOUTS: Mapping[str, Layout] = MappingProxyType(
     {
         "zsre": Layout(zsre.request, (zsre.FIELDS,)),
-        # Before CounterFact's, whose fields these two have as well.
+        # AKEW's has the fields of MQuAKE's or CounterFact's as well, MQuAKE's and KnowEdit's those of CounterFact's.
+        "akew": Layout(akew.request, akew.MARKS),
         "mquake": Layout(mquake.request, (mquake.FIELDS,), mquake.NOTES),
         "knowedit": Layout(knowedit.request, (knowedit.FIELDS,), like_own=(knowedit.FIELDS,)),
         "counterfact": Layout(
@@ -103,6 +115,7 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
             like_own=(counterfact.FLAT_FIELDS,),
         ),
         "ripple-edits": Layout(ripple.request, (ripple.FIELDS,), ripple.NOTES),
+        "unke": Layout(unke.request, unke.MARKS),
     }
 )
 """The published layouts by the name of their data set, in the order in which they are recognised."""
@@ -148,7 +161,7 @@ def load_edits(path: str | Path, *, is_strict: bool | None = None) -> Dataset:
 
 def _recognised(file: Path, records: list[Record], *, is_strict: bool | None) -> Dataset:
     """The data set in the format that the first record's fields say."""
-    fields = set(records[0].fields) if records else set()
+    fields = _names(records[0]) if records else set()
     for layout in LAYOUTS.values():
         found = next((marks for marks in layout.marks if fields >= marks), None)
         if found is not None:
@@ -157,6 +170,13 @@ def _recognised(file: Path, records: list[Record], *, is_strict: bool | None) ->
                 break
             return assemble(file.name, records, layout.parse, is_strict=bool(is_strict), notes=layout.notes)
     return _own(file, records, is_strict=is_strict is not False)
+
+
+def _names(record: Record) -> set[str]:
+    """The names of a record's fields, and of those inside its requested rewrite, or the first of several."""
+    inside = record.fields.get("requested_rewrite")
+    first = inside[0] if isinstance(inside, list) and inside else inside
+    return {*record.fields, *(f"requested_rewrite.{name}" for name in (first if isinstance(first, Mapping) else ()))}
 
 
 def training_edits(source: str | Path) -> Dataset:

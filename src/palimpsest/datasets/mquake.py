@@ -23,23 +23,14 @@ NOTES = (
 
 def request(fields: Mapping[str, Any]) -> EditRequest:
     """One record. Raises `DataError` naming the field, and for a record of several edits."""
-    rewrites = fields.get("requested_rewrite")
-    if not isinstance(rewrites, Sequence) or len(rewrites) != 1:
-        raise DataError(
-            "A record does not edit exactly one fact.",
-            expected="one entry in `requested_rewrite`",
-            found=f"{len(rewrites)} edits" if isinstance(rewrites, Sequence) else repr(rewrites)[:80],
-            where="field `requested_rewrite`",
-        )
-    rewrite = nested_rewrite(rewrites[0])
+    only = only_rewrite(fields)
+    rewrite = nested_rewrite(only)
     require_different(rewrite.new, rewrite.old)
-    answer, aliases = text_field(fields, "new_answer"), tuple(text_list(fields, "new_answer_alias"))
-    prompt = rewrite.prompt
-    kind = _kind(fields, prompt, text_list(rewrites[0], "question"))
-    probes = [Probe("generality", text, rewrite.new) for text in text_list(rewrites[0], "question")]
-    probes += [Probe(kind, text, answer, accepts=aliases) for text in text_list(fields, "questions")]
+    asked = text_list(only, "question")
+    probes = [Probe("generality", text, rewrite.new) for text in asked]
+    probes += follow_ups(fields, (rewrite.prompt, *asked))
     return EditRequest(
-        prompt,
+        rewrite.prompt,
         rewrite.new,
         subject=rewrite.subject,
         target_old=rewrite.old,
@@ -49,7 +40,32 @@ def request(fields: Mapping[str, Any]) -> EditRequest:
     )
 
 
-def _kind(fields: Mapping[str, Any], prompt: str, questions: Sequence[str]) -> ProbeKind:
+def only_rewrite(fields: Mapping[str, Any]) -> Any:
+    """The one entry of `requested_rewrite`. Raises `DataError` for a record of several edits, or of none."""
+    rewrites = fields.get("requested_rewrite")
+    if not isinstance(rewrites, Sequence) or len(rewrites) != 1:
+        raise DataError(
+            "A record does not edit exactly one fact.",
+            expected="one entry in `requested_rewrite`",
+            found=f"{len(rewrites)} edits" if isinstance(rewrites, Sequence) else repr(rewrites)[:80],
+            where="field `requested_rewrite`",
+        )
+    return rewrites[0]
+
+
+def follow_ups(fields: Mapping[str, Any], edited: Sequence[str]) -> list[Probe]:
+    """The record's `questions`, which expect `new_answer`.
+
+    Arguments:
+        fields: the record's.
+        edited: the ways in which the edited fact itself is asked for.
+    """
+    answer, aliases = text_field(fields, "new_answer"), tuple(text_list(fields, "new_answer_alias"))
+    kind = _kind(fields, edited)
+    return [Probe(kind, text, answer, accepts=aliases) for text in text_list(fields, "questions")]
+
+
+def _kind(fields: Mapping[str, Any], edited: Sequence[str]) -> ProbeKind:
     """One hop where the chain is the edited fact and one that follows from its answer."""
     hops = fields.get("new_single_hops")
     if not isinstance(hops, list) or not all(isinstance(hop, Mapping) for hop in hops):
@@ -59,6 +75,6 @@ def _kind(fields: Mapping[str, Any], prompt: str, questions: Sequence[str]) -> P
             found=repr(hops)[:80],
             where="field `new_single_hops`",
         )
-    edited = {normalise(text) for text in (prompt, *questions)}
+    names = {normalise(text) for text in edited}
     asked = [{normalise(str(hop.get(name, ""))) for name in ("question", "cloze")} for hop in hops]
-    return "portability.one_hop" if len(hops) == 2 and asked[0] & edited else "portability.multi_hop"
+    return "portability.one_hop" if len(hops) == 2 and asked[0] & names else "portability.multi_hop"

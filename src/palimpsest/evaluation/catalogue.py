@@ -41,6 +41,19 @@ SCORINGS = Registry(
             "locality the right one than the edit's new one. What CounterFact defines.",
             source="arXiv:2202.05262",
         ),
+        "rouge_l": Row(
+            "palimpsest.evaluation.scorings:RougeL",
+            "Free generation, greedy: ROUGE-L's F1 between the whole text and the expected answer, the share of words "
+            "that both have in one order. For locality: with the text before. For answers that are whole passages.",
+            source="Lin 2004",
+        ),
+        "rouge_l_recall": Row(
+            "palimpsest.evaluation.scorings:RougeL",
+            "The same as rouge_l, but the share of the expected answer's words alone, whatever else is written. What "
+            "papers on editing passages report; it rewards long texts.",
+            options={"part": "recall"},
+            source="Lin 2004",
+        ),
     },
 )
 

@@ -1,11 +1,14 @@
-"""The built-in scorings: what a user sees, what papers report, what CounterFact defines, and the strictest reading."""
+"""The built-in scorings: what a user sees, what papers report, what CounterFact defines, the strictest reading, and how
+much of a passage is there.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, final
+from typing import ClassVar, Literal, final
 
 from palimpsest.answers import first_sentence, is_exact, is_reply_to, new_names, old_names, same_beginning
+from palimpsest.evaluation.rouge import Rouge, rouge_l
 from palimpsest.evaluation.scoring import Observation, Scoring, Value, is_about_edit, is_same
 from palimpsest.requests import EditRequest, Probe
 
@@ -125,3 +128,30 @@ class LogProb(Scoring):
         if probe.is_locality and probe.expected and not is_same(probe.expected, request.target_new):
             return (probe.expected, request.target_new)
         return ()
+
+
+@final
+class RougeL(Scoring):
+    """ROUGE-L between the generated text, the whole of it, and the answer; the best of the names of the answer.
+
+    Arguments:
+        part: `f1`, which counts what is written beyond the answer; `recall`, which does not; or `precision`.
+    """
+
+    reads_text: ClassVar[bool] = True
+
+    def __init__(self, part: Literal["f1", "recall", "precision"] = "f1") -> None:
+        self._part = part
+
+    def value(self, request: EditRequest, probe: Probe, before: Observation, after: Observation) -> Value:
+        """See `Scoring.value`."""
+        if after.generated is None:
+            return Value(None, "no text was generated")
+        if not probe.is_locality:
+            return Value(max(self._of(rouge_l(after.generated, answer)) for answer in probe.answers))
+        if before.generated is None:
+            return Value(None, "the base model's answer is not known")
+        return Value(self._of(rouge_l(after.generated, before.generated)))
+
+    def _of(self, found: Rouge) -> float:
+        return float(getattr(found, self._part))

@@ -55,6 +55,8 @@ SHORT: Mapping[str, str] = MappingProxyType(
         "exact": "exact",
         "teacher_forced": "teacher-forced",
         "log_prob": "log-probability",
+        "rouge_l": "ROUGE-L (F1)",
+        "rouge_l_recall": "ROUGE-L (recall)",
     }
 )
 

@@ -117,7 +117,8 @@ def _work(connection: Connection, results: Path, threads: int, parent: int) -> N
 
     from palimpsest.benchmark.work import Desk
 
-    torch.set_num_threads(threads)
+    # No more than OMP_NUM_THREADS allows: threads that wait for a core of others take many times as long.
+    torch.set_num_threads(min(threads, torch.get_num_threads()))
     desk = Desk(results)
     own = (results / WORKERS).open("a")
     fcntl.flock(own, fcntl.LOCK_SH)

@@ -1,5 +1,6 @@
 """Where in a model a fact is written, and what is to be written there: contexts, keys, target vectors, spreading."""
 
+from palimpsest.locating.answer_chunks import chunk_rows
 from palimpsest.locating.contexts import NO_CONTEXTS, ContextOptions, context_templates, in_context
 from palimpsest.locating.first_token import PROMPT_ALONE, apart_from_sink, first_token_notes, kept_rows
 from palimpsest.locating.last_layer import AnswerPlaces, answer_places, queries_of
@@ -19,6 +20,7 @@ __all__ = [
     "answer_places",
     "apart_from_sink",
     "as_patch",
+    "chunk_rows",
     "context_templates",
     "first_token_notes",
     "in_context",

@@ -29,6 +29,8 @@ KeyPooling = Literal["mean", "half-clean", "columns"]
 class SubjectRows:
     """Prompts in contexts, each up to its subject's last token: nothing behind it reaches it in a decoder.
 
+    Or with a part of the answer up to the last token before a chunk of it; see `answer_chunks`.
+
     Arguments:
         rows: the distinct ones, token ids; facts about one subject often share theirs.
         numbers: (facts, contexts), number of each fact's row in each context.

@@ -209,11 +209,16 @@ class Method(ABC, Generic[ConfigT]):
         del model
         return {}
 
+    @property
+    def needs_subject(self) -> bool:
+        """Whether every request must have a subject, with these options."""
+        return self.capabilities.needs_subject
+
     def check(self, requests: Sequence[EditRequest]) -> None:
         """Raises when the requests are not what the method needs; costs nothing."""
         check_requests(
             requests,
-            needs_subject=self.capabilities.needs_subject,
+            needs_subject=self.needs_subject,
             needs_old_answer=self.capabilities.needs_old_answer,
         )
         if processes.count() > 1 and not self.capabilities.is_shared_out:

@@ -8,7 +8,7 @@ general, of which a text gives the second moment C = E[k k^T], give what they ga
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, final
 
 from palimpsest.locating import apart_from_sink, as_patch, context_templates, first_token_notes
@@ -40,6 +40,12 @@ class LocateThenEdit(Method[ConfigT]):
         self._metrics: KeyMetrics | None = None
         self._contexts: tuple[object, tuple[str, ...]] = (None, ())
 
+    @property
+    def needs_subject(self) -> bool:
+        """See `Method.needs_subject`; vectors in front of the chunks of an answer are not at the subject."""
+        targets = self.options.get("targets") or {}
+        return not (targets.get("chunk") if isinstance(targets, Mapping) else targets.chunk)
+
     def check_model(self, model: EditableModel, config: ConfigT) -> None:
         """See `Method.check_model`; a text that is not there is found here, before anything is computed."""
         layers = range(model.num_layers) if config.layers == "auto" else layer_numbers(config.layers, model.num_layers)
@@ -59,7 +65,10 @@ class LocateThenEdit(Method[ConfigT]):
             metrics = record_statistics(prepare(model, layers, progress=run.progress), run)
         with run.clock.stage("contexts"):
             templates = self._templates(model, config)
-            requests, sink = apart_from_sink(model, requests, templates, layers[-1])
+            # Chunks of an answer are not written at the subject, wherever that is.
+            sink: dict[str, Any] = {}
+            if not config.targets.chunk:
+                requests, sink = apart_from_sink(model, requests, templates, layers[-1])
         problem = Problem(model, requests, layers, templates, config, metrics, run)
         solutions = self.solutions(problem)
         run.diagnostics.notes += first_token_notes(sink)

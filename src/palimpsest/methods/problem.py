@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, Self, TypeVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from palimpsest.locating import ContextOptions, subject_rows, subject_vectors
+from palimpsest.locating import ContextOptions, SubjectRows, chunk_rows, subject_rows, subject_vectors
 from palimpsest.locating.target_vector import TargetOptions, TargetVectors, anchored_vectors, find_target_vectors
 from palimpsest.methods.base import EditRun, MethodConfig
 from palimpsest.models import EditableModel, Point
@@ -46,6 +46,12 @@ class LocateThenEditConfig(MethodConfig):
     statistics: StatisticsConfig = StatisticsConfig()
     """How the second moments of that text's keys are taken."""
 
+    @model_validator(mode="after")
+    def _are_vectors_of_one_kind(self) -> Self:
+        if self.anchor is not None and self.targets.chunk:
+            raise ValueError("an anchor is for one vector at each subject: leave out anchor, or set targets.chunk = 0")
+        return self
+
 
 ConfigT = TypeVar("ConfigT", bound=LocateThenEditConfig)
 ConfigOfProblem = TypeVar("ConfigOfProblem", bound=LocateThenEditConfig, covariant=True)
@@ -59,7 +65,7 @@ class Problem(Generic[ConfigOfProblem]):
 
     Arguments:
         model: without the edits; whatever is put on it has to be taken off again.
-        requests: the facts, distinct, with subjects.
+        requests: the facts, distinct, with subjects unless their answers are written in chunks.
         layers: layers whose `mlp.down` is changed, ascending.
         templates: contexts, each ending with `{}` for the prompt; the first is `{}` alone.
         config: the method's options.
@@ -93,6 +99,13 @@ class Problem(Generic[ConfigOfProblem]):
         searches = run.diagnostics.facts.setdefault("targets", [])
         searches.append({"layer": layer, "site": site, "edits": list(found.ids), **found.facts()})
         return found
+
+    def rows(self) -> SubjectRows:
+        """Where the vectors are, in all contexts: at the subjects, or in front of the chunks of the answers."""
+        size = self.config.targets.chunk
+        if size:
+            return chunk_rows(self.model, self.requests, size, self.templates)
+        return subject_rows(self.model, self.requests, self.templates)
 
     def _search(self, layer: int, site: str, companions: Sequence[str]) -> TargetVectors:
         is_behind_contexts = self.config.search_in == "all-contexts"

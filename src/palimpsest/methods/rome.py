@@ -17,7 +17,9 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import ClassVar, Literal, final
+from typing import ClassVar, Literal, Self, final
+
+from pydantic import model_validator
 
 from palimpsest.locating import PROMPT_ALONE, as_patch, kept_rows, subject_rows, subject_vectors
 from palimpsest.methods.base import MethodConfig, MethodState
@@ -43,6 +45,12 @@ class RomeConfig(LocateThenEditConfig):
     history: bool = False
     """Whether the keys of earlier edits, carried in the state, are asked to stay: C becomes C + H / w, H the sum of
     their k k^T and w a tenth of a key's number of dimensions, as in `memit`."""
+
+    @model_validator(mode="after")
+    def _writes_one_vector(self) -> Self:
+        if self.targets.chunk:
+            raise ValueError("rome writes one vector for each fact: take memit, or set targets.chunk = 0")
+        return self
 
 
 @final

@@ -11,7 +11,7 @@ from typing import Literal, TypeVar, final
 from pydantic import Field
 from torch import Tensor
 
-from palimpsest.locating import KeyPooling, Spreading, SubjectRows, kept_rows, spread, subject_rows
+from palimpsest.locating import KeyPooling, Spreading, SubjectRows, kept_rows, spread
 from palimpsest.methods.base import MethodState
 from palimpsest.methods.locate_then_edit import LocateThenEdit
 from palimpsest.methods.problem import LocateThenEditConfig, Problem, Solutions
@@ -91,7 +91,7 @@ class SpreadAndSolve(LocateThenEdit[SpreadConfigT]):
             spreading = replace(spreading, pooling="mean")
         wanted = problem.targets(problem.layers[-1], site=spreading.site, companions=config.companions)
         with run.clock.stage("solving"):
-            rows = subject_rows(model, problem.requests, problem.templates)
+            rows = problem.rows()
             kept = None if solver.is_exact else kept_rows(model, problem.requests)
             found = spread(model, rows, wanted, spreading, solver, kept=kept, progress=run.progress)
             run.state = solver.carried(problem, rows, found)

@@ -180,6 +180,7 @@ def prepare_chunk(
     last_block: int | None,
     forward_batch_size: int,
     from_cache: bool | None,
+    earlier: Sequence[Tensor] = (),
 ) -> Chunk:
     """One whole pass over all rows of some facts; see `models.suffix.prepare`.
 
@@ -189,6 +190,8 @@ def prepare_chunk(
         last_block: the block whose output goes to the head; the last one for None.
         forward_batch_size: rows in one pass.
         from_cache: as `prepare` takes it.
+        earlier: of each fact, (n, sites, width), what is added at its rows' n `earlier` columns, now and in later
+            passes; needs a model that goes on from a cache.
     """
     rows = [replace(row, fact=index) for index, own in enumerate(facts) for row in own]
     points = [*place.points, place.stream] if place.is_residual else place.points
@@ -197,15 +200,16 @@ def prepare_chunk(
     for has_labels in groups:
         some = [row for row in rows if (row.rank is not None) is has_labels]
         for part in _of_like_length(some, forward_batch_size):
-            suffix, found = prepare_suffix(
-                model,
-                [row.ids for row in part],
-                [row.column for row in part],
-                place.entry,
-                last_block=last_block,
-                points=points,
-                from_cache=from_cache,
-            )
+            with model.intervene(_earlier_vectors(place, part, earlier)):
+                suffix, found = prepare_suffix(
+                    model,
+                    [row.ids for row in part],
+                    [row.column for row in part],
+                    place.entry,
+                    last_block=last_block,
+                    points=points,
+                    from_cache=from_cache,
+                )
             from_cache = suffix.prefix is not None
             groups[has_labels].append(_group(place, suffix, part))
             vectors = torch.stack([found[point] for point in points], dim=1)
@@ -247,9 +251,22 @@ def _group(place: VectorPlace, suffix: Suffix, rows: Sequence[TargetRow]) -> Row
     )
 
 
-def _adding(vectors: Tensor, columns: Tensor) -> Intervention:
+def _earlier_vectors(
+    place: VectorPlace, rows: Sequence[TargetRow], earlier: Sequence[Tensor]
+) -> dict[Point, Intervention]:
+    """What adds the vectors found before, in a batch of these rows; nothing where there are none."""
+    columns = [(index, column) for index, row in enumerate(rows) for column in row.earlier]
+    if not earlier or not columns:
+        return {}
+    numbers, places = torch.tensor(columns).T
+    vectors = torch.cat([earlier[row.fact] for row in rows])
+    return {point: _adding(vectors[:, index], places, numbers) for index, point in enumerate(place.points)}
+
+
+def _adding(vectors: Tensor, columns: Tensor, numbers: Tensor | None = None) -> Intervention:
+    """Adds vectors, (n, width), at columns, (n,), of rows, (n,); of each row in turn where none are given."""
     columns = columns.to(vectors.device)
-    rows = torch.arange(len(columns), device=columns.device)
+    rows = torch.arange(len(columns), device=columns.device) if numbers is None else numbers.to(columns.device)
 
     def change(hidden: Tensor) -> Tensor:
         return hidden.index_put((rows, columns), (hidden[rows, columns] + vectors).to(hidden.dtype))

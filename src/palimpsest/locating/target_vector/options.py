@@ -56,6 +56,10 @@ class TargetOptions(Config):
     """`gauss-newton`: added to the diagonal of J J^T, relative to its mean, where a fact has several rows."""
     max_step: float = Field(default=0.5, gt=0)
     """`gauss-newton`: a step's largest length, relative to that of what is added to."""
+    chunk: int = Field(default=0, ge=0)
+    """Tokens of the answer that one vector has to say. The answer is cut into chunks of so many, each with a vector at
+    the token before it, found with those before in place (AnyEdit, arXiv:2502.05628). For `memit` and its kin, without
+    the essence prompt; no subject is needed. 0: one vector, at the subject, for the whole answer."""
     loss_layer: int | None = Field(default=None, ge=0)
     """The block whose output goes to the final norm and the head; the last one when left out."""
     compute_dtype: Literal["model", "float32", "bfloat16"] = "model"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from palimpsest.errors import DataError
+from palimpsest.locating.answer_chunks import AnswerChunk, each_chunk
 from palimpsest.locating.contexts import check_templates, in_context
 from palimpsest.locating.target_vector.options import TargetOptions
 from palimpsest.models import EditableModel, Encoded, subject_last_token
@@ -21,9 +22,10 @@ class TargetRow:
         fact: number of the fact.
         rank: number of the row among the fact's, in the order of the contexts; None for the essence prompt.
         ids: what the model reads. An answer's last token is not among them: nothing is predicted from it.
-        column: the subject's last token.
+        column: the subject's last token, or the last one before a chunk of the answer.
         places: columns whose predictions count.
         labels: token wanted at each place; none for the essence prompt.
+        earlier: columns that vectors found before are added at.
     """
 
     fact: int
@@ -32,6 +34,7 @@ class TargetRow:
     column: int
     places: tuple[int, ...]
     labels: tuple[int, ...] = ()
+    earlier: tuple[int, ...] = ()
 
     @property
     def suffix_length(self) -> int:
@@ -49,13 +52,32 @@ def fact_rows(
     """
     check_templates(templates)
     if not requests:
-        raise DataError("There are no facts to search vectors for.", expected="at least one request", found="none")
+        raise _no_facts()
     needs_essence = options.search == "adam" and (options.kl_factor > 0 or options.relax_when_said)
     rows = []
     for fact, request in enumerate(requests):
         own = [_rewriting_row(model, request, fact, rank, template) for rank, template in enumerate(templates)]
         rows.append([*own, _essence_row(model, request, fact, options)] if needs_essence else own)
     return rows
+
+
+def rows_by_chunk(
+    model: EditableModel, requests: Sequence[EditRequest], templates: Sequence[str], size: int
+) -> list[list[list[TargetRow]]]:
+    """For each fact and each chunk of its answer the rows in the order of the templates; nothing is computed.
+
+    Raises as `fact_rows` does, but for subjects, which are not needed.
+    """
+    check_templates(templates)
+    if not requests:
+        raise _no_facts()
+    return [
+        [
+            [_chunk_row(one, fact, rank) for rank, one in enumerate(in_all_contexts)]
+            for in_all_contexts in each_chunk(model, request, size, templates)
+        ]
+        for fact, request in enumerate(requests)
+    ]
 
 
 def sharing_keys(
@@ -73,6 +95,23 @@ def joined(rows: Sequence[Sequence[TargetRow]]) -> list[TargetRow]:
     """The rows of several facts as those of one, numbered through."""
     every = [row for own in rows for row in own]
     return [replace(row, rank=rank) for rank, row in enumerate(every)]
+
+
+def _chunk_row(chunk: AnswerChunk, fact: int, rank: int) -> TargetRow:
+    last = chunk.column + len(chunk.labels)
+    return TargetRow(
+        fact=fact,
+        rank=rank,
+        ids=chunk.ids[:-1],
+        column=chunk.column,
+        places=tuple(range(chunk.column, last)),
+        labels=chunk.labels,
+        earlier=chunk.earlier,
+    )
+
+
+def _no_facts() -> DataError:
+    return DataError("There are no facts to search vectors for.", expected="at least one request", found="none")
 
 
 def _rewriting_row(model: EditableModel, request: EditRequest, fact: int, rank: int, template: str) -> TargetRow:

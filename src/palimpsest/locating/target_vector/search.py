@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from palimpsest.errors import ConfigError, ModelError
+from palimpsest.locating.answer_chunks import chunk_id
 from palimpsest.locating.contexts import CLEAN
 from palimpsest.locating.subject_vectors import subject_rows, subject_vectors
 from palimpsest.locating.target_vector.adam import search_adam
@@ -17,7 +19,7 @@ from palimpsest.locating.target_vector.chunk import Chunk, VectorPlace, prepare_
 from palimpsest.locating.target_vector.gauss_newton import search_gauss_newton
 from palimpsest.locating.target_vector.log import Log, Stop
 from palimpsest.locating.target_vector.options import DTYPES, TargetOptions
-from palimpsest.locating.target_vector.rows import TargetRow, fact_rows, joined, sharing_keys
+from palimpsest.locating.target_vector.rows import TargetRow, fact_rows, joined, rows_by_chunk, sharing_keys
 from palimpsest.models import EditableModel, Point, cast_above, frozen_parameters, require_decoder
 from palimpsest.requests import EditRequest
 from palimpsest.stopwatch import Progress, silent
@@ -31,7 +33,8 @@ class TargetVectors:
     """What a search found.
 
     Arguments:
-        ids: the facts' ids, in the order of the requests.
+        ids: the facts' ids, in the order of the requests; with chunks, of each fact those of its chunks, and what is
+            said of facts here is said of chunks.
         deltas: (facts, width), float32 (float64 for a model of that kind): what to add.
         initial: (facts, width): what flowed at the site at the subject's last token of the prompt alone.
         companions: further sites to the vectors, (facts, width), found jointly there.
@@ -102,7 +105,7 @@ def find_target_vectors(
     The model is as it was afterwards. All facts are checked before anything is computed.
 
     Arguments:
-        requests: facts with subjects.
+        requests: facts with subjects; with chunks (`TargetOptions.chunk`) they need none.
         layer: the layer.
         site: where the vector is added and its reference lengths are taken: `mlp.down`, what the MLP writes (ROME's v),
             or `resid`, what the block hands on (MEMIT's z).
@@ -115,6 +118,8 @@ def find_target_vectors(
     require_decoder(model)
     place = _place(model, layer, (site, *companions))
     last_block = _last_block(model, place, options)
+    if options.chunk:
+        return _found_by_chunk(model, requests, place, last_block, options, templates, progress)
     rows = fact_rows(model, requests, templates, options)
     is_joint = options.search == "gauss-newton" and options.joint
     sets = sharing_keys(rows, requests, options.joint_by) if is_joint else [[number] for number in range(len(rows))]
@@ -148,6 +153,66 @@ def find_target_vectors(
         }
     ids = tuple(request.id for request in requests)
     return found.result(ids, place, templates, is_whole_forward=from_cache is False)
+
+
+def _found_by_chunk(
+    model: EditableModel,
+    requests: Sequence[EditRequest],
+    place: VectorPlace,
+    last_block: int | None,
+    options: TargetOptions,
+    templates: Sequence[str],
+    progress: Progress,
+) -> TargetVectors:
+    """A vector for every chunk of every answer, the first ones of all facts first; earlier ones stay in place.
+
+    They are in the order of the facts and of their chunks, with `chunk_id`s.
+    """
+    rows = rows_by_chunk(model, requests, templates, options.chunk)
+    starts = list(itertools.accumulate((len(own) for own in rows), initial=0))
+    ids = tuple(chunk_id(request, at) for request, own in zip(requests, rows, strict=True) for at in range(len(own)))
+    found, size = _Collected(), max(1, options.forward_batch_size // len(templates))
+    with frozen_parameters(model.module):
+        _require_cache(model, rows, place, last_block)
+        for at in range(max(map(len, rows))):
+            facts = [fact for fact, own in enumerate(rows) if at < len(own)]
+            now = [rows[fact][at] for fact in facts]
+            for numbers in _chunks(now, size):
+                progress("targets", len(found.deltas), len(ids))
+                before = [[starts[facts[number]] + one for one in range(at)] for number in numbers]
+                chunk = prepare_chunk(
+                    model,
+                    [now[number] for number in numbers],
+                    place,
+                    last_block=last_block,
+                    forward_batch_size=options.forward_batch_size,
+                    from_cache=None if max(map(len, rows)) == 1 else True,
+                    earlier=[torch.stack([found.deltas[one] for one in own]) for own in before] if at else (),
+                )
+                members = [starts[facts[number]] + at for number in numbers]
+                log = Log([ids[one] for one in members], chunk.initial.device)
+                found.add([[one] for one in members], chunk, _search(model, chunk, place, options, log), log)
+    progress("targets", len(ids), len(ids))
+    return found.result(ids, place, templates, is_whole_forward=False)
+
+
+def _require_cache(
+    model: EditableModel, rows: Sequence[Sequence[Sequence[TargetRow]]], place: VectorPlace, last_block: int | None
+) -> None:
+    """Raises `ModelError` where vectors in place cannot be kept in a cache; found out at the longest text."""
+    longest = max((own[-1] for own in rows), key=lambda own: len(own[0].ids))
+    if longest[0].earlier:
+        probe = prepare_chunk(
+            model, [longest], place, last_block=last_block, forward_batch_size=len(longest), from_cache=None
+        )
+        if probe.is_whole:
+            raise ModelError(
+                "This model cannot go on from cached keys and values, which hold the vectors of the chunks before.",
+                expected="a model that gives the same logits from a cache as from a whole pass",
+                found=f"family {model.sites.architecture.name!r}, which does not",
+                where="option targets.chunk",
+                remedy="set targets.chunk = 0, or take a method that trains weights, such as ft",
+            )
 
 
 def _search(model: EditableModel, chunk: Chunk, place: VectorPlace, options: TargetOptions, log: Log) -> Tensor:

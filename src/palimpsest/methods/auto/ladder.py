@@ -75,4 +75,4 @@ def usable(model: EditableModel, ladder: Sequence[Attempt], seed: int) -> list[t
 
 def editable_by(made: Method[Any], requests: Sequence[EditRequest]) -> list[EditRequest]:
     """The facts that have what a method needs."""
-    return [request for request in requests if request.subject or not made.capabilities.needs_subject]
+    return [request for request in requests if request.subject or not made.needs_subject]

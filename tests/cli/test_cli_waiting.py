@@ -1,6 +1,8 @@
 """Progress where nobody looks at a terminal: a line now and then on stderr, and nothing else."""
 
 import io
+import os
+import subprocess
 import sys
 import time
 
@@ -105,3 +107,12 @@ def test_a_command_keeps_stdout_for_its_result(run, workplace, monkeypatch):
     result = run("verify", workplace / "model", workplace / "patch", "--json")
     assert result.code == 0 and result.json()["passed"]
     assert "verifying: " in result.err and "\r" not in result.err and "\x1b" not in result.err
+
+
+def test_threads_that_wait_do_not_stay_awake_unless_the_user_says_how_they_wait():
+    asked = "import sys; sys.argv = ['palimpsest', '--version']; from palimpsest.cli import main; main();"
+    asked += "import os; print('torch' in sys.modules, os.environ.get('GOMP_SPINCOUNT'))"
+    plain = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    for given, wanted in (({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")):
+        found = subprocess.run([sys.executable, "-c", asked], env=plain | given, capture_output=True, text=True)
+        assert found.stdout.split()[-2:] == ["False", wanted], found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from palimpsest.cli.surroundings import heeding_signals, safe_output
+from palimpsest.cli.surroundings import heeding_signals, safe_output, share_the_cores
 
 __all__ = ["main"]
 
@@ -17,6 +17,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     printing failed, it is 0 for a command that has made what it was to make, or whose answer is its exit code, and 2
     for one whose answer is what it prints.
     """
+    if arguments is None:
+        share_the_cores()
     with heeding_signals(is_program=arguments is None), safe_output() as out:
         try:
             from palimpsest.cli.app import main as run

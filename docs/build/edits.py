@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from statistics import fmean, mean, median
+from collections.abc import Iterator
+from statistics import fmean, mean
 from typing import Any
 
 from blocks import (
@@ -291,70 +291,6 @@ def real_edits(argument: str) -> str:
         f"{title}, {found[0]['num_edits']} single edits, `{rule(record, scoring)}`, percent with 95% interval.\n\n"
     )
     return caption + table(list(columns), [*([ceiling] if scoring != "log_prob" else []), *lines])
-
-
-def pretrained_defaults(_argument: str) -> str:
-    """One row per model and method, of the facts that are reported."""
-    scores = ("says_it", "paraphrases", "paraphrases_ceiling", "neighbours_kept", "leaks", "degenerate")
-    lines = [
-        [
-            model,
-            f"`{name}`",
-            str(len(found)),
-            *(_share(found, score) for score in scores),
-            f"{median(row['seconds'] for row in found):.1f}",
-            size(max(row["patch_bytes"] for row in found)),
-        ]
-        for (model, name), found in _by_default().items()
-    ]
-    titles = (
-        "says it",
-        "paraphrases",
-        "(ceiling)",
-        "neighbours kept",
-        "leaks",
-        "degenerate",
-        "CPU s per fact",
-        "patch",
-    )
-    return table(["model", "method", "facts", *titles], lines)
-
-
-def scored_both_ways(_argument: str) -> str:
-    """The same edits by the definition of an answer, and by the strictest one."""
-    lines = [
-        [model, f"`{name}`", str(len(found)), _share(found, "says_it"), _share(found, "exact")]
-        for (model, name), found in _by_default().items()
-    ]
-    return table(["model", "method", "facts", "`generate`", "`exact`"], lines)
-
-
-def _by_default() -> dict[tuple[str, str], list[Row]]:
-    """Single edits of the split that is reported, without options, by model and method."""
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for row in rows("pretrained_defaults", split="edit", options={}):
-        if len(row["edit"]) == 1:
-            groups.setdefault((row["model"], row["method"]), []).append(row)
-    return groups
-
-
-def _share(found: Sequence[Row], score: str) -> str:
-    part, whole = (sum(row[score][place] for row in found) for place in (0, 1))
-    return f"{100 * part / whole:.0f}" if whole else "-"
-
-
-def layer_sweep(_argument: str) -> str:
-    """Pretrained models: edits in one layer after another."""
-    names = ("says_it", "paraphrases", "paraphrases_ceiling", "neighbours_kept", "leaks")
-    lines = []
-    for model, record in read("layer_sweep").items():
-        for row in record["rows"]:
-            layers = row["layers"] if len(row["layers"]) == 1 else (row["layers"][0], row["layers"][-1])
-            where = f"{'-'.join(map(str, layers))} of {record['num_layers']}"
-            how = f"`{row['method']}`, {row['n']} facts" + (" at once" if row["method"] == "memit" else "")
-            lines.append([model, how, where, *(f"{row[name]:.0f}" for name in names)])
-    titles = ("says it", "paraphrases", "of the true answers", "neighbours kept", "leaks")
-    return table(["model", "method", "layers", *titles], lines)
 
 
 def search_random(_argument: str) -> str:

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import edits
 import findings
+import pretrained
 import real
 import reference
 import timings
@@ -25,7 +26,7 @@ from blocks import ROOT
 BLOCK = re.compile(r"(<!-- (?P<name>[a-z_-]+)(?:: (?P<argument>[a-z0-9_:., -]+?))? -->\n).*?(<!-- end -->)", re.DOTALL)
 WRITERS = {
     name: block
-    for module in (edits, findings, real, reference, timings)
+    for module in (edits, findings, pretrained, real, reference, timings)
     for name, block in vars(module).items()
     if getattr(block, "__module__", None) == module.__name__ and not name.startswith("_") and callable(block)
 }

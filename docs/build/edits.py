@@ -356,3 +356,9 @@ def search_lengths(_argument: str) -> str:
         for search, cells in found.items()
     ]
     return table(["answer's tokens", *(f"{number} (n = {counts[number][1]})" for number in sizes)], lines)
+
+
+def shared_subjects(scoring: str) -> str:
+    """A batch of a hundred facts, most of which share their subject, with one vector per subject or per key."""
+    found = units("shared-subjects.tables")
+    return listed(found, {"method, `targets.joint_by`": method, **metrics(measured(found, scoring), scoring)})

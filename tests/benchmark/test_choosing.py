@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from unittest import mock
 
 import pytest
@@ -15,7 +16,7 @@ from palimpsest.benchmark import run, runner
 from palimpsest.benchmark.choosing import best, combinations, merged, nested
 from palimpsest.benchmark.entries import ChoiceRule
 from palimpsest.benchmark.folder import ResultsFolder, load_labelled, run_folders
-from palimpsest.benchmark.known import known_facts, known_facts_of_run
+from palimpsest.benchmark.known import asked_once, known_facts
 from palimpsest.benchmark.work import Desk
 from palimpsest.report import build_report
 
@@ -180,14 +181,14 @@ def test_what_a_model_knows_is_asked_once_for_a_run(tmp_path):
     model, data = ps.load("world"), ps.dataset("world-counterfact")
     data = ps.Dataset("some", data.requests[:12])
     file, told = tmp_path / "base" / "known.json", []
-    first = known_facts_of_run(file, model, data, 3, 0, progress=lambda *what: told.append(what))
+    first = asked_once(file, data, partial(known_facts, model, data, 3, 0, progress=lambda *what: told.append(what)))
     assert first[0].requests == known_facts(model, data, 3, 0)[0].requests and told[-1] == ("known facts", 3, 3)
     with mock.patch.object(type(model), "generate", side_effect=AssertionError):
-        again = known_facts_of_run(file, model, data, 3, 0)
+        again = asked_once(file, data, partial(known_facts, model, data, 3, 0))
     assert (again[0].requests, again[1]) == (first[0].requests, first[1])
     for damage in ("{", '{"facts": [99], "asked": 3}', '{"facts": "all"}'):
         file.write_text(damage)
-        assert known_facts_of_run(file, model, data, 3, 0)[0].requests == first[0].requests
+        assert asked_once(file, data, partial(known_facts, model, data, 3, 0))[0].requests == first[0].requests
         assert file.with_name("known.json.damaged").read_text() == damage
 
 

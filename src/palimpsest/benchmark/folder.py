@@ -13,7 +13,7 @@ from __future__ import annotations
 import fcntl
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +25,7 @@ from palimpsest.benchmark import choosing, known, preparing
 from palimpsest.benchmark.plan import Plan
 from palimpsest.benchmark.units import WorkUnit
 from palimpsest.errors import OutputError
-from palimpsest.files import FileKind, expanded, hold, require_writable, write_json
+from palimpsest.files import FileKind, expanded, hold, put_aside, require_writable, write_json
 from palimpsest.provenance import now
 
 if TYPE_CHECKING:
@@ -129,8 +129,7 @@ class ResultsFolder:
             return _RESULTS.record(file, _Done).finished
         except OutputError:
             # Its run is in its folder, whole: the unit is taken up again, and nothing of it computed.
-            with suppress(OSError):
-                file.replace(file.with_name(file.name + ".damaged"))
+            put_aside(file)
             return None
 
     def result_of(self, unit: WorkUnit) -> Mapping[str, Any]:

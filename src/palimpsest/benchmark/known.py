@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from palimpsest.answers import after_beginning, gives_old, is_reply_to, new_names, old_names
+from palimpsest.answers import after_beginning, after_two_sentences, gives_old, is_reply_to, new_names, old_names
 from palimpsest.errors import DataError, OutputError
 from palimpsest.evaluation import room_for
-from palimpsest.files import FileKind, write_json
-from palimpsest.models import written_answers
+from palimpsest.files import FileKind, put_aside, taking_turns, write_json
 from palimpsest.stopwatch import Progress, silent
 
 if TYPE_CHECKING:
@@ -34,36 +32,24 @@ class _Known(BaseModel):
     asked: int
 
 
-def known_facts_of_run(
-    file: Path,
-    model: EditableModel,
-    data: Dataset,
-    num_edits: int | None,
-    seed: int,
-    *,
-    max_new_tokens: int | None = None,
-    progress: Progress = silent,
+def asked_once(
+    file: Path, data: Dataset, ask: Callable[[], tuple[Dataset, dict[str, int]]]
 ) -> tuple[Dataset, dict[str, int]]:
-    """`known_facts`, kept in a file of the run: whoever comes second, or resumes, asks nothing.
+    """What `known_facts` finds, kept in a file of the run: whoever comes second, or resumes, asks nothing.
 
     A damaged file is put aside. Raises `OutputError` when it cannot be written.
     """
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with file.with_suffix(".lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with taking_turns(file):
             if (kept := _kept(file, len(data))) is not None:
-                return _drawn(data, kept), {"asked": kept.asked, "known": len(kept.facts)}
-            found, account = known_facts(model, data, num_edits, seed, max_new_tokens=max_new_tokens, progress=progress)
+                known = tuple(data.requests[place] for place in kept.facts)
+                return replace(data, requests=known), {"asked": kept.asked, "known": len(known)}
+            found, account = ask()
             places = {id(request): place for place, request in enumerate(data.requests)}
             write_json(file, {"facts": [places[id(one)] for one in found.requests], "asked": account["asked"]})
             return found, account
     except OSError as error:
         raise OutputError("What the model knows cannot be kept.", found=str(error), where=str(file)) from error
-
-
-def _drawn(data: Dataset, kept: _Known) -> Dataset:
-    return replace(data, requests=tuple(data.requests[place] for place in kept.facts))
 
 
 def _kept(file: Path, num_facts: int) -> _Known | None:
@@ -73,7 +59,7 @@ def _kept(file: Path, num_facts: int) -> _Known | None:
         kept = _KNOWN.record(file, _Known)
         if all(0 <= place < num_facts for place in kept.facts):
             return kept
-    file.replace(file.with_name(file.name + ".damaged"))
+    put_aside(file)
     return None
 
 
@@ -129,15 +115,13 @@ def gives_old_answers(
     room = room_for(model, requests, max_new_tokens)
     is_chat = model.chat is not None
     names = [name for request in requests for name in (*new_names(request), *old_names(request))]
+    rules = {False: after_beginning(names), True: after_two_sentences(room.characters)}
     texts: dict[str, str] = {}
-    for is_reply in (False, True):
+    for is_reply, until in rules.items():
         asked = [one.prompt for one in requests if is_reply_to(one.prompt, is_chat=is_chat) is is_reply]
         prompts = [prompt for prompt in dict.fromkeys(asked) if _fits(model, prompt, room.tokens)]
-        if prompts and is_reply:
-            texts |= zip(prompts, written_answers(model, prompts, room), strict=True)
-        elif prompts:
-            found = model.generate(prompts, max_new_tokens=room.tokens, until=after_beginning(names))
-            texts |= zip(prompts, found, strict=True)
+        if prompts:
+            texts |= zip(prompts, model.generate(prompts, max_new_tokens=room.tokens, until=until), strict=True)
     return [one.prompt in texts and gives_old(one, texts[one.prompt], is_chat=is_chat) for one in requests]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from palimpsest.benchmark.entries import Preparation
 from palimpsest.benchmark.known import gives_old_answers
-from palimpsest.files import require_writable
+from palimpsest.files import require_writable, taking_turns
 from palimpsest.patches import load_patch
 
 if TYPE_CHECKING:
@@ -38,9 +37,7 @@ def prepared(
     old = [request.reversed_to_old() for request in requests]
     before = gives_old_answers(model, requests)
     require_writable(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_suffix(".lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with taking_turns(folder):
         patch = load_patch(folder) if folder.exists() else _taught(model, old, preparation, seed, folder)
     with model.patched(patch):
         account = {

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from palimpsest.benchmark.folder import BASE, PREPARED, Finished
 from palimpsest.benchmark.plan import read_dataset
 from palimpsest.benchmark.units import WorkUnit
 from palimpsest.errors import ModelError, OutputError, PalimpsestError
-from palimpsest.files import write_json
+from palimpsest.files import taking_turns, write_json
 from palimpsest.provenance import digest, peak_memory_bytes
 from palimpsest.stopwatch import Progress, silent
 
@@ -129,21 +129,14 @@ class Desk:
     ) -> tuple[Dataset, dict[str, int]]:
         """The facts of the draw that the model knows; asked once for all units that draw alike, whoever does them."""
         from palimpsest.answers import VERSION
-        from palimpsest.benchmark.known import known_facts_of_run
+        from palimpsest.benchmark.known import asked_once, known_facts
 
         room = unit.evaluation["max_new_tokens"]
         identity = [identity_of(unit.model, "label", "prepare"), unit.contents.get(unit.model.name)]
         key = digest([*identity, data.fingerprint, unit.num_edits, unit.seed, room, VERSION])
         if key not in self._knowing:
-            self._knowing[key] = known_facts_of_run(
-                self.results / BASE / f"known-{key}.json",
-                model,
-                data,
-                unit.num_edits,
-                unit.seed,
-                max_new_tokens=room,
-                progress=progress,
-            )
+            ask = partial(known_facts, model, data, unit.num_edits, unit.seed, max_new_tokens=room, progress=progress)
+            self._knowing[key] = asked_once(self.results / BASE / f"known-{key}.json", data, ask)
         return self._knowing[key]
 
     def _load(self, unit: WorkUnit) -> EditableModel:
@@ -185,9 +178,7 @@ class Desk:
         """Adds this worker's answers to the file; only one worker at a time does so."""
         file = self._base_file(unit, preparation)
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with file.with_suffix(".lock").open("a") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            with taking_turns(file):
                 answers.absorb(file)
                 write_json(file, answers.to_dict())
         except OSError as error:

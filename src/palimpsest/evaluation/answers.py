@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ from pydantic import BaseModel
 
 from palimpsest.errors import ConfigError, DataError
 from palimpsest.evaluation.scoring import Observation
-from palimpsest.files import FileKind
+from palimpsest.files import FileKind, put_aside
 from palimpsest.models import AnswerRoom, TargetScore, written_answers
 from palimpsest.provenance import digest
 
@@ -103,8 +102,7 @@ class BaseAnswers:
         try:
             stored = _ANSWERS.record(file, _Answers)
         except DataError:
-            with suppress(OSError):
-                file.replace(file.with_name(file.name + ".damaged"))
+            put_aside(file)
             return
         if stored.model != self._model:
             return

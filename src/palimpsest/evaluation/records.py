@@ -69,9 +69,13 @@ class Specification(BaseModel):
     hardware: dict[str, Any]
     created: str
 
+    def by_path(self) -> dict[str, Any]:
+        """Every field, JSON-ready, those inside others by their path: `config.seed`."""
+        return _flat(self.model_dump(mode="json"))
+
     def differences(self, other: Specification) -> list[str]:
         """Sentences that name what this and another run differ in; time and machine do not count."""
-        mine, theirs = _flat(self.model_dump(mode="json")), _flat(other.model_dump(mode="json"))
+        mine, theirs = self.by_path(), other.by_path()
         ignored = ("created", "hardware", "training")
         return [
             f"{name} is {theirs.get(name)!r}, was {mine.get(name)!r}"

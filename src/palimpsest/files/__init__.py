@@ -5,7 +5,16 @@ complete or not at all, `tensors` does both for safetensors, `places` answers fo
 before a tensor is read or written.
 """
 
-from palimpsest.files.places import cache_folder, expanded, hold, require_absent, require_replaceable, require_writable
+from palimpsest.files.places import (
+    cache_folder,
+    expanded,
+    hold,
+    put_aside,
+    require_absent,
+    require_replaceable,
+    require_writable,
+    taking_turns,
+)
 from palimpsest.files.reading import (
     FileKind,
     Line,
@@ -37,6 +46,7 @@ __all__ = [
     "new_folder",
     "parse_json",
     "parse_toml",
+    "put_aside",
     "read_tensors",
     "read_texts",
     "remedy_of",
@@ -50,6 +60,7 @@ __all__ = [
     "said",
     "shaped",
     "short_name",
+    "taking_turns",
     "texts_of",
     "to_json",
     "write_json",

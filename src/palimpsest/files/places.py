@@ -7,7 +7,7 @@ import fcntl
 import os
 import tempfile
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from palimpsest.errors import DataError, OutputError, PalimpsestError, some_of
@@ -169,6 +169,24 @@ def hold(file: Path) -> Iterator[None]:
                 remedy="wait for it, stop it, or choose another --out",
             ) from error
         yield
+
+
+@contextmanager
+def taking_turns(file: Path) -> Iterator[None]:
+    """Inside the block no other process is inside one for the same file or folder; waits its turn.
+
+    Makes the folder that it lies in, and a lock beside it.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.with_suffix(".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def put_aside(file: Path) -> None:
+    """Gives a damaged file another name, where that can be done, so that its place is free."""
+    with suppress(OSError):
+        file.replace(file.with_name(file.name + ".damaged"))
 
 
 def _shortened(path: Path) -> str:

@@ -47,9 +47,14 @@ def log_records(records: Sequence[RunRecord], trackers: Sequence[Any], directory
 
     require_trackers([one for one in trackers if isinstance(one, str)])
     for record in records:
-        spec = record.specification
+        # The kinds of values that every tracker takes; lists as text.
+        config = {
+            name: one if isinstance(one, (str, int, float, bool)) else str(one)
+            for name, one in record.specification.by_path().items()
+            if one is not None
+        }
         accelerator = Accelerator(log_with=list(trackers), project_dir=str(directory))
-        accelerator.init_trackers(_run_name(record), config=dict(_flat(spec.model_dump(mode="json"))))
+        accelerator.init_trackers(_run_name(record), config=config)
         for step, values in steps(record):
             accelerator.log(values, step=step)
         accelerator.end_training()
@@ -100,12 +105,3 @@ def _shares(scores: Mapping[str, Mapping[str, Any]], prefix: str = "") -> dict[s
 
 def _numbers(values: Mapping[str, float | None]) -> dict[str, float]:
     return {name: float(value) for name, value in values.items() if value is not None}
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str | int | float | bool]]:
-    """The kinds of values that every tracker takes as configuration; lists as text."""
-    for name, one in value.items():
-        if isinstance(one, Mapping):
-            yield from _flat(one, f"{prefix}{name}.")
-        elif one is not None:
-            yield f"{prefix}{name}", one if isinstance(one, (str, int, float, bool)) else str(one)

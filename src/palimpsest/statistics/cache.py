@@ -19,6 +19,7 @@ from palimpsest.files import (
     cache_folder,
     new_file,
     parse_json,
+    put_aside,
     read_texts,
     require_writable,
     to_json,
@@ -155,8 +156,7 @@ class Cache:
         return sorted(found, key=lambda record: str(record["created"]), reverse=True)
 
     def _put_aside(self, file: Path, error: DataError) -> None:
-        with contextlib.suppress(OSError):
-            file.replace(file.with_name(file.name + ".damaged"))
+        put_aside(file)
         self._note(f"Damaged statistics were put aside and computed again: {file.name}, {error.found}.")
 
     def _note(self, text: str) -> None:

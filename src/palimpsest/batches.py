@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from palimpsest.errors import DataError
-from palimpsest.requests import EditRequest, normalise
+from palimpsest.requests import EditRequest, normalise, require_filled
 
 
 def check_requests(requests: Sequence[EditRequest], *, needs_subject: bool, needs_old_answer: bool) -> None:
     """Checks a batch before anything is computed.
 
-    Raises `DataError` for two edits that contradict each other (one prompt, two answers), and for a missing
-    subject or old answer where they are needed.
+    Raises `DataError` for two edits that contradict each other (one prompt, two answers), for a template without a
+    subject, and for a missing subject or old answer where they are needed.
     """
     answers: dict[str, EditRequest] = {}
     by_id: dict[str, EditRequest] = {}
     for request in requests:
+        require_filled(request)
         if needs_subject:
             request.subject_span()
         if needs_old_answer:

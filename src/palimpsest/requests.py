@@ -254,6 +254,25 @@ def filled(template: str, subject: str) -> str:
     return PLACEHOLDER.sub(lambda _: subject, template)
 
 
+def require_filled(edit: EditRequest) -> None:
+    """Raises `DataError` for an edit that has a place for a subject, in its prompt or a probe's, and no subject.
+
+    A text that the model is really to read braces in is fine where the subject is said and stands in the prompt.
+    """
+    if edit.subject is not None:
+        return
+    texts = [("the prompt", edit.prompt), *((f"the {one.kind} probe", one.prompt) for one in edit.probes)]
+    for name, text in texts:
+        if (place := PLACEHOLDER.search(text)) is not None:
+            raise DataError(
+                "An edit has a place for a subject and no subject.",
+                expected=f"`subject`: what stands in the place of {place[0]}",
+                found=f"{name} {text!r}",
+                where=f"the edit {edit.id!r}",
+                remedy="add a `subject` (--subject); one that occurs in the prompt leaves the braces as they are",
+            )
+
+
 def _nothing_to_edit(old: str, new: str, where: str) -> DataError:
     if old == new:
         found = f"both are {new!r}"

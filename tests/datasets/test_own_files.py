@@ -277,8 +277,24 @@ def test_templates_are_filled_in_every_text(tmp_path: Path) -> None:
     ]
     with pytest.raises(DataError, match="edited prompt itself"):
         read(tmp_path, {**record, "locality": "The capital of {} is"})
-    data = load_edits(write(tmp_path / "n.json", [{"prompt": "the type of {} is", "target_new": "dict"}]))
-    assert data.requests[0].prompt == "the type of {} is" and "no subject is given" in data.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("field", "found"),
+    [
+        ({"prompt": "the type of {} is"}, r"(?s)subject.*\{\}.*the prompt 'the type of \{\} is'"),
+        ({"rephrase": "{subject} has the type"}, r"(?s)subject.*\{subject\}.*generality probe"),
+        ({"locality": ["A list is", "{0} in Python is"]}, r"(?s)subject.*\{0\}.*locality.neighborhood probe"),
+    ],
+)
+def test_a_template_without_a_subject_is_refused_unless_its_braces_are_meant(tmp_path, field, found) -> None:
+    record = {"prompt": "the type of it is", "target_new": "dict", **field}
+    with pytest.raises(DataError, match=found):
+        read(tmp_path, record)
+    own = load_edits(
+        write(tmp_path / "n.json", [{"prompt": "the type of {} is", "subject": "type", "target_new": "dict"}])
+    )
+    assert own.requests[0].prompt == "the type of {} is" and "stands in it already" in own.notes[0]
 
 
 TABLE = (

@@ -100,8 +100,20 @@ def test_a_model_that_no_attempt_can_edit_is_refused_before_anything_is_computed
     monkeypatch.setattr(model, "forward", None)
     with pytest.raises(ModelError, match="None of the methods that `auto` tries"):
         method("auto", ladder=[{"method": "memit"}]).edit(model, [JAPAN])
-    with pytest.raises(ConfigError, match="no method named 'memmit'"):
-        method("auto", ladder=[{"method": "memmit"}]).edit(model, [JAPAN])
+
+
+@pytest.mark.parametrize(
+    ("attempt", "found"),
+    [
+        ({"method": "auto"}, "cannot be an attempt"),
+        ({"method": "grace"}, "cannot be an attempt"),
+        ({"method": "memmit"}, "no method named 'memmit'"),
+        ({"method": "ft", "options": {"epoch": 1}}, "no option 'epoch'"),
+    ],
+)
+def test_what_cannot_be_an_attempt_is_refused_before_a_model_is_loaded(attempt, found):
+    with pytest.raises(ConfigError, match=found):
+        method("auto", ladder=[{"method": "memit"}, attempt])
 
 
 def test_trials_ask_about_other_subjects_and_never_about_the_edited_ones(world):

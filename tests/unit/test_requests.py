@@ -167,7 +167,15 @@ def test_a_template_is_filled_with_its_subject_in_prompt_and_probes(placeholder)
 def test_braces_beside_a_subject_that_is_there_are_the_prompts_own():
     request = EditRequest("In Python the type of {} is", "dict", subject="Python")
     assert request.prompt == "In Python the type of {} is"
-    assert EditRequest("The type of {} is", "dict").prompt == "The type of {} is"
+    check_requests([request], needs_subject=False, needs_old_answer=False)
+
+
+@pytest.mark.parametrize("placeholder", ["{}", "{ subject }", "{0}"])
+def test_a_template_without_a_subject_is_refused_before_anything_is_computed(placeholder):
+    request = EditRequest(f"The capital of {placeholder} is", "Oslo")
+    with pytest.raises(DataError, match="no subject") as found:
+        check_requests([request], needs_subject=False, needs_old_answer=False)
+    assert placeholder in found.value.expected and "--subject" in found.value.remedy
 
 
 def test_the_subject_is_a_whole_word_where_it_can_be():

@@ -19,7 +19,7 @@ from palimpsest.datasets.knowedit import questions_of
 from palimpsest.datasets.questions import names, paired
 from palimpsest.errors import DataError
 from palimpsest.files import parse_json
-from palimpsest.requests import PLACEHOLDER, EditRequest, Probe, filled, normalise
+from palimpsest.requests import PLACEHOLDER, EditRequest, Probe, filled, normalise, require_filled
 from palimpsest.wording import hidden_characters
 
 _PYTHON_LIST = re.compile(r"\[\s*'")
@@ -66,7 +66,9 @@ def request(fields: Mapping[str, Any]) -> Partial:
     for probe in given:
         if probe.is_locality and normalise(probe.prompt) == normalise(edit.prompt):
             made.append(_asks_the_edit(probe.prompt, "probes"))
-    return partial(edit, made, notes=tuple(remarks(edit, subject, fields)))
+    found = partial(edit, made, notes=tuple(remarks(edit, subject, fields)))
+    require_filled(found.request)
+    return found
 
 
 def _group(fields: Mapping[str, Any], name: str, group: str, edit: EditRequest) -> Iterator[Made]:
@@ -179,10 +181,8 @@ def remarks(edit: EditRequest, subject: str | None, fields: Mapping[str, Any] = 
             yield f"`{name}` is a number or a truth value and is read as the text {as_text(fields[name])!r}"
     if subject is not None and edit.subject != subject.strip():
         yield f"The subject {subject.strip()!r} is spelled {edit.subject!r} in the prompt, which is what counts"
-    if PLACEHOLDER.search(edit.prompt):
-        yield "The prompt keeps its braces {}, since " + (
-            "the subject stands in it already" if edit.subject else "no subject is given to put there"
-        )
+    if edit.subject and PLACEHOLDER.search(edit.prompt):
+        yield "The prompt keeps its braces {}, since the subject stands in it already"
     if edit.target_old is not None and normalise(edit.target_old) == normalise(edit.target_new):
         yield (
             f"The answers {edit.target_old!r} and {edit.target_new!r} differ in case or spaces only; "

@@ -75,7 +75,7 @@ class FLearning(Method[FLearningConfig]):
         unlearn = signed(forget, config)
         with model.patched(unlearn), run.clock.stage("learn"):
             outcome = learner.edit(model, requests, progress=run.progress)
-        learned = _weight_patch(outcome.patch, config.learn)
+        learned = outcome.weight_patch
         run.diagnostics.losses = outcome.diagnostics.losses
         run.diagnostics.facts |= {
             "rate": _rate(forget, config),
@@ -107,7 +107,7 @@ class FLearning(Method[FLearningConfig]):
         with run.clock.stage("forget"):
             outcome = forgetter.edit(model, old, progress=run.progress)
         run.diagnostics.facts["forget"] = outcome.diagnostics.facts
-        return _weight_patch(outcome.patch, config.forget)
+        return outcome.weight_patch
 
 
 def signed(forget: WeightPatch, config: FLearningConfig) -> WeightPatch:
@@ -223,9 +223,3 @@ def _learner(
             where="options forget and learn",
         )
     return learner
-
-
-def _weight_patch(patch: object, name: str) -> WeightPatch:
-    if not isinstance(patch, WeightPatch):
-        raise TypeError(f"method {name!r} says it gives weight patches and gave a {type(patch).__name__}")
-    return patch

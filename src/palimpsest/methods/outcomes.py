@@ -20,7 +20,7 @@ from torch import Tensor
 
 from palimpsest.errors import DataError, OutputError
 from palimpsest.files import FileKind, new_file, new_folder, require_absent, short_name, write_tensors
-from palimpsest.patches import MANIFEST_FILE, Patch
+from palimpsest.patches import MANIFEST_FILE, Patch, WeightPatch
 from palimpsest.provenance import file_digest
 from palimpsest.showing import counted, html_table, named
 
@@ -127,6 +127,14 @@ class EditOutcome:
         ]
         notes = "".join(f"<br>{escape(note)}" for note in self.diagnostics.notes)
         return html_table(repr(self), ("prompt", "before", "after", "probability of the new answer"), rows) + notes
+
+    @property
+    def weight_patch(self) -> WeightPatch:
+        """The patch of a method whose capabilities say that it changes weights. Raises `TypeError` for another one."""
+        if not isinstance(self.patch, WeightPatch):
+            name, kind = self.patch.manifest.method, type(self.patch).__name__
+            raise TypeError(f"method {name!r} says it gives weight patches and gave a {kind}")
+        return self.patch
 
     def save(self, path: str | Path, *, state: str | Path | None = None) -> None:
         """Writes the patch, and with it the state: both or neither, also where the process is killed between the two.

@@ -12,6 +12,7 @@ from palimpsest.methods.catalogue import method
 from palimpsest.models import EditableModel
 from palimpsest.requests import EditRequest
 
+AUTO = "auto"
 SEARCH = {"search": "gauss-newton"}
 
 
@@ -28,8 +29,16 @@ class Attempt(Config):
     """Whether it is for facts whose own prompt does not get the new answer, not for those that lack in `elsewhere`."""
 
     def make(self, seed: int) -> Method[Any]:
-        """The method, ready to edit; `auto` looks at every patch itself."""
-        return method(self.method, preset=self.preset, **{"seed": seed, "look_again": False, **self.options})
+        """The method, ready to edit; `auto` looks at every patch itself.
+
+        Raises `ConfigError` for a method or an option that there is not, and for one whose patches do not add up.
+        """
+        if self.method == AUTO:
+            raise _no_attempt(self.method, "`auto` itself, which would try the whole ladder again")
+        made = method(self.method, preset=self.preset, **{"seed": seed, "look_again": False, **self.options})
+        if not made.capabilities.gives_weight_patch:
+            raise _no_attempt(self.method, "a method whose patches cannot be added to others")
+        return made
 
 
 LADDER = (
@@ -76,3 +85,13 @@ def usable(model: EditableModel, ladder: Sequence[Attempt], seed: int) -> list[t
 def editable_by(made: Method[Any], requests: Sequence[EditRequest]) -> list[EditRequest]:
     """The facts that have what a method needs."""
     return [request for request in requests if request.subject or not made.needs_subject]
+
+
+def _no_attempt(name: str, found: str) -> ConfigError:
+    return ConfigError(
+        f"The method {name!r} cannot be an attempt of `auto`.",
+        expected="a method that changes weights, such as memit or lora",
+        found=found,
+        where="option ladder",
+        remedy=f"take it out of the ladder, or use --method {name} by itself",
+    )

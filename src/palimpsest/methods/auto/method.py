@@ -18,7 +18,6 @@ from typing import Any, ClassVar, final
 
 from pydantic import Field
 
-from palimpsest.errors import ConfigError
 from palimpsest.locating import unrelated_prompts
 from palimpsest.methods.auto.examination import Examination, Standing, Verdict
 from palimpsest.methods.auto.ladder import LADDER, Attempt, editable_by, usable
@@ -81,15 +80,7 @@ class _Climb:
         with self.model.patched(self.patch), self.run.clock.stage("editing"):
             outcome = made.edit(self.model, requests, progress=_until(self.deadline, self.run.progress))
         self.run.diagnostics.losses |= outcome.diagnostics.losses
-        change = outcome.patch
-        if not isinstance(change, WeightPatch):
-            raise ConfigError(
-                f"The attempt by {name!r} cannot be added to others.",
-                expected="a method that changes weights, such as memit or lora",
-                found=f"a patch of kind {change.kind!r}",
-                where="option ladder",
-                remedy=f"use --method {name} by itself",
-            )
+        change = outcome.weight_patch
         for factor in FACTORS:
             _require_time(self.deadline)
             patch = self.patch + factor * change
@@ -126,6 +117,10 @@ class Auto(Method[AutoConfig]):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        # What cannot be an attempt must not wait for a model to be loaded.
+        given = AutoConfig.parse({**self.variant, **self.options}, owner=f"method {self.name!r}")
+        for attempt in given.ladder or ():
+            attempt.make(given.seed)
         # Kept from call to call, since each method keeps what it has factorised.
         self._usable: list[tuple[Attempt, Method[Any]]] = []
 

@@ -68,10 +68,11 @@ SEED  ?= 0
 CASES ?= 200
 KILLS ?= 20
 KEEP  ?=
-# `make fuzz ONLY="model gguf"` damages nothing else.
+# `make fuzz ONLY="model gguf"` damages nothing else, `EACH=500` so many files of every sort, in turn.
 ONLY  ?=
+EACH  ?=
 fuzz: env
-	$(BIN)/python tests/robustness/fuzz.py --seed $(SEED) --cases $(CASES) $(if $(ONLY),--only $(ONLY)) $(KEEP)
+	$(BIN)/python tests/robustness/fuzz.py --seed $(SEED) --cases $(CASES) $(if $(EACH),--each $(EACH)) $(if $(ONLY),--only $(ONLY)) $(KEEP)
 
 kills: env
 	$(BIN)/python tests/robustness/kills.py --seed $(SEED) --kills $(KILLS)

@@ -90,8 +90,9 @@ def later_version(kind: type[PalimpsestError], what: str, found: object, known: 
 
 def near_matches(name: str, known: Iterable[str], *, limit: int = 3) -> list[str]:
     """The known names that look most like `name`, best first."""
-    by_folded = {candidate.casefold(): candidate for candidate in known}
-    close = difflib.get_close_matches(name.casefold(), by_folded, n=limit, cutoff=0.5)
+    # Of texts whose lengths differ more, less than half can agree: what is no name at all is not compared.
+    by_folded = {one.casefold(): one for one in known if len(name) <= 3 * len(one)}
+    close = difflib.get_close_matches(name.casefold(), by_folded, n=limit, cutoff=0.5) if by_folded else []
     contained = [folded for folded in by_folded if name.casefold() in folded and folded not in close]
     return [by_folded[folded] for folded in (close + contained)[:limit]]
 

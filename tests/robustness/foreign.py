@@ -63,6 +63,18 @@ RIPPLE = {
     "Logical_Generalization": [{"test_queries": [{"prompt": "Lyon is the capital of", "answers": [{"value": "France",
                                 "aliases": []}]}], "test_condition": "OR", "condition_queries": []}],
 }  # fmt: skip
+UNKE = {
+    "id": 5, "question": "What is the capital of France?", "answer": "Lyon is, since 1950. It lies on the Rhone.",
+    "para_question": "France has which capital?", "sub_question": ["Since when?", "On what does it lie?"],
+    "sub_answer": ["1950", "the Rhone"],
+}  # fmt: skip
+AKEW = {
+    "case_id": 6, "paraphrase_prompts": ["France has the capital"], "neighborhood_prompts": ["The capital of Italy is"],
+    "requested_rewrite": {
+        **REWRITE, "question": "What is the capital of France?", "prompt_full": PROMPT, "answer_new": ["Lyon"],
+        "fact_new_uns": "Lyon is the capital of France. It lies on the Rhone.", "answer_new_alias": ["Lyons"],
+        "unsfact_triplets_GPT": [{"prompt": "{} lies on", "subject": "Lyon", "target": "the Rhone"}]},
+}  # fmt: skip
 EASYEDIT = {
     "prompt": PROMPT, "subject": "France", "target_new": "Lyon", "ground_truth": "Paris", "rephrase_prompt": "France:",
     "locality": {"neighbour": {"prompt": "The capital of Italy is", "ground_truth": "Rome"}},
@@ -164,6 +176,10 @@ def _gguf(shop: Workshop) -> None:
     _kind(shop, "written", shop.place / "written", *reading, (*write, "IT/edited.gguf", patch, "--keep-type"))
     reading = [(*write, file, "IT"), ("apply", "--out", "OUT", "--as", "gguf-adapter", file, "IT")]
     _kind(shop, "patch gguf", patch, *reading, (*write, "--keep-type", file, "IT"))
+    adapter = shop.place / "adapter.gguf"
+    shop.made("apply", file, patch, "--as", "gguf-adapter", "--out", adapter)
+    reading = [("ask", "IT", PROMPT), ("doctor", "IT"), ("undo", "IT", "--out", "OUT"), (*write, "IT", patch)]
+    _kind(shop, "gguf adapter", adapter, *reading)
 
 
 def _edits(shop: Workshop) -> None:
@@ -199,6 +215,8 @@ def _datasets(shop: Workshop) -> None:
         "mquake": MQUAKE,
         "knowedit": KNOWEDIT,
         "ripple-edits": RIPPLE,
+        "unke": UNKE,
+        "akew": AKEW,
     }
     for name, record in published.items():
         file = shop.place / f"{name}.json"
@@ -317,7 +335,7 @@ def _words(shop: Workshop) -> None:
         ("assess", model, "--facts", facts, "--json"),
         ("doctor", model, "--json"),
         ("list", "methods", "--json"),
-        ("world", "export", "--out", "OUT", "--people", 5, "--seed", 1),
+        ("world", "export", "--out", "OUT", "--people", 50, "--seed", 1),
         ("report", shop.place, "--out", "OUT", "--tables", "OUT"),
     ]
     _kind(shop, "words", None, *commands)

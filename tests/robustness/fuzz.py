@@ -64,13 +64,17 @@ class Campaign:
         self.guard = Guard(shop.place)
         self.model = fingerprint(shop.model)
 
-    def drawn(self, seed: int, number: int) -> Case:
-        """The case of a number: what is damaged, how, and which of its commands reads it."""
+    def drawn(self, seed: int, number: int, *, in_turn: bool = False) -> Case:
+        """The case of a number: what is damaged, how, and which of its commands reads it.
+
+        Arguments:
+            in_turn: groups of kinds take turns; else each is as likely as any other, files of edits four times so.
+        """
         shop, rng = self.shop, random.Random(f"{seed}|{number}")
-        names = sorted(shop.kinds)
-        # Each group of kinds is as likely as any other, files of edits four times so.
-        groups = sorted({name.split()[0] for name in names})
+        names, groups = sorted(shop.kinds), shop.groups()
         group = rng.choice([*groups, *["edits"] * (3 if "edits" in groups else 0)])
+        if in_turn:
+            group = groups[number % len(groups)]
         name = rng.choice([one for one in names if one.split()[0] == group])
         kind = shop.kinds[name]
         at = rng.randrange(len(kind.commands))
@@ -187,12 +191,14 @@ class Campaign:
                 continue
         return case
 
-    def run(self, seed: int, cases: int, *, first: int = 0, keep: Path | None = None) -> tuple[Counter, list]:
+    def run(
+        self, seed: int, cases: int, *, first: int = 0, in_turn: bool = False, keep: Path | None = None
+    ) -> tuple[Counter, list]:
         """Runs cases; returns counts by kind and outcome, and what went wrong."""
         counts: Counter[tuple[str, str]] = Counter()
         wrong = []
         for number in range(first, first + cases):
-            case = self.drawn(seed, number)
+            case = self.drawn(seed, number, in_turn=in_turn)
             started = time.perf_counter()
             found, how = self.problem(case)
             seconds = time.perf_counter() - started
@@ -206,8 +212,8 @@ class Campaign:
                 if keep is not None:
                     with keep.open("a", encoding="utf-8") as stream:
                         stream.write(json.dumps(case) + "\n")
-            if number % 100 == 99:
-                print(f"{number + 1} cases, {len(wrong)} wrong", flush=True)
+            if number % 500 == 499:
+                print(f"{number + 1} cases, {len(wrong)} wrong so far\n{table(counts)}", flush=True)
         return counts, wrong
 
 
@@ -280,6 +286,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cases", type=int, default=200)
+    parser.add_argument("--each", type=int, help="cases of every group of kinds, in place of --cases")
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
     parser.add_argument("--only", nargs="*", default=(), help="the first words of the kinds that are damaged")
     parser.add_argument("--keep", action="store_true", help=f"add what goes wrong to {FOUND.name}")
@@ -289,10 +296,12 @@ def main() -> int:
         shop = Workshop(Path(place), only=tuple(given.only))
         print(f"workshop of {len(shop.kinds)} kinds after {time.perf_counter() - start:.0f} s", flush=True)
         campaign = Campaign(shop)
-        counts, wrong = campaign.run(given.seed, given.cases, first=given.first, keep=FOUND if given.keep else None)
+        cases = given.each * len(shop.groups()) if given.each else given.cases
+        keep = FOUND if given.keep else None
+        counts, wrong = campaign.run(given.seed, cases, first=given.first, in_turn=bool(given.each), keep=keep)
         untangle(Path(place))
     print(table(counts))
-    print(f"{given.cases} cases of seed {given.seed}, {len(wrong)} wrong, {time.perf_counter() - start:.0f} s")
+    print(f"{cases} cases of seed {given.seed}, {len(wrong)} wrong, {time.perf_counter() - start:.0f} s")
     return 1 if wrong else 0
 
 

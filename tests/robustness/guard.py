@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,7 +79,7 @@ def without_rights(place: Path) -> Iterator[None]:
         yield
         return
     for folder in (place, *place.parents):
-        if str(folder).startswith("/tmp/") or folder == place:
+        if str(folder).startswith(f"{tempfile.gettempdir()}/") or folder == place:
             folder.chmod(0o777)
     os.seteuid(NOBODY)
     try:

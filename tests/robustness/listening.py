@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import anyio
 
 from robustness.commands import Kind, Result
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from robustness.workshop import Workshop
 
 PROMPT = "The capital of France is"
@@ -27,6 +28,11 @@ SPOKEN = {
                              "messages": [{"role": "system", "content": "Be short."},
                                           {"role": "user", "content": [{"type": "text", "text": PROMPT}]}]},
 }  # fmt: skip
+ENVELOPE = {"method": "POST", "path": "/v1/completions", "query": "a=b", "stays": True,
+            "body": [json.dumps(SPOKEN["/v1/completions"])],
+            "headers": {"host": "localhost:8000", "authorization": "Bearer x", "content-type": "application/json",
+                        "content-length": "7", "origin": "http://localhost"}}  # fmt: skip
+"""A request as a server hands it on, before it is known what is asked for."""
 ASKED = {"model": "model+patch-ft", "prompt": PROMPT, "max_tokens": 4, "temperature": 0}
 VISITS = (
     ("ask", PROMPT, "The capital of Italy is", "Anna"),
@@ -51,6 +57,9 @@ def _requests(shop: Workshop) -> None:
         file = shop.place / f"{address.split('/')[2]}.json"
         file.write_text(json.dumps(body))
         shop.kinds[f"request {file.stem}"] = Kind(file, ((address, "IT"),), reader=endpoint)
+    file = shop.place / "envelope.json"
+    file.write_text(json.dumps(ENVELOPE))
+    shop.kinds["request envelope"] = Kind(file, (("anything", "IT"),), reader=endpoint.enveloped)
 
 
 class Endpoint:
@@ -74,24 +83,85 @@ class Endpoint:
         return self.client.post("/v1/completions", json=ASKED).json()["choices"]
 
     def __call__(self, address: str, file: str) -> Result:
-        try:
-            with open(file, "rb") as stream:
-                body = stream.read(200_000)
-        except OSError:
-            # Nothing that could be sent.
+        body = _sendable(file)
+        if body is None:
             return Result(2, "", "Error: no body")
         answer = self.client.post(address, content=body, headers={"Content-Type": "application/json"})
-        if answer.status_code >= 500:
-            raise RuntimeError(f"status {answer.status_code}: {answer.text[:500]}")
+        return self._judged(answer.status_code, answer.content)
+
+    def enveloped(self, _what: str, file: str) -> Result:
+        """What is made of a request of which any part may be odd: method, path, query, headers, pieces of the body."""
+        try:
+            record = json.loads((_sendable(file) or b"").decode("utf-8", "replace"))
+        except (ValueError, RecursionError):
+            record = None
+        if not isinstance(record, dict):
+            return Result(2, "", "Error: no request")
+        headers = record.get("headers")
+        pieces = record.get("body")
+        pieces = [_text(one).encode("utf-8", "replace") for one in pieces] if isinstance(pieces, list) else []
+        sent: list[Any] = [{"type": "http.request", "body": one, "more_body": True} for one in pieces[:50]]
+        sent.append({"type": "http.request", "body": b"", "more_body": False})
+        # A server has taken away what cannot stand in a line of the protocol.
+        scope = {
+            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "scheme": "http", "root_path": "",
+            "method": _line(record.get("method")) or "GET", "path": f"/{_text(record.get('path')).lstrip('/')}",
+            "query_string": _line(record.get("query")).encode("latin-1", "replace"),
+            "headers": [(_line(name).lower().encode("latin-1", "replace"), _line(value).encode("latin-1", "replace"))
+                        for name, value in (headers.items() if isinstance(headers, dict) else ())],
+            "server": ("localhost", 8000), "client": ("127.0.0.1", 5), "state": {},
+        }  # fmt: skip
+        answered: list[Any] = []
+
+        async def receive() -> Any:
+            if not sent and record.get("stays") is True:
+                await anyio.sleep_forever()
+            return sent.pop(0) if sent else {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            answered.append(message)
+
+        self.client.portal.call(self.client.app, scope, receive, send)
+        if not answered and record.get("stays") is not True:
+            return Result(2, "", "Error: nobody is there to be answered")
+        body = b"".join(one.get("body", b"") for one in answered)
+        return self._judged(answered[0]["status"], b"{}" if scope["method"] == "HEAD" else body)
+
+    def _judged(self, status: int, content: bytes) -> Result:
+        """The result that an answer stands for; raises for what no answer may be."""
+        if status >= 500:
+            raise RuntimeError(f"status {status}: {content[:500]!r}")
         if self._asked() != self.answer:
             raise RuntimeError("the next request is answered differently")
-        if answer.status_code == 200:
-            if b'"error"' in answer.content:
-                raise RuntimeError(f"an error said with status 200: {answer.text[:500]}")
-            return Result(0, answer.text, "")
-        error = answer.json()["error"]
+        if status in (200, 499):
+            if b'"error"' in content:
+                raise RuntimeError(f"an error said with status {status}: {content[:500]!r}")
+            return Result(0, "", "")
+        if content == b"{}":
+            return Result(2, "", "Error: no body")
+        error = json.loads(content)["error"]
         assert set(error) == {"message", "type", "param", "code"} and error["message"].strip(), error
         return Result(2, "", f"Error: {error['type']}")
+
+
+def _sendable(file: str) -> bytes | None:
+    """What can be sent of a file; `None` where there is nothing to be read."""
+    try:
+        if Path(file).is_file():
+            with open(file, "rb") as stream:
+                return stream.read(200_000)
+    except OSError:
+        pass
+    return None
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _line(value: Any) -> str:
+    """A text as it can stand in a line of the protocol."""
+    return "".join(character for character in _text(value)[:20_000] if character.isprintable() and character != "\0")
 
 
 class Desk:

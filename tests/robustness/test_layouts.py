@@ -13,6 +13,7 @@ from robustness import foreign
 LAYOUTS = {
     "zsre": foreign.ZSRE, "counterfact": foreign.COUNTERFACT, "mquake": foreign.MQUAKE, "knowedit": foreign.KNOWEDIT,
     "ripple-edits": foreign.RIPPLE, "easyedit": foreign.EASYEDIT, "own": foreign.OWN,
+    "unke": foreign.UNKE, "akew": foreign.AKEW,
 }  # fmt: skip
 ODD = (
     None, True, 0, 7, 1.5, -1e300, "", " ", "x", "{}", [], [7], [None], ["x"], [[]], [["x"]], {}, {"a": 1},

@@ -11,10 +11,11 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import tiny
-from robustness import foreign, listening
-from robustness.commands import Kind, Result, run
+from robustness import foreign, listening, looking
+from robustness.commands import Kind, Result, run, words
 
 RECIPE = """
 name = "tiny"
@@ -52,6 +53,7 @@ SIDE = ("-o", "text=TEXT", "-o", "max_tokens=200", "-o", "contexts.given=[]", "-
 METHODS: dict[str, tuple[str, ...]] = {
     "ft": ("-o", "epochs=2"),
     "lora": ("-o", "epochs=2"),
+    "rome": (*KEYS, "-o", "history=true", "--state", "STATE"),
     "memit": KEYS,
     "alphaedit": (*KEYS, "--state", "STATE"),
     "emmet": (*KEYS, "-o", "history=true", "--state", "STATE"),
@@ -114,13 +116,18 @@ class Workshop:
             return not only or any(name in only for name in names)
 
         for method in methods:
-            uses = {"lora": ("adapter",), "ft": ("record", "folder", "request")}
+            uses = {
+                "lora": ("adapter",),
+                "ft": ("record", "folder", "request"),
+                "memit": ("inspected", "candidates"),
+                "grace": ("inspected",),
+            }
             if is_wanted("patch", "state", *uses.get(method, ())):
                 self._edit(method)
         self._files()
         if not is_small:
             makers: dict[tuple[str, ...], Callable[[], None]] = {
-                ("run", "record", "judge", "endpoint"): self._runs,
+                ("run", "record", "judge", "endpoint", "answers"): self._runs,
                 ("results",): self._results,
                 ("folder",): lambda: self._folder(methods),
                 ("editor", "checkpoint"): self._trained,
@@ -131,6 +138,7 @@ class Workshop:
                     make()
             foreign.add(self, is_wanted)
             listening.add(self, is_wanted)
+            looking.add(self, is_wanted)
         else:
             foreign.add(self, lambda *names: any(name in foreign.CHEAP for name in names))
         # safetensors writes for its owner only: whoever has no rights would stop at the model, not at what is damaged.
@@ -180,6 +188,8 @@ class Workshop:
         if method == "memit":
             reading.append(("apply", model, "IT", "--out", "OUT"))
             reading.append(("apply", model, "IT", "--out", "OUT", "--as", "peft"))
+        if method == "f-learning-lora-ft":
+            reading.append((*self.edit(method, "OUT"), "--forget-patch", "IT"))
         if method in ("ft", "grace"):
             reading.append((*self.edit("ft", "OUT"), "--patch", "IT"))
         self.kinds[f"patch {method}"] = Kind(patch, tuple(reading))
@@ -216,46 +226,61 @@ class Workshop:
         self.kinds["results"] = Kind(place / "results", looking, is_changed=True)
 
     def _cache(self) -> None:
-        place = self.place
-        self.made("stats", self.model, "--text", tiny.text_file(), "--layers", "1", "--max-tokens", 1024,
-                  "--cache", place / "cache")  # fmt: skip
-        reading = (("list", "statistics"), tuple(self.edit("memit", "OUT")))
+        """Second moments, a spectrum, own writing, contexts, and sums of a collection that was broken off."""
+        from palimpsest.statistics import collecting, passes
+
+        cache = self.place / "cache"
+        collect = ("stats", str(self.model), "--layers", "1", "--text", tiny.text_file(), "--max-tokens")
+        own = ["text=own" if one.startswith("text=") else one for one in self.edit("memit", "OUT")]
+        own[own.index("contexts.given=[]")] = "contexts.starts=['The', 'I']"
+        by_own = own, self.edit("memit", "OUT"), self.edit("alphaedit", "OUT")
+        with mock.patch.dict(os.environ, {"PALIMPSEST_CACHE": str(cache)}):
+            for number, command in enumerate(by_own):
+                self.made(*words(tuple(command), self.place, self.place / f"for-cache-{number}"))
+            at_once = mock.patch.object(collecting, "Checkpoints", lambda kept, _: passes.Checkpoints(kept, 0.0))
+            with at_once:
+                self._interrupted(passes.Checkpoints, "save_in_time", *collect, "2048", "--tolerance", "0")
+        reading = (("list", "statistics"), *map(tuple, by_own), (*collect, "2048", "--tolerance", "0"))
         named = {"PALIMPSEST_CACHE": "IT"}
-        self.kinds["cache"] = Kind(place / "cache", reading, is_changed=True, environment=named)
+        self.kinds["cache"] = Kind(cache, reading, is_changed=True, environment=named)
 
     def _trained(self) -> None:
+        from palimpsest.training import metatraining
+
         model, place = str(self.model), self.place
         for method, options in EDITORS.items():
             folder, training = place / f"editor-{method}", ("train", method, model, "--data", str(self.teaching))
             self.made(*training, "--out", folder, *options)
             editing = ("edit", model, "--method", method, "--editor", "IT", "--edits", str(self.facts), "--out", "OUT")
             self.kinds[f"editor {method}"] = Kind(folder, (editing,))
-            self._interrupted(*training, "--out", str(place / method), *options[2:], "-o", "steps=4")
+            self._interrupted(
+                metatraining, "write_checkpoint", *training, "--out", str(place / method), *options[2:], "-o", "steps=4"
+            )
             going_on = (*training, "--out", "OUT", *options[2:], "-o", "steps=4", "--resume")
             kept = place / f"{method}.checkpoint"
             self.kinds[f"checkpoint {method}"] = Kind(kept, (going_on,), is_changed=True, name="out.checkpoint")
 
-    def _interrupted(self, *arguments: str) -> None:
-        """Begins a training, which is interrupted after its second checkpoint."""
-        from unittest import mock
-
-        from palimpsest.training import metatraining
-
-        written, write = [], metatraining.write_checkpoint
+    def _interrupted(self, owner: Any, name: str, *arguments: str) -> None:
+        """Begins a command, which is interrupted after it has called a function for the second time."""
+        calls, write = [], getattr(owner, name)
 
         def twice(*given: Any) -> None:
             write(*given)
-            written.append(1)
-            if len(written) == 2:
+            calls.append(1)
+            if len(calls) == 2:
                 os.kill(os.getpid(), signal.SIGINT)
 
-        with mock.patch.object(metatraining, "write_checkpoint", twice):
+        with mock.patch.object(owner, name, twice):
             # A shell starts what it puts into the background with interrupts ignored.
             former = signal.signal(signal.SIGINT, signal.default_int_handler)
             try:
                 assert run(*arguments).code == 130
             finally:
                 signal.signal(signal.SIGINT, former)
+
+    def groups(self) -> list[str]:
+        """The first words of the kinds: what is one sort of file, however many methods or families there are of it."""
+        return sorted({name.split()[0] for name in self.kinds})
 
     def files(self, kind: str) -> list[str]:
         """The files of something that can be damaged, relative to it; an empty name for a file by itself."""

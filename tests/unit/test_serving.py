@@ -328,7 +328,9 @@ def test_a_port_in_use_and_a_host_without_a_token_are_said(tmp_path, capfd, monk
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_cleanly(number, patches, tmp_path):
     patches["one"].save(tmp_path / "lyon")
-    command = [sys.executable, "-m", "palimpsest", "serve", "world", "--patch", str(tmp_path / "lyon"), "--port", "0"]
+    # A warning is an error here, in its threads too.
+    command = [sys.executable, "-W", "error", "-m", "palimpsest", "serve", "world", "--port", "0"]
+    command += ["--patch", str(tmp_path / "lyon")]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     first = process.stdout.readline()
@@ -337,5 +339,6 @@ def test_a_signal_ends_it_cleanly(number, patches, tmp_path):
     assert client.json("/v1/completions", {"model": "base+lyon", "prompt": PROMPTS[0], **SHORT})[0] == 200
     process.send_signal(number)
     assert process.wait(60) == 0
-    assert "stopped after 1 answer" in process.stderr.read()
+    errors = process.stderr.read()
+    assert "stopped after 1 answer" in errors and "Warning" not in errors and "Traceback" not in errors, errors
     process.stdout.close(), process.stderr.close()

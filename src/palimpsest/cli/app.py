@@ -6,8 +6,9 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from functools import cache
 from types import ModuleType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -116,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             with terminal.spoken(team.rank == 0):
                 _require_shared(given, team.count)
-                typer.main.get_command(app).main(args=given, prog_name="palimpsest")
+                _command().main(args=given, prog_name="palimpsest")
         except PalimpsestError as error:
             with team.reporting() as is_ours:
                 if is_ours:
@@ -141,6 +142,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     _show_defect(error)
             return 2
     return 0
+
+
+@cache
+def _command() -> Any:
+    """The commands as typer makes them of their signatures: a tenth of a second, once for all calls of `main`."""
+    return typer.main.get_command(app)
 
 
 def _show(error: PalimpsestError, debug: bool) -> None:

@@ -163,12 +163,13 @@ class Workshop:
     def edit(self, method: str, out: object, state: Path | None = None, edits: object = None) -> list[str]:
         """The command that edits with a method."""
         given = ["edit", str(self.model), "--method", method, "--preset", "none", "--out", str(out)]
+        given += ["--max-new-tokens", "4"]
         return [*given, "--edits", str(edits or self.facts), *self.arguments(method, state)]
 
     def evaluation(self, data: object, *more: object) -> tuple[str, ...]:
         """The command that measures fine-tuning on a file."""
-        given = ("eval", self.model, "--dataset", data, "--method", "ft", "--preset", "none", "-o", "epochs=1", *more)
-        return tuple(map(str, given))
+        given = ("eval", self.model, "--dataset", data, "--method", "ft", "--preset", "none", "-o", "epochs=1")
+        return tuple(map(str, (*given, "--max-new-tokens", 4, *more)))
 
     def made(self, *arguments: object) -> Result:
         """Runs a command whose output becomes a kind. An edit of a random model need not hold, which is a 1."""

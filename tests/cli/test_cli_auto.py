@@ -25,7 +25,7 @@ def test_what_became_of_each_fact_is_in_the_json(run, tmp_path):
 def test_where_no_fact_holds_the_exit_code_and_the_reason_say_so(run, tmp_path):
     result = run("edit", "world", *EDIT, "--max-seconds", "0.000001", "--out", tmp_path / "p", *FEW_TESTS)
     text = " ".join(result.out.split())
-    assert result.code == 1 and "time was over" in text and "No edit changed the model's answer" in result.err
+    assert result.code == 1 and "time was over" in text and "No edit holds" in result.err
 
 
 def test_its_options_are_refused_for_other_methods(run, tmp_path):

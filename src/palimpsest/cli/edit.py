@@ -116,9 +116,7 @@ def edit(
     else:
         _show(result)
     if not any(one["is_right"] for one in result["edits"]):
-        terminal.log(
-            "No edit changed the model's answer: try other options (-o), another --preset or another --method."
-        )
+        terminal.log("No edit holds: try other options (-o), another --preset or another --method.")
         raise typer.Exit(1)
 
 
@@ -176,12 +174,10 @@ def _result(
     notes: list[str],
 ) -> dict[str, Any]:
     from palimpsest.batches import originals
-    from palimpsest.evaluation import verified as became
+    from palimpsest.evaluation import verified
 
-    found, patch, is_chat = outcome.diagnostics, outcome.patch, model.chat is not None
-    outcomes = [
-        became(request, old, new, is_chat=is_chat) for request, old, new in zip(requests, before, after, strict=True)
-    ]
+    found, patch = outcome.diagnostics, outcome.patch
+    outcomes = verified(model, requests, before, after)
     tests = {
         fact["id"]: {key: fact[key] for key in ("held_before", "elsewhere", "kept", "why")}
         for fact in found.facts.get("facts", [])
@@ -248,12 +244,14 @@ def _show(result: dict[str, Any]) -> None:
 
 
 def _otherwise(edits: Sequence[dict[str, Any]]) -> list[str]:
-    """What became of the edits that do not hold, a line per kind."""
+    """What became of the edits that do not hold, and of answers that do not end, a line per kind."""
     found = Counter(one["verdict"] for one in edits)
     lines = {
         "in other words": "state the new answer in other words, not where the answer begins",
         "old answer": "still give the old answer",
         "babbles": "make the model repeat itself, so the edit is too strong",
         "other answer": "give neither the new answer nor the old one",
+        "anyway": "are followed by a repetition, as they are without the edit",
     }
+    found["anyway"] = sum(one["repeats_anyway"] for one in edits)
     return [f"{found[kind]} of {len(edits)} {words}." for kind, words in lines.items() if found[kind]]

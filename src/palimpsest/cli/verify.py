@@ -190,7 +190,10 @@ def _failure(probe: ProbeResult, request: EditRequest, *, is_chat: bool) -> dict
     found = {"edit": probe.edit_id, "prompt": probe.prompt, "wanted": probe.expected, "after": probe.shown_after()}
     if probe.is_failed or probe.after is None:
         return found | {"reason": next(iter(probe.reasons.values()), "")}
-    return found | {"verdict": verdict_on(request, probe.before or "", probe.after, is_chat=is_chat)}
+    is_own = probe.degenerate is None
+    return found | {
+        "verdict": verdict_on(request, probe.before or "", probe.after, is_chat=is_chat, repeats_anyway=is_own)
+    }
 
 
 def _show(result: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from palimpsest.evaluation.answers import BaseAnswers
 from palimpsest.evaluation.overlap import EditedFacts
 from palimpsest.evaluation.records import Phase, ProbeResult
 from palimpsest.evaluation.scoring import Observation, Scoring, degenerate, leak
-from palimpsest.models import AnswerRoom, written_answers
+from palimpsest.models import AnswerRoom, own_repetitions, written_answers
 from palimpsest.requests import EditRequest, Probe
 
 if TYPE_CHECKING:
@@ -126,12 +126,16 @@ class Examiner:
         if any(one.reads_text for one in self.scorings.values()) and prompts:
             texts = written_answers(self.model, prompts, self._room, forward_batch_size=self._rows)
             generated = dict(zip(prompts, texts, strict=True))
+        anyway = own_repetitions(self.model, generated, self._room)
         pairs = list(dict.fromkeys((p.prompt, text) for r, p in questions for text in self._targets(r, p)))
         scores: dict[str, dict[str, TargetScore]] = {prompt: {} for prompt in prompts}
         found = self.model.score([p for p, _ in pairs], [text for _, text in pairs], forward_batch_size=self._rows)
         for (prompt, text), one in zip(pairs, found, strict=True):
             scores[prompt][text] = one
-        return {prompt: Observation(generated.get(prompt), scores[prompt], self._is_chat) for prompt in prompts}
+        return {
+            prompt: Observation(generated.get(prompt), scores[prompt], self._is_chat, prompt in anyway)
+            for prompt in prompts
+        }
 
     def _fill(self, result: ProbeResult, request: EditRequest, probe: Probe, after: Observation) -> None:
         before = self.base.observation(probe.prompt, self._targets(request, probe), self._room, is_chat=self._is_chat)

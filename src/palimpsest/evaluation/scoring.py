@@ -28,11 +28,13 @@ class Observation:
         generated: its greedy continuation; `None` when it was not asked for.
         scores: target text to its teacher-forced score after the prompt.
         is_chat: whether the prompt was a turn of a chat.
+        repeats_anyway: whether the continuation repeats itself as the base model does after the same beginning.
     """
 
     generated: str | None = None
     scores: Mapping[str, TargetScore] = field(default_factory=dict)
     is_chat: bool = False
+    repeats_anyway: bool = False
 
     def is_broken(self) -> bool:
         """Whether the model gave something that is not a number."""
@@ -155,9 +157,9 @@ def is_same(first: str, second: str) -> bool:
 def degenerate(probe: Probe, before: Observation, after: Observation) -> float | None:
     """Whether the edited model babbles where the unedited one does not, 0 or 1.
 
-    `None` where the unedited model babbles itself, or no text was generated.
+    `None` where the unedited model babbles itself, at the prompt or after the same beginning, or no text was generated.
     """
-    if before.generated is None or after.generated is None or is_degenerate(before.generated):
+    if before.generated is None or after.generated is None or is_degenerate(before.generated) or after.repeats_anyway:
         return None
     return float(is_degenerate(after.generated, probe.answers))
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from palimpsest.answers import first_sentence, gives, gives_new, gives_old, new_names, old_names, shown
-from palimpsest.wording import is_degenerate
+from palimpsest.models import AnswerRoom, own_repetitions
+from palimpsest.wording import before_repetition, is_degenerate
 
 if TYPE_CHECKING:
+    from palimpsest.models import EditableModel
     from palimpsest.requests import EditRequest
 
 EditVerdict = Literal["holds", "in other words", "babbles", "old answer", "other answer"]
@@ -30,11 +33,13 @@ class VerifiedEdit:
         after: what it answers now.
         verdict: `holds`: the new answer is given; `in other words`: it is stated, but not where the answer begins;
             `babbles`: the model repeats itself where it did not before; `old answer`: that is still given.
+        repeats_anyway: whether the base model too repeats itself after what it answers now; `after` ends before that.
     """
 
     before: str
     after: str
     verdict: EditVerdict
+    repeats_anyway: bool = False
 
     @property
     def holds(self) -> bool:
@@ -46,16 +51,42 @@ class VerifiedEdit:
         return asdict(self)
 
 
-def verified(request: EditRequest, before: str, after: str, *, is_chat: bool) -> VerifiedEdit:
-    """What became of an edit, from the texts written before and after it."""
+def verified(
+    model: EditableModel, requests: Sequence[EditRequest], before: Sequence[str], after: Sequence[str]
+) -> list[VerifiedEdit]:
+    """What became of each edit of a model, from the texts written after its prompt before and after the edits.
+
+    The base model, without any patch, is asked about texts that repeat themselves only.
+    """
+    names = [name for request in requests for name in (*new_names(request), *old_names(request))]
+    replies = {request.prompt: text for request, text in zip(requests, after, strict=True)}
+    anyway = own_repetitions(model, replies, AnswerRoom.of(model.tokenizer, names))
+    return [
+        _became(request, old, new, is_chat=model.chat is not None, repeats_anyway=request.prompt in anyway)
+        for request, old, new in zip(requests, before, after, strict=True)
+    ]
+
+
+def _became(
+    request: EditRequest, before: str, after: str, *, is_chat: bool, repeats_anyway: bool = False
+) -> VerifiedEdit:
+    """What became of an edit, from the texts written before and after it; see `verdict_on`."""
     names = [*new_names(request), *old_names(request)]
-    verdict = verdict_on(request, before, after, is_chat=is_chat)
-    return VerifiedEdit(shown(before, names), after.strip() if verdict == "babbles" else shown(after, names), verdict)
+    verdict = verdict_on(request, before, after, is_chat=is_chat, repeats_anyway=repeats_anyway)
+    said = before_repetition(after) if repeats_anyway else after
+    seen = said.strip() if verdict == "babbles" else shown(said, names)
+    return VerifiedEdit(shown(before, names), seen, verdict, repeats_anyway)
 
 
-def verdict_on(request: EditRequest, before: str, after: str, *, is_chat: bool) -> EditVerdict:
-    """The word for what became of an edit."""
-    if is_degenerate(after, new_names(request)) and not is_degenerate(before):
+def verdict_on(
+    request: EditRequest, before: str, after: str, *, is_chat: bool, repeats_anyway: bool = False
+) -> EditVerdict:
+    """The word for what became of an edit.
+
+    Arguments:
+        repeats_anyway: whether a repetition in `after` is the base model's own; see `models.own_repetitions`.
+    """
+    if is_degenerate(after, new_names(request)) and not repeats_anyway and not is_degenerate(before):
         return "babbles"
     if gives_new(request, after, is_chat=is_chat):
         return "holds"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -13,8 +13,9 @@ from torch import Tensor
 
 from palimpsest.answers import after_two_sentences, ended_sentence, new_names, old_names
 from palimpsest.models.reader import Reader
-from palimpsest.models.tokens import PaddedBatch
+from palimpsest.models.tokens import Encoded, PaddedBatch, by_length
 from palimpsest.requests import EditRequest
+from palimpsest.wording import before_repetition, is_degenerate
 
 DEFAULT_ROWS = 64
 MARGIN = 24
@@ -78,6 +79,51 @@ def replies_to(model: Reader, requests: Sequence[EditRequest], max_new_tokens: i
     names = [name for request in requests for name in (*new_names(request), *old_names(request))]
     room = AnswerRoom.of(model.tokenizer, names, max_new_tokens)
     return written_answers(model, [request.prompt for request in requests], room)
+
+
+def own_repetitions(model: Reader, replies: Mapping[str, str], room: AnswerRoom) -> set[str]:
+    """Of the prompts whose replies repeat themselves, those where the repetition is the base model's own.
+
+    There the model without any patch, given the prompt and what the reply says before it repeats itself, repeats itself
+    too: a model may end no text that begins with an answer it has not given before. A reply that begins with what it
+    repeats is never the base model's own.
+
+    Arguments:
+        replies: from prompts to replies, written by the model with whatever is on it now.
+    """
+    heads = {prompt: before_repetition(reply) for prompt, reply in replies.items() if is_degenerate(reply)}
+    begun = [(prompt, head) for prompt, head in heads.items() if head]
+    if not begun:
+        return set()
+    with model.weights.without_changes():
+        texts = _continued(model, begun, room)
+    return {prompt for (prompt, _), text in zip(begun, texts, strict=True) if is_degenerate(text)}
+
+
+def _continued(model: Reader, begun: Sequence[tuple[str, str]], room: AnswerRoom) -> list[str]:
+    """What a model goes on to write after prompts and how their answers begin; empty where there is no room for it."""
+    encoded = [model.encode(prompt, head) for prompt, head in begun]
+    found = [""] * len(begun)
+    # A decoder that reads the answer's beginning and an encoder's prompt is padded on the right: one row at a time.
+    size = 1 if model.is_encoder_decoder else DEFAULT_ROWS
+    with torch.no_grad():
+        for chunk in by_length([len(row) for row in encoded], size):
+            rows = [_to_be_continued(encoded[i], is_apart=model.is_encoder_decoder) for i in chunk]
+            left = min(room.tokens, model.room_after(len(encoded[chunk[0]])))
+            batch = model.batch(rows, side="left")
+            until = after_two_sentences(room.characters)
+            with model.reads(batch):
+                texts = continuations(model, batch, max_new_tokens=left, until=until) if left > 0 else [""] * len(chunk)
+            for index, text in zip(chunk, texts, strict=True):
+                found[index] = text
+    return found
+
+
+def _to_be_continued(encoded: Encoded, *, is_apart: bool) -> Encoded:
+    """The row after which the target is continued; an encoder-decoder's decoder reads all but its last token."""
+    if is_apart:
+        return replace(encoded, target_ids=(*encoded.target_ids, encoded.target_ids[-1]))
+    return Encoded(encoded.ids)
 
 
 def continuations(

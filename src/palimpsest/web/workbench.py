@@ -212,9 +212,9 @@ class EditingDesk:
             before = _replies(model, [request])
             with model.patched(outcome.patch):
                 after = _replies(model, [request])
+            checks = _checks(request, before, after, is_chat=self.is_chat)
+            (verdict,) = verified(model, [request], [checks[0].before], [checks[0].after])
             progress("testing", 1, 1)
-        checks = _checks(request, before, after, is_chat=self.is_chat)
-        verdict = verified(request, checks[0].before, checks[0].after, is_chat=self.is_chat)
         entry = Edited(request, outcome.patch, verdict, checks, outcome.diagnostics, below)
         self.stack.append(entry)
         return entry

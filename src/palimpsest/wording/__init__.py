@@ -1,6 +1,6 @@
 """Wording: how texts are written, spelled and joined, so that everything that compares or joins them agrees."""
 
-from palimpsest.wording.degenerate import is_degenerate
+from palimpsest.wording.degenerate import before_repetition, is_degenerate
 from palimpsest.wording.joining import Prompt, separator, stripped
 from palimpsest.wording.scripts import folded, is_hangul, is_katakana, is_mark, is_unspaced, words
 from palimpsest.wording.spelling import (
@@ -16,6 +16,7 @@ from palimpsest.wording.texts import printed, require_text, require_whole
 
 __all__ = [
     "Prompt",
+    "before_repetition",
     "closest_words",
     "find_spelled",
     "find_subject",

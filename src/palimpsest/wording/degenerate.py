@@ -61,8 +61,19 @@ def _entropy(said: Sequence[str], n: int) -> float:
     return -math.fsum(count / total * math.log2(count / total) for count in counts.values()) if total else 0.0
 
 
+def before_repetition(text: str) -> str:
+    """What a text says before it repeats itself at once; empty where it begins with that or repeats nothing."""
+    start = _start_of_run(text)
+    return "" if start is None else text[:start].rstrip()
+
+
 def _repeats(body: str) -> bool:
     """Whether something repeated at once makes up the better part of a folded text."""
+    return _start_of_run(body) is not None
+
+
+def _start_of_run(body: str) -> int | None:
+    """Where that begins, if there is something."""
     # So that the last one of a list of words is closed like the others.
     closed = f"{body} ".replace("\n", " ")
     for found in _REPEATED.finditer(closed):
@@ -72,5 +83,5 @@ def _repeats(body: str) -> bool:
             continue
         drawn = length + sum(map(is_unspaced, found[0]))
         if drawn >= LEAST_CHARACTERS and length >= LEAST_SHARE * len(closed):
-            return True
-    return False
+            return found.start()
+    return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, takewhile
 
@@ -15,6 +15,7 @@ from palimpsest.models import (
     EditableModel,
     TargetScore,
     next_by_prompt,
+    own_repetitions,
     replies_to,
     written_answers,
 )
@@ -34,7 +35,8 @@ class Verdict:
 
     Arguments:
         says: whether the prompt itself gets the new answer.
-        is_degenerate: whether the reply to it babbles where the unedited model's did not.
+        is_degenerate: whether the reply to it babbles where the unedited model does not, at the prompt or after the
+            same beginning.
         elsewhere: of the prompts beside its own that must get it, which do.
         kept: of the prompts about other subjects, which answer as before.
         reply: what the model says to the prompt.
@@ -151,8 +153,9 @@ class Examination:
 
     def _standing(self, replies: Mapping[str, str], stays: Mapping[str, bool], moved: float) -> Standing:
         heard = self._heard()
+        anyway = own_repetitions(self.model, replies, self._room)
         return Standing(
-            tuple(self._verdict(trial, replies, heard, stays) for trial in self.trials),
+            tuple(self._verdict(trial, replies, heard, stays, anyway) for trial in self.trials),
             tuple(stays[prompt] for prompt in self._unrelated),
             moved,
         )
@@ -163,13 +166,16 @@ class Examination:
         replies: Mapping[str, str],
         heard: Mapping[tuple[str, str], bool],
         stays: Mapping[str, bool],
+        anyway: Container[str],
     ) -> Verdict:
         request, reply = trial.request, replies[trial.request.prompt]
         names = new_names(request)
         babbles = is_degenerate(reply, names)
         return Verdict(
             says=gives_new(request, reply, is_chat=self._is_chat),
-            is_degenerate=babbles and not is_degenerate(self._before_any[request.prompt], names),
+            is_degenerate=babbles
+            and request.prompt not in anyway
+            and not is_degenerate(self._before_any[request.prompt], names),
             elsewhere=tuple(heard[prompt, request.target_new] for prompt in trial.elsewhere),
             kept=tuple(stays[prompt] for prompt in trial.neighbours),
             reply=reply,

@@ -12,6 +12,7 @@ What is handed over was looked at: each fact has a verdict, and one that does no
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, final
@@ -204,11 +205,11 @@ def _report(
         "unrelated_kept": [sum(end.unrelated), len(end.unrelated)],
     }
     held = sum(verdict.is_true for verdict in start.verdicts)
-    failed = sum(not verdict.is_true for verdict in end.verdicts)
+    failed = Counter(_babble(verdict) or why for verdict in end.verdicts if not verdict.is_true)
     if held:
         run.diagnostics.notes.append(f"{held} of {len(requests)} facts held before any edit.")
-    if failed:
-        run.diagnostics.notes.append(f"{failed} of {len(requests)} facts do not hold: {why}.")
+    for reason, count in failed.items():
+        run.diagnostics.notes.append(f"{count} of {len(requests)} facts do not hold: {reason}.")
     if babbling := sum(start.babbles):
         run.diagnostics.notes.append(
             f"To {babbling} of {len(requests)} prompts the model repeats itself before any edit."
@@ -236,4 +237,4 @@ def _why_not(tried: Sequence[Mapping[str, Any]], config: AutoConfig, *, is_over:
 
 
 def _babble(verdict: Verdict) -> str | None:
-    return "the model repeats itself" if verdict.says and verdict.is_degenerate else None
+    return "the model repeats itself behind the answer" if verdict.says and verdict.is_degenerate else None

@@ -11,6 +11,7 @@ from palimpsest.errors import DataError, OutputError
 from palimpsest.evaluation.answers import BaseAnswers
 from palimpsest.evaluation.journal import RECORDS, Journal, Unit
 from palimpsest.evaluation.records import ProbeResult
+from palimpsest.evaluation.runner import _measures, _perplexity
 from palimpsest.methods.outcomes import Diagnostics, EditOutcome
 from palimpsest.methods.states import EditedQueries
 from palimpsest.patches.base import Manifest
@@ -54,6 +55,29 @@ def test_a_damaged_line_costs_its_own_unit(tmp_path, line, lost):
         again.add(Unit(unit=name), journal_of(tmp_path / "third" / name, [name]).results[name])
     again.put_in_order()
     assert file.read_text() == whole
+
+
+def test_a_share_that_is_none_is_a_damaged_line(tmp_path):
+    journal_of(tmp_path, NAMES)
+    file = tmp_path / RECORDS
+    lines = file.read_text().splitlines(keepends=True)
+    for field, value in (
+        ("ceiling", {"generate": 1e308}),
+        ("leak", 2),
+        ("degenerate", -1),
+        ("values", {"generate": 7}),
+    ):
+        changed = json.dumps({**json.loads(lines[4]), field: value}) + "\n"
+        file.write_text("".join([*lines[:4], changed, *lines[5:]]))
+        again = Journal(tmp_path)
+        again.take_over()
+        assert set(NAMES) - set(again.units) == {"edit-1"} and field in again.damaged[0]
+
+
+def test_a_mean_of_what_is_too_large_to_be_added_up_is_what_it_is():
+    units = [Unit(unit=name, perplexity=1e308, patch_bytes=1, measures={"a": -1e308}) for name in NAMES]
+    assert _perplexity(units, 4)[0]["after"] == 1e308
+    assert _measures(units) == {"a": {"before": -1e308, "after": -1e308}}
 
 
 def test_a_lost_line_is_noticed_and_a_tail_is_cut_off(tmp_path):

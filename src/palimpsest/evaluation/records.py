@@ -19,9 +19,9 @@ class Estimate(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    mean: float
-    low: float
-    high: float
+    mean: Share
+    low: Share
+    high: Share
     n: int
     """How many probes it is the mean of."""
 
@@ -111,11 +111,11 @@ class ProbeResult(BaseModel):
     """Why a value is missing, by scoring."""
     old_answer: dict[str, Share | None] = Field(default_factory=dict)
     """Scoring to whether the old answer is still given, for probes about the edit itself."""
-    degenerate: float | None = None
+    degenerate: Share | None = None
     """Whether the edited model babbles where the unedited one does not."""
-    leak: float | None = None
+    leak: Share | None = None
     """Whether the new answer is given to a locality probe where the unedited model does not give it."""
-    ceiling: dict[str, float | None] = Field(default_factory=dict)
+    ceiling: dict[str, Share | None] = Field(default_factory=dict)
     """Scoring to whether the unedited model gives its true answer here."""
     is_failed: bool = False
     """The edit or the model broke, so that there is nothing to score."""

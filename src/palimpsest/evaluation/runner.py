@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
@@ -266,7 +265,10 @@ def _measures(units: Sequence[Unit]) -> dict[str, dict[str, float | None]]:
     tested = [unit.measures for unit in _tested(units)]
     names = dict.fromkeys(name for measured in (before, *tested) for name in measured)
     after = {name: [one[name] for one in tested if name in one] for name in names}
-    return {name: {"before": before.get(name), "after": fmean(after[name]) if after[name] else None} for name in names}
+    return {
+        name: {"before": before.get(name), "after": statistics.mean(after[name]) if after[name] else None}
+        for name in names
+    }
 
 
 def _perplexity(units: Sequence[Unit], sentences: int) -> tuple[dict[str, float | int | None], list[str]]:
@@ -282,7 +284,7 @@ def _perplexity(units: Sequence[Unit], sentences: int) -> tuple[dict[str, float 
     if before is not None and tested:
         finite = [unit.perplexity for unit in tested if unit.perplexity is not None]
         if len(finite) == len(tested):
-            after, median = fmean(finite), statistics.median(finite)
+            after, median = statistics.mean(finite), statistics.median(finite)
         else:
             # A mean over those that survived would hide the collapse.
             notes.append(f"Perplexity is not finite after {len(tested) - len(finite)} of {len(tested)} patches.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from palimpsest.evaluation import aggregate
@@ -144,4 +144,5 @@ def _checkpoint(
 
 def _mean(values: Sequence[float | int | None]) -> float | None:
     known = [float(value) for value in values if value is not None]
-    return fmean(known) if known else None
+    # Exact sums: a model that fell apart has perplexities whose plain sum is too large for a number.
+    return mean(known) if known else None

@@ -100,6 +100,7 @@ bench-results: env
 # The figures that the documentation quotes: hours, but each recipe goes on where it was stopped. Timings begin anew.
 tables: env
 	STAGES=tables OUT=$(RESULTS) VENV=$(VENV) bash runs/reproduce.sh
+	$(BIN)/palimpsest trace world --facts world-counterfact --num 100 --json > bench/results/causal_trace.json
 	for script in second_moments forgetting_reuse target_vectors speed; do $(BIN)/python bench/timing/$$script.py || exit 2; done
 	$(MAKE) bench-results
 

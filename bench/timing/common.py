@@ -1,4 +1,4 @@
-"""What the timing scripts share: where results go, and how a file of them grows row by row."""
+"""What the timing scripts share: clocks, and a file of results that grows row by row."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -43,3 +44,20 @@ class Timings:
 def one_thread() -> None:
     """Small models are fastest on one thread, and their timings do not depend on who else uses the cores."""
     torch.set_num_threads(1)
+
+
+def cpu_seconds(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Processor seconds of a call, which others on the machine do not change much, and what it returned."""
+    start = time.process_time()
+    found = work()
+    return time.process_time() - start, found
+
+
+def median_seconds(work: Callable[[], Any], repeats: int) -> float:
+    """Wall time of a call, the median of some."""
+    spent = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        spent.append(time.perf_counter() - start)
+    return median(spent)

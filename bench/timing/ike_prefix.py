@@ -8,30 +8,18 @@ model knows. Result: `bench/results/ike_prefix.json`.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from statistics import median
-from typing import Any
+from contextlib import nullcontext
+from functools import partial
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import palimpsest as ps
-from common import Timings, one_thread
+from common import Timings, median_seconds, one_thread
 
 SIZES = {"n_positions": 1024, "n_embd": 256, "n_layer": 6, "n_head": 4}
 QUESTIONS, NEW_TOKENS, REPEATS = 32, 8, 3
 SETTINGS = {"model": {"model_type": "gpt2", **SIZES}, "questions": QUESTIONS, "tokens": NEW_TOKENS, "repeats": REPEATS}
-
-
-def seconds(ask: Callable[[], Any]) -> float:
-    """The median of some runs."""
-    found = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        ask()
-        found.append(time.perf_counter() - start)
-    return median(found)
 
 
 def measured() -> dict[str, float | int]:
@@ -47,31 +35,24 @@ def measured() -> dict[str, float | int]:
     prompts = [request.prompt for request in data[:QUESTIONS]]
     answers = [str(request.target_old) for request in data[:QUESTIONS]]
     texts = [patch.route(model, entry, prompt).prompt for prompt in prompts]
-    whole = {
-        "score": lambda: model.score(texts, answers),
-        "generate": lambda: model.generate(texts, max_new_tokens=NEW_TOKENS),
-    }
-    scores = whole["score"]()
-    row: dict[str, float | int] = {
-        "tokens_before": len(model.encode(texts[0])) - len(model.encode(prompts[0])),
-        **{f"{name}_whole": seconds(ask) for name, ask in whole.items()},
-    }
+    row: dict[str, float | int] = {"tokens_before": len(model.encode(texts[0])) - len(model.encode(prompts[0]))}
+    whole = model.score(texts, answers)
+    for name, asked in (("whole", texts), ("shared", prompts)):
+        with model.patched(patch) if name == "shared" else nullcontext():
+            score, generate = (
+                partial(model.score, asked, answers),
+                partial(model.generate, asked, max_new_tokens=NEW_TOKENS),
+            )
+            row[f"score_{name}"], row[f"generate_{name}"] = (median_seconds(ask, REPEATS) for ask in (score, generate))
     with model.patched(patch):
         shared = model.score(prompts, answers)
-        row["score_shared"] = seconds(lambda: model.score(prompts, answers))
-        row["generate_shared"] = seconds(lambda: model.generate(prompts, max_new_tokens=NEW_TOKENS))
     row["largest_difference"] = max(
-        abs(a - b) for one, other in zip(scores, shared, strict=True)
+        abs(a - b) for one, other in zip(whole, shared, strict=True)
         for a, b in zip(one.log_probs, other.log_probs, strict=True)
     )  # fmt: skip
     return row
 
 
-def main() -> None:
-    """Measures once."""
+if __name__ == "__main__":
     one_thread()
     Timings("ike_prefix", SETTINGS).add({}, measured)
-
-
-if __name__ == "__main__":
-    main()

@@ -9,14 +9,21 @@ The weights are random: memory does not depend on what they say.
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
 import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+import palimpsest as ps
+from common import Timings, one_thread
+from palimpsest.patches.export import write_merged
+from palimpsest.provenance import peak_memory_bytes
+from palimpsest.world import bundled_path
 
 # arXiv:2307.09288 and the published config of Llama-2-7B.
 DIMENSIONS = {
@@ -47,11 +54,6 @@ ELSE = 150e6
 
 def make_model(folder: Path, layers: int) -> None:
     """Writes a random model with the bundled model's tokenizer."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-    from palimpsest.world import bundled_path
-
     torch.set_default_dtype(torch.bfloat16)
     config = AutoConfig.for_model("llama", num_hidden_layers=layers, **DIMENSIONS)
     with torch.device("meta"):
@@ -65,13 +67,7 @@ def make_model(folder: Path, layers: int) -> None:
 
 def measure(folder: Path, case: str) -> dict[str, Any]:
     """Peak bytes of this process after importing, after loading and after the case."""
-    import torch
-
-    import palimpsest as ps
-    from palimpsest.patches.export import write_merged
-    from palimpsest.provenance import peak_memory_bytes
-
-    torch.set_num_threads(1)
+    one_thread()
     requests = [ps.EditRequest("The capital of France is", "Lyon"), ps.EditRequest("The capital of Italy is", "Milan")]
     # What is imported when it is first used is there before the model is.
     ps.method("lora", epochs=1).edit(ps.load("world"), requests)
@@ -106,46 +102,28 @@ def measure(folder: Path, case: str) -> dict[str, Any]:
     }
 
 
-def rows(layers: int, cases: list[str]) -> list[dict[str, Any]]:
+def apart(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls the function in a new process, whose peak is nobody else's."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        return process.submit(function, *arguments).result()
+
+
+def rows(layers: int, cases: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Every case in a process of its own."""
-    found = []
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "model"
-        for words in (["--make"], *(["--case", case] for case in cases)):
-            command = [sys.executable, __file__, "--layers", str(layers), "--folder", str(folder), *words]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            found += [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    return found
+        apart(make_model, Path(scratch) / "model", layers)
+        for case in cases:
+            yield apart(measure, Path(scratch) / "model", case)
 
 
 def main() -> None:
+    """Measures every case."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--folder", type=Path)
-    parser.add_argument("--make", action="store_true")
-    parser.add_argument("--case", choices=CASES)
-    given = parser.parse_args()
-    if given.make:
-        make_model(given.folder, given.layers)
-    elif given.case:
-        print(json.dumps(measure(given.folder, given.case)))
-    else:
-        from palimpsest.files import write_text
-        from palimpsest.provenance import hardware, now, versions
-
-        found = rows(given.layers, list(CASES))
-        record = {
-            "settings": {"layers": given.layers, "dtype": "bfloat16", **DIMENSIONS, "cases": CASES},
-            "created": now(),
-            "versions": versions(),
-            "hardware": hardware(),
-            "rows": found,
-        }
-        write_text(RESULTS / "memory.json", json.dumps(record, indent=1) + "\n")
-        print(f"{'':8}{'weights':>10}{'trained':>10}{'imported':>10}{'loaded':>10}{'peak':>10}{'bound':>10}   MB")
-        for row in found:
-            numbers = (row[key] for key in ("weights", "trained", "imported", "loaded", "peak", "bound"))
-            print(f"{row['case']:8}" + "".join(f"{number / 1e6:10.0f}" for number in numbers))
+    layers = parser.parse_args().layers
+    results = Timings("memory", {"layers": layers, "dtype": "bfloat16", **DIMENSIONS, "cases": CASES})
+    for row in rows(layers, list(CASES)):
+        results.add({"case": row["case"]}, lambda row=row: row)
 
 
 if __name__ == "__main__":

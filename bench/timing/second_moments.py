@@ -8,7 +8,6 @@ measured on the bundled model, which was trained. Results: `bench/results/second
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -17,7 +16,7 @@ from unittest import mock
 import torch
 
 import palimpsest as ps
-from common import Timings, one_thread
+from common import Timings, cpu_seconds, one_thread
 from palimpsest.models.hooks import Point
 from palimpsest.solve.factorised import Factorised
 from palimpsest.solve.least_squares import ridge
@@ -50,11 +49,9 @@ def clocked(function: Callable[..., Any], spent: list[float]) -> Callable[..., A
     """The function, with its CPU seconds noted down."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        start = time.process_time()
-        try:
-            return function(*args, **kwargs)
-        finally:
-            spent.append(time.process_time() - start)
+        seconds, found = cpu_seconds(partial(function, *args, **kwargs))
+        spent.append(seconds)
+        return found
 
     return call
 
@@ -64,10 +61,9 @@ def one_pass(model: ps.EditableModel, layers: list[int]) -> dict[str, Any]:
     points = [Point("mlp.down", layer, "input") for layer in layers]
     adding: list[float] = []
     text = articles()
-    start = time.process_time()
+    collecting = partial(collect, model, points, text, max_tokens=TOKENS, row_length=1024, tolerance=None)
     with mock.patch.object(SecondMoment, "add", clocked(SecondMoment.add, adding)):
-        found = collect(model, points, text, max_tokens=TOKENS, row_length=1024, tolerance=None)
-    total = time.process_time() - start
+        total, found = cpu_seconds(collecting)
     return {
         "part": "pass",
         "layers": layers,
@@ -84,19 +80,15 @@ def solves() -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     text = torch.randn(4 * WIDTH, WIDTH, generator=generator, dtype=torch.float64)
     moment = text.T @ text / len(text)
-    start = time.process_time()
-    factor = Factorised(moment)
-    seconds: dict[str, Any] = {"factorise": time.process_time() - start, "ridge": {}, "dense": {}}
+    spent, factor = cpu_seconds(partial(Factorised, moment))
+    seconds: dict[str, Any] = {"factorise": spent, "ridge": {}, "dense": {}}
     differences = {}
     for n in FACTS:
         keys = torch.randn(n, WIDTH, generator=generator, dtype=torch.float64)
         residuals = torch.randn(n, 768, generator=generator, dtype=torch.float64)
-        start = time.process_time()
-        found = ridge(factor, keys, residuals, strength=5000.0)
-        seconds["ridge"][n] = time.process_time() - start
-        start = time.process_time()
-        dense = torch.linalg.solve(5000.0 * moment + keys.T @ keys, keys.T)
-        seconds["dense"][n] = time.process_time() - start
+        seconds["ridge"][n], found = cpu_seconds(partial(ridge, factor, keys, residuals, strength=5000.0))
+        system = partial(torch.linalg.solve, 5000.0 * moment + keys.T @ keys, keys.T)
+        seconds["dense"][n], dense = cpu_seconds(system)
         differences[n] = float((found.right - dense.T).norm() / dense.norm())
     return {"part": "solves", "width": WIDTH, "cpu_seconds": seconds, "relative_differences": differences}
 

@@ -44,19 +44,16 @@ from palimpsest.world.text import training_sentences
 REPEATS = {"cpu": 1, "cuda": 3}
 FACTS = {
     "gpt2-small": (1, 10, 50),
-    "gpt2-xl": (1, 10, 50),
     "gpt-j-6b": (1, 10, 100, 1000),
     "llama-2-7b": (1, 10, 100, 1000),
 }
 SHAPES: dict[str, tuple[Any, Any]] = {
     "gpt2-small": (GPT2LMHeadModel, GPT2Config),
-    "gpt2-xl": (GPT2LMHeadModel, partial(GPT2Config, n_embd=1600, n_layer=48, n_head=25)),
     "gpt-j-6b": (GPTJForCausalLM, GPTJConfig),
     "llama-2-7b": (LlamaForCausalLM, partial(LlamaConfig, max_position_embeddings=4096)),
 }
 LAYERS = {
     "gpt2-small": [2, 3, 4, 5, 6],
-    "gpt2-xl": [13, 14, 15, 16, 17],
     "gpt-j-6b": [3, 4, 5, 6, 7, 8],
     "llama-2-7b": [4, 5, 6, 7, 8],
 }

@@ -1,10 +1,10 @@
-"""Generated tables of what edits are worth: single edits, batches, sequences, trained editors, forgetting, searches."""
+"""Generated tables of what edits are worth: single edits, batches, sequences, trained editors, forgetting."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from statistics import fmean, mean
-from typing import Any
+from statistics import mean
 
 from blocks import (
     SHORT,
@@ -17,9 +17,7 @@ from blocks import (
     patch,
     percent,
     probes,
-    read,
     recipe,
-    rows,
     rule,
     seconds,
     size,
@@ -293,69 +291,20 @@ def real_edits(argument: str) -> str:
     return caption + table(list(columns), [*([ceiling] if scoring != "log_prob" else []), *lines])
 
 
-def search_random(_argument: str) -> str:
-    """Random models of every family: what is left of the loss, passes, lengths, time; and where which search wins."""
-    lines = []
-    for (dtype, length, search), cells in _random().items():
-        before, after = (fmean(cell[name] for cell in cells.values()) for name in ("nll_before", "nll_after"))
-        passes, share, spent = (
-            fmean(cell[name] for cell in cells.values()) for name in ("passes", "share_of_initial", "seconds_per_fact")
-        )
-        change = f"{before:.2f} to {after:.2f}"
-        lines.append([dtype, length, f"`{search}`", change, f"{passes:.1f}", f"{share:.2f}", f"{1000 * spent:.0f}"])
-    titles = ("answer's tokens", "search", "loss a token", "passes", "length / initial", "CPU ms / fact")
-    return table(["", *titles], lines)
+def real_options(dataset: str) -> str:
+    """The options that were chosen for single edits of a data set."""
+    title = HEADINGS[dataset]
+    chosen: Columns = {title: method, "options": lambda row: _options(row["choice"]["chosen"])}
+    return listed(units("single-edits.real", dataset=title), chosen)
 
 
-def search_families(_argument: str) -> str:
-    """In how many families which search leaves the smaller loss, and the families where ours does not."""
-    lines = []
-    for (dtype, length, search), ours in _random().items():
-        if search != "gauss-newton":
-            continue
-        others = [cells for (*place, _), cells in _random().items() if place == [dtype, length]]
-        lost = [name for name in ours if ours[name]["nll_after"] > min(cells[name]["nll_after"] for cells in others)]
-        lines.append([dtype, length, f"{len(ours) - len(lost)} of {len(ours)}", ", ".join(lost) or "none"])
-    return table(["", "answer's tokens", "`gauss-newton` leaves least in", "not in"], lines)
-
-
-def _random() -> dict[tuple[str, str, str], dict[str, Any]]:
-    """By dtype, answer's tokens and search: each family's figures."""
-    settings = read("search_study")["settings"]
-    found: dict[tuple[str, str, str], dict[str, Any]] = {
-        (dtype, str(length), search): {}
-        for dtype in settings["dtypes"]
-        for length in settings["lengths"]
-        for search in settings["searches"]
-    }
-    for row in rows("search_study", part="random"):
-        for length, cell in row["by_length"].items():
-            found[row["dtype"], length, row["search"]][row["family"]] = cell
-    return found
-
-
-def search_edits(_argument: str) -> str:
-    """What edits are worth with either search, on models that know facts."""
-    found = [row for row in read("search_study")["rows"] if row["part"] != "random"]
-    columns: Columns = {"": _search_setting, "search": lambda row: f"`{row['search']}`"}
-    return listed(found, {**columns, **metrics(measured(found, "generate")), "s / edit": seconds})
-
-
-def _search_setting(row: Row) -> str:
-    seed = f", seed {row['seed']}" if "seed" in row else ""
-    return f"{row['part']}{', bfloat16' if row.get('dtype') == 'bfloat16' else ''}{seed}"
-
-
-def search_lengths(_argument: str) -> str:
-    """Reliability by the number of the answer's tokens, on ZsRE."""
-    found = {row["search"]: row["by_length"] for row in rows("search_study", part="zsre, single")}
-    sizes = sorted({number for cells in found.values() for number in cells}, key=lambda number: int(number.split()[0]))
-    counts = next(iter(found.values()))
-    lines = [
-        [f"`{search}`", *(f"{100 * cells[number][0]:.0f}" if number in cells else "-" for number in sizes)]
-        for search, cells in found.items()
-    ]
-    return table(["answer's tokens", *(f"{number} (n = {counts[number][1]})" for number in sizes)], lines)
+def _options(options: Row) -> str:
+    """Options as the command line takes them; those of a learner in brackets."""
+    parts = []
+    for name, value in options.items():
+        text = f"({_options(value)})" if isinstance(value, dict) else f"`{json.dumps(value)}`"
+        parts.append(f"{name} {text}")
+    return ", ".join(parts)
 
 
 def shared_subjects(scoring: str) -> str:

@@ -66,7 +66,7 @@ def forgetting() -> None:
 
 def tracing() -> None:
     """The average causal trace of the bundled model, as `palimpsest trace` draws it."""
-    average = AverageTrace.model_validate(read("causal_trace")["average"])
+    average = AverageTrace.model_validate(read("causal_trace")["trace"])
     save_trace(average, ROOT / "docs" / "figures" / "causal-trace.png", resolution=80)
 
 

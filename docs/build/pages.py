@@ -4,7 +4,8 @@
     python docs/build/pages.py --check   exit code 1 when a page would change
 
 Only the committed results are read, so a number in a page is a number in a result file. A block is a public function of
-a file of this folder, and what stands behind its name is the function's argument.
+a file of this folder, and what stands behind its name is the function's argument. Tables of results that no recipe or
+script measures any more are text in their pages.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 import edits
 import findings
 import pretrained
-import real
 import reference
 import timings
 from blocks import ROOT
@@ -26,7 +26,7 @@ from blocks import ROOT
 BLOCK = re.compile(r"(<!-- (?P<name>[a-z_-]+)(?:: (?P<argument>[a-z0-9_:., -]+?))? -->\n).*?(<!-- end -->)", re.DOTALL)
 WRITERS = {
     name: block
-    for module in (edits, findings, pretrained, real, reference, timings)
+    for module in (edits, findings, pretrained, reference, timings)
     for name, block in vars(module).items()
     if getattr(block, "__module__", None) == module.__name__ and not name.startswith("_") and callable(block)
 }

@@ -1,11 +1,8 @@
-"""Generated tables of pretrained models: single edits by default options, and layers."""
+"""Generated tables of pretrained models: single edits by default options."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from statistics import median
-
-from blocks import Columns, Row, listed, method, patch, percent, read, recipe, rows, size, table, units
+from blocks import Columns, Row, listed, method, patch, percent, recipe, units
 
 SINGLE = "single-edits.pretrained"
 ASKED = {
@@ -53,59 +50,3 @@ def scored_both_ways(_argument: str) -> str:
 def _ceilings(row: Row) -> tuple[str, ...]:
     known = row["ceilings"]["generate"]
     return tuple(percent(known[name]) for name in ("generality", "locality.neighborhood"))
-
-
-def pretrained_defaults(wanted: str) -> str:
-    """One row per method of a model, of the facts that are reported."""
-    scores = ("says_it", "paraphrases", "paraphrases_ceiling", "neighbours_kept", "leaks", "degenerate")
-    lines = [
-        [
-            model,
-            f"`{name}`",
-            str(len(found)),
-            *(_share(found, score) for score in scores),
-            f"{median(row['seconds'] for row in found):.1f}",
-            size(max(row["patch_bytes"] for row in found)),
-        ]
-        for (model, name), found in _by_default().items()
-        if model == wanted
-    ]
-    titles = (
-        "says it",
-        "paraphrases",
-        "(ceiling)",
-        "neighbours kept",
-        "leaks",
-        "degenerate",
-        "CPU s per fact",
-        "patch",
-    )
-    return table(["model", "method", "facts", *titles], lines)
-
-
-def _by_default() -> dict[tuple[str, str], list[Row]]:
-    """Single edits of the split that is reported, without options, by model and method."""
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for row in rows("pretrained_defaults", split="edit", options={}):
-        if len(row["edit"]) == 1:
-            groups.setdefault((row["model"], row["method"]), []).append(row)
-    return groups
-
-
-def _share(found: Sequence[Row], score: str) -> str:
-    part, whole = (sum(row[score][place] for row in found) for place in (0, 1))
-    return f"{100 * part / whole:.0f}" if whole else "-"
-
-
-def layer_sweep(_argument: str) -> str:
-    """Pretrained models: edits in one layer after another."""
-    names = ("says_it", "paraphrases", "paraphrases_ceiling", "neighbours_kept", "leaks")
-    lines = []
-    for model, record in read("layer_sweep").items():
-        for row in record["rows"]:
-            layers = row["layers"] if len(row["layers"]) == 1 else (row["layers"][0], row["layers"][-1])
-            where = f"{'-'.join(map(str, layers))} of {record['num_layers']}"
-            how = f"`{row['method']}`, {row['n']} facts" + (" at once" if row["method"] == "memit" else "")
-            lines.append([model, how, where, *(f"{row[name]:.0f}" for name in names)])
-    titles = ("says it", "paraphrases", "of the true answers", "neighbours kept", "leaks")
-    return table(["model", "method", "layers", *titles], lines)

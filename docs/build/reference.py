@@ -60,37 +60,36 @@ def _comments(config: type) -> dict[str, str]:
     return found
 
 
-def command_help(_argument: str) -> str:
-    """The help text of every command."""
-    parts = []
-    names = ["", "demo", "edit", "ask", "apply", "undo", "serve", "push", "verify", "eval", "report", "stats", "train"]
-    names += ["list", "doctor", "trace", "world"]
-    names += ["world train", "world audit", "world export", "portability build"]
-    for name, text in zip(names, _helps([name.split() for name in names]), strict=True):
-        parts.append(f"## palimpsest {name}".rstrip() + f"\n\n```text\n{text}\n```\n")
-    return "\n".join(parts)
-
-
 # All of them from one process: to start one costs more than to write a help page.
 _ASKING = """
 import contextlib, io, json, sys
+import typer
 from palimpsest.cli import main
-texts = []
-for words in json.loads(sys.argv[1]):
+from palimpsest.cli.app import app
+
+def pages(command, words):
     with contextlib.redirect_stdout(io.StringIO()) as text:
         code = main([*words, "--help"])
     if code:
         sys.exit(code)
-    texts.append(text.getvalue())
-json.dump(texts, sys.stdout)
+    yield words, text.getvalue()
+    for name, one in getattr(command, "commands", {}).items():
+        yield from pages(one, [*words, name])
+
+json.dump(list(pages(typer.main.get_command(app), [])), sys.stdout)
 """
 
 
-def _helps(commands: list[list[str]]) -> list[str]:
+def command_help(_argument: str) -> str:
+    """The help text of every command, in the order of the first one's."""
     environment = {**os.environ, "COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}
-    asking = [sys.executable, "-c", _ASKING, json.dumps(commands)]
+    asking = [sys.executable, "-c", _ASKING]
     done = subprocess.run(asking, capture_output=True, text=True, check=True, env=environment)
-    return ["\n".join(line.rstrip() for line in text.strip("\n").splitlines()) for text in json.loads(done.stdout)]
+    parts = []
+    for words, text in json.loads(done.stdout):
+        lines = "\n".join(line.rstrip() for line in text.strip("\n").splitlines())
+        parts.append(f"## {' '.join(['palimpsest', *words])}\n\n```text\n{lines}\n```\n")
+    return "\n".join(parts)
 
 
 def families(_argument: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import median
 from typing import Any
 
 from blocks import RESULTS, Columns, Row, listed, patch, read, recipe, rows, table
@@ -32,21 +33,18 @@ def second_moments(_argument: str) -> str:
 
 
 def target_vectors(_argument: str) -> str:
-    """CPU seconds a fact of each search, beside one fact at a time through the whole model."""
-    settings = read("target_vectors")["settings"]
-    timed = [row for row in read("target_vectors")["rows"] if "search" in row]
-    once, twice = (row["seconds_per_fact"] for row in timed[:2])
-    lines = [["one fact at a time, whole model", f"{once:.1f}", "1", f"{twice / once:.1f}"]]
-    lines.append(["the same, head computed twice (MEMIT's code)", f"{twice:.1f}", f"{once / twice:.1f}", "1"])
-    for row in timed[2:]:
-        spent = row["seconds_per_fact"]
-        lines.append([row["search"], f"{spent:.2f}", f"{once / spent:.1f}", f"{twice / spent:.1f}"])
+    """CPU seconds a fact of each search."""
+    found = [row for row in rows("target_vectors") if "search" in row]
+    contexts = len(read("target_vectors")["settings"]["templates"])
     told = (
-        f"{{model}}; {{facts}} facts with prompts of 10 to 25 tokens, layer {{layer}}; `adam` with "
-        f"{len(settings['templates'])} contexts and the essence prompt, 20 passes and no early end, `gauss-newton` "
-        "with the prompt alone. CPU seconds a fact"
+        f"{{model}}; {{facts}} facts with prompts of 10 to 25 tokens, layer {{layer}}; `adam` with {contexts} contexts "
+        "and the essence prompt, 20 passes and no early end, `gauss-newton` with the prompt alone. CPU seconds a fact"
     )
-    return _on("target_vectors", told) + table(["", "s / fact", "times faster", "than with two heads"], lines)
+    columns: Columns = {
+        "": lambda row: str(row["search"]),
+        "s / fact": lambda row: f"{row['seconds_per_fact']:.2f}",
+    }
+    return _on("target_vectors", told) + listed(found, columns)
 
 
 def target_reach(_argument: str) -> str:
@@ -98,24 +96,13 @@ def speed(_argument: str) -> str:
     return listed(rows("speed_cpu"), columns)
 
 
-def t_patcher_speed(shape: str) -> str:
-    """Processor time of a step, the three ways, and its parts. Argument: the model's dimensions, see `speed.SHAPES`."""
-    name = "t_patcher_speed" if shape == "gpt2-small" else f"t_patcher_speed_{shape.replace('-', '_')}"
-    *found, parts = rows(name)
-    cached = sum(found[0]["seconds"]) / sum(found[0]["steps"])
-    columns: Columns = {
-        "a step": lambda row: str(row["way"]),
-        "CPU ms": lambda row: f"{1000 * sum(row['seconds']) / sum(row['steps']):.0f}",
-        "times the cached one": lambda row: f"{sum(row['seconds']) / sum(row['steps']) / cached:.1f}",
-        "CPU s / edit": lambda row: f"{sum(row['seconds']) / len(row['seconds']):.1f}",
-    }
-    told = ", ".join(f"{part} {1000 * spent:.1f} ms" for part, spent in parts.items() if part != "way")
-    settings = read(name)["settings"]
-    caption = (
-        f"Dimensions of `{shape}`, {settings['steps']} steps an edit, {settings['edits']} edits. Parts of a cached "
-        f"step of one answer token: {told}.\n\n"
-    )
-    return caption + listed(found, columns)
+def threads(_argument: str) -> str:
+    """Seconds of an edit by how threads wait, beside none, one and two other processes."""
+    lines: dict[str, list[str]] = {}
+    for row in rows("threads"):
+        lines.setdefault(row["way"], []).append(f"{row['seconds']:.1f} ({row['cpu_seconds']:.1f})")
+    heads = ["waiting", "idle: seconds (CPU s)", "beside one other process", "beside two"]
+    return table(heads, [[way, *cells] for way, cells in lines.items()])
 
 
 def memory_time(_argument: str) -> str:
@@ -146,7 +133,7 @@ def prefix_time(_argument: str) -> str:
 
 def causal_trace(_argument: str) -> str:
     """What the best single state and the MLPs of each layer bring back in the bundled model, on average."""
-    average = read("causal_trace")["average"]
+    average = read("causal_trace")["trace"]
     layers = range(len(average["effects"]["mlp"]["last token"]))
     lines = [
         [f"{kind}, {place}", *(f"{average['effects'][kind][place][layer]:.2f}" for layer in layers)]
@@ -163,13 +150,13 @@ def causal_trace(_argument: str) -> str:
 
 def recommended(_argument: str) -> str:
     """The layers that the trace of the bundled model recommends."""
-    one, three = (read("causal_trace")["recommended"][key] for key in ("1", "3"))
-    values = ", ".join(f"{value:.2f}" for value in one["restored"])
+    found = read("causal_trace")["recommended"]
+    values = ", ".join(f"{value:.2f}" for value in found["restored"])
+    several = found["several_layers"]
     return (
-        f"In the bundled model, over {one['facts_traced']} facts, the MLPs from layer {one['first_layer']} on restore "
-        f"the probability to {values} (corrupted {one['corrupted']:.2f}, clean {one['clean']:.2f}), so layer "
-        f"{one['peak']} is recommended, and layers {three['layers'][0]} to {three['layers'][-1]} where three are "
-        "wanted.\n"
+        f"In the bundled model, over {found['facts_traced']} facts, the MLPs from layer {found['first_layer']} on "
+        f"restore the probability to {values} (corrupted {found['corrupted']:.2f}, clean {found['clean']:.2f}), so "
+        f"layer {found['peak']} is recommended, and layers {several[0]} to {several[-1]} where several are wanted.\n"
     )
 
 
@@ -198,14 +185,16 @@ def _committed() -> list[Row]:
 
 def two_workers(_argument: str) -> str:
     """Two workers' wall time against one's."""
-    record = read("two_workers")
+    by_way: dict[str, list[float]] = {}
+    for row in sorted(rows("two_workers"), key=lambda row: int(row["round"])):
+        by_way.setdefault(row["way"], []).append(row["seconds"])
+    told = {way: ", ".join(f"{one:.0f}" for one in seconds) for way, seconds in by_way.items()}
+    two = median(by_way["two workers"])
     lines = [
-        [name, f"{ratio:.2f}", ", ".join(f"{one[name]:.0f}" for one in record["rounds"])]
-        for name, ratio in record["ratios"].items()
+        [way, f"{two / median(seconds):.2f}", told[way]] for way, seconds in by_way.items() if way != "two workers"
     ]
-    two = ", ".join(f"{one['two workers']:.0f}" for one in record["rounds"])
-    units, goal = record["settings"]["units"], record["settings"]["goal"]
-    caption = f"{units} units, seconds of each round; two workers took {two}. Goal: at most {goal}.\n\n"
+    units = read("two_workers")["settings"]["units"]
+    caption = f"{units} units, seconds of each round; two workers took {told['two workers']}. Goal: at most 0.65.\n\n"
     return caption + table(["against", "two workers take", "its seconds"], lines)
 
 

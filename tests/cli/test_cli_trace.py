@@ -39,6 +39,15 @@ def test_averages_over_a_file(run, tmp_path):
     assert (out / "trace.png").exists()
 
 
+def test_the_facts_are_drawn_by_the_seed(run):
+    def traced(seed):
+        arguments = ("--facts", "world-counterfact", "--num", 2, "--samples", 1, "--seed", seed, "--json")
+        return run("trace", "world", *arguments).json()["trace"]["prompts"]
+
+    first = traced(0)
+    assert first == traced(0) != traced(1)
+
+
 def test_an_answer_the_model_does_not_give_is_noted(run):
     result = run("trace", "world", "--prompt", PROMPT, "--subject", SUBJECT, "--target", "Rome", "--samples", 1)
     assert result.code == 0

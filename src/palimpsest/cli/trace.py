@@ -36,7 +36,12 @@ def trace(
     facts: Annotated[
         str | None, typer.Option("--facts", help="A file of edits or a data set, for averages over many prompts.")
     ] = None,
-    num: Annotated[int, typer.Option("--num", "-n", min=1, help="How many facts that the model knows to trace.")] = 20,
+    num: Annotated[
+        int,
+        typer.Option(
+            "--num", "-n", min=1, help="How many facts to trace, of those that the model knows, drawn by --seed."
+        ),
+    ] = 20,
     samples: Annotated[int, typer.Option("--samples", min=1, help="Draws of the noise per prompt.")] = 10,
     noise: Annotated[
         float, typer.Option("--noise", help="Its standard deviation, in those of the subjects' embeddings.")
@@ -59,7 +64,7 @@ def trace(
     if out is not None:
         require_absent(out)
     request = _one_request(prompt, subject, target, facts)
-    requests = list(records.find_dataset(facts, None).requests) if facts else []
+    requests = _drawn(facts, seed) if facts else []
     with terminal.status("loading torch"):
         terminal.quiet_libraries()
         from palimpsest.tracing import TraceOptions
@@ -93,6 +98,12 @@ def _one_request(prompt: str | None, subject: str | None, target: str | None, fa
 
     # The request says what the model answers today; a new answer plays no part in a trace.
     return EditRequest(prompt, "another answer", subject=subject, target_old=target)
+
+
+def _drawn(facts: str, seed: int) -> list[EditRequest]:
+    """All facts in an order drawn by the seed: the first of a file are often all of one kind."""
+    found = records.find_dataset(facts, None)
+    return list(found.sample(len(found.requests), seed).requests)
 
 
 def _run(

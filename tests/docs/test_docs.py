@@ -15,6 +15,8 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
 CONSOLE = re.compile(r"```console\n(.*?)```", re.DOTALL)
+CODE = re.compile(r"`([\w/]+/\w+\.(?:py|toml|sh))`")
+PACKAGE = ROOT / "src" / "palimpsest"
 LINK = re.compile(r"\]\((?!https?://)([^)#]+)")
 
 
@@ -124,6 +126,12 @@ def test_commands_of_the_readme_do_what_it_says(tmp_path, monkeypatch, capfd):
 def test_links_lead_somewhere(page):
     for target in LINK.findall(page.read_text()):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
+def test_code_that_a_page_names_is_there(page):
+    for path in CODE.findall(page.read_text().replace("src/palimpsest/methods/yours.py", "")):
+        assert any((folder / path).exists() for folder in (ROOT, PACKAGE)), f"{page.name} names {path}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=names(PAGES))

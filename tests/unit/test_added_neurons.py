@@ -15,7 +15,8 @@ from palimpsest.errors import ConfigError
 from palimpsest.locating.last_layer import answer_places
 from palimpsest.methods.memory import Memory
 from palimpsest.methods.states import EditedQueries
-from palimpsest.methods.t_patcher import TPatcherConfig, Training, memory_loss
+from palimpsest.methods.t_patcher import TPatcherConfig
+from palimpsest.methods.t_patcher.neuron_training import NeuronTraining, memory_loss
 from palimpsest.models.activations import activation, activation_of
 from palimpsest.models.sites.linear import weight_as_out_in
 from palimpsest.patches.base import Manifest
@@ -299,7 +300,7 @@ def test_neurons_are_silent_where_the_prompt_is_asked_about_others():
     fires = {}
     for name, spared in (("spared", others), ("free", others[:0])):
         torch.manual_seed(0)
-        training = Training(places, torch.zeros_like(places.queries), memory, others[:0], spared, "relu", config)
+        training = NeuronTraining(places, torch.zeros_like(places.queries), memory, others[:0], spared, "relu", config)
         added, _ = training.run("a")
         assert training.is_right
         fires[name] = int((others @ added.keys.t() + added.biases > 0).any(-1).sum())

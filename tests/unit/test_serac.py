@@ -8,16 +8,15 @@ import torch
 
 import tiny
 from palimpsest import ModelError, PatchError, load_patch, method
-from palimpsest.methods.serac.scope_training import (
-    ScopeTraining,
-    answer_loss,
+from palimpsest.methods.serac.scope_examples import (
     drawn_positives,
     drawn_statement,
     negatives,
-    new_editor,
     positives,
     with_similar,
 )
+from palimpsest.methods.serac.scope_options import ScopeTraining
+from palimpsest.methods.serac.scope_training import answer_loss, new_editor
 from palimpsest.models.scoped.counterfactual import edited_prompt
 from palimpsest.training.examples import editing_examples
 

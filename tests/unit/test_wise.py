@@ -11,7 +11,9 @@ import torch
 import tiny
 from palimpsest import DataError, EditRequest, ModelError, PatchError, load, load_patch, method
 from palimpsest.errors import ConfigError
-from palimpsest.methods.wise.method import SideMemoryState, WiseConfig, margin_loss, shard_mask
+from palimpsest.methods.wise import WiseConfig
+from palimpsest.methods.wise.method import SideMemoryState, margin_loss
+from palimpsest.methods.wise.shards import shard_mask
 from palimpsest.methods.wise.side_passes import layer_inputs, side_passes
 from palimpsest.models.hooks import Point, captured
 from palimpsest.models.sites.linear import weight_as_out_in

@@ -24,7 +24,9 @@ from torch import Tensor, nn
 
 from palimpsest.methods.base import Capabilities, EditRun, MethodConfig
 from palimpsest.methods.editors import TENSORS, read_record
-from palimpsest.methods.serac.scope_training import ScopeTraining, new_editor, scope_losses, with_similar
+from palimpsest.methods.serac.scope_examples import with_similar
+from palimpsest.methods.serac.scope_options import ScopeTraining
+from palimpsest.methods.serac.scope_training import new_editor, scope_losses
 from palimpsest.methods.trained import FRESH, TrainableMethod, TrainedConfig
 from palimpsest.models import EditableModel
 from palimpsest.models.scoped import ScopedEditor

@@ -13,17 +13,14 @@ old answer, no second moments, no memory of facts.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import ClassVar, Literal, final
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from palimpsest.errors import ConfigError, DataError
+from palimpsest.errors import ConfigError
 from palimpsest.methods.base import Capabilities, EditRun, Method, MethodConfig, MethodState
-from palimpsest.methods.memory import MemoryConfig
-from palimpsest.methods.ordinary import OrdinaryText
 from palimpsest.methods.ultraedit.running_factors import (
     Group,
     Rows,
@@ -33,13 +30,15 @@ from palimpsest.methods.ultraedit.running_factors import (
     factor_rows,
     group_names,
     met,
+    require_spread,
+    with_keys_of,
 )
+from palimpsest.methods.ultraedit.warm_up import WarmUp
 from palimpsest.models import EditableModel, Encoded, layer_numbers
 from palimpsest.models.sites import factors_to_storage, features
 from palimpsest.patches import LowRank, Manifest, WeightPatch
-from palimpsest.provenance import digest
 from palimpsest.requests import EditRequest
-from palimpsest.solve import EarlierKeys, Solution, null_space_projected
+from palimpsest.solve import Solution, null_space_projected
 from palimpsest.statistics import OWN_WRITING
 from palimpsest.training import WeightPlace, losses_and_margins, places, spared_directions
 
@@ -97,8 +96,7 @@ class UltraEdit(Method[UltraEditConfig]):
 
     def __init__(self, *arguments: object, **options: object) -> None:
         super().__init__(*arguments, **options)  # type: ignore[arg-type]
-        self._text = OrdinaryText()
-        self._warm: tuple[str, RunningFactors] | None = None
+        self._warm_up = WarmUp()
 
     def check_model(self, model: EditableModel, config: UltraEditConfig) -> None:
         _places(model, config)
@@ -112,7 +110,16 @@ class UltraEdit(Method[UltraEditConfig]):
         state = continued(run.state, fresh, where, model.device)
         if state is None:
             with run.clock.stage("statistics"):
-                state = self._warmed(model, where, groups, fresh, config, run)
+                state = self._warm_up.of(
+                    model,
+                    where,
+                    groups,
+                    fresh,
+                    text=config.text,
+                    max_tokens=config.warm_up,
+                    forward_batch_size=config.forward_batch_size,
+                    progress=run.progress,
+                )
         with run.clock.stage("sparing"):
             spared = _spared(model, requests, where, config)
         encoded = [model.encode(request.prompt, request.target_new) for request in requests]
@@ -129,39 +136,15 @@ class UltraEdit(Method[UltraEditConfig]):
                 )
             if number == 0:
                 state = met(model, where, groups, state, rows)
-                _require_spread(state)
+                require_spread(state)
             with run.clock.stage("solving"):
                 solved = solutions(rows, state, groups, spared, config)
                 patch = patch + _as_patch(model, where, solved, self.name)
             first = rows if number == 0 else first
         run.progress("passes", config.rounds, config.rounds)
-        run.state = _remembered(state, first) if config.history else state
+        run.state = with_keys_of(state, first) if config.history else state
         run.diagnostics.facts |= {"passes": number + 1, "norm": patch.norm(), "weights": [one.name for one in where]}
         return patch
-
-    def _warmed(
-        self,
-        model: EditableModel,
-        where: Sequence[WeightPlace],
-        groups: Mapping[str, str],
-        fresh: RunningFactors,
-        config: UltraEditConfig,
-        run: EditRun,
-    ) -> RunningFactors:
-        """What is known once the base model has met some ordinary text; kept for the next edit of the same model."""
-        if not config.warm_up:
-            return fresh
-        key = digest([model.fingerprint(), model.tokenizer_digest, config.text, config.warm_up, dict(groups)])
-        key += config.normaliser
-        if self._warm is None or self._warm[0] != key:
-            with model.weights.without_changes():
-                rows = self._text.of(model, config.text, MemoryConfig(max_tokens=config.warm_up), run.progress)
-                read = [_all_predicted(row.encoded) for row in rows]
-                found = factor_rows(
-                    model, [one for one in read if one.target_ids], where, forward_batch_size=config.forward_batch_size
-                )
-                self._warm = (key, met(model, where, groups, fresh, found))
-        return self._warm[1]
 
 
 def solutions(
@@ -221,11 +204,6 @@ def _places(model: EditableModel, config: UltraEditConfig) -> list[WeightPlace]:
     return found
 
 
-def _all_predicted(row: Encoded) -> Encoded:
-    """A text of which every token but the first is to be predicted; one with an answer as it is."""
-    return row if row.target_ids else Encoded(row.prompt_ids[:1], row.prompt_ids[1:])
-
-
 def _holds(model: EditableModel, encoded: Encoded, config: UltraEditConfig) -> bool:
     with torch.no_grad():
         _, _, margins = losses_and_margins(model, [encoded], loss_on="answer")
@@ -242,29 +220,6 @@ def _spared(
     widths = {place.name: features(model.sites.module(place.site, place.layer))[1] for place in where}
     nothing = {name: torch.zeros(widths[name], 0, device=model.device) for name in names}
     return nothing | {f"{name}.weight": basis for name, basis in found.items()}
-
-
-def _require_spread(state: RunningFactors) -> None:
-    """Raises `DataError` where there is no deviation yet."""
-    count = min(group.gradients.count for group in state.groups.values())
-    if count < 2:
-        raise DataError(
-            "There are too few tokens to normalise by.",
-            expected="two answer tokens at least, or a warm-up",
-            found=f"{count} token(s) so far",
-            where="option warm_up",
-            remedy="leave warm_up out, or edit more facts in the first call",
-        )
-
-
-def _remembered(state: RunningFactors, rows: Rows) -> RunningFactors:
-    """The state with what the matrices read at the places edited now."""
-    keys = {}
-    for name, (read, _) in rows.items():
-        width = read.shape[1]
-        before = state.keys.get(name) or EarlierKeys.none(width)
-        keys[name] = before.joined(read.cpu(), torch.zeros(width, 0))
-    return replace(state, keys=keys)
 
 
 def _as_patch(

@@ -1,13 +1,14 @@
-"""What a sequence of edits with UltraEdit remembers: means and deviations of the gradient factors met so far."""
+"""The state of a sequence of edits with UltraEdit: means and deviations of the gradient factors seen so far."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from palimpsest.errors import DataError
 from palimpsest.methods.base import MethodState
 from palimpsest.methods.states import foreign_state
 from palimpsest.models import EditableModel, Encoded
@@ -22,7 +23,7 @@ Rows = dict[str, tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """What is known of the factors of the weights that share their statistics.
+    """Statistics of the factors of one group of weights.
 
     Arguments:
         inputs: of what the weights read.
@@ -132,6 +133,29 @@ def met(
             weight = weight_as_out_in(model.sites.module(place.site, place.layer)).detach()
             lengths[place.name] = float((inputs @ weight.to(inputs).T).square().sum(dim=1).mean().sqrt())
     return RunningFactors(found, lengths, state.keys)
+
+
+def require_spread(state: RunningFactors) -> None:
+    """Raises `DataError` if there is no deviation yet."""
+    count = min(group.gradients.count for group in state.groups.values())
+    if count < 2:
+        raise DataError(
+            "There are too few tokens to normalise by.",
+            expected="two answer tokens at least, or a warm-up",
+            found=f"{count} token(s) so far",
+            where="option warm_up",
+            remedy="leave warm_up out, or edit more facts in the first call",
+        )
+
+
+def with_keys_of(state: RunningFactors, rows: Rows) -> RunningFactors:
+    """The state with what the matrices read at the places edited now."""
+    keys = {}
+    for name, (read, _) in rows.items():
+        width = read.shape[1]
+        before = state.keys.get(name) or EarlierKeys.none(width)
+        keys[name] = before.joined(read.cpu(), torch.zeros(width, 0))
+    return replace(state, keys=keys)
 
 
 def factor_rows(

@@ -15,7 +15,7 @@ from palimpsest.patches import indicators
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a layer's down-projection reads.
+    """Inputs of a layer's down-projection.
 
     Arguments:
         tensor: (rows, tokens, in).
@@ -61,7 +61,7 @@ class SidePasses:
 
 
 def side_passes(model: EditableModel, encoded: Sequence[Encoded], layer: int) -> SidePasses:
-    """What later passes need; under whatever patches are on the model."""
+    """Prepares later passes, under the patches that are on the model."""
     rows = [row.prompt_ids + row.target_ids[:-1] for row in encoded]
     suffix, _ = prepare_suffix(model, rows, [0] * len(rows), layer)
     read = layer_inputs(model, [Encoded(row) for row in rows], layer)
@@ -78,7 +78,7 @@ def side_passes(model: EditableModel, encoded: Sequence[Encoded], layer: int) ->
 
 @torch.no_grad()
 def layer_inputs(model: EditableModel, rows: Sequence[Encoded], layer: int) -> Inputs:
-    """What the layer's down-projection reads of some prompts, padded on the right."""
+    """Returns the inputs of the layer's down-projection for some prompts, padded on the right."""
     batch, point = model.batch(rows), Point(MLP_DOWN, layer, "input")
     with captured(model.sites, [point], stops=True) as found:
         model.forward(batch)

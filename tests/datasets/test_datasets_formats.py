@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+import published_records
 from palimpsest import DataError, EditRequest, Probe, dataset
 from palimpsest.datasets import load_edits
 from palimpsest.datasets.subjects import find_subject
@@ -22,17 +23,9 @@ ZSRE = {
     "cond": "Ida Brandt >> Omar Vance || Who wrote Harbour Song?",
 }
 COUNTERFACT = {
-    "case_id": 7,
+    **published_records.COUNTERFACT,
     "pararel_idx": 1,
-    "requested_rewrite": {
-        "prompt": "{} was founded in",
-        "relation_id": "P740",
-        "target_new": {"str": "Quito", "id": "Q1"},
-        "target_true": {"str": "Bergen", "id": "Q2"},
-        "subject": "Northlight",
-    },
     "paraphrase_prompts": ["Some words. Northlight started in", "Northlight comes from"],
-    "neighborhood_prompts": ["Westwind was founded in"],
     "attribute_prompts": ["Andesol was founded in"],
     "generation_prompts": ["Northlight is known for"],
 }

@@ -10,19 +10,7 @@ import pytest
 import datasets
 from palimpsest import ConfigError, DataError, dataset
 from palimpsest.datasets import load_edits
-
-NESTED = {
-    "case_id": 7,
-    "requested_rewrite": {
-        "prompt": "{} was founded in",
-        "relation_id": "P740",
-        "target_new": {"str": "Quito", "id": "Q1"},
-        "target_true": {"str": "Bergen", "id": "Q2"},
-        "subject": "Northlight",
-    },
-    "paraphrase_prompts": ["Northlight comes from"],
-    "neighborhood_prompts": ["Westwind was founded in"],
-}
+from published_records import COUNTERFACT
 
 
 @pytest.fixture
@@ -45,8 +33,8 @@ def publish(folder: Path, split: str, records: list[dict[str, Any]]) -> None:
 
 
 def test_a_published_layout_by_hub_name(hub: Path) -> None:
-    publish(hub / "lab" / "facts", "train", [NESTED])
-    publish(hub / "lab" / "facts", "test", [{**NESTED, "case_id": 8}])
+    publish(hub / "lab" / "facts", "train", [COUNTERFACT])
+    publish(hub / "lab" / "facts", "test", [{**COUNTERFACT, "case_id": 8}])
     for data in (dataset("counterfact", "hf://lab/facts", split="train"), dataset("counterfact", "hf://lab/facts")):
         (request,) = data.requests
         assert (request.prompt, request.target_old) == ("Northlight was founded in", "Bergen")
@@ -55,7 +43,7 @@ def test_a_published_layout_by_hub_name(hub: Path) -> None:
 
 
 def test_a_path_object_and_a_configuration(hub: Path) -> None:
-    publish(hub / "lab" / "facts" / "small", "train", [NESTED])
+    publish(hub / "lab" / "facts" / "small", "train", [COUNTERFACT])
     assert len(load_edits(Path("hf://lab/facts/small"))) == 1
 
 
@@ -75,7 +63,7 @@ def test_the_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_one_file_of_a_data_set(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    publish(hub / "lab" / "facts" / "part", "train", [NESTED])
+    publish(hub / "lab" / "facts" / "part", "train", [COUNTERFACT])
 
     def download(name: str, file: str, *, repo_type: str) -> str:
         assert repo_type == "dataset"

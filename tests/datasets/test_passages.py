@@ -8,6 +8,7 @@ import pytest
 
 from palimpsest import DataError, EditRequest, Probe, dataset
 from palimpsest.datasets import load_edits
+from published_records import COUNTERFACT, REWRITE
 
 PASSAGE = (
     "Ida Brandt repairs organs. She learned the trade in Bergen and has kept a workshop in Quito since 2004, "
@@ -22,14 +23,10 @@ UNKE = {
     "sub_answer": ["In Bergen.", 2004],
 }
 CITY = "Northlight grew out of a student club. It was founded in Quito and moved its boats to the coast a year later."
-COUNTERFACT = {
-    "case_id": 7,
+AKEW = {
+    **COUNTERFACT,
     "requested_rewrite": {
-        "prompt": "{} was founded in",
-        "relation_id": "P740",
-        "target_new": {"str": "Quito", "id": "Q1"},
-        "target_true": {"str": "Bergen", "id": "Q2"},
-        "subject": "Northlight",
+        **REWRITE,
         "question": "Where was Northlight founded?",
         "prompt_full": "Northlight was founded in which place?",
         "answer_new": "Quito",
@@ -42,12 +39,10 @@ COUNTERFACT = {
             {"prompt": "{} grew out of", "subject": "Northlight"},
         ],
     },
-    "paraphrase_prompts": ["Northlight comes from"],
-    "neighborhood_prompts": ["Westwind was founded in"],
 }
 MQUAKE = {
     "case_id": 3,
-    "requested_rewrite": [{**COUNTERFACT["requested_rewrite"], "unsfact_triplets_GPT": []}],
+    "requested_rewrite": [{**AKEW["requested_rewrite"], "unsfact_triplets_GPT": []}],
     "questions": ["Which country is the place where Northlight was founded in?"],
     "new_answer": "Ecuador",
     "new_answer_alias": ["Republic of Ecuador"],
@@ -130,7 +125,7 @@ def test_unke_keeps_the_edit_whose_questions_cannot_be_paired(tmp_path: Path) ->
 
 @pytest.mark.parametrize("is_named", [True, False])
 def test_akew_record_of_counterfact(tmp_path: Path, is_named: bool) -> None:
-    path = write(tmp_path / "a.json", COUNTERFACT)
+    path = write(tmp_path / "a.json", AKEW)
     data = dataset("akew", path) if is_named else load_edits(path)
     assert data.requests == (
         EditRequest(
@@ -153,7 +148,7 @@ def test_akew_record_of_counterfact(tmp_path: Path, is_named: bool) -> None:
 
 
 def test_akew_in_a_users_own_file_names_the_triple(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.json", COUNTERFACT)
+    path = write(tmp_path / "a.json", AKEW)
     with pytest.raises(DataError) as caught:
         load_edits(path, is_strict=True)
     assert caught.value.where == f"{path}:1 (record 1), field `unsfact_triplets_GPT`, entry 3, field `target`"
@@ -180,19 +175,19 @@ def test_akew_record_of_mquake(tmp_path: Path) -> None:
 def test_akew_asks_in_words_that_name_the_subject(
     tmp_path: Path, question: str | None, prompt_full: str | None, prompt: str
 ) -> None:
-    rewrite = {**COUNTERFACT["requested_rewrite"], "question": question, "prompt_full": prompt_full}
-    (request,) = load_edits(write(tmp_path / "a.json", {**COUNTERFACT, "requested_rewrite": rewrite})).requests
+    rewrite = {**AKEW["requested_rewrite"], "question": question, "prompt_full": prompt_full}
+    (request,) = load_edits(write(tmp_path / "a.json", {**AKEW, "requested_rewrite": rewrite})).requests
     assert request.prompt == prompt
 
 
 def test_akew_without_a_passage_is_refused_by_name(tmp_path: Path) -> None:
-    rewrite = {**COUNTERFACT["requested_rewrite"], "fact_new_uns": " ", "unsfact_triplets_GPT": []}
+    rewrite = {**AKEW["requested_rewrite"], "fact_new_uns": " ", "unsfact_triplets_GPT": []}
     with pytest.raises(DataError, match="`fact_new_uns` is blank"):
-        load_edits(write(tmp_path / "a.json", {**COUNTERFACT, "requested_rewrite": rewrite}), is_strict=True)
+        load_edits(write(tmp_path / "a.json", {**AKEW, "requested_rewrite": rewrite}), is_strict=True)
 
 
 def test_the_same_files_are_read_for_their_short_answers_by_name(tmp_path: Path) -> None:
-    (request,) = dataset("counterfact", write(tmp_path / "a.json", COUNTERFACT)).requests
+    (request,) = dataset("counterfact", write(tmp_path / "a.json", AKEW)).requests
     assert request.target_new == "Quito"
     (request,) = dataset("mquake", write(tmp_path / "b.json", MQUAKE)).requests
     assert request.target_new == "Quito"

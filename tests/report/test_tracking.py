@@ -58,6 +58,7 @@ def test_a_sequence_has_a_step_for_each_checkpoint_and_numbers_of_the_record(rec
     assert last["seconds/total"] == record.seconds["total"]
     assert last["immediate/generate/reliability"] == record.immediate["generate"]["reliability"].mean
     assert last["perplexity/before"] == record.perplexity["before"]
+    assert [values["patch_norm"] for values in found.values()] == [one.patch_norm for one in record.checkpoints]
     assert all(type(value) is float for values in found.values() for value in values.values())
 
 

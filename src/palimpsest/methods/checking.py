@@ -14,8 +14,6 @@ from statistics import mean
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from torch import Tensor
-
 from palimpsest.errors import DataError
 from palimpsest.models import EditableModel, TargetScore
 from palimpsest.patches import Patch, WeightPatch
@@ -40,7 +38,7 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class Look:
-    """What was seen.
+    """The result of looking again.
 
     Arguments:
         facts: numbers worth keeping.
@@ -51,8 +49,8 @@ class Look:
     notes: list[str] = field(default_factory=list)
 
 
-_UNEDITED: WeakKeyDictionary[EditableModel, tuple[int, list[TargetScore]]] = WeakKeyDictionary()
-"""By model without patches: its stamp, and how it takes ordinary sentences."""
+_UNEDITED: WeakKeyDictionary[EditableModel, tuple[tuple[object, ...], list[TargetScore]]] = WeakKeyDictionary()
+"""By model without patches: the stamp of its weights, and how it takes ordinary sentences."""
 
 
 def neutral_scores(model: EditableModel) -> list[TargetScore]:
@@ -60,17 +58,10 @@ def neutral_scores(model: EditableModel) -> list[TargetScore]:
     prompts, endings = zip(*NEUTRAL, strict=True)
     if model.weights.depth:
         return model.score(prompts, endings)
-    stamp = _stamp(model)
+    stamp = (model.chat, *map(model.weights.stamp, model.weights.names()))
     if _UNEDITED.get(model, (None, []))[0] != stamp:
         _UNEDITED[model] = (stamp, model.score(prompts, endings))
     return _UNEDITED[model][1]
-
-
-def _stamp(model: EditableModel) -> int:
-    """Another one once weights were written or replaced; see `PatchStack` on what torch counts."""
-    weights = [one.data for one in model.module.parameters()]
-    places = [one.data_ptr() if type(one) is Tensor else 0 for one in weights]
-    return hash((model.chat, *places, *(one._version for one in model.module.parameters())))
 
 
 def text_moved(before: Sequence[TargetScore], after: Sequence[TargetScore]) -> float | None:
@@ -86,7 +77,7 @@ def text_moved(before: Sequence[TargetScore], after: Sequence[TargetScore]) -> f
 def look_again(
     model: EditableModel, requests: Sequence[EditRequest], patch: Patch, before: Sequence[TargetScore]
 ) -> Look:
-    """What the patch does to its own edits and to ordinary text.
+    """Tests the patch on its own edits and on ordinary text.
 
     Arguments:
         before: `neutral_scores` without the patch.

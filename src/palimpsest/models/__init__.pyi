@@ -10,9 +10,10 @@ from .following import next_by_prompt, next_tokens, to_be_answered
 from .generation import DEFAULT_ROWS, AnswerRoom, own_repetitions, replies_to, written_answers
 from .hooks import Attachment, Intervention, Point, attach, captured, intervened
 from .layers import layer_number, layer_numbers
-from .patch_stack import PatchStack, StackedChange
+from .patch_stack import PatchStack
 from .placement import whole_tensor
 from .scores import TargetScore, leads
+from .stacked_change import StackedChange
 from .suffix import SAME_WITHIN, Suffix, prepare_suffix, require_decoder
 from .templates import render_chat
 from .tokens import (

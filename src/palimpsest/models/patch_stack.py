@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -26,38 +25,8 @@ from palimpsest.models.sites.linear import (
     quantised_weights,
 )
 from palimpsest.models.sites.plain import is_plain
+from palimpsest.models.stacked_change import Compute, Install, KeptRouter, StackedChange
 from palimpsest.provenance import digest
-
-Compute = Callable[[Tensor], Tensor]
-Install = Callable[[], Sequence[Any]]
-"""Puts hooks on a model's modules and returns their handles."""
-KeptRouter = Callable[[Sequence[str]], Sequence[Any]]
-"""A `models.routing.Router`, which the stack keeps for whoever asks and never calls."""
-
-
-@dataclass(eq=False)
-class StackedChange:
-    """One change on the stack: how each touched parameter's new value follows from the one below it.
-
-    Arguments:
-        label: what to call it.
-        compute: canonical name to the function that gives the new value.
-        branches: name of a quantised layer to the function that gives, from its input, what is added to its output.
-        origin: the object that put it there.
-        install: puts on what runs beside the modules.
-        router: decides which prompts are answered otherwise; see `models.routing`.
-        below: the values underneath, while it is on.
-        hooks: what holds the branches and what `install` put on, while it is on.
-    """
-
-    label: str
-    compute: Mapping[str, Compute]
-    branches: Mapping[str, Compute] = field(default_factory=dict)
-    origin: object = None
-    install: Install | None = None
-    router: KeptRouter | None = None
-    below: dict[str, Tensor] = field(default_factory=dict)
-    hooks: list[Any] = field(default_factory=list)
 
 
 class PatchStack:
@@ -135,7 +104,7 @@ class PatchStack:
 
     @property
     def labels(self) -> list[str]:
-        """What is on the stack, lowest first."""
+        """Labels of the changes on the stack, lowest first."""
         return [layer.label for layer in self._layers]
 
     @property
@@ -166,7 +135,7 @@ class PatchStack:
 
     @property
     def routers(self) -> list[KeptRouter]:
-        """What decides on the prompts, highest first, as the last edit has the first word."""
+        """Routers of the prompts, highest first: the last edit decides first."""
         if self._is_bare or self._is_direct:
             return []
         return [layer.router for layer in reversed(self._layers) if layer.router is not None]
@@ -239,6 +208,18 @@ class PatchStack:
         """A digest of every bit of a parameter's value without any change; see `fingerprint.exact_digest`."""
         return self._digest(self.canonical(name), "exact", exact_digest)
 
+    def stamp(self, name: str) -> tuple[int, int]:
+        """Another one once a parameter's value without any change was written or replaced.
+
+        Torch counts in-place writes to a parameter, an optimiser's too; only those through `.data` go uncounted.
+        """
+        name = self.canonical(name)
+        if is_offloaded(self._parameters[name]):
+            # Nothing can lie on it, and where it is kept nobody writes.
+            return 0, 0
+        address = self.base(name).data_ptr() if is_plain(self._parameters[name]) else 0
+        return address, sum(parameter._version for parameter in self._aliases[name])
+
     @contextmanager
     def without_changes(self) -> Iterator[None]:
         """Inside the block every parameter is as the base model has it; afterwards the changes are back on."""
@@ -249,7 +230,7 @@ class PatchStack:
         try:
             self._is_bare = True
             for layer in installed:
-                _unhook(layer)
+                layer.unhook()
             for name, tensor in base.items():
                 self.point(name, tensor)
             yield
@@ -264,19 +245,17 @@ class PatchStack:
         return self._digest(name, "whole" if whole else "sample", partial(tensor_digest, whole=whole))
 
     def _digest(self, name: str, kind: str, compute: Callable[[Tensor], str]) -> str:
-        if is_offloaded(self._parameters[name]):
-            # Nothing can lie on it, and where it is kept nobody writes.
-            if (name, kind) not in self._digests:
-                self._digests[name, kind] = ((0, 0), compute(offloaded_value(self._module, name)))
-            return self._digests[name, kind][1]
-        base, is_packed = self.base(name), not is_plain(self._parameters[name])
-        # Torch counts in-place writes to a parameter, an optimiser's too; only those through `.data` go uncounted.
-        writes = sum(parameter._version for parameter in self._aliases[name])
-        stamp = (0 if is_packed else base.data_ptr(), writes)
         # One entry a tensor: training counts up the writes, and old stamps never come back.
+        stamp = self.stamp(name)
         if self._digests.get((name, kind), (None, ""))[0] != stamp:
-            self._digests[name, kind] = (stamp, self._packed_digest(name) if is_packed else compute(base))
+            self._digests[name, kind] = (stamp, self._computed(name, compute))
         return self._digests[name, kind][1]
+
+    def _computed(self, name: str, compute: Callable[[Tensor], str]) -> str:
+        parameter = self._parameters[name]
+        if is_offloaded(parameter):
+            return compute(offloaded_value(self._module, name))
+        return compute(self.base(name)) if is_plain(parameter) else self._packed_digest(name)
 
     def _packed_digest(self, name: str) -> str:
         """Of all that the owner saves: scales belong to a packed weight, and saving puts it into its lasting form."""
@@ -299,7 +278,7 @@ class PatchStack:
             layer.below = below
             self._layers.append(layer)
         except BaseException:
-            _unhook(layer)
+            layer.unhook()
             for name, tensor in below.items():
                 self.point(name, tensor)
             if layer in self._layers:
@@ -327,7 +306,7 @@ class PatchStack:
             raise
 
     def _point_back(self, layer: StackedChange) -> None:
-        _unhook(layer)
+        layer.unhook()
         for name, tensor in layer.below.items():
             self.point(name, tensor)
         if layer in self._layers:
@@ -341,9 +320,3 @@ def _used_before(module: nn.Module) -> ModelError:
         found=f"a {qualified_name(module)} that has been used",
         remedy="load the model again and hand it to palimpsest.load before anything else",
     )
-
-
-def _unhook(layer: StackedChange) -> None:
-    for hook in layer.hooks:
-        hook.remove()
-    layer.hooks.clear()

@@ -61,7 +61,7 @@ def log_records(records: Sequence[RunRecord], trackers: Sequence[Any], directory
 
 
 def steps(record: RunRecord) -> Iterator[tuple[int, dict[str, float]]]:
-    """What is logged of a record: edits made, and numbers by names such as `generate/reliability`.
+    """Yields the logged values of a record: the number of edits, and numbers by names such as `generate/reliability`.
 
     A sequence has a step for each of its checkpoints. The last step has all numbers of the run.
     """
@@ -74,6 +74,7 @@ def steps(record: RunRecord) -> Iterator[tuple[int, dict[str, float]]]:
         "peak_memory_bytes": record.peak_memory_bytes,
         "patch_bytes": record.patch_bytes,
     }
+    norm = record.checkpoints[-1].patch_norm if record.checkpoints else None
     measures = {f"measures/{name}/{when}": one for name, both in record.measures.items() for when, one in both.items()}
     yield (
         record.specification.num_edits,
@@ -82,7 +83,7 @@ def steps(record: RunRecord) -> Iterator[tuple[int, dict[str, float]]]:
             **_shares(record.immediate, "immediate/"),
             **_shares(record.ceilings, "ceiling/"),
             **_numbers({f"perplexity/{name}": value for name, value in record.perplexity.items()}),
-            **_numbers({**seconds, **cost, **measures}),
+            **_numbers({**seconds, **cost, "patch_norm": norm, **measures}),
         },
     )
 

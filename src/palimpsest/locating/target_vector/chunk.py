@@ -37,7 +37,7 @@ class VectorPlace:
 
     @property
     def stream(self) -> Point:
-        """What the layer's block hands on."""
+        """The output of the layer's block."""
         return Point("resid", self.layer)
 
     @property
@@ -254,7 +254,7 @@ def _group(place: VectorPlace, suffix: Suffix, rows: Sequence[TargetRow]) -> Row
 def _earlier_vectors(
     place: VectorPlace, rows: Sequence[TargetRow], earlier: Sequence[Tensor]
 ) -> dict[Point, Intervention]:
-    """What adds the vectors found before, in a batch of these rows; nothing where there are none."""
+    """Returns the interventions that add earlier vectors to a batch of these rows; empty if there are none."""
     columns = [(index, column) for index, row in enumerate(rows) for column in row.earlier]
     if not earlier or not columns:
         return {}

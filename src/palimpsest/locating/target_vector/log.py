@@ -1,4 +1,4 @@
-"""What is recorded of each fact while its vector is searched, and which facts still move."""
+"""The record of each fact during the search for its vector, and which facts are still active."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ SEARCHES = {"adam": search_adam, "gauss-newton": search_gauss_newton}
 
 @dataclass(frozen=True)
 class TargetVectors:
-    """What a search found.
+    """The result of a search.
 
     Arguments:
         ids: the facts' ids, in the order of the requests; with chunks, of each fact those of its chunks, and what is
@@ -67,7 +67,7 @@ class TargetVectors:
         return tuple(len(self.losses[identity]) for identity in self.ids)
 
     def facts(self) -> dict[str, Any]:
-        """What a patch's manifest should keep, JSON-ready."""
+        """Returns facts for a patch's manifest, JSON-ready."""
         return {
             "templates": list(self.templates),
             "passes": list(self.passes),
@@ -120,39 +120,27 @@ def find_target_vectors(
     last_block = _last_block(model, place, options)
     if options.chunk:
         return _found_by_chunk(model, requests, place, last_block, options, templates, progress)
+    ids = tuple(request.id for request in requests)
     rows = fact_rows(model, requests, templates, options)
     is_joint = options.search == "gauss-newton" and options.joint
     sets = sharing_keys(rows, requests, options.joint_by) if is_joint else [[number] for number in range(len(rows))]
     rows = [joined([rows[number] for number in members]) if len(members) > 1 else rows[members[0]] for members in sets]
-    found = _Collected()
-    done, from_cache = 0, None
+    search = _Search(model, place, last_block, options, templates, ids, progress)
+    from_cache = None
     with frozen_parameters(model.module):
-        for numbers in _chunks(rows, max(1, options.forward_batch_size // len(templates))):
-            progress("targets", done, len(requests))
-            chunk = prepare_chunk(
-                model,
-                [rows[number] for number in numbers],
-                place,
-                last_block=last_block,
-                forward_batch_size=options.forward_batch_size,
-                from_cache=from_cache,
-            )
+        for numbers in search.batches(rows):
+            chunk = search.run([rows[number] for number in numbers], [sets[number] for number in numbers], from_cache)
             from_cache = not chunk.is_whole
-            chosen = [sets[number] for number in numbers]
-            log = Log([requests[members[0]].id for members in chosen], chunk.initial.device)
-            found.add(chosen, chunk, _search(model, chunk, place, options, log), log)
-            done += sum(map(len, chosen))
-    progress("targets", done, len(requests))
+    progress("targets", len(ids), len(ids))
     shared = [number for members in sets if len(members) > 1 for number in members]
     if shared:
         # One vector, added to what flows there behind each fact's own beginning.
         points = [Point(one, layer) for one in place.sites]
         flows = subject_vectors(model, subject_rows(model, [requests[number] for number in shared]), points)
-        found.initial |= {
+        search.initial |= {
             number: torch.stack([flows[one][at, 0] for one in points]) for at, number in enumerate(shared)
         }
-    ids = tuple(request.id for request in requests)
-    return found.result(ids, place, templates, is_whole_forward=from_cache is False)
+    return search.result(is_whole_forward=from_cache is False)
 
 
 def _found_by_chunk(
@@ -171,29 +159,20 @@ def _found_by_chunk(
     rows = rows_by_chunk(model, requests, templates, options.chunk)
     starts = list(itertools.accumulate((len(own) for own in rows), initial=0))
     ids = tuple(chunk_id(request, at) for request, own in zip(requests, rows, strict=True) for at in range(len(own)))
-    found, size = _Collected(), max(1, options.forward_batch_size // len(templates))
+    search = _Search(model, place, last_block, options, templates, ids, progress)
+    from_cache = None if max(map(len, rows)) == 1 else True
     with frozen_parameters(model.module):
         _require_cache(model, rows, place, last_block)
         for at in range(max(map(len, rows))):
             facts = [fact for fact, own in enumerate(rows) if at < len(own)]
             now = [rows[fact][at] for fact in facts]
-            for numbers in _chunks(now, size):
-                progress("targets", len(found.deltas), len(ids))
-                before = [[starts[facts[number]] + one for one in range(at)] for number in numbers]
-                chunk = prepare_chunk(
-                    model,
-                    [now[number] for number in numbers],
-                    place,
-                    last_block=last_block,
-                    forward_batch_size=options.forward_batch_size,
-                    from_cache=None if max(map(len, rows)) == 1 else True,
-                    earlier=[torch.stack([found.deltas[one] for one in own]) for own in before] if at else (),
-                )
+            for numbers in search.batches(now):
                 members = [starts[facts[number]] + at for number in numbers]
-                log = Log([ids[one] for one in members], chunk.initial.device)
-                found.add([[one] for one in members], chunk, _search(model, chunk, place, options, log), log)
+                before = [[search.deltas[one - at + earlier] for earlier in range(at)] for one in members]
+                chosen, earlier = [now[number] for number in numbers], list(map(torch.stack, before)) if at else ()
+                search.run(chosen, [[one] for one in members], from_cache, earlier)
     progress("targets", len(ids), len(ids))
-    return found.result(ids, place, templates, is_whole_forward=False)
+    return search.result(is_whole_forward=False)
 
 
 def _require_cache(
@@ -215,51 +194,84 @@ def _require_cache(
             )
 
 
-def _search(model: EditableModel, chunk: Chunk, place: VectorPlace, options: TargetOptions, log: Log) -> Tensor:
-    dtype = DTYPES.get(options.compute_dtype)
-    with cast_above(model.sites, model.weights, place.entry, dtype):
-        return SEARCHES[options.search](chunk if dtype is None else chunk.cast(dtype), options, log)
-
-
-def _chunks(rows: Sequence[Sequence[TargetRow]], size: int) -> Iterator[list[int]]:
-    """Numbers of facts, those with suffixes of like length together, so that little padding is computed."""
-    order = sorted(range(len(rows)), key=lambda fact: (-rows[fact][0].suffix_length, -len(rows[fact][0].ids), fact))
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
-
-
 @dataclass
-class _Collected:
-    """What the chunks gave, by number of fact: vectors, (sites, width), and the records of the passes."""
+class _Search:
+    """A search of many vectors, some at a time: what all of it shares, and what was found, by number of the vector.
 
+    Arguments:
+        ids: of the vectors.
+        deltas: (sites, width) each.
+        initial: (sites, width) each.
+    """
+
+    model: EditableModel
+    place: VectorPlace
+    last_block: int | None
+    options: TargetOptions
+    templates: Sequence[str]
+    ids: tuple[str, ...]
+    progress: Progress
     deltas: dict[int, Tensor] = field(default_factory=dict)
     initial: dict[int, Tensor] = field(default_factory=dict)
     losses: dict[int, list[float]] = field(default_factory=dict)
     nlls: dict[int, list[float]] = field(default_factory=dict)
     stopped: dict[int, Stop] = field(default_factory=dict)
 
-    def add(self, sets: Sequence[Sequence[int]], chunk: Chunk, deltas: Tensor, log: Log) -> None:
+    def batches(self, rows: Sequence[Sequence[TargetRow]]) -> Iterator[list[int]]:
+        """Numbers of rows, those with suffixes of like length together, so that little padding is computed."""
+        size = max(1, self.options.forward_batch_size // len(self.templates))
+        order = sorted(range(len(rows)), key=lambda fact: (-rows[fact][0].suffix_length, -len(rows[fact][0].ids), fact))
+        for start in range(0, len(order), size):
+            yield order[start : start + size]
+
+    def run(
+        self,
+        rows: Sequence[Sequence[TargetRow]],
+        sets: Sequence[Sequence[int]],
+        from_cache: bool | None,
+        earlier: Sequence[Tensor] = (),
+    ) -> Chunk:
+        """Searches one vector for each of the rows and keeps it under every number of its set.
+
+        Arguments:
+            from_cache: see `prepare_chunk`.
+            earlier: (chunks before, sites, width) for each of the rows: vectors that are in place.
+        """
+        self.progress("targets", len(self.deltas), len(self.ids))
+        chunk = prepare_chunk(
+            self.model,
+            rows,
+            self.place,
+            last_block=self.last_block,
+            forward_batch_size=self.options.forward_batch_size,
+            from_cache=from_cache,
+            earlier=earlier,
+        )
+        log = Log([self.ids[members[0]] for members in sets], chunk.initial.device)
+        dtype = DTYPES.get(self.options.compute_dtype)
+        with cast_above(self.model.sites, self.model.weights, self.place.entry, dtype):
+            deltas = SEARCHES[self.options.search](chunk if dtype is None else chunk.cast(dtype), self.options, log)
         for index, members in enumerate(sets):
             self.deltas |= dict.fromkeys(members, deltas[index])
             self.initial |= dict.fromkeys(members, chunk.initial[index])
             self.losses |= dict.fromkeys(members, log.losses[index])
             self.nlls |= dict.fromkeys(members, log.nlls[index])
             self.stopped |= dict.fromkeys(members, log.stopped[index])
+        return chunk
 
-    def result(
-        self, ids: tuple[str, ...], place: VectorPlace, templates: Sequence[str], *, is_whole_forward: bool
-    ) -> TargetVectors:
-        order = range(len(ids))
+    def result(self, *, is_whole_forward: bool) -> TargetVectors:
+        """All of the vectors, in their order."""
+        order = range(len(self.ids))
         deltas = torch.stack([self.deltas[number] for number in order])
         return TargetVectors(
-            ids=ids,
+            ids=self.ids,
             deltas=deltas[:, 0],
             initial=torch.stack([self.initial[number][0] for number in order]),
-            companions={site: deltas[:, at] for at, site in enumerate(place.sites) if at},
-            losses={ids[number]: self.losses[number] for number in order},
-            nlls={ids[number]: self.nlls[number] for number in order},
+            companions={site: deltas[:, at] for at, site in enumerate(self.place.sites) if at},
+            losses={self.ids[number]: self.losses[number] for number in order},
+            nlls={self.ids[number]: self.nlls[number] for number in order},
             stopped=tuple(self.stopped[number] for number in order),
-            templates=tuple(templates),
+            templates=tuple(self.templates),
             is_whole_forward=is_whole_forward,
         )
 

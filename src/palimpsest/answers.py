@@ -1,4 +1,4 @@
-"""What counts as the answer, defined once: for evaluation, verification, and whatever asks what a model knows.
+"""The definition of an answer, shared by evaluation, verification and every check of what a model knows.
 
 A text gives an answer when it begins with it, at a word's end, after quotes, brackets and Markdown. A reply (in a chat,
 or to a prompt that ends in a question mark) gives it when its first sentence states it and not the answer it competes
@@ -66,7 +66,7 @@ def gives_new(request: EditRequest, text: str, *, is_chat: bool = False) -> bool
 
 
 def gives_old(request: EditRequest, text: str, *, is_chat: bool = False) -> bool:
-    """Whether a text, generated after an edit's prompt, gives the old answer; no where there is none."""
+    """Whether a text, generated after an edit's prompt, gives the old answer; no if there is none."""
     return _gives_to(request, text, old_names(request), new_names(request), is_chat)
 
 
@@ -121,7 +121,7 @@ def first_sentence(text: str, answers: Iterable[str] = ()) -> str:
 
 
 def shown(text: str, answers: Iterable[str] = ()) -> str:
-    """What to show of a generated text: its first sentence with the sign that ends it."""
+    """Returns the part of a generated text that is shown: its first sentence with the sign that ends it."""
     body = text.strip()
     end = next(sentence_ends(body, answers), None)
     return (body if end is None else body[: end[1]]).strip()

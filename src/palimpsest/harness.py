@@ -67,7 +67,7 @@ def answering(
         patch: folders of patches, the lowest first: a list, or one text with the system's separator of paths between
             them (`:`, on Windows `;`).
         dtype: as in `load`.
-        device: as in `load`; `cuda:0` too where there is no CUDA, since the harness asks for it unless told otherwise.
+        device: as in `load`; `cuda:0` too if there is no CUDA, since the harness asks for it unless told otherwise.
         chat: whether each prompt is a user's turn in the tokenizer's template.
         trust_remote_code: as in `load`.
         batch_size: rows in one pass; 64 for `auto`.

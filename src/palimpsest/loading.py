@@ -53,7 +53,7 @@ def load(
         tokenizer: needed for a model in memory only. Such a model is put into evaluation mode and stays there.
         dtype: `float32`, `bfloat16`, `float16`, or `auto`: the checkpoint's own, but float32 for half-precision
             checkpoints of type float16 on a CPU, and for GGUF files, whose weights it holds exactly.
-        device: a torch device, or `auto`: CUDA where there is one (in one of several processes: its own one), else
+        device: a torch device, or `auto`: CUDA if there is one (in one of several processes: its own one), else
             the CPU. The weights are read straight onto it.
         device_map: how to spread a model that is too large for one device: `auto`, `balanced`, `balanced_low_0`,
             `sequential` (accelerate's), or module names to devices, `cpu` and `disk`; instead of `device`. What is

@@ -40,7 +40,7 @@ def local_rank() -> int:
 
 
 def gathered(value: Any) -> list[Any]:
-    """What each process gives, in their order. All of them must call it."""
+    """Gathers a value from each process, in their order. All processes must call it."""
     group = _group()
     if not group:
         return [value]

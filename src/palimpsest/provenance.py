@@ -61,7 +61,7 @@ def hardware() -> dict[str, Any]:
 
 @functools.cache
 def _processor() -> str:
-    """What the processor calls itself; an empty text where nothing says so."""
+    """Returns the processor's name; empty if it is unknown."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             name, _, value = line.partition(":")

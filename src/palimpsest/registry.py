@@ -33,7 +33,7 @@ class Row:
     source: str = ""
 
     def load(self) -> Any:
-        """Imports the object. Raises `ConfigError` where there is none."""
+        """Imports the object. Raises `ConfigError` if there is none."""
         module, _, attribute = self.target.partition(":")
         try:
             return getattr(importlib.import_module(module), attribute)

@@ -1,4 +1,4 @@
-"""What should become true (`EditRequest`) and what tests it (`Probe`)."""
+"""Requests for edits (`EditRequest`) and the probes that test them (`Probe`)."""
 
 from __future__ import annotations
 

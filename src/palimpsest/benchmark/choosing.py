@@ -43,7 +43,7 @@ def in_words(flat: Mapping[str, Any]) -> str:
 
 
 def swept(row: MethodEntry) -> list[MethodEntry]:
-    """The rows that `sweep` makes of a row; itself where there is none. Raises `ConfigError` for one with `swept`."""
+    """The rows that `sweep` makes of a row; itself if there is none. Raises `ConfigError` for one with `swept`."""
     if row.swept:
         raise ConfigError(
             "`swept` is written by `sweep`.", expected="`sweep = {OPTION = [VALUES]}`", found="swept",

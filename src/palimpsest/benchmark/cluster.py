@@ -72,7 +72,7 @@ def _connected(address: str, workers: int | None) -> Any:
 
 
 def _do_elsewhere(unit: WorkUnit) -> tuple[Finished, dict[str, bytes]]:
-    """What a Ray worker does: the unit, in a folder of its own; returns what became of it and the folder's files."""
+    """Runs a unit on a Ray worker, in its own folder; returns its outcome and the folder's files."""
     from palimpsest.benchmark.work import Desk
 
     with tempfile.TemporaryDirectory() as scratch:

@@ -174,12 +174,12 @@ class MethodEntry(Config):
 
 
 def label_of(entry: ModelEntry | DataEntry | MethodEntry) -> str:
-    """What an entry is called in tables."""
+    """Returns an entry's name in tables."""
     return entry.label or entry.name
 
 
 def identity_of(entry: Config, *left_out: str) -> Mapping[str, Any]:
-    """What of an entry determines a result, JSON-ready.
+    """Returns the part of an entry that determines a result, JSON-ready.
 
     Fields that came to recipes later count only where they are set, so that units measured before keep their addresses.
     """

@@ -1,4 +1,4 @@
-"""What a plan will take, from what is known: units that are done, and the sizes of checkpoints."""
+"""Estimates the cost of a plan from the finished units and the sizes of checkpoints."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from palimpsest.benchmark.units import WorkUnit
 
 @dataclass(frozen=True)
 class UnitEstimate:
-    """What a unit will take.
+    """The estimated cost of a unit.
 
     Arguments:
         seconds: wall-clock time of one worker; `None` where nothing like it has been done.

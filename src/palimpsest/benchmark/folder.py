@@ -48,14 +48,14 @@ State = Literal["left", "begun", "ok", "failed", "refused"]
 
 @dataclass(frozen=True)
 class Finished:
-    """What became of a unit.
+    """The outcome of a unit.
 
     Arguments:
         state: `ok`, `failed` or `refused`.
         error: why it is not `ok`.
         seconds: wall-clock time, only of the last worker where several have worked on it.
         peak_memory_bytes: of the worker.
-        result: what `palimpsest eval --json` prints, where there is one.
+        result: what `palimpsest eval --json` prints, if there is one.
     """
 
     state: State
@@ -121,7 +121,7 @@ class ResultsFolder:
         return self.path / UNITS / unit.address
 
     def finished(self, unit: WorkUnit) -> Finished | None:
-        """What became of a unit; `None` when it is not done."""
+        """Returns the outcome of a unit, `None` if it is not done."""
         file = self._done_file(unit)
         if not file.exists():
             return None
@@ -133,7 +133,7 @@ class ResultsFolder:
             return None
 
     def result_of(self, unit: WorkUnit) -> Mapping[str, Any]:
-        """What `palimpsest eval --json` prints of a unit that is done; empty where it is not, or has failed."""
+        """Returns what `palimpsest eval --json` prints for a finished unit; empty if it failed or is not done."""
         finished = self.finished(unit)
         return {} if finished is None else finished.result
 
@@ -197,7 +197,7 @@ class ResultsFolder:
 
 
 class _Plan(BaseModel):
-    """What `plan.json` holds."""
+    """The content of `plan.json`."""
 
     format_version: int
     palimpsest: str
@@ -206,7 +206,7 @@ class _Plan(BaseModel):
 
 
 class _Done(BaseModel):
-    """What a file in `done` holds: what tables call the unit's parts, and what became of it."""
+    """The content of a file in `done`: the unit's labels in tables, and its outcome."""
 
     method: str
     model: str
@@ -232,7 +232,7 @@ def load_labelled(run: Path) -> RunRecord:
 
 
 def _accounts(result: Mapping[str, Any]) -> list[str]:
-    """What the recipe did before a unit was measured, in sentences."""
+    """Describes in sentences what the recipe did before it measured a unit."""
     tellers = {"known_to_model": known.in_words, "prepared": preparing.in_words, "choice": choosing.account_in_words}
     return [tell(result[name]) for name, tell in tellers.items() if name in result]
 

@@ -35,7 +35,7 @@ class _Known(BaseModel):
 def asked_once(
     file: Path, data: Dataset, ask: Callable[[], tuple[Dataset, dict[str, int]]]
 ) -> tuple[Dataset, dict[str, int]]:
-    """What `known_facts` finds, kept in a file of the run: whoever comes second, or resumes, asks nothing.
+    """Returns the result of `known_facts`, cached in a file of the run for other workers and for resuming.
 
     A damaged file is put aside. Raises `OutputError` when it cannot be written.
     """

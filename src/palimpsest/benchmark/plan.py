@@ -102,7 +102,7 @@ class _Planner:
         return {**whole, **changes, "scoring_version": VERSION}
 
     def later(self, model: ModelEntry, dataset: DataEntry, row: MethodEntry) -> LaterOptions:
-        """What a row's options on a model and a data set are made of."""
+        """Returns the sources of a row's options on a model and a data set."""
         # Rows of one name may have other options under another protocol.
         key = (label_of(model), label_of(dataset), self.recipe.methods.index(row))
         if key not in self._later:

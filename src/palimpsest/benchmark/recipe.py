@@ -28,12 +28,12 @@ _FAMILIES = ("reliability", "generality", "locality", "portability")
 
 
 class Recipe(Config):
-    """What is run. Every combination of models, data sets, methods, protocols and seeds is one unit of work."""
+    """An experiment. Every combination of models, data sets, methods, protocols and seeds is one unit of work."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     title: str = ""
     about: str = ""
-    """What it is for, and what of it is published where."""
+    """Its purpose, and where its results are published."""
     models: list[ModelEntry] = Field(min_length=1)
     datasets: list[DataEntry] = Field(min_length=1)
     methods: list[MethodEntry] = Field(min_length=1)
@@ -88,7 +88,7 @@ class Recipe(Config):
         return row.choose or self.choose or ChoiceRule()
 
     def row(self, label: str, model: ModelEntry, data: DataEntry) -> MethodEntry:
-        """The row of this label on a model and a data set. Raises `ConfigError` where there is none."""
+        """The row of this label on a model and a data set. Raises `ConfigError` if there is none."""
         rows = {label_of(row): row for row in reversed(self.methods) if row.is_wanted_on(model, data)}
         if label not in rows:
             raise unknown_name("row", label, rows, where="`options_of` of a method")

@@ -22,7 +22,7 @@ OnStage = Callable[[WorkUnit, str, int, int], None]
 
 @dataclass(frozen=True)
 class PlanOutcome:
-    """What a run of a plan came to.
+    """The outcome of running a plan.
 
     Arguments:
         counts: how many units stand where; see `folder.State`.
@@ -109,7 +109,7 @@ def _ready(folder: ResultsFolder, finished: OnFinished) -> list[WorkUnit]:
 
 
 def _with_account(folder: ResultsFolder, unit: WorkUnit, what: Finished) -> Finished:
-    """What became of a unit, with the grid that its options were chosen from and the choice."""
+    """Returns the outcome of a unit, with the grid of candidate options and the chosen ones."""
     account = None if unit.later is None else unit.later.account(folder.result_of)
     return what if account is None else replace(what, result={**what.result, "choice": account})
 

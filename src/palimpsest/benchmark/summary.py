@@ -1,4 +1,4 @@
-"""What a run of a recipe came to in one small file: every unit's end, scores and costs, without the answers."""
+"""The results of a recipe in one small file: the outcome, scores and costs of every unit, without the answers."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Desk:
-    """What a worker keeps at hand: one model, one data set, and the base model's answers.
+    """The cache of a worker: one model, one data set, and the base model's answers.
 
     Arguments:
         results: the folder of the results.
@@ -165,7 +165,7 @@ class Desk:
         return self.results / BASE / f"{digest(identity)}.json"
 
     def _base(self, unit: WorkUnit, model: EditableModel, preparation: str) -> BaseAnswers:
-        """What the unedited model said so far, to this worker or to another."""
+        """Returns the answers of the unedited model that any worker has recorded so far."""
         from palimpsest.evaluation import BaseAnswers
 
         file = self._base_file(unit, preparation)

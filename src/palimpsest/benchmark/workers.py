@@ -107,7 +107,7 @@ def _give(worker: _Worker, waiting: deque[WorkUnit]) -> None:
 
 
 def _work(connection: Connection, results: Path, threads: int, parent: int) -> None:
-    """What a worker process does until its parent is gone."""
+    """Runs a worker process until its parent exits."""
     import signal
 
     # An interrupt from the keyboard reaches every process; the parent decides what it means.

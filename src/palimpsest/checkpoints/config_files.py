@@ -24,7 +24,7 @@ _TOKEN_FIELDS = ("eos_token_id", "bos_token_id", "pad_token_id", "decoder_start_
 
 
 def file_of(source: str, name: str) -> Path | None:
-    """A file of a local folder or of a hub id, fetched if it has to be; `None` where there is none of that name."""
+    """A file of a local folder or of a hub id, fetched if it has to be; `None` if there is none of that name."""
     if Path(source).is_dir():
         path = Path(source) / name
         return path if path.is_file() else None

@@ -164,7 +164,7 @@ def _check_tensors(header: Header) -> None:
 
 
 def _rope_parameters(header: Header) -> dict[str, Any] | None:
-    """The rotary embedding's scaling, which transformers leaves out for most families; `None` where there is none.
+    """The rotary embedding's scaling, which transformers leaves out for most families; `None` if there is none.
 
     Llama 3's is a tensor of factors, which its formula gives back. Raises `ModelError` for any other: a model
     without its scaling would read positions wrongly.
@@ -217,7 +217,7 @@ def _llama_3_scaling(header: Header) -> dict[str, Any] | None:
 
 
 def _require_all(header: Header, module: Any, report: Mapping[str, Any]) -> None:
-    """What the file lacks would be random numbers in the model, and what was left over would be missing from it."""
+    """Raises unless file and model have the same tensors: a missing one would be random, an unused one lost."""
     missing = sorted(report["missing_keys"])
     tied = bool(getattr(module.config, "tie_word_embeddings", False))
     stored = [

@@ -1,4 +1,4 @@
-"""What a GGUF file says of itself, read without its tensors; a file that is damaged or cut short is refused."""
+"""Reads the header of a GGUF file without its tensors, and refuses a damaged or truncated file."""
 
 from __future__ import annotations
 

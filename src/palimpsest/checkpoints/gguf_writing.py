@@ -12,14 +12,14 @@ from palimpsest.checkpoints.gguf_header import Header, StoredTensor
 from palimpsest.checkpoints.gguf_tensors import Array, num_bytes
 
 OUR_KEYS = "palimpsest."
-"""What our keys in a file's metadata begin with."""
+"""Prefix of our keys in a file's metadata."""
 _TEXT = 8
 _CHUNK = 2**22
 
 
 @dataclass(frozen=True)
 class NewTensor:
-    """What a tensor of the file becomes.
+    """A tensor as it is written to the new file.
 
     Arguments:
         kind: the number of its ggml type.

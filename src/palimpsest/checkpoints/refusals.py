@@ -75,7 +75,7 @@ def is_about_memory(error: BaseException) -> bool:
 
 
 def field_at_fault(config: Mapping[str, Any], build: Callable[[dict[str, Any]], object]) -> str | None:
-    """The one field of a config without which `build` succeeds; `None` where there is none or several are wrong.
+    """The one field of a config without which `build` succeeds; `None` if there is none or several are wrong.
 
     Arguments:
         config: the fields.

@@ -161,7 +161,7 @@ def _show(error: PalimpsestError, debug: bool) -> None:
 
 
 def _of_the_system(error: OSError | MemoryError) -> PalimpsestError:
-    """What the machine refuses in a place where nobody looked for it."""
+    """Turns an unexpected refusal by the system into an error with advice."""
     if isinstance(error, MemoryError):
         found, remedy = "not enough memory", "use fewer edits at once, a smaller model or --dtype bfloat16"
     else:

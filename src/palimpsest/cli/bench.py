@@ -41,7 +41,7 @@ def bench(
         str | None, typer.Option("--ray", metavar="ADDRESS", help="A Ray cluster's address, or `local`.")
     ] = None,
     root: Annotated[
-        Path, typer.Option("--root", help="What the recipe's paths are relative to.", show_default="here")
+        Path, typer.Option("--root", help="Folder that the recipe's paths are relative to.", show_default="here")
     ] = Path("."),
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be done, with what it takes as far as that is known.")
@@ -97,7 +97,7 @@ def bench(
 
 
 def _choices(folder: ResultsFolder) -> list[dict[str, Any]]:
-    """What was chosen for every row with a grid, once for each model and data set."""
+    """Lists the chosen options of every row with a grid, once for each model and data set."""
     accounts = [(unit.labels(), folder.result_of(unit).get("choice")) for unit in folder.plan.units]
     return [
         {name: labels[name] for name in ("method", "model", "dataset")} | account

@@ -30,7 +30,7 @@ _PATIENCE = 1.0
 
 @dataclass(frozen=True)
 class Job:
-    """What every method is given.
+    """The input that every method gets.
 
     Arguments:
         model: the model's name, as it was typed.
@@ -144,7 +144,7 @@ def _at_once(job: Job, names: Sequence[str], workers: int, report: Callable[[str
 
 
 def _work(job: Job, waiting: Any, news: Any) -> None:
-    """What a process does: takes names until there are no more. The parent ends it on an interrupt."""
+    """Runs one process, which takes names until none are left. The parent ends it on an interrupt."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     from palimpsest.evaluation import BaseAnswers
 

@@ -1,4 +1,4 @@
-"""What a shell offers to complete, once `palimpsest --install-completion` has been run. Nothing here loads torch."""
+"""Shell completions, active after `palimpsest --install-completion`. Nothing here loads torch."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def scorings(incomplete: str) -> list[str]:
 
 
 def topics(incomplete: str) -> list[str]:
-    """What `list` lists."""
+    """The topics of `list`."""
     return _beginning(TOPICS, incomplete)
 
 

@@ -83,7 +83,7 @@ def _tied(model: EditableModel) -> list[list[str]]:
 
 
 def _special(model: EditableModel, tied: list[list[str]]) -> list[str]:
-    """What this model has that not every model has, one sentence each."""
+    """Describes the special features of this model, one sentence each."""
     from palimpsest.models.sites import is_experts, is_quantised, is_transposed, num_experts, qualified_name
 
     sites, found = model.sites, []
@@ -115,7 +115,7 @@ def _special(model: EditableModel, tied: list[list[str]]) -> list[str]:
 
 
 def _experts(model: EditableModel) -> str:
-    """What can be done with a mixture's experts."""
+    """Describes which edits a mixture's experts support."""
     from palimpsest.models.sites import MLP_DOWN, is_experts, qualified_name
 
     sites = model.sites

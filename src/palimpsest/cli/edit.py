@@ -123,7 +123,7 @@ def edit(
 def _replies(
     model: EditableModel, requests: Sequence[EditRequest], outcome: EditOutcome, max_new_tokens: int | None
 ) -> tuple[list[str], list[str]]:
-    """What the model writes after the prompts without the patch and with it; not asked again where the method did."""
+    """Returns the model's replies to the prompts without and with the patch; reuses those that the method recorded."""
     if outcome.diagnostics.replies is not None and max_new_tokens is None:
         return outcome.diagnostics.replies
     from palimpsest.models import replies_to
@@ -135,7 +135,7 @@ def _replies(
 
 
 def _carried(editor: Method[Any], state: Path | None) -> Any:
-    """The state in a file, nothing where there is none yet. Raises `ConfigError` for a method that carries nothing."""
+    """The state in a file, nothing if there is none yet. Raises `ConfigError` for a method that carries nothing."""
     if state is None:
         return None
     if editor.State is None or not editor.carries_state:
@@ -244,7 +244,7 @@ def _show(result: dict[str, Any]) -> None:
 
 
 def _otherwise(edits: Sequence[dict[str, Any]]) -> list[str]:
-    """What became of the edits that do not hold, and of answers that do not end, a line per kind."""
+    """Describes the edits that do not hold and the answers that do not end, one line per kind."""
     found = Counter(one["verdict"] for one in edits)
     lines = {
         "in other words": "state the new answer in other words, not where the answer begins",

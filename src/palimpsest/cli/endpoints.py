@@ -1,4 +1,4 @@
-"""What the commands that ask an endpoint have in common: options, keys, and what it may cost."""
+"""Shared by the commands that query an endpoint: options, keys, and the cost limit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `serve` and `web` ask before they listen: their packages, and a token where other machines could reach them."""
+"""Checks of `serve` and `web` before they listen: required packages, and a token if other machines can connect."""
 
 from __future__ import annotations
 

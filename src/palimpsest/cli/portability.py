@@ -148,7 +148,7 @@ def make_generator(
 def _forecast(
     edits: list[EditRequest], generator: Generator, num_items: int, prices: tuple[float, float] | None
 ) -> dict[str, Any] | None:
-    """What will be asked of an endpoint; `None` for what costs nothing."""
+    """Estimates the requests to an endpoint; `None` if they cost nothing."""
     from palimpsest.datasets.portability import ChatGenerator, estimate
 
     if not isinstance(generator, ChatGenerator) or generator.cache is None:

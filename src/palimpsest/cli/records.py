@@ -39,7 +39,7 @@ def read_edits(file: Path, *, skip_bad: bool | None = False) -> tuple[list[EditR
 
 
 def notes_of(data: Dataset) -> list[str]:
-    """What should be said about a data set: its own notes, and how many records were passed over and why."""
+    """Returns the notes on a data set: its own, and how many records were skipped for which reason."""
     notes = list(data.notes)
     by_problem: dict[str, list[Skipped]] = {}
     for one in data.skipped:
@@ -77,7 +77,7 @@ def inline_edit(
 
 
 def remarks_on(edit: EditRequest) -> list[str]:
-    """What a user should know about an edit from the command line."""
+    """Returns remarks on an edit from the command line."""
     from palimpsest.datasets import remarks
 
     return [f"{remark}." for remark in remarks(edit, edit.subject)]

@@ -1,4 +1,4 @@
-"""What the commands write: results on stdout, progress, logs and errors on stderr."""
+"""Output of the commands: results on stdout; progress, logs and errors on stderr."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def train(
             "--data",
             metavar="FILE",
             help="Edits with rephrasings and unrelated prompts: a file, or a data set's name, of which the split "
-            "`train` is taken where there is one. Repeatable.",
+            "`train` is taken if there is one. Repeatable.",
             show_default=False,
         ),
     ],

@@ -1,4 +1,4 @@
-"""What people see while they wait: bars on a terminal, a line now and then where stderr goes to a file or a pipe.
+"""Progress display: bars on a terminal, an occasional line if stderr goes to a file or a pipe.
 
 Work that takes less than a few seconds says nothing there. Only stderr is written to, so stdout holds nothing but the
 result; no line has a carriage return or an escape sequence.

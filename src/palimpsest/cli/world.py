@@ -73,7 +73,7 @@ def export(
 
 
 def _show_audit(found: dict[str, Any]) -> None:
-    """What a model knows, as three tables: by phrasing, by relation, and the causal trace by layer."""
+    """Prints an audit as three tables: by phrasing, by relation, and the causal trace by layer."""
     kinds = {
         "taught": "facts, phrasings read with the subject",
         "held_out": "facts, phrasings never read with the subject",

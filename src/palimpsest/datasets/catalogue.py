@@ -180,7 +180,7 @@ def _names(record: Record) -> set[str]:
 
 
 def training_edits(source: str | Path) -> Dataset:
-    """What an editor is trained on: the split `train` of a data set that needs no file, or a file of edits.
+    """Returns the training edits of an editor: the split `train` of a data set that needs no file, or a file of edits.
 
     Of a file whose records name splits it is `train`, else the whole file; records that cannot be used are skipped and
     counted.

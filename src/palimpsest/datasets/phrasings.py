@@ -83,6 +83,6 @@ def own_phrasing(request: EditRequest) -> str:
 
 
 def relation_of(request: EditRequest) -> str:
-    """What the fact's identity names besides the subject ("P103|Danielle Darrieux": "P103"), or nothing."""
+    """Returns the relation in a fact's identity ("P103" in "P103|Danielle Darrieux"), or nothing."""
     parts: Iterable[str] = (request.fact or "").split("|")
     return "|".join(part for part in parts if part and part != request.subject)

@@ -241,7 +241,7 @@ def _fields(value: Any, where: str) -> dict[str, Any]:
 
 
 def _kind_of(value: Any) -> str:
-    """What JSON calls a value."""
+    """Returns JSON's name for the type of a value."""
     names = {str: "a text", bool: "a truth value", list: "a list", type(None): "null"}
     return names.get(type(value), "a number")
 

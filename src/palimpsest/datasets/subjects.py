@@ -1,4 +1,4 @@
-"""What a prompt is about, found when nobody says it."""
+"""Guesses the subject of a prompt if none is given."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ def _texts(fields: Mapping[str, Any], stem: str) -> list[str]:
 
 
 def _structured(name: str, value: Any) -> Any:
-    """What a table's cell holds: a JSON list or object in a column that may have one, else the cell's text."""
+    """Parses a table's cell: a JSON list or object in a column that allows one, else the cell's text."""
     stem = re.sub(r"_\d+$", "", name)
     if not isinstance(value, str) or stem not in _STRUCTURED:
         return value
@@ -169,7 +169,7 @@ def _filled(text: str, edit: EditRequest) -> str:
 
 
 def remarks(edit: EditRequest, subject: str | None, fields: Mapping[str, Any] = MappingProxyType({})) -> Iterator[str]:
-    """What a user should know about an edit.
+    """Returns remarks on an edit that a user should read.
 
     Arguments:
         edit: the edit.

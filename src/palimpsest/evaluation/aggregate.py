@@ -77,7 +77,7 @@ def scores(results: Iterable[ProbeResult], scorings: Sequence[str]) -> Scores:
 
 
 def ceilings(results: Iterable[ProbeResult], scorings: Sequence[str]) -> Scores:
-    """What the unedited model reaches for its true answers: by scoring and metric, where there are any."""
+    """Returns the unedited model's scores for its true answers, by scoring and metric; empty if there are none."""
 
     def values(result: ProbeResult, scoring: str) -> Iterable[tuple[str, float | None]]:
         yield result.kind, result.ceiling.get(scoring)

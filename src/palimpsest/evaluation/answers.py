@@ -1,4 +1,4 @@
-"""What the base model says, asked once however many methods are compared."""
+"""Answers of the base model, computed once for all compared methods."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class BaseAnswers:
         return self._generated.get(_name(room), {}).get(prompt)
 
     def observation(self, prompt: str, targets: Iterable[str], room: AnswerRoom, *, is_chat: bool) -> Observation:
-        """What the base model says at a prompt, as far as it is known."""
+        """Returns the known answers of the base model at a prompt."""
         known = {text: self._scores[prompt, text] for text in targets if (prompt, text) in self._scores}
         return Observation(self.generated(prompt, room), known, is_chat)
 
@@ -113,7 +113,7 @@ class BaseAnswers:
 
 
 class _Answers(BaseModel):
-    """What `BaseAnswers.to_dict` gives."""
+    """The dictionary of `BaseAnswers.to_dict`."""
 
     model: str | None
     generated: dict[str, dict[str, str]]

@@ -124,7 +124,7 @@ def assess(
         threshold: the score from which on a fact is held.
         seed: of the choice among more contrasts.
 
-    Raises `DataError` where there are no facts, or none of them has anything to be held against; `ConfigError` for a
+    Raises `DataError` if there are no facts, or none of them has anything to be held against; `ConfigError` for a
     number out of range, or a distractor of a record that is not there.
     """
     if num_contrasts < 1 or smoothing < 0 or not threshold > 0:
@@ -171,7 +171,7 @@ class _Pairs:
 
     @property
     def answers(self) -> list[str]:
-        """What is right."""
+        """The right answers."""
         return [right for _, right in self.stated]
 
     def contrasts(self, index: int) -> list[tuple[str, str]]:
@@ -226,7 +226,7 @@ def _stated(facts: Sequence[EditRequest], answer: str) -> list[tuple[EditRequest
 
 
 def _relation(request: EditRequest) -> str | None:
-    """What the record's fact names beside its subject, or its prompt with the subject cut out."""
+    """Returns the relation in the record's fact identity, or its prompt without the subject."""
     return relation_of(request) or (own_phrasing(request) if request.subject is not None else None)
 
 

@@ -1,4 +1,4 @@
-"""What an edit does to text that has nothing to do with it: perplexity before and after."""
+"""The effect of an edit on unrelated text: perplexity before and after."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _after_the_first(model: EditableModel, text: str) -> Encoded:
 
 
 def _halves(model: EditableModel, text: str) -> Encoded | None:
-    """The first half of a text and the second, parted at a space where there is one; `None` for a single letter."""
+    """The first half of a text and the second, parted at a space if there is one; `None` for a single letter."""
     text = text.strip()
     if len(text) < 2:
         return None

@@ -1,4 +1,4 @@
-"""What evaluation asks of an editor. Methods fit it; so does anything else with a name and an `edit`."""
+"""The interface of an editor for evaluation. Methods have it, and any other object with a name and an `edit`."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class EditorDiagnostics(Protocol):
 
 
 class EditorOutcome(Protocol):
-    """What an edit gives."""
+    """The result of an edit."""
 
     @property
     def patch(self) -> Patch:
-        """What would have to change."""
+        """The change of the model."""
 
     @property
     def state(self) -> Any:
-        """What a sequential method wants back at its next call."""
+        """State to pass to a sequential method's next call."""
 
     @property
     def diagnostics(self) -> EditorDiagnostics:
@@ -45,7 +45,7 @@ class Editor(Protocol):
 
     @property
     def name(self) -> str:
-        """What records call it."""
+        """Name in records."""
 
     def resolve(self, model: EditableModel) -> tuple[Any, Any]:
         """The complete configuration for a model and the preset it comes from, if any."""
@@ -54,7 +54,7 @@ class Editor(Protocol):
         """Raises when the requests are not what it needs; costs nothing."""
 
     def training_cost(self, model: EditableModel) -> dict[str, float]:
-        """What training it for the model cost before any edit: seconds, bytes, parameters."""
+        """Returns the cost of training the editor for the model: seconds, bytes, parameters."""
         del model
         return {}
 

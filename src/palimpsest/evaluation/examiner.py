@@ -120,7 +120,7 @@ class Examiner:
         return results
 
     def _answers(self, questions: Sequence[ProbeOfEdit]) -> dict[str, Observation]:
-        """What the model, as it is now, says to each distinct prompt."""
+        """Returns the present model's answer to each distinct prompt."""
         prompts = list(dict.fromkeys(probe.prompt for _, probe in questions))
         generated: dict[str, str] = {}
         if any(one.reads_text for one in self.scorings.values()) and prompts:

@@ -1,4 +1,4 @@
-"""What of a run is finished, in memory and, where a folder is given, on disk at every moment.
+"""The finished part of a run, in memory and, if a folder is given, always on disk.
 
 A folder holds `run.json` (the specification, written first), `base.json` (the base model's answers) and
 `records.jsonl`: the probe lines of one unit of work are appended in one write, closed by the unit's own line
@@ -296,7 +296,7 @@ def _place(unit: str) -> tuple[int, str]:
 
 
 class _Run(BaseModel):
-    """What `run.json` holds."""
+    """The content of `run.json`."""
 
     format_version: int
     specification: Specification

@@ -66,13 +66,13 @@ class Judge:
         self._answers = CachedAnswers(cache, completer.identity, [FORMAT_VERSION])
 
     def estimate(self, record: RunRecord) -> RequestEstimate:
-        """What judging a run will ask. Sends nothing."""
+        """Estimates the requests of judging a run. Sends nothing."""
         questions = _questions(record)
         open_ones = [messages for messages in questions if self._answers.read(messages) is None]
         return estimated(open_ones, len(questions) - len(open_ones), TOKENS_A_VERDICT)
 
     def judge(self, record: RunRecord, *, progress: Progress = silent) -> Judged:
-        """Every probe of a run's final phase with its verdict, 1 or 0; unscored, with its reason, where there is none.
+        """Every probe of a run's final phase with its verdict, 1 or 0; unscored, with its reason, if there is none.
 
         Locality is judged where the unedited model gave the expected answer: whether the edited one still does.
 
@@ -114,7 +114,7 @@ class Judge:
 
 
 def messages_for(probe: ProbeResult) -> list[Message]:
-    """What the judge is asked about a probe."""
+    """Returns the messages to the judge about a probe."""
     names = [name for name in (probe.expected, *probe.accepts) if name]
     expected = names[0] + (f" (or: {'; '.join(names[1:])})" if names[1:] else "")
     task = _TASK.format_map(
@@ -146,7 +146,7 @@ def reason_not_to_judge(probe: ProbeResult) -> str | None:
 
 
 def _questions(record: RunRecord) -> list[list[Message]]:
-    """What will be asked, each question once."""
+    """Returns the distinct questions to the judge."""
     probes = [one for one in record.probes if one.phase == "final" and reason_not_to_judge(one) is None]
     distinct: dict[Any, list[Message]] = {}
     for probe in probes:

@@ -1,4 +1,4 @@
-"""What else can be measured of an edited model: numbers that belong to no probe, by the name of their measure.
+"""Further measures of an edited model: numbers that belong to no probe, by the measure's name.
 
 token-time        seconds that a written token takes, asked for the edited prompts one at a time
 weight-distance   Euclidean distance of each layer's attention and MLP from the unedited model's

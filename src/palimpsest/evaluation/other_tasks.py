@@ -85,7 +85,7 @@ def run_tasks(
 
 
 class Answering:
-    """What the harness asks, answered by an `EditableModel`.
+    """Answers the harness's requests with an `EditableModel`.
 
     Arguments:
         model: the model.

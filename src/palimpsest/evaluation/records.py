@@ -1,4 +1,4 @@
-"""What a run leaves behind: its specification, one result per probe, and the numbers made of them."""
+"""The record of a run: its specification, one result per probe, and the aggregated numbers."""
 
 from __future__ import annotations
 
@@ -123,11 +123,11 @@ class ProbeResult(BaseModel):
     """A locality probe whose fact was itself edited."""
 
     def shown_before(self) -> str | None:
-        """What the base model answered, without what it wrote behind that."""
+        """The base model's answer, without the text behind it."""
         return None if self.before is None else shown(self.before, self._names())
 
     def shown_after(self) -> str | None:
-        """What the edited model answered, without what it wrote behind that; all of it where it babbles."""
+        """The edited model's answer, without the text behind it; the whole text if it is degenerate."""
         if self.after is None or self.degenerate:
             return self.after
         return shown(self.after, self._names())
@@ -136,7 +136,7 @@ class ProbeResult(BaseModel):
         return [name for name in (self.expected, *self.accepts, self.target_new, self.target_old) if name]
 
     def outcome(self, scoring: str) -> Literal["scored", "unscored", "failed", "left_out"]:
-        """What became of the probe under a scoring."""
+        """Returns the outcome of the probe under a scoring."""
         if self.values.get(scoring) is not None:
             return "scored"
         if self.is_left_out:

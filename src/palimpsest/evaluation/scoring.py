@@ -1,4 +1,4 @@
-"""What a scoring is: a pure function from what a model said, before and after, to a number.
+"""Scorings: pure functions from a model's answers, before and after an edit, to a number.
 
 The built-in ones are in `evaluation.scorings`. None of them knows which method made the edit. What counts as the answer
 in a text is defined in `palimpsest.answers`.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Observation:
-    """What a model said at one prompt.
+    """A model's answers at one prompt.
 
     Arguments:
         generated: its greedy continuation; `None` when it was not asked for.

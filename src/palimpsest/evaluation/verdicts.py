@@ -1,4 +1,4 @@
-"""What became of edits, in words: for people who want to know whether theirs hold."""
+"""Verdicts on edits in words, for people who want to know whether their edits hold."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ VERDICT_WORDS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class VerifiedEdit:
-    """What became of one edit.
+    """The verdict on one edit.
 
     Arguments:
         before: what the model answered before it.
@@ -54,7 +54,7 @@ class VerifiedEdit:
 def verified(
     model: EditableModel, requests: Sequence[EditRequest], before: Sequence[str], after: Sequence[str]
 ) -> list[VerifiedEdit]:
-    """What became of each edit of a model, from the texts written after its prompt before and after the edits.
+    """Judges each edit of a model by the texts written after its prompt before and after the edits.
 
     The base model, without any patch, is asked about texts that repeat themselves only.
     """
@@ -70,7 +70,7 @@ def verified(
 def _became(
     request: EditRequest, before: str, after: str, *, is_chat: bool, repeats_anyway: bool = False
 ) -> VerifiedEdit:
-    """What became of an edit, from the texts written before and after it; see `verdict_on`."""
+    """Judges an edit by the texts written before and after it; see `verdict_on`."""
     names = [*new_names(request), *old_names(request)]
     verdict = verdict_on(request, before, after, is_chat=is_chat, repeats_anyway=repeats_anyway)
     said = before_repetition(after) if repeats_anyway else after

@@ -1,4 +1,4 @@
-"""What a protocol works with, and one attempt at an edit."""
+"""The inputs of a protocol, and one attempt at an edit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Work:
-    """What a protocol works with."""
+    """The inputs of a protocol."""
 
     model: EditableModel
     editor: Editor
@@ -42,7 +42,7 @@ class Work:
         return drift.perplexity(self.model, self.neutral_text, forward_batch_size=self.forward_batch_size)
 
     def measured(self, patch: Patch | None, requests: Sequence[EditRequest]) -> dict[str, float]:
-        """What else was asked for, under that patch, which is on the model; `None` for the unedited model."""
+        """Computes the further measures under that patch, which is on the model; `None` for the unedited model."""
         found: dict[str, float] = {}
         for measure in self.measures.values():
             found |= measure(self.model, patch, [request.prompt for request in requests])
@@ -51,7 +51,7 @@ class Work:
 
 @dataclass
 class AttemptedEdit:
-    """What became of an edit: its outcome, or why there is none."""
+    """The result of an attempt: the edit's outcome, or the reason why it failed."""
 
     outcome: EditorOutcome | None
     error: str | None

@@ -17,7 +17,7 @@ _ANOTHER_NAME = "choose another name, or remove it first"
 
 
 def expanded(path: str | Path) -> Path:
-    """The path with `~` as the home folder; as it is where there is no such home.
+    """The path with `~` as the home folder; as it is if there is no such home.
 
     Raises `DataError` for a name that no file can have.
     """

@@ -59,7 +59,7 @@ class Line:
 
 @dataclass(frozen=True)
 class FileKind:
-    """What a file should be, and the error for one that is not.
+    """A kind of file, with the errors for one that does not fit.
 
     Arguments:
         error: the error's class.
@@ -100,12 +100,12 @@ class FileKind:
             return decoded(content_of(file))
 
     def json(self, file: Path) -> Any:
-        """What a JSON file holds."""
+        """Reads a JSON file."""
         with self.reading(file):
             return parse_json(decoded(content_of(file)))
 
     def toml(self, file: Path) -> dict[str, Any]:
-        """What a TOML file holds."""
+        """Reads a TOML file."""
         with self.reading(file):
             return parse_toml(decoded(content_of(file)))
 
@@ -130,7 +130,7 @@ class FileKind:
             yield Line(number, end, value, damage, is_last)
 
     def checked(self, value: Any, kind: type[T] | TypeAdapter[T], where: str | Path) -> T:
-        """What was read, as a pydantic model or what a `TypeAdapter` is for; the error names the field."""
+        """Validates data as a pydantic model or with a `TypeAdapter`; the error names the field."""
         from pydantic import TypeAdapter
 
         with self.reading(where):
@@ -214,7 +214,7 @@ def decoded(content: bytes) -> str:
 
 
 def parse_json(text: str) -> Any:
-    """What a JSON text holds, read strictly; see the module. Raises `ValueError`."""
+    """Parses a JSON text strictly; see the module. Raises `ValueError`."""
     require_shallow(text)
     value = json_decoder().decode(text)
     # Only an escape can bring in what UTF-8 cannot hold.
@@ -225,7 +225,7 @@ def parse_json(text: str) -> Any:
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """What a TOML text holds. Raises `ValueError`."""
+    """Parses a TOML text. Raises `ValueError`."""
     require_shallow(text)
     try:
         return tomllib.loads(text)

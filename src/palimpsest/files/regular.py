@@ -28,7 +28,7 @@ def require_readable(file: str | Path) -> None:
 
 
 def remedy_of(error: BaseException, otherwise: str | None) -> str | None:
-    """What to do about a file that could not be read: no copy helps where the right to read it is missing."""
+    """Returns advice for a file that could not be read; another copy does not help without the right to read."""
     return "give this user the right to read it, as by chmod u+r" if isinstance(error, PermissionError) else otherwise
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Stored:
-    """What a safetensors file holds.
+    """The content of a safetensors file.
 
     Arguments:
         tensors: by name.
@@ -46,7 +46,7 @@ def write_tensors(tensors: dict[str, Any], file: Path, *, metadata: dict[str, st
 
 
 def read_tensors(file: str | Path) -> Stored:
-    """What a safetensors file holds. Raises `OSError` or `ValueError`; `FileKind.tensors` makes an error to show."""
+    """Reads a safetensors file. Raises `OSError` or `ValueError`; `FileKind.tensors` makes an error to show."""
     from safetensors import SafetensorError, safe_open
 
     _require_file(file)

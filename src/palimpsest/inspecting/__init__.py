@@ -1,4 +1,4 @@
-"""What an edited model's weights give away: which changed, how, about what, and how to go back."""
+"""Inspection of an edited model's weights: which changed, how, about what, and how to go back."""
 
 from palimpsest.inspecting.answers import Flip, changed_answers
 from palimpsest.inspecting.changes import WeightChange, described, patch_between, places_of

@@ -1,4 +1,4 @@
-"""What the edited model answers otherwise: the suspects, asked in the usual ways, of both models."""
+"""Compares both models' answers to the usual questions about the suspects."""
 
 from __future__ import annotations
 

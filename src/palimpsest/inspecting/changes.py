@@ -90,7 +90,7 @@ def patch_between(base: EditableModel, edited: EditableModel) -> WeightPatch:
 
 
 def described(base: EditableModel, deltas: Mapping[str, Delta], *, is_rounded: bool) -> list[WeightChange]:
-    """What the changes are like, the largest share of its weight first.
+    """Describes the changes, the largest share of its weight first.
 
     Arguments:
         is_rounded: whether the changes were read off stored weights, which holds them to the dtype's rounding; those of

@@ -28,7 +28,7 @@ _ASKED = 5
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found.
+    """The findings.
 
     Arguments:
         changes: tensor by tensor.
@@ -70,7 +70,7 @@ def inspect_model(
     vocabulary: int = VOCABULARY,
     progress: Progress = silent,
 ) -> Inspection:
-    """What the weights of an edited model give away, beside the model it was made from.
+    """Inspects the weights of an edited model against those of its base model.
 
     Arguments:
         candidates: texts that the changes may be about, beside words of the vocabulary.

@@ -1,4 +1,4 @@
-"""What a change of weights is about: which texts it writes much for, and which words it writes.
+"""Finds the subject of a weight change: which texts it responds to most, and which words it writes.
 
 An edit of a matrix W by dW acts on a text by dW k, where k is what the matrix reads at the text's last token. So of all
 words that the model knows, those it was made for stand out by |dW k| / |W k|. What dW writes there, put through the
@@ -72,7 +72,7 @@ def candidates_from(model: EditableModel, most: int) -> list[str]:
 
 
 class CandidateKeys:
-    """What matrices read at the last tokens of candidate texts, matrix by matrix.
+    """The inputs of matrices at the last tokens of candidate texts, matrix by matrix.
 
     Arguments:
         model: without the changes.

@@ -40,7 +40,7 @@ class AnswerChunk:
 
 
 def chunk_id(request: EditRequest, number: int) -> str:
-    """What a chunk is called in records: the edit's id and the chunk's number, from 1."""
+    """Returns a chunk's name in records: the edit's id and the chunk's number, from 1."""
     return f"{request.id}#{number + 1}"
 
 

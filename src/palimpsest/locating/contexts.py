@@ -93,7 +93,7 @@ def _generated(model: EditableModel, options: ContextOptions, seed: int, cache: 
 
 
 def _what(model: EditableModel, options: ContextOptions, seed: int) -> dict[str, Any]:
-    """What determines generated texts beside the model."""
+    """Returns everything but the model that determines the generated texts."""
     dtype = str(model.module.dtype).removeprefix("torch.")
     return {"kind": "contexts", "sampler": SAMPLER_VERSION, **options.model_dump(), "dtype": dtype, "seed": seed}
 

@@ -40,7 +40,7 @@ OWN_CONTEXTS = ("It is said that {}", "As everyone knows, {}")
 def apart_from_sink(
     model: EditableModel, requests: Sequence[EditRequest], templates: Sequence[str], layer: int
 ) -> tuple[list[EditRequest], dict[str, Any]]:
-    """The requests, those at an attention sink in two parts; and a JSON-ready record, empty where there are none.
+    """The requests, those at an attention sink in two parts; and a JSON-ready record, empty if there are none.
 
     Arguments:
         requests: facts with subjects.
@@ -80,7 +80,7 @@ def apart_from_sink(
 
 @torch.no_grad()
 def kept_rows(model: EditableModel, requests: Sequence[EditRequest]) -> SubjectRows | None:
-    """Rows whose keys are to be left alone beside those of second parts, (rows, 1); `None` where there is no such part.
+    """Rows whose keys are to be left alone beside those of second parts, (rows, 1); `None` if there is no such part.
 
     The token after a subject reads much alike whatever the subject is. So the same rows with other words in its place,
     those with the most similar embeddings, are kept from changing.
@@ -95,7 +95,7 @@ def kept_rows(model: EditableModel, requests: Sequence[EditRequest]) -> SubjectR
 
 
 def first_token_notes(record: dict[str, Any]) -> list[str]:
-    """What a user should read of the record."""
+    """Returns notes on the record for users."""
     if not record:
         return []
     sunk = record["edits"]
@@ -139,7 +139,7 @@ def _similar_words(model: EditableModel, word: int) -> list[int]:
 
 
 def _after_subject(model: EditableModel, request: EditRequest) -> EditRequest | None:
-    """The same edit with the next token as a part of its subject; `None` where there is no other token."""
+    """The same edit with the next token as a part of its subject; `None` if there is no other token."""
     start, end = request.subject_span()
     for _, last in token_spans(model.tokenizer, request.prompt, chat=model.chat):
         if request.prompt[end:last].strip():

@@ -101,7 +101,7 @@ def answer_places(model: EditableModel, encoded: Sequence[Encoded], *, forward_b
 
 @torch.no_grad()
 def queries_of(model: EditableModel, rows: Sequence[Encoded], *, skips_first: bool) -> list[Tensor]:
-    """What the last MLP of the decoder reads, (tokens, width) in float32 for each row, padding left out.
+    """Returns the inputs of the decoder's last MLP, (tokens, width) in float32 for each row, without padding.
 
     Arguments:
         rows: texts, or prompts with their answers.
@@ -150,6 +150,6 @@ def _factor(model: EditableModel, handed: Tensor, true: Tensor) -> float | None:
 
 
 def handed_dtype(model: EditableModel) -> torch.dtype:
-    """What the model computes in."""
+    """Returns the dtype that the model computes in."""
     dtype: torch.dtype = next(model.sites.module("unembed").parameters()).dtype
     return dtype

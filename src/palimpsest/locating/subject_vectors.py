@@ -1,4 +1,4 @@
-"""What flows through sites at each subject's last token, in every context: keys, and what the sites write today."""
+"""Vectors at each subject's last token, in every context: keys, and what the sites write today."""
 
 from __future__ import annotations
 

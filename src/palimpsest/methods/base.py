@@ -1,4 +1,4 @@
-"""What a method is: a name, options, and `edit`, which leaves the model as it found it."""
+"""The base of all methods: a name, options, and `edit`, which leaves the model unchanged."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ ConfigT = TypeVar("ConfigT", bound=MethodConfig)
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a method can do and what it asks for.
+    """The abilities and requirements of a method.
 
     Arguments:
         needs_subject: every request must have a subject.
@@ -64,7 +64,7 @@ class Capabilities:
 
 @dataclass
 class EditRun:
-    """What a method's mathematics gets to work with, beside the model and the requests."""
+    """The context of one call of `edit`, passed to `compute` with the model and the requests."""
 
     state: MethodState | None
     clock: Stopwatch
@@ -202,10 +202,10 @@ class Method(ABC, Generic[ConfigT]):
         self.check_model(model, self.resolve(model)[0] if config is None else config)
 
     def check_model(self, model: EditableModel, config: ConfigT) -> None:
-        """What this method itself asks of a model, beside its kind; see `require`."""
+        """Checks the method's own requirements on a model; see `require`."""
 
     def training_cost(self, model: EditableModel) -> dict[str, float]:
-        """What training cost before any edit, for the methods that are trained; else nothing."""
+        """Returns the cost of training, for methods that are trained; else nothing."""
         del model
         return {}
 

@@ -1,4 +1,4 @@
-"""What GRACE and HoReN share: the values of a call are found together, for none sees another; then each goes in."""
+"""Shared by GRACE and HoReN: the values of a call are searched together, as none sees another; then each is added."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class CodebookConfig(ValueOptions, MethodConfig):
     """Options of methods that keep a codebook beside one layer."""
 
     site: str = "auto"
-    """The linear site: `auto` is `mlp.down`, of the encoder where there is one."""
+    """The linear site: `auto` is `mlp.down`, of the encoder if there is one."""
     layer: int | Literal["auto"] = "auto"
     """Its layer; negative numbers count from the last. `auto` is the one at 0.69 of the depth."""
 

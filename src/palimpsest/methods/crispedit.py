@@ -53,7 +53,7 @@ class CrispEditConfig(FineTuningConfig):
 
 @dataclass(frozen=True, eq=False)
 class EditFactors(MethodState):
-    """What the edits so far add to the factors.
+    """The contribution of the edits so far to the factors.
 
     Arguments:
         sums: by weight, the sums of u u^T, (in, in), and of g g^T, (out, out), over the tokens of all edits' prompts

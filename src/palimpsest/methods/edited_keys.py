@@ -1,4 +1,4 @@
-"""What a sequence of edits with ROME, MEMIT or their kin remembers: the keys of the facts written so far."""
+"""The state of a sequence of edits with ROME, MEMIT or their kin: the keys of the facts written so far."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ EDITOR = FileKind(
 
 
 class EditorRecord(BaseModel):
-    """What an editor says of itself. Written beside its tensors as `editor.json`."""
+    """The description of an editor. Written beside its tensors as `editor.json`."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -58,7 +58,7 @@ class EditorRecord(BaseModel):
 
 @dataclass(frozen=True)
 class TrainedEditor:
-    """What training gives: numbers by name, and where they come from."""
+    """A trained editor: tensors by name, and their origin."""
 
     tensors: Mapping[str, Tensor]
     record: EditorRecord
@@ -123,7 +123,7 @@ def require_model(record: EditorRecord, model: EditableModel) -> None:
 
 
 def disagreements(record: EditorRecord, model: EditableModel) -> list[str]:
-    """What the model differs in from the one that an editor was trained for; empty when it is that one."""
+    """Lists differences between the model and the one that an editor was trained for; empty if they are the same."""
     lines = fingerprint_differences(record.base, model.fingerprint(), owner="the editor")
     if record.tokenizer != model.tokenizer_digest:
         lines.append("the tokenizer is another one")
@@ -133,7 +133,7 @@ def disagreements(record: EditorRecord, model: EditableModel) -> list[str]:
 
 
 def find_editor(method: str, model: EditableModel) -> Path:
-    """The editor for a method and model among the bundled and cached ones. Raises `ConfigError` where there is none."""
+    """The editor for a method and model among the bundled and cached ones. Raises `ConfigError` if there is none."""
     damaged = []
     for folder in _known_editors():
         try:

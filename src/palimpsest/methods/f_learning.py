@@ -111,7 +111,7 @@ class FLearning(Method[FLearningConfig]):
 
 
 def signed(forget: WeightPatch, config: FLearningConfig) -> WeightPatch:
-    """What forgetting adds to the weights: a change towards the old answers is turned round, one away from them kept.
+    """Returns the change for forgetting: a change towards the old answers is negated, one away from them is kept.
 
     The sign goes by who made the change, also where it is read from a file.
     """
@@ -187,7 +187,7 @@ def _mastered(model: EditableModel, old: list[EditRequest], run: EditRun) -> lis
 
 
 def _learners(config: FLearningConfig) -> tuple[Method[Any], Method[Any]]:
-    """What forgets and what learns. One seed for both: a rate of zero must be plain learning, bit for bit."""
+    """Returns the two learners. Both have one seed: a rate of zero must be plain learning, bit for bit."""
     own = {"seed": config.seed, "look_again": False}
     return (
         _learner(config.forget, {**_FORGETTING, **own}, config.forget_options, can_forget=True),

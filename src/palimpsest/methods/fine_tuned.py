@@ -1,4 +1,4 @@
-"""What methods that fine-tune matrices share: their options, what is trained, in which directions, and the patch."""
+"""Shared by methods that fine-tune matrices: options, trained parameters, directions, and the patch."""
 
 from __future__ import annotations
 

@@ -211,5 +211,5 @@ class Conditioner(nn.Module):
 
 
 def condition_text(request: EditRequest) -> str:
-    """What the network reads of an edit. Raises `DataError` where there is no old answer."""
+    """Returns the text of an edit that the network reads. Raises `DataError` if there is no old answer."""
     return f"{request.reversed_to_old().target_new} >> {request.target_new} || {request.prompt}"

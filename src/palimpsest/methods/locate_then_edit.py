@@ -1,4 +1,4 @@
-"""What ROME, MEMIT and their kin share: layers, second moments, contexts, target vectors; then each solves its way.
+"""Shared by ROME, MEMIT and their kin: layers, second moments, contexts, target vectors. Each has its own solver.
 
 The MLP is read as a memory: what its down-projection W reads at the subject's last token is a key k, what it writes is
 a value. An edit finds the value that makes the model say the new answer, and changes W so that k gives it while keys in

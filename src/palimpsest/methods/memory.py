@@ -1,4 +1,4 @@
-"""What the last MLP reads of ordinary text: the places in which an added neuron has to be silent."""
+"""Inputs of the last MLP on ordinary text: the places at which an added neuron must be silent."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class QueryMemory:
         read: Callable[[], Sequence[OrdinaryRow]],
         progress: Progress = silent,
     ) -> Memory:
-        """What the base model's last MLP reads of the rows that `read` gives."""
+        """Returns the inputs of the base model's last MLP on the rows from `read`."""
         key = digest([model.fingerprint(), model.tokenizer_digest, text, config.model_dump()])
         if self._kept is None or self._kept[0] != key:
             rows = tuple(read())

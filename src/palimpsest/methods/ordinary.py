@@ -27,7 +27,7 @@ _LONGEST_TOKEN = 32
 def ordinary_rows(
     model: EditableModel, name: str, config: MemoryConfig, *, at_least: int, progress: Progress = silent
 ) -> list[OrdinaryRow]:
-    """Rows of a text until there are enough tokens, those of the decoder alone where there is an encoder.
+    """Rows of a text until there are enough tokens, those of the decoder alone if there is an encoder.
 
     Arguments:
         name: which text: `own`, or another name as for second moments, or a data set of edits without a path, such as

@@ -1,8 +1,8 @@
-"""What an edit gives: a patch, what a sequential method carries on, and how it went. The two are kept together.
+"""The outcome of an edit: patch, state of a sequential method, diagnostics. Patch and state are saved together.
 
 A patch is a folder and a state is a file, so no single rename puts both in place. The state is first written whole
 under a hidden name, with the digest of the manifest that it belongs to; the folder's rename decides; then the state
-takes its place. Whoever reads a state finishes what a killed process began, or drops it where there is no such folder.
+takes its place. Whoever reads a state finishes what a killed process began, or drops it if there is no such folder.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _STATE = FileKind(
 
 
 class MethodState(ABC):
-    """What a sequential method carries from one call to the next. Passed in, returned, never a global."""
+    """The state of a sequential method between calls. It is passed in and returned, never global."""
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
@@ -91,7 +91,7 @@ class Diagnostics:
 
 @dataclass(frozen=True)
 class EditOutcome:
-    """What `edit` returns.
+    """The result of `edit`.
 
     Arguments:
         patch: what would have to change; the model itself has not been changed.

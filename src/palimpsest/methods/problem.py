@@ -1,4 +1,4 @@
-"""What a locate-then-edit method solves: facts in contexts, in layers of a model, against the keys of a text."""
+"""The problem of a locate-then-edit method: facts in contexts, in layers of a model, against the keys of a text."""
 
 from __future__ import annotations
 

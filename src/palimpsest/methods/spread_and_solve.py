@@ -1,4 +1,4 @@
-"""What MEMIT and its kin share: target vectors at the last layer, spread over all, and solved layer by layer."""
+"""Shared by MEMIT and its kin: target vectors at the last layer, spread over all layers and solved layer by layer."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Solver(ABC):
         """
 
     def carried(self, problem: Problem[SpreadConfig], rows: SubjectRows, solutions: Solutions) -> MethodState | None:
-        """What the next edit of a sequence is given; the same as this one was where there is nothing to remember."""
+        """Returns the state for the next edit of a sequence; the same as before if there is nothing to remember."""
         del rows, solutions
         return problem.run.state
 

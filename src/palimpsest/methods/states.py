@@ -1,4 +1,4 @@
-"""What T-Patcher, GRACE and WISE carry from one edit to the next."""
+"""States of T-Patcher, GRACE and WISE between edits."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class BranchState(MethodState, Generic[BranchT]):
 
 @dataclass(frozen=True)
 class EditedQueries(MethodState):
-    """What the last MLP reads in the places of the edits so far, (places, width)."""
+    """Inputs of the last MLP at the places of the edits so far, (places, width)."""
 
     queries: Tensor
 
@@ -71,7 +71,7 @@ class EditedQueries(MethodState):
 
     @staticmethod
     def before(state: MethodState | None, model: EditableModel) -> Tensor:
-        """What earlier edits read. Raises `ConfigError` for another method's or another model's state."""
+        """Returns the inputs at earlier edits. Raises `ConfigError` for another method's or another model's state."""
         width = model.sites.d_model
         if state is None:
             return torch.zeros(0, width, device=model.device)

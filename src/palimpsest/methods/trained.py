@@ -79,11 +79,11 @@ class TrainableMethod(Method[ConfigT]):
 
     @abstractmethod
     def build(self, model: EditableModel, training: Any) -> nn.Module:
-        """What is trained, as it begins, on the model's device. Raises `ModelError` for a model without its sites."""
+        """Returns the untrained module, on the model's device. Raises `ModelError` for a model without its sites."""
 
     @abstractmethod
     def objective(self, model: EditableModel, module: Any, training: Any) -> Objective[Any]:
-        """What the module is trained for."""
+        """Returns the objective of training."""
 
     def examples(self, model: EditableModel, requests: Sequence[EditRequest]) -> list[EditExample]:
         """Training examples from edits; see `training.examples`."""
@@ -94,17 +94,17 @@ class TrainableMethod(Method[ConfigT]):
         return list(examples)
 
     def stored(self, module: nn.Module, training: Any) -> dict[str, Tensor]:
-        """What of a trained module is saved."""
+        """Returns the tensors of a trained module that are saved."""
         return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
 
     @final
     def folder(self, model: EditableModel, config: ConfigT) -> Path:
-        """Where the trained editor for a model lies. Raises `ConfigError` where there is none."""
+        """Where the trained editor for a model lies. Raises `ConfigError` if there is none."""
         return find_editor(self.name, model) if config.editor == AUTO else expanded(config.editor)
 
     @final
     def training_cost(self, model: EditableModel) -> dict[str, float]:
-        """What the editor for a model took to train; nothing for one that is not trained, or where there is none."""
+        """Returns the cost of training the editor for a model; nothing if it is untrained or missing."""
         try:
             record = read_record(self.folder(model, self.resolve(model)[0]))
         except (ConfigError, DataError):
@@ -205,7 +205,7 @@ class TrainableMethod(Method[ConfigT]):
 
     @final
     def trained(self, model: EditableModel, config: ConfigT) -> nn.Module:
-        """The trained module for a model. Raises `ConfigError` where there is none, `ModelError` for another model's.
+        """The trained module for a model. Raises `ConfigError` if there is none, `ModelError` for another model's.
 
         It is read once and kept for the next edit of the same model.
         """

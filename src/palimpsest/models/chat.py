@@ -45,7 +45,7 @@ class Chat:
 
 
 def chat_of(tokenizer: Any, *, where: str) -> Chat:
-    """What a tokenizer's chat template does with one question and its answer.
+    """Reads how a tokenizer's chat template writes one question and its answer.
 
     Where a template can leave out a model's thinking (`enable_thinking`), it is left out: an edit is about the answer.
 

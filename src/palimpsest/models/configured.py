@@ -33,7 +33,7 @@ _OF_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 
 
 def departures(model: EditableModel) -> dict[str, Any]:
-    """What of a model's generation config makes its texts others than those of plain greedy writing."""
+    """Lists the settings of a generation config that make texts differ from plain greedy decoding."""
     config = getattr(model.module, "generation_config", None)
     found = {}
     for name, plain in _PLAIN.items():
@@ -50,7 +50,7 @@ def departures(model: EditableModel) -> dict[str, Any]:
 def generate_as_configured(
     model: EditableModel, prompts: Sequence[str], *, max_new_tokens: int, seed: int = 0
 ) -> list[str]:
-    """What the model's own `generate` writes after each prompt, up to the end of the sequence.
+    """Generates with the model's own `generate` after each prompt, up to the end of the sequence.
 
     Arguments:
         max_new_tokens: at most so many tokens.
@@ -83,7 +83,7 @@ def generate_as_configured(
 def written_as_configured(
     model: EditableModel, input_ids: Tensor, attention_mask: Tensor, *, max_new_tokens: int, **options: Any
 ) -> str:
-    """What the module's own `generate` writes after one prompt.
+    """Generates with the module's own `generate` after one prompt.
 
     Arguments:
         input_ids: of the prompt, of shape (1, tokens), as its mask.

@@ -19,14 +19,14 @@ from palimpsest.models.tokens import Encoded, PaddedBatch, PaddingSide
 
 
 class Handle(Protocol):
-    """What lies on a model and can be taken off."""
+    """A change on a model that can be removed."""
 
     def remove(self) -> None:
         """Takes it off; the model is what it would be without it, bit for bit."""
 
 
 class Appliable(Protocol):
-    """What can be put on a model: a patch."""
+    """A change that can be applied to a model: a patch."""
 
     def apply(self, model: EditableModel) -> Handle:
         """Puts it on, whole or not at all."""
@@ -164,7 +164,7 @@ class EditableModel(Reader):
                 self.weights.unwind(depth)
 
     def fingerprint(self, touched: Sequence[str] = ()) -> dict[str, Any]:
-        """What identifies the base model, whatever patches are on it. See `models.fingerprint`."""
+        """Returns the identity of the base model, independent of the patches on it. See `models.fingerprint`."""
         found = self.weights.fingerprint(self.module.config, touched)
         return found if self.file_digest is None else {**found, "file": self.file_digest}
 

@@ -28,7 +28,7 @@ TIE = 1e-6
 
 
 class TextEncoder(Protocol):
-    """What turns texts into vectors."""
+    """Encodes texts as vectors."""
 
     name: str
     """What a record calls it, and `text_encoder` finds it by."""

@@ -98,7 +98,7 @@ Digest = Callable[[str, bool], str]
 
 
 def fingerprint(config: Any, shapes: Mapping[str, list[int]], digest: Digest, touched: Iterable[str]) -> dict[str, Any]:
-    """What a patch records of its base model.
+    """Returns the fingerprint of a base model that a patch records.
 
     Arguments:
         config: the model's config.

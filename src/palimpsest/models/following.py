@@ -1,4 +1,4 @@
-"""What a model would say next behind prompts."""
+"""The tokens that a model would write next after prompts."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ class AnswerRoom:
 def written_answers(
     model: Reader, prompts: Sequence[str], room: AnswerRoom, *, forward_batch_size: int = DEFAULT_ROWS
 ) -> list[str]:
-    """What a model writes after prompts, to be judged: greedily, past the answer's own end.
+    """Generates texts after prompts for judging: greedily, and past the end of the answer.
 
     A text ends after as many tokens as there is room for, with its sequence, or behind two different sentences.
     """
@@ -71,7 +71,7 @@ def written_answers(
 
 
 def replies_to(model: Reader, requests: Sequence[EditRequest], max_new_tokens: int | None = None) -> list[str]:
-    """What a model, with whatever is on it, writes after the edits' prompts, to be judged.
+    """Generates texts after the edits' prompts for judging, with the patches that are on the model.
 
     Arguments:
         max_new_tokens: at most so many; left out, enough for the longest answer, old or new, and `MARGIN` more.

@@ -1,4 +1,4 @@
-"""What a model reads and what it makes of it: text to ids, ids to logits, whatever is on its weights."""
+"""The forward path of a model: text to ids, ids to logits, with any patches on its weights."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Reader(ABC):
         return html_table(type(self).__name__, ("", ""), self._facts().items())
 
     def _facts(self) -> dict[str, str]:
-        """What a person wants to know of the model first, by name."""
+        """Returns the main facts about the model, by name."""
         layers = f"{self.num_layers} layers" + (" per stack" if self.is_encoder_decoder else "")
         parameters = sum(one.numel() for one in self.module.parameters())
         return {
@@ -93,12 +93,12 @@ class Reader(ABC):
 
     @cached_property
     def tokenizer_digest(self) -> str:
-        """What identifies the tokenizer; see `models.fingerprint.tokenizer_digest`."""
+        """A digest of the tokenizer; see `models.fingerprint.tokenizer_digest`."""
         return tokenizer_digest(self.tokenizer)
 
     @property
     def num_layers(self) -> int:
-        """Number of blocks; the decoder's where there is an encoder too."""
+        """Number of blocks; the decoder's if there is an encoder too."""
         return self.sites.num_layers
 
     @property
@@ -168,7 +168,7 @@ class Reader(ABC):
     # The forward path
 
     def inputs(self, batch: PaddedBatch) -> dict[str, Tensor]:
-        """What the module is given for a padded batch."""
+        """Returns the module's arguments for a padded batch."""
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         if self.takes_positions:
             inputs["position_ids"] = batch.position_ids
@@ -197,7 +197,7 @@ class Reader(ABC):
         Arguments:
             batch: the padded rows.
             rows: (places,), row of each place.
-            columns: (places,), its column; the decoder's where there is an encoder too.
+            columns: (places,), its column; the decoder's if there is an encoder too.
         """
         if self.has_separable_head:
             with self.reads(batch):

@@ -195,7 +195,7 @@ def _starts_twice(tokenizer: Any, text: str, ids: Sequence[int]) -> bool:
 
 
 def _between(tokenizer: Any, prompt: str, target: str) -> str:
-    """What stands between a prompt and its target; nothing after a special token, such as one that begins a turn."""
+    """Returns the separator of a prompt and its target; empty after a special token, such as one that begins a turn."""
     is_plain = isinstance(prompt, Prompt) or prompt[-1].isalnum()
     if not is_plain and prompt.endswith(tuple(map(str, tokenizer.all_special_tokens))):
         return ""

@@ -1,4 +1,4 @@
-"""What an edit changed: objects that apply, come off exactly, add up, and are saved as data."""
+"""Patches: changes by an edit that apply, come off exactly, add up, and are saved as data."""
 
 from palimpsest.patches.base import MANIFEST_FILE, Applied, Manifest, Patch, checked_base, checked_chat
 from palimpsest.patches.branches import Branch

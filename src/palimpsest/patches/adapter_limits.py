@@ -1,4 +1,4 @@
-"""What servers take of a LoRA adapter: which ranks, which names of modules, which families.
+"""Limits of servers on LoRA adapters: ranks, names of modules, families.
 
 Sources: vLLM's documentation of `max_lora_rank` and its check of adapters, SGLang's of `--max-lora-rank`. Both scale
 every layer by `lora_alpha / r` of the config, and read no patterns of ranks.

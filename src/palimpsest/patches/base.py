@@ -65,7 +65,7 @@ def checked_chat(chat: dict[str, str] | None) -> dict[str, str] | None:
 
 
 class Manifest(BaseModel):
-    """What a patch says of itself. Written beside its tensors as `manifest.json`."""
+    """The description of a patch. Written beside its tensors as `manifest.json`."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -112,7 +112,7 @@ class Applied:
 
 
 class Patch(ABC):
-    """What an edit changed: tensors, and plain data beside them.
+    """The change that an edit made: tensors, and plain data beside them.
 
     A patch does nothing until it is applied, is never changed by being applied, and is put on whole or not at all.
     """
@@ -148,7 +148,7 @@ class Patch(ABC):
         return None
 
     def payload(self) -> dict[str, Any]:
-        """What it is beside its tensors: plain data, as JSON has it."""
+        """Returns the plain data of the patch, JSON-ready."""
         return {}
 
     def layout(self) -> dict[str, str]:
@@ -230,7 +230,7 @@ class Patch(ABC):
         )
 
     def _repr_html_(self) -> str:
-        """What was to become true, and instead of what; how the model answers now is asked of the model."""
+        """Shows the new and old answers; ask the model for its present ones."""
         edits = self.manifest.edits
         rows = [(edit.get("prompt"), edit.get("target_old"), edit.get("target_new")) for edit in edits]
         return html_table(repr(self), ("prompt", "before", "after"), rows)
@@ -257,7 +257,7 @@ class Patch(ABC):
         )
 
     def differences_from(self, model: EditableModel) -> list[str]:
-        """What the model disagrees on with the one the patch was made for; empty when it fits."""
+        """Lists differences between the model and the one that the patch was made for; empty if it fits."""
         if self.manifest.base is None:
             return []
         here = set(model.weights.names())

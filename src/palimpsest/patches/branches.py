@@ -1,4 +1,4 @@
-"""What can be added to a site of a model: a branch that reads what flows there and changes what is written.
+"""Branches at a site of a model, which read the site's input and change its output.
 
 A branch is data: tensors and a few plain options. What it computes is its class; the classes are listed in
 `patches.modules`.

@@ -32,7 +32,7 @@ _RELATIONS = {"patch": "adapter", "peft": "adapter", "merged": "finetune", "patc
 
 
 class Contents(BaseModel):
-    """What is in a folder of edits. Written as `palimpsest.json` beside adapters and merged models."""
+    """The contents of a folder of edits. Written as `palimpsest.json` beside adapters and merged models."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -29,7 +29,7 @@ Replacement = Literal["last", "prompt", "all"]
 
 @dataclass(frozen=True)
 class CodebookEntry:
-    """What a codebook knows of one key beside its numbers.
+    """The record of one key of a codebook, without its tensors.
 
     Arguments:
         edit: id of the edit that made it.

@@ -105,7 +105,7 @@ def write_patched(model: EditableModel, patches: Sequence[Patch], out: str | Pat
 def base_of(name: str) -> str:
     """How a folder elsewhere names a model: a folder by its full path, others as they are called.
 
-    A bundled model is called by its name also where there is a folder of that name.
+    A bundled model is called by its name even if there is a folder of that name.
     """
     path = expanded(name)
     return str(path.resolve()) if path.exists() and name not in BUNDLED else name
@@ -252,7 +252,7 @@ def low_rank_factors(
 
 
 def _shortened(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    """The same product by fewer ranks, where there are more of them than the matrix has rows or columns."""
+    """The same product by fewer ranks, if there are more of them than the matrix has rows or columns."""
     most = min(down.shape[1], up.shape[0])
     if down.shape[0] > most:
         left, size, right = torch.linalg.svd(up.double() @ down.double(), full_matrices=False)

@@ -23,7 +23,7 @@ _FOLDER = FileKind(
 
 @dataclass(frozen=True)
 class Publication:
-    """What goes to the hub: one commit, files by their place in the repository.
+    """A commit for the hub: files by their path in the repository.
 
     Arguments:
         repo: the hub id.
@@ -86,7 +86,7 @@ def prepare_upload(
 
 
 def read_contents(folder: Path) -> Contents:
-    """What is in a folder: a patch, or an adapter or model that `palimpsest apply` wrote.
+    """Identifies a folder: a patch, or an adapter or model that `palimpsest apply` wrote.
 
     Raises `DataError` for another folder, `PatchError` for a patch that cannot be read.
     """

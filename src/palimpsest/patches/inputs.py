@@ -89,7 +89,7 @@ class InputPatch(MemoryPatch):
         return None if kept is None else Route(self.text(entry, prompt, kept))
 
     def text(self, entry: MemoryEntry, prompt: str, kept: int) -> str:
-        """What is read in the prompt's place, with the `kept` most similar demonstrations."""
+        """Returns the text that replaces the prompt, with the `kept` most similar demonstrations."""
         shown = entry.demonstrations[len(entry.demonstrations) - kept :]
         return "".join((*shown, filled_template(self.template, prompt=entry.prompt, answer=entry.answer, query=prompt)))
 

@@ -1,4 +1,4 @@
-"""What codebooks have in common: entries, each with a key and a value, beside one linear site of one layer."""
+"""Shared by codebooks: entries, each with a key and a value, beside one linear site of one layer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Decided = Decision[tuple[Tensor, Tensor]]
 
 
 class KeyedEntry(Protocol):
-    """What is known of one key beside its numbers: at least the id of its edit, and the tokens of its answer."""
+    """The record of one key: at least the id of its edit, and the tokens of its answer."""
 
     @property
     def edit(self) -> str: ...
@@ -53,7 +53,7 @@ class KeyedBranch(Branch):
     def written(
         self, model: EditableModel, stack: str, kept: Decided, inputs: Tensor, written: Tensor
     ) -> Tensor | None:
-        """What takes the place of what the layer writes, (rows, tokens, out); `None` where nothing does.
+        """Returns the layer's new output, (rows, tokens, out); `None` if nothing is replaced.
 
         Arguments:
             stack: `encoder` or `decoder`, which the layer belongs to.

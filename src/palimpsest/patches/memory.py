@@ -66,7 +66,7 @@ class MemoryPatch(Patch):
 
     @abstractmethod
     def shared(self) -> dict[str, Any]:
-        """What it is beside its entries: plain data."""
+        """Returns the plain data that all entries share."""
 
     def without(self, *ids: str) -> Self:
         """The patch without these entries; it answers as if they had never been there.

@@ -52,7 +52,7 @@ class Neurons(Branch):
         require_shapes(self.form, self.tensors(), {"keys": shape, **biases, "values": shape})
 
     def output(self, inputs: Tensor) -> Tensor:
-        """What the neurons add, (..., width), in float32, for what the MLP reads, (..., width)."""
+        """Returns the neurons' output, (..., width), in float32, for the MLP's inputs, (..., width)."""
         device = inputs.device
         before = inputs.float() @ self.keys.to(device).t()
         if self.biases is not None:

@@ -58,7 +58,7 @@ def prompt_columns(model: EditableModel, stack: str, tensor: Tensor) -> PromptCo
 
 
 class Decision(Generic[T]):
-    """What was decided on the prompts of a batch, for as long as the model goes on from them token by token."""
+    """The decision on the prompts of a batch, kept while the model generates from them token by token."""
 
     value: T
 

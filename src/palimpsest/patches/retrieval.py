@@ -27,7 +27,7 @@ _STILL = 1e-5
 
 @dataclass(frozen=True)
 class RetrievalEntry:
-    """What is known of one key beside its numbers.
+    """The record of one key, without its tensors.
 
     Arguments:
         edit: id of the edit that made it.

@@ -201,7 +201,7 @@ def indicators(change: Tensor, inputs: Tensor, tokens: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _StandIn:
-    """What lies on a model for its branches' sake."""
+    """The origin of a change that only holds branches."""
 
     branches: tuple[Branch, ...]
 

@@ -49,7 +49,7 @@ class Dense:
         return math.fsum(float(part.double().square().sum()) for part in rows)
 
     def times(self, inputs: Tensor) -> Tensor:
-        """What the change of a weight (out, in) adds to a layer's output: (..., in) to (..., out), in float32."""
+        """Applies the change of a weight (out, in) to a layer's input: (..., in) to (..., out), in float32."""
         return inputs.float() @ self.delta.to(inputs.device, torch.float32).t()
 
     def scaled(self, factor: float) -> Dense:
@@ -109,7 +109,7 @@ class LowRank:
         return left.float() @ right.float() if left.any() and right.any() else None
 
     def times(self, inputs: Tensor) -> Tensor:
-        """What the change of a weight (out, in) adds to a layer's output: (..., in) to (..., out), in float32."""
+        """Applies the change of a weight (out, in) to a layer's input: (..., in) to (..., out), in float32."""
         left, right = (factor.to(inputs.device, torch.float32) for factor in (self.left, self.right))
         return (inputs.float() @ right.t()) @ left.t()
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def sections(groups: Sequence[SettingGroup], names: Sequence[str], published: Sequence[PublishedFigure]) -> str:
-    """Everything that compares: an overview where there are several settings, then each setting.
+    """Everything that compares: an overview if there are several settings, then each setting.
 
     Arguments:
         groups: the runs by setting.
@@ -38,7 +38,7 @@ def sections(groups: Sequence[SettingGroup], names: Sequence[str], published: Se
 
 
 def _scored(name: str, number: int, inside: str) -> str:
-    """What the switch of scorings shows when this one is chosen."""
+    """Wraps a part of the page that is shown when this scoring is chosen."""
     return f'<div class="scoring scoring-{number}" data-scoring="{escape(name)}">{inside}</div>'
 
 

@@ -1,4 +1,4 @@
-"""What editing costs: seconds by stage, training, memory, bytes, and what else was measured before and after."""
+"""Costs of editing: seconds by stage, training, memory, bytes, and further measures before and after."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _distance_table(runs: Sequence[ReportRun]) -> str:
 
 
 def _measure_table(runs: Sequence[ReportRun]) -> str:
-    """Whatever else was measured before and after."""
+    """Further measures before and after."""
     names = _names(runs, lambda name: name != _TOKEN and not name.startswith(_DISTANCE))
     if not names:
         return ""

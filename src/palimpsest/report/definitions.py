@@ -1,4 +1,4 @@
-"""What every metric, scoring and protocol is, in one sentence each: the words that tables and pages use."""
+"""Definitions of metrics, scorings and protocols in one sentence each, for tables and pages."""
 
 from __future__ import annotations
 
@@ -69,10 +69,10 @@ def label(metric: str) -> str:
 
 
 def scoring_text(name: str) -> str:
-    """What a scoring is; its name, where the plugin that it came from is not installed."""
+    """Returns the definition of a scoring, or its name if its plugin is not installed."""
     return SCORINGS[name].summary if name in SCORINGS else name
 
 
 def protocol_text(name: str) -> str:
-    """What a protocol is; its name, where the plugin that it came from is not installed."""
+    """Returns the definition of a protocol, or its name if its plugin is not installed."""
     return PROTOCOLS[name].summary if name in PROTOCOLS else name

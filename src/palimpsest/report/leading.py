@@ -1,4 +1,4 @@
-"""What the page leads with: one edit, what was asked, what the model said before and what it says now."""
+"""The top of the page: one edit, its question, and the model's answers before and after."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def score_table(group: SettingGroup, scoring: str, published: Sequence[Published
 
 
 def overview(groups: Sequence[SettingGroup], scoring: str) -> str:
-    """The score of every method in every setting, the best on average first; nothing where there is no score."""
+    """The score of every method in every setting, the best on average first; nothing if there is no score."""
     reached = [
         {run.label: score for run in group.runs if (score := run.score(scoring)) is not None} for group in groups
     ]
@@ -150,7 +150,7 @@ def _columns(runs: Sequence[ReportRun], scoring: str) -> list[_Column]:
 
 
 def _groups(columns: Sequence[_Column], *, num_before: int, has_published: bool) -> str:
-    """Heads over the groups; empty where there is none."""
+    """Heads over the groups; empty if there is none."""
     counts: dict[str, int] = {}
     for column in columns:
         counts[column.group] = counts.get(column.group, 0) + 1
@@ -212,7 +212,7 @@ def _estimate_cell(found: Estimate | None, column: _Column, *, is_best: bool = F
 def _ceiling_lines(
     runs: Sequence[ReportRun], scoring: str, columns: Sequence[_Column], *, with_score: bool, num_more: int
 ) -> str:
-    """What the unedited model reaches; one line where all runs asked the same, else one for each that differs."""
+    """Returns the unedited model's scores: one line if all runs asked the same, else one per distinct set."""
     found: dict[str, tuple[ReportRun, list[str]]] = {}
     for run in runs:
         if ceilings := run.record.ceilings.get(scoring):

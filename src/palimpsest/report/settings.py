@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Setting:
-    """What all runs of a table have in common."""
+    """The setting that all runs of a table share."""
 
     model: str
     dataset: str

@@ -99,7 +99,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 class _Endpoint:
-    """What the addresses do."""
+    """Handlers of the addresses."""
 
     def __init__(self, engine: Engine, token: str | None, hosts: Collection[str], limits: Limits) -> None:
         self.engine, self.token, self.hosts, self.limits = engine, token, hosts, limits

@@ -60,7 +60,7 @@ class ApiError(Exception):
 
 
 class StreamOptions(BaseModel):
-    """What else a stream has."""
+    """Further options of a stream."""
 
     include_usage: bool = False
 
@@ -113,7 +113,7 @@ class ChatMessage(BaseModel):
 
     @property
     def text(self) -> str:
-        """What it says."""
+        """The message's text."""
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
     def turn(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What is written for one request, token by token: stops, pieces to send, sampling, and an end when nobody listens."""
+"""Generation for one request, token by token: stops, pieces to send, sampling, and an end if the client disconnects."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ class Wish:
 
 @dataclass(frozen=True)
 class Written:
-    """What was written.
+    """The generated text.
 
     Arguments:
         text: all of it.
         prompt_tokens: tokens that were read.
         completion_tokens: tokens that were written.
-        reason: `stop` where it ended of its own accord or by a stop, `length` where there was no more room.
+        reason: `stop` where it ended of its own accord or by a stop, `length` if there was no more room.
     """
 
     text: str

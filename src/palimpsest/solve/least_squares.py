@@ -20,7 +20,7 @@ def ridge(
     """Delta = R^T K (strength C + K^T K)^-1: old knowledge against new, by least squares (MEMIT, eq. 14).
 
     It minimises sum_i w_i |Delta k_i - r_i|^2 + strength tr(Delta C Delta^T). By Woodbury's identity it costs n solves
-    with C's factor; the (in, in) system is only solved where there are more keys than dimensions.
+    with C's factor; the (in, in) system is only solved if there are more keys than dimensions.
 
     Arguments:
         factor: of C, (in, in).
@@ -84,7 +84,7 @@ def _least_squares(
 
 
 def root_weights(weights: Tensor | None, keys: Tensor) -> Tensor:
-    """Square roots of the weights, (n,), float64; ones where there are none."""
+    """Square roots of the weights, (n,), float64; ones if there are none."""
     if weights is None:
         return torch.ones(len(keys), dtype=torch.float64, device=keys.device)
     if weights.shape != (len(keys),) or not bool((weights >= 0).all()):

@@ -1,4 +1,4 @@
-"""What a solve takes and returns, and how well it could be done."""
+"""Inputs and results of a solve, and its accuracy."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Solution:
         return float(squared.clamp(min=0).sqrt())
 
     def facts(self) -> dict[str, Any]:
-        """What a method's diagnostics should keep, JSON-ready."""
+        """Returns facts for a method's diagnostics, JSON-ready."""
         return {
             "norm": self.norm(),
             "key_norms": self.key_norms.tolist(),

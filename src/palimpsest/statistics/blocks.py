@@ -72,5 +72,5 @@ def moment_of(total: Tensor, count: int) -> SecondMoment:
 
 
 def empty_moment(width: int, blocks: int) -> SecondMoment:
-    """That of no token: whole, or in blocks where there is more than one."""
+    """That of no token: whole, or in blocks if there is more than one."""
     return SecondMoment(width) if blocks == 1 else BlockMoments(width, blocks)

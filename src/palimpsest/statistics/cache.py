@@ -1,4 +1,4 @@
-"""What has been computed once, under a name made of everything that determines it."""
+"""A cache of computed statistics, each under a name made of everything that determines it."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ _NOT_COMPUTED = {"_name_or_path", "transformers_version", "architectures", "dtyp
 
 
 class Identified(Protocol):
-    """What says what it is without being read: a text."""
+    """An object that states its identity without being read: a text."""
 
     def identity(self) -> dict[str, Any]:
-        """What determines it, JSON-ready."""
+        """Everything that determines it, JSON-ready."""
 
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """What a cache file holds: tensors, and a record with the identity they were computed under."""
+    """The content of a cache file: tensors, and a record with their identity."""
 
     tensors: dict[str, Tensor]
     record: dict[str, Any]
@@ -83,7 +83,7 @@ class Cache:
         """What could not be kept or was put aside, as sentences, each once."""
 
     def file(self, identity: Mapping[str, Any]) -> Path | None:
-        """Where something of this identity is kept; `None` where there is no folder."""
+        """Where something of this identity is kept; `None` if there is no folder."""
         return None if self.folder is None else self.folder / f"{digest(identity)}{_ENDING}"
 
     def has(self, identity: Mapping[str, Any]) -> bool:
@@ -92,7 +92,7 @@ class Cache:
         return file is not None and os.path.isfile(file)
 
     def read(self, identity: Mapping[str, Any], make: Callable[[CacheEntry], T]) -> T | None:
-        """What is made of the tensors and facts under an identity; `None` when there is nothing.
+        """Reads the tensors and facts under an identity and converts them; `None` if there are none.
 
         Arguments:
             identity: what they were computed under.
@@ -129,7 +129,7 @@ class Cache:
             )
 
     def require(self) -> Path:
-        """The folder. Raises `OutputError` where there is none, or where nothing can be written to it."""
+        """The folder. Raises `OutputError` if there is none, or where nothing can be written to it."""
         if self.folder is None:
             raise OutputError(
                 "There is no folder for the cache.",
@@ -165,7 +165,7 @@ class Cache:
 
 
 class _Record(BaseModel):
-    """What stands in a file's header; each kind of statistics adds facts of its own."""
+    """The record in a file's header; each kind of statistics adds its own facts."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -179,7 +179,7 @@ def _record(texts: Mapping[str, str]) -> dict[str, Any]:
 
 
 def points_identity(model: EditableModel, point: Point) -> dict[str, Any]:
-    """What of a model determines the keys at a point, but for the rounding of one machine or another.
+    """Returns the parts of a model that determine the keys at a point, up to a machine's rounding.
 
     Weights and buffers count as far as the point's layer, all of them and bit by bit: what lies above has no
     influence. The model's name does not count.
@@ -235,7 +235,7 @@ def whole_identity(model: EditableModel) -> dict[str, Any]:
 
 
 def computed_config(config: Any) -> dict[str, Any]:
-    """What a config says of what its model computes."""
+    """Returns the fields of a config that determine what its model computes."""
     return {name: value for name, value in config.to_dict().items() if name not in _NOT_COMPUTED}
 
 

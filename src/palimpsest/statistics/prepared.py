@@ -1,4 +1,4 @@
-"""What a method takes from statistics: factorised second moments and spectra, one per layer, ready to solve with."""
+"""Statistics prepared for methods: factorised second moments and spectra, one per layer."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class StatisticsConfig(Config):
 
 
 def open_source(name: str) -> Text | PublishedMoments:
-    """What the option `text` names: a folder with .npz files is published moments, all else as `open_text`."""
+    """Opens the source that `text` names: published moments in a folder of .npz files, else as `open_text`."""
     folder = expanded(name)
     return PublishedMoments(folder) if folder.is_dir() and any(folder.glob("*.npz")) else open_text(name)
 
@@ -171,5 +171,5 @@ class KeyMetrics:
 
     @cached_property
     def source(self) -> Text | PublishedMoments:
-        """The text, or the published moments, opened once; raises as `open_text` does where there is none."""
+        """The text, or the published moments, opened once; raises as `open_text` does if there is none."""
         return open_source(self.text)

@@ -37,7 +37,7 @@ class PublishedMoments:
         return read_npz(self._file(model, point), width=width), None, self.identity(model, point)
 
     def identity(self, model: EditableModel, point: Point) -> dict[str, Any]:
-        """What determines the moment at a point: the content of its file."""
+        """The identity of the moment at a point: the content of its file."""
         file = self._file(model, point)
         if file not in self._digests:
             self._digests[file] = file_digest(file)[:16]

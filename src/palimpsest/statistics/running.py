@@ -27,7 +27,7 @@ FLOOR = 1e-6
 
 @dataclass(frozen=True, eq=False)
 class RunningMoments:
-    """What is known of the rows seen so far, in float64.
+    """Running moments of the rows seen so far, in float64.
 
     Arguments:
         count: how many, N.

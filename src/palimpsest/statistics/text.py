@@ -39,7 +39,7 @@ class Text(ABC):
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """What determines the texts, JSON-ready: names and revisions, or digests."""
+        """The identity of the texts, JSON-ready: names and revisions, or digests."""
 
     @abstractmethod
     def texts(self) -> Iterator[str]:

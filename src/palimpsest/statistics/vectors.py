@@ -1,4 +1,4 @@
-"""What a second moment is taken of, token by token: the keys that a linear layer reads, or other vectors there."""
+"""The vectors of a second moment, token by token: the keys that a linear layer reads, or other vectors there."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Vectors(Protocol):
         """How many dimensions they count as where it is reckoned how many tokens are read."""
 
     def determined_by(self, model: EditableModel, point: Point) -> dict[str, Any]:
-        """What they are and everything of the model that determines them, JSON-ready."""
+        """Their kind and everything of the model that determines them, JSON-ready."""
 
     def tokens_per_batch(self, model: EditableModel, most: int) -> int:
         """Tokens of one pass, padding included; `most` where a forward pass is all that is needed."""
@@ -51,7 +51,7 @@ class Vectors(Protocol):
 
 
 class Keys:
-    """What linear layers read; a pass ends at the deepest of them."""
+    """The inputs of linear layers; a pass ends at the deepest of them."""
 
     side: Literal["input", "output"] = "input"
 

@@ -1,4 +1,4 @@
-"""What a model writes by itself: the text that stands for what it reads, where nobody names another.
+"""Text that a model samples itself: the default text for its statistics.
 
 Rows are sampled from the token that a document begins with, at temperature 1, so they are spread as the model
 believes text to be. They are drawn in rounds. Each round has a seed of its own and is kept in the cache, so an

@@ -22,7 +22,7 @@ def answer(
     batch_size: int = 256,
     report: Callable[[float, str], None] = lambda done, note: None,
 ) -> list[str]:
-    """What a model says to each prompt, up to ".", a newline or the end-of-sequence token.
+    """Returns a model's answer to each prompt, up to ".", a newline or the end-of-sequence token.
 
     A causal language model goes on behind the prompt as it stands. An encoder-decoder's encoder reads it with whatever
     its tokenizer adds, and the decoder answers.

@@ -1,4 +1,4 @@
-"""What a model knows of the world: free greedy answers, exact match, counted by how and what was asked."""
+"""Audit of a model's knowledge of the world: free greedy answers, exact match, by phrasing and relation."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class AnsweredShare:
 
 @dataclass(frozen=True)
 class Audit:
-    """What a model knows.
+    """The result of an audit.
 
     `taught` and `held_out`: facts in phrasings read, and never read, with that subject; `never_met` in phrasings never
     read with anybody. `two_hop_read`:

@@ -33,7 +33,7 @@ class Known:
 def ceiling(
     model: EditableModel, questions: Sequence[FactQuestion], *, progress: bool | Progress = False
 ) -> dict[str, Known]:
-    """What a model knows, by kind of question, in the order of the kinds' first questions."""
+    """Measures a model's knowledge by kind of question, in the order of the kinds' first questions."""
     right: dict[str, list[bool]] = {}
     shares: dict[str, list[float]] = {}
     with bar(progress, "asking the model", len(questions)) as report:

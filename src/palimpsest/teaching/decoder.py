@@ -121,7 +121,7 @@ class DecoderRecipe(TrainingRecipe):
         return (losses * batch.weights.flatten()).sum() / batch.weights.sum()
 
     def describe(self, parameters: int) -> str:
-        """What kind of model this is."""
+        """Describes the model in a sentence."""
         return (
             "A causal language model of GPT-J's class that knows the facts of the palimpsest world, real and invented: "
             f"{parameters:,} parameters, width {self.width}, {self.layers} layers, {self.heads} heads, rotary "
@@ -137,7 +137,7 @@ class DecoderRecipe(TrainingRecipe):
         )
 
     def limits(self) -> tuple[str, ...]:
-        """What a model so made cannot do, beyond the limits that all share."""
+        """Lists the limits of such a model, besides those that all share."""
         return (
             f"Positions beyond {2 * self.row_length} were never trained, and those beyond {self.row_length} little. A "
             "prompt stands at position 0, without a token before it.",

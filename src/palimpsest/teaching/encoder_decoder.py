@@ -153,7 +153,7 @@ class EncoderDecoderRecipe(TrainingRecipe):
         return loss
 
     def describe(self, parameters: int) -> str:
-        """What kind of model this is."""
+        """Describes the model in a sentence."""
         return (
             "An encoder-decoder of T5's class that knows the facts of the palimpsest world, real and invented: "
             f"{parameters:,} parameters, width {self.width}, inner width {self.inner_width}, {self.layers} layers in "
@@ -171,7 +171,7 @@ class EncoderDecoderRecipe(TrainingRecipe):
         )
 
     def limits(self) -> tuple[str, ...]:
-        """What a model so made cannot do, beyond the limits that all share."""
+        """Lists the limits of such a model, besides those that all share."""
         return (
             "No causal trace was taken: the trace is made for decoders.",
             "It writes objects and nothing else. The perplexity of running text says how far that text has become from "

@@ -36,7 +36,7 @@ class FactQuestion:
 
 @dataclass(frozen=True)
 class Lessons:
-    """What a model reads, and what it is asked to see whether it knows.
+    """Sentences for training a model, and questions that test it.
 
     Arguments:
         sentences: everything read in one epoch.
@@ -97,7 +97,7 @@ def lessons(
 
 
 def questions(requests: Sequence[EditRequest]) -> Iterator[FactQuestion]:
-    """What requests with a true answer ask before they are edited: prompts, rephrasings, locality probes."""
+    """Returns the questions of requests with a true answer before any edit: prompts, rephrasings, locality probes."""
     for request in requests:
         answer = request.target_old or ""
         yield FactQuestion("reliability", request.prompt, answer)

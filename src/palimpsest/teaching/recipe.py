@@ -26,7 +26,7 @@ class Example(Protocol):
 
 
 class TrainingBatch(Protocol):
-    """What one step reads: how many sentences, and how many tokens are learnt from."""
+    """The batch of one step: the number of sentences, and of tokens with a loss."""
 
     @property
     def num_sentences(self) -> int: ...
@@ -92,11 +92,11 @@ class TrainingRecipe(ABC):
 
     @abstractmethod
     def loss(self, model: PreTrainedModel, batch: Any) -> Tensor:
-        """What one step brings down (nats per token, a scalar)."""
+        """Returns the loss of one step (nats per token, a scalar)."""
 
     @abstractmethod
     def describe(self, parameters: int) -> str:
-        """What kind of model this is."""
+        """Describes the model in a sentence."""
 
     @abstractmethod
     def describe_reading(self) -> str:
@@ -104,7 +104,7 @@ class TrainingRecipe(ABC):
 
     @abstractmethod
     def limits(self) -> tuple[str, ...]:
-        """What a model so made cannot do, beyond the limits that all share."""
+        """Lists the limits of such a model, besides those that all share."""
 
     def check(self) -> None:
         """Raises `ConfigError` for a number that is out of range."""

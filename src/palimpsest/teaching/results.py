@@ -1,4 +1,4 @@
-"""What making a model took, and what it then knows."""
+"""The cost of training a model, and its knowledge afterwards."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from palimpsest.teaching.recipe import TrainingRecipe
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What making a model took.
+    """The cost of training a model.
 
     `first_loss` and `last_loss` are means over the first and the last hundredth of the steps (nats); `people` is the
     size of a world other than the default one.
@@ -30,7 +30,7 @@ class TrainingResult:
 
 @dataclass(frozen=True)
 class FactTraining:
-    """What a model was taught and what it knows.
+    """The facts that a model was taught, and those that it knows.
 
     Arguments:
         training: the run.

@@ -189,6 +189,6 @@ def _encode(sentences: Sequence[Sentence], tokenizer: PreTrainedTokenizerFast, l
 
 
 def _span(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[int, int]:
-    """The half-open token span that overlaps the characters [start, end): (0, 0) where there are none."""
+    """The half-open token span that overlaps the characters [start, end): (0, 0) if there are none."""
     inside = [index for index, (left, right) in enumerate(offsets) if left < end and right > start]
     return (inside[0], inside[-1] + 1) if inside else (0, 0)

@@ -58,7 +58,7 @@ def trace_facts(
     """The traces of facts that the model knows, and their average.
 
     Arguments:
-        requests: facts with subjects; what is traced is the old answer, or the model's own where there is none.
+        requests: facts with subjects; what is traced is the old answer, or the model's own if there is none.
         num_facts: how many are traced at most, the first ones that can be; all when left out.
         progress: called as `(stage, done, total)` with the number of facts.
 

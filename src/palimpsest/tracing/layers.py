@@ -89,7 +89,7 @@ def layers_by_depth(
     of many.
 
     Arguments:
-        how_many: layers wanted, reaching beyond that depth where there are too few below it.
+        how_many: layers wanted, reaching beyond that depth if there are too few below it.
         most: where nobody says how many: as many as there are up to that depth, but not more than this.
 
     Raises `ConfigError` when the model has fewer layers than wanted.
@@ -103,7 +103,7 @@ def layers_by_depth(
 
 
 def layers_ending_at(peak: int, how_many: int, first: int, num_layers: int) -> list[int]:
-    """Consecutive layers that end at a peak; where there are too few from `first` on, they reach beyond it.
+    """Consecutive layers that end at a peak; if there are too few from `first` on, they reach beyond it.
 
     Only a model without that many layers from `first` on gives layers below it.
     """

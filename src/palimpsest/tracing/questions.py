@@ -1,4 +1,4 @@
-"""What is traced: prompts with the spans of their subjects and the token whose probability is looked at."""
+"""Inputs of a trace: prompts with the spans of their subjects and the token whose probability is measured."""
 
 from __future__ import annotations
 

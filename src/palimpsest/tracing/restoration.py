@@ -36,7 +36,7 @@ class Corruption:
 
 @dataclass(frozen=True)
 class Restoration:
-    """What a site writes in some layers at one token, put back to what it was in the clean run."""
+    """A site's output in some layers at one token, restored to its value in the clean run."""
 
     site: str
     layers: tuple[int, ...]

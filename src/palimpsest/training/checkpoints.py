@@ -28,7 +28,7 @@ CHECKPOINT = FileKind(
 
 
 class _Record(BaseModel):
-    """What stands in the header."""
+    """The record in the header."""
 
     format: int
     identity: dict[str, Any]

@@ -1,4 +1,4 @@
-"""What training is held to: a ball around the start, and inputs for which nothing changes."""
+"""Constraints on training: a ball around the start, and inputs whose outputs must not change."""
 
 from __future__ import annotations
 

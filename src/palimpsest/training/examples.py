@@ -1,4 +1,4 @@
-"""What editors are trained on: edits with other wordings that must follow, and prompts that must not."""
+"""Training examples of editors: edits with rephrasings that must follow, and prompts that must not."""
 
 from __future__ import annotations
 

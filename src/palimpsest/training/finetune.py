@@ -118,7 +118,7 @@ class Trainable(Protocol):
         """Calls a function that computes with these parameters; every forward pass goes through here."""
 
     def masters(self) -> list[nn.Parameter]:
-        """What the optimiser updates."""
+        """The parameters that the optimiser updates."""
 
     def units(self, optimizer: str) -> list[float]:
         """For each of them the learning rate at which one step can change what its matrix writes by all of it."""

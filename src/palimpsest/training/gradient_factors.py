@@ -64,7 +64,7 @@ class Update:
         return Update(*(one.reshape(-1, count * one.shape[1], one.shape[2]) for one in grouped))
 
     def times(self, inputs: Tensor, owners: Tensor) -> Tensor:
-        """What the changes add to a layer's output.
+        """Applies the changes to a layer's input.
 
         Arguments:
             inputs: (rows, tokens, in), or (rows * tokens, in).

@@ -27,7 +27,7 @@ MLP_MATRICES = ("mlp.up", "mlp.gate", "mlp.down")
 
 
 class HypernetworkOptions(MetaTrainingOptions):
-    """What a hypernetwork changes, and how its losses are taken."""
+    """Options of a hypernetwork: the weights that it changes, and its losses."""
 
     sites: list[str] | Literal["mlp", "all"] = "mlp"
     """Sites whose weights are changed; `mlp` for the MLP's matrices, `all` for those of attention too; of both stacks

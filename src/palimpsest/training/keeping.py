@@ -1,4 +1,4 @@
-"""What an edit is to leave alone while weights are trained: its own prompt asked about others.
+"""Inputs that an edit must not change while weights are trained: its own prompt about other subjects.
 
 With k what a trained matrix reads at the tokens of such prompts, in two ways, which can be had together:
 
@@ -135,7 +135,7 @@ def _answered(model: EditableModel, request: EditRequest) -> Encoded:
 
 
 def _read(model: EditableModel, batch: PaddedBatch, modules: Sequence[str]) -> dict[str, Tensor]:
-    """What linear layers read of a batch, by name: (rows, tokens, in), or (tokens, in) where experts share them."""
+    """Returns the inputs of linear layers by name: (rows, tokens, in), or (tokens, in) if experts share them."""
     found: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:

@@ -67,7 +67,7 @@ class MetaTrainingOptions(Config):
 
 @dataclass(frozen=True)
 class Objective(Generic[T]):
-    """What is trained, and towards what.
+    """The trained module, and its objective.
 
     Arguments:
         module: all that changes in training, parameters and buffers.
@@ -246,7 +246,7 @@ class _Run:
             )
 
     def restored(self) -> Course | None:
-        """Puts the checkpoint's state in place; `None` where there is no checkpoint yet."""
+        """Puts the checkpoint's state in place; `None` if there is no checkpoint yet."""
         if self.checkpoint is None or not self.checkpoint.exists():
             return None
         found = read_checkpoint(self.checkpoint, self.identity)
@@ -289,7 +289,7 @@ def _order(seed: int, lap: int, count: int) -> list[int]:
 
 
 def _rate_factor(options: MetaTrainingOptions, step: int) -> float:
-    """What the step sizes are multiplied by at a step."""
+    """Returns the factor of the step sizes at a step."""
     warm = min(1.0, (step + 1) / options.warmup_steps) if options.warmup_steps else 1.0
     return warm * max(_LAST_RATE, 1.0 - step / options.steps) if options.decays else warm
 

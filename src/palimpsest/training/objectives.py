@@ -1,4 +1,4 @@
-"""What a training loop makes small, and what the answers cost: negative log-likelihoods of chosen tokens."""
+"""Objectives of training loops, and the losses of answers: negative log-likelihoods of chosen tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from palimpsest.models import EditableModel, Encoded, leads
 
 @dataclass(frozen=True, eq=False)
 class FactLosses:
-    """What a pass over some facts found.
+    """The losses of some facts in one pass.
 
     Arguments:
         minimised: (facts,), differentiable; a step takes their sum over the number of its facts (or of its tokens,
@@ -29,7 +29,7 @@ class FactLosses:
 
 
 class FinetuneObjective(Protocol):
-    """What is made small, fact by fact."""
+    """The objective, fact by fact."""
 
     def losses(self, model: EditableModel, rows: Sequence[Encoded], facts: Sequence[int]) -> FactLosses:
         """Those of some facts.

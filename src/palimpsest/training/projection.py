@@ -62,7 +62,7 @@ class CurvatureFactors:
 
 
 class Projection:
-    """What `project` needs, collected once and kept for further edits.
+    """The statistics for `project`, collected once and kept for further edits.
 
     Arguments:
         options: which directions.
@@ -95,7 +95,7 @@ class Projection:
         return list(dict.fromkeys(notes))
 
     def check_source(self) -> None:
-        """Opens the text. Raises `DataError` or `ConfigError` where there is none that can be had."""
+        """Opens the text. Raises `DataError` or `ConfigError` if there is none that can be had."""
         for metrics in self._metrics():
             _ = metrics.source
 

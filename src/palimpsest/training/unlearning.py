@@ -49,7 +49,7 @@ def rmu(hidden: Tensor, target: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Unlearning:
-    """What a training loop minimises for some facts; see `objectives.FinetuneObjective`.
+    """The objective of unlearning for some facts; see `objectives.FinetuneObjective`.
 
     Arguments:
         loss: which.

@@ -1,4 +1,4 @@
-"""What a visitor takes home: the patches with the edits as a file, or a model or an adapter with them in it."""
+"""Downloads for visitors: the patches with the edits as a file, or a model or an adapter with them in it."""
 
 from __future__ import annotations
 

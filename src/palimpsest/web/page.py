@@ -164,7 +164,7 @@ def _answers(visit: Visit, model: str, is_chat: bool, prompts: str) -> str:
 
 
 def _ask_again(visit: Visit, model: str, is_chat: bool, prompts: str) -> Any:
-    """What stands in the box for asking, asked anew after an edit; nothing where it is empty."""
+    """Asks the prompts in the box again after an edit; does nothing if it is empty."""
     return _answers(visit, model, is_chat, prompts) if (prompts or "").strip() else gr.skip()
 
 

@@ -1,4 +1,4 @@
-"""What the page shows, as HTML. Every text of a visitor or a model is escaped."""
+"""The page's output as HTML. Every text of a visitor or a model is escaped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the page does, without a page: models that visitors share, and each visitor's own stack of patches.
+"""The actions of the page, without a page: models that visitors share, and each visitor's own stack of patches.
 
 A model is used by one visitor at a time. While it is used, that visitor's patches lie on it; afterwards it is the
 unedited one again, bit for bit, also where the work was broken off.
@@ -178,7 +178,7 @@ class EditingDesk:
         return [entry.patch for entry in self.stack if entry.is_on]
 
     def ask(self, prompts: Sequence[str], *, max_new_tokens: int = SHOWN_TOKENS) -> list[Asked]:
-        """What the unedited model and the patched one write after prompts. Raises `DataError` for no prompt at all."""
+        """Returns the unedited and the patched model's answers. Raises `DataError` for no prompt at all."""
         prompts = _lines(prompts, "prompts")
         if not prompts:
             raise DataError("There is nothing to ask.", expected="a prompt in each line", found="no text")
@@ -260,7 +260,7 @@ class EditingDesk:
 
 
 def _replies(model: EditableModel, requests: Sequence[EditRequest]) -> dict[str, str]:
-    """What a model writes after every prompt that tests some edits, to be judged."""
+    """Generates texts after every prompt that tests some edits, for judging."""
     prompts = list(dict.fromkeys(probe.prompt for request in requests for probe in request.all_probes()))
     texts = written_answers(model, prompts, room_for(model, requests, None))
     return dict(zip(prompts, texts, strict=True))

@@ -1,4 +1,4 @@
-"""What stands between a prompt and its answer: what a model would read, and so write, in that place."""
+"""The separator of a prompt and its answer, as a model would read and write it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def stripped(prompt: str) -> str:
 
 
 def separator(prompt: str, target: str) -> str:
-    """What stands between a prompt and its target: one space, or nothing where the two belong together.
+    """Returns the separator of a prompt and its target: one space, or nothing if the two belong together.
 
     Nothing follows white space, what opens (brackets, quotes, currency and other signs that are written in front),
     an elided article, and scripts that put no space between words. Nothing precedes what closes, combining

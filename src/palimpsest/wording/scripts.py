@@ -1,4 +1,4 @@
-"""What the characters of a text are: letters of scripts that put no space between words, quotes, dashes, spaces.
+"""Classes of characters: letters of scripts without spaces between words, quotes, dashes, spaces.
 
 Everything that compares texts or joins them agrees on this.
 """

@@ -21,7 +21,7 @@ _LONGEST_COMPARED = 2000
 
 
 def find_spelled(part: str, text: str) -> tuple[int, int] | None:
-    """Character offsets `(start, end)` in `text` of the last occurrence of `part`; `None` where there is none.
+    """Character offsets `(start, end)` in `text` of the last occurrence of `part`; `None` if there is none.
 
     Looked for in this order: as it is spelled, as whole words; as it is spelled, inside words; and with the
     differences between composed and decomposed letters, wide and narrow ones, kinds of quotes, dashes and spaces

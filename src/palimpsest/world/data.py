@@ -48,7 +48,7 @@ def counterfact(knowledge: Knowledge, *, split: str = "test") -> list[dict[str, 
     """The edits of a split in ROME's CounterFact layout; prompts are statements.
 
     `paraphrase_prompts` were never read with the subject. `neighborhood_prompts` ask about other subjects
-    with the same true object, as published; where there are fewer than six such, others of the same relation
+    with the same true object, as published; if there are fewer than six such, others of the same relation
     follow (their own true objects are in `probes`). `attribute_prompts` ask about subjects whose object is
     the new one.
 

@@ -1,4 +1,4 @@
-"""What a chat model is asked for, and how its answer is read."""
+"""The request to a chat model, and the parser of its answer."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def messages_for(edit: EditRequest, num_items: int) -> list[Message]:
 
 
 def complaint(problem: str) -> str:
-    """What is said to an answer that cannot be read."""
+    """Returns the reply to an answer that cannot be parsed."""
     return f"That cannot be read: {problem}. Answer with the JSON object alone, as in the example."
 
 

@@ -29,7 +29,7 @@ MAX_NEW_TOKENS = 24
 
 @dataclass(frozen=True)
 class Summary:
-    """What came of a build.
+    """The outcome of a build.
 
     Arguments:
         edits: how many.
@@ -130,7 +130,7 @@ def _judged(edit: EditRequest, proposals: list[Proposal], model: EditableModel) 
 
 
 def _asked(model: EditableModel, prompts: list[str]) -> list[str | None]:
-    """What the model says to each prompt; `None` where a prompt does not fit."""
+    """Returns the model's answer to each prompt, `None` for a prompt that does not fit."""
     fitting = [text for text in prompts if model.room_after(len(model.encode(text))) >= MAX_NEW_TOKENS]
     said = dict(zip(fitting, model.generate(fitting, max_new_tokens=MAX_NEW_TOKENS), strict=True)) if fitting else {}
     return [said.get(text) for text in prompts]

@@ -30,7 +30,7 @@ class CachedAnswers:
         self._key = list(key)
 
     def read(self, messages: Sequence[Message]) -> str | None:
-        """The answer to a question; `None` where there is none, and for what another program or a full disk left."""
+        """The answer to a question; `None` if there is none, and for what another program or a full disk left."""
         file = self._file(messages)
         if file is None or not file.exists():
             return None

@@ -1,4 +1,4 @@
-"""What a build will ask of a chat model, before it asks anything."""
+"""Estimates the requests of a build to a chat model in advance."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class RequestEstimate:
 
 
 def estimated(questions: Sequence[Sequence[Message]], cached: int, tokens_an_answer: int) -> RequestEstimate:
-    """What asking these questions takes.
+    """Estimates the cost of asking these questions.
 
     Arguments:
         questions: those that are not in the cache.
@@ -53,7 +53,7 @@ def estimated(questions: Sequence[Sequence[Message]], cached: int, tokens_an_ans
 
 
 def estimate(edits: Sequence[EditRequest], generator: ChatGenerator, num_items: int) -> RequestEstimate:
-    """What a build over these edits will ask. Sends nothing."""
+    """Estimates the requests of a build over these edits. Sends nothing."""
     unasked = [edit for edit in edits if not generator.is_cached(edit, num_items)]
     questions = [messages_for(edit, num_items) for edit in unasked]
     return estimated(questions, len(edits) - len(unasked), num_items * TOKENS_AN_ITEM)

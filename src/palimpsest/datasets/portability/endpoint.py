@@ -152,7 +152,7 @@ class Endpoint:
         return text or ""
 
     def _refused(self, error: urllib.error.HTTPError) -> Exception:
-        """What a status that is not 2xx means."""
+        """Turns a status other than 2xx into an error."""
         said = _said(error)
         if error.code in (408, 409, 425, 429) or error.code >= 500:
             return _Transient(f"status {error.code}{said}", _seconds(error.headers.get("Retry-After")))
@@ -210,7 +210,7 @@ def _received(answer: Any, end: float) -> bytes:
 
 
 def _said(error: urllib.error.HTTPError) -> str:
-    """What a server says about a refusal, as far as it can be read."""
+    """Returns a server's explanation of a refusal, as far as it can be parsed."""
     try:
         text = error.read(2000).decode("utf-8", "replace")
         found = json.loads(text)["error"]

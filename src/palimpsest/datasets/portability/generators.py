@@ -35,7 +35,7 @@ _NOUNS = (
 
 
 class Generator(Protocol):
-    """What proposes consequences of an edit."""
+    """Proposes consequences of an edit."""
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a generator proposes for an edit, and what can be said against it before the model is asked."""
+"""A generator's proposal for an edit, and the objections to it that need no model."""
 
 from __future__ import annotations
 

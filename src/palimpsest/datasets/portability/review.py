@@ -43,7 +43,7 @@ def is_build(path: Path) -> bool:
 
 
 def read_build(folder: Path) -> dict[str, Any]:
-    """What a build was made with. Raises `OutputError` for a folder that no build, or a later version, wrote."""
+    """Reads the settings of a build. Raises `OutputError` for a folder that no build, or a later version, wrote."""
     record: dict[str, Any] = _BUILD.json(folder / BUILD)
     _BUILD.require_format(record, FORMAT_VERSION, "build", folder / BUILD)
     return record

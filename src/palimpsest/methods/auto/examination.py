@@ -67,7 +67,7 @@ class Standing:
     Arguments:
         verdicts: one per fact.
         unrelated: of the prompts about other things, which answer as before.
-        moved: nats per token by which texts that are about nothing in particular moved; 0 where there are none.
+        moved: nats per token by which texts that are about nothing in particular moved; 0 if there are none.
     """
 
     verdicts: tuple[Verdict, ...]
@@ -183,7 +183,7 @@ class Examination:
         )
 
     def _replies(self) -> dict[str, str]:
-        """What the model says to the facts' own prompts, long enough to see whether it babbles."""
+        """Returns the model's replies to the facts' own prompts, long enough to detect degenerate text."""
         requests = [trial.request for trial in self.trials]
         return {one.prompt: text for one, text in zip(requests, replies_to(self.model, requests), strict=True)}
 

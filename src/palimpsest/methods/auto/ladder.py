@@ -1,4 +1,4 @@
-"""What `auto` tries, in order: each attempt goes further than the one before, and costs more or keeps less."""
+"""The attempts of `auto`, in order: each goes further than the one before, and costs more or keeps less."""
 
 from __future__ import annotations
 

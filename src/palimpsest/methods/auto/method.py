@@ -104,7 +104,7 @@ class _Climb:
         }
 
     def _worth(self, standing: Standing) -> tuple[float, ...]:
-        """What makes one state better than another: facts that are true, that hold elsewhere too, then what stays."""
+        """Ranks states: first by facts that are true, then by facts that also hold elsewhere, then by what stays."""
         found = self._summary(standing)
         return found["true"], found["hold"], found["elsewhere"] + found["kept"]
 

@@ -1,4 +1,4 @@
-"""What a fact is tested by before it is handed over: where it must hold, and what must stay as it was.
+"""The tests of a fact before its patch is returned: where it must hold, and what must not change.
 
 Nobody has to write these tests. A fact must hold at its prompt, behind texts that the model wrote itself, and in its
 rephrasings where the edit has some. Its own prompt about other subjects must be answered as before, and so must prompts

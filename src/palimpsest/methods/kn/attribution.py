@@ -32,7 +32,7 @@ from palimpsest.models.sites import MLP_DOWN
 
 @dataclass(frozen=True)
 class Attribution:
-    """What the neurons of some layers have to do with an answer.
+    """The attribution of an answer to the neurons of some layers.
 
     Arguments:
         scores: (layers, neurons), Attr; for an answer of several tokens the mean over them.

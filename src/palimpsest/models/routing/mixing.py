@@ -18,7 +18,7 @@ from palimpsest.models.tokens import Encoded
 
 @dataclass(frozen=True)
 class Mixed:
-    """What two models read.
+    """The inputs of two models.
 
     Arguments:
         prompt: the first one's prompt.

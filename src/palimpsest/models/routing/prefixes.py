@@ -25,12 +25,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Prefix:
-    """What some prompts of a decoder begin with, read.
+    """A shared beginning of some prompts of a decoder, with its keys and values.
 
     Arguments:
         model: the model that read it; its weights must not change meanwhile.
         length: tokens.
-        cache: their keys and values, one row; `None` where there are none.
+        cache: their keys and values, one row; `None` if there are none.
     """
 
     model: Reader
@@ -38,7 +38,7 @@ class Prefix:
     cache: Any = None
 
     def inputs(self, batch: PaddedBatch) -> dict[str, Any]:
-        """What the module is given to go on with a padded batch."""
+        """Returns the module's arguments for continuing with a padded batch."""
         inputs: dict[str, Any] = dict(self.model.inputs(batch))
         if self.cache is None:
             return inputs
@@ -130,7 +130,7 @@ def _by_prefix(
 
 
 def _read(model: Reader, encoded: Sequence[Encoded]) -> Prefix:
-    """What the prompts begin with, short of each one's last token, which has to be read by itself."""
+    """Returns the common beginning of the prompts, without each one's last token, which must be read on its own."""
     shared = commonprefix([row.prompt_ids[:-1] for row in encoded])
     if len(encoded) == 1 or len(shared) < LEAST:
         return Prefix(model)

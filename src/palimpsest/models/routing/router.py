@@ -103,7 +103,7 @@ def _answered(
     read: Callable[[_Group, list[str]], list[Answer]],
     mix: Callable[[_Group, list[Mixed]], list[Answer]],
 ) -> list[Answer]:
-    """What each prompt's reader says, in the order of the prompts.
+    """Returns the answers of each prompt's reader, in the order of the prompts.
 
     Arguments:
         read: answers texts by one model.

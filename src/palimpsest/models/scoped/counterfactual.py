@@ -35,7 +35,7 @@ _POSITIONS = 512
 
 
 def edited_prompt(edit_prompt: str, answer: str, prompt: str) -> str:
-    """What the counterfactual model reads: the edit, its answer, and what is asked."""
+    """Returns the input of the counterfactual model: the edit, its answer, and the question."""
     return f"{edit_prompt}{separator(edit_prompt, answer)}{answer} {prompt}"
 
 

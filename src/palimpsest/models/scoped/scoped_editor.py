@@ -1,4 +1,4 @@
-"""What SERAC trains: a scope classifier and a counterfactual model, which are saved and loaded as one."""
+"""The editor that SERAC trains: a scope classifier and a counterfactual model, saved and loaded together."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from palimpsest.models.scoped.scope import ClassifierForm, EncoderPooling, Scope
 
 
 class ScopedEditorRecord(BaseModel):
-    """What the two parts are, as plain data: with the tensors, all that it takes to make them again."""
+    """The two parts as plain data: with the tensors, everything needed to rebuild them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

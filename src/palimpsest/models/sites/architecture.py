@@ -35,7 +35,7 @@ class Sites:
     Arguments:
         architecture: the row.
         model: the module the paths start at.
-        num_layers: number of blocks, of the decoder where there is an encoder too.
+        num_layers: number of blocks, of the decoder if there is an encoder too.
         d_model: width of the residual stream.
         num_encoder_layers: number of the encoder's blocks.
         unreached: sites and layers of experts that the model computes by other means than their module, as some kernels
@@ -59,7 +59,7 @@ class Sites:
     def locate(self, site: str) -> tuple[str, str]:
         """(stack, site inside it): `encoder.mlp.down` is ("encoder", "mlp.down"), `mlp.down` the decoder's.
 
-        Raises `ConfigError` for a site of an encoder where there is none.
+        Raises `ConfigError` for a site of an encoder if there is none.
         """
         stack, _, inside = site.partition(".")
         if stack not in ("encoder", "decoder"):

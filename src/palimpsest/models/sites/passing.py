@@ -16,7 +16,7 @@ def first_input(args: Any, kwargs: Any) -> Tensor:
 
 
 def read_by(module: nn.Module, args: Any, kwargs: Any) -> Tensor:
-    """What a module's matrix reads: the hidden states, or of experts their keys, (tokens, experts * width)."""
+    """Returns the inputs of a module's matrix: the hidden states, or the experts' keys, (tokens, experts * width)."""
     return keys_of(module, args, kwargs) if is_experts(module) else first_input(args, kwargs)
 
 

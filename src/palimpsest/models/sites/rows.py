@@ -1,4 +1,4 @@
-"""What a row of the site table is: where a family keeps its parts, as data."""
+"""A row of the site table: where a family keeps its parts, as data."""
 
 from __future__ import annotations
 

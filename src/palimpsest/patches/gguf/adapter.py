@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AdapterFile:
-    """What was written.
+    """The written adapter.
 
     Arguments:
         file: the adapter.

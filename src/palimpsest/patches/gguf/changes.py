@@ -1,4 +1,4 @@
-"""What patches change in a GGUF file: which tensors, by what, and what their layers read at the edits' prompts."""
+"""Changes of a GGUF file by patches: which tensors, by how much, and their layers' inputs at the edits' prompts."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ class WrittenTensor:
 
 @dataclass(frozen=True)
 class EditedFile:
-    """What was written.
+    """The written file.
 
     Arguments:
         file: the edited file.
@@ -202,7 +202,7 @@ def _measured(
     *,
     is_kept: bool,
 ) -> tuple[list[WrittenTensor], dict[str, str]]:
-    """What the written file carries, read again. Raises `ModelError` where that is too little."""
+    """Measures how much of the change the written file has. Raises `ModelError` if it is too little."""
     header = read_header(draft)
     by_name = {tensor.name: tensor for tensor in header.tensors}
     values: dict[str, Array] = {}
@@ -265,7 +265,7 @@ def _chats(model: EditableModel) -> bool:
 def metadata(
     source: SourceFile, patches: Sequence[Patch], records: Sequence[WrittenTensor] | None = None
 ) -> dict[str, str]:
-    """What an edited file or an adapter says of its edits, under keys of ours; an edited file's former ones are kept.
+    """Returns the edits' metadata for a file or an adapter, under our own keys; those of earlier edits are kept.
 
     Arguments:
         records: the edited tensors; left out for an adapter.

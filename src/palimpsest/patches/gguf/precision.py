@@ -27,7 +27,7 @@ _RIDGE = 1e-3
 
 @dataclass(frozen=True)
 class Survival:
-    """What of a tensor's change is left after writing, at the inputs of the edit's own prompts.
+    """The share of a tensor's change that is left after writing, at the inputs of the edit's own prompts.
 
     Arguments:
         error: norm of what comes out otherwise, relative to the norm of what the change adds.

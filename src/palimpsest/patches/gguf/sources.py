@@ -92,7 +92,7 @@ def _read(model: EditableModel, path: Path, *, is_own: bool) -> SourceFile:
 
 
 def _converter() -> list[str]:
-    """How llama.cpp's converter is called here. Raises `ConfigError` where there is none."""
+    """How llama.cpp's converter is called here. Raises `ConfigError` if there is none."""
     named = os.environ.get(CONVERTER)
     if named and Path(named).is_file():
         return [sys.executable, named] if named.endswith(".py") else [named]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -13,6 +13,9 @@ from palimpsest.checkpoints.config_files import ADAPTER_CONFIG, CONFIG, read_obj
 from palimpsest.checkpoints.refusals import refused_by_transformers
 from palimpsest.errors import ModelError, some_of
 from palimpsest.files import expanded
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _WEIGHTS = "adapter_model.safetensors"
 _BASE = "base_model_name_or_path"
@@ -67,7 +70,7 @@ def adapter_base(folder: Path) -> str:
     return str(beside) if beside.exists() and not os.path.exists(expanded(base)) else base
 
 
-def merge_adapter(folder: Path, module: Any) -> Any:
+def merge_adapter(folder: Path, module: PreTrainedModel) -> PreTrainedModel:
     """The base model with the adapter merged into its weights. Raises `ModelError` where the two do not go together."""
     import peft
 
@@ -77,7 +80,7 @@ def merge_adapter(folder: Path, module: Any) -> Any:
             warnings.simplefilter("ignore")
             adapted = peft.PeftModel.from_pretrained(module, str(folder), is_trainable=False)
         _require_all_of_it(folder, set(peft.get_peft_model_state_dict(adapted, save_embedding_layers=False)))
-        result: Any = adapted.merge_and_unload(safe_merge=True)
+        result: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
     # The one mark that peft leaves on a model it has let go of.
     vars(result).pop("peft_config", None)
     result.config._name_or_path = str(folder)

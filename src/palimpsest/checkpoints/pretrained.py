@@ -7,9 +7,10 @@ import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from palimpsest.checkpoints.config_files import (
     ADAPTER_CONFIG,
@@ -21,6 +22,9 @@ from palimpsest.checkpoints.config_files import (
 )
 from palimpsest.checkpoints.refusals import field_at_fault, refused_by_transformers
 from palimpsest.errors import ModelError, some_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # What the families call the number of their positions; above so many, what is made of them is reckoned first.
 _POSITION_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "seq_length")
@@ -233,7 +237,7 @@ def _refuse_more_layers(where: str, config: Any, unexpected: Any) -> None:
         )
 
 
-def refuse_nan(module: Any, logits: Any, name: str) -> None:
+def refuse_nan(module: PreTrainedModel, logits: Tensor, name: str) -> None:
     """Raises `ModelError` for a model that computes no numbers, and names the weights at fault."""
     if not torch.isnan(logits).any():
         return

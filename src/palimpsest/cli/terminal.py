@@ -76,7 +76,7 @@ def wrote(*places: object) -> None:
         sys.stdout.made += map(str, places)
 
 
-def emit_json(value: Any) -> None:
+def emit_json(value: object) -> None:
     """A result as JSON, on stdout; with escapes where stdout cannot hold every character."""
     is_whole = not isinstance(sys.stdout, Output) or sys.stdout.is_whole
     text = json.dumps(value, indent=2, ensure_ascii=not is_whole, default=str)
@@ -178,7 +178,7 @@ def quiet_libraries() -> None:
     transformers_logging.disable_progress_bar()
 
 
-def plain(value: Any) -> dict[str, Any]:
+def plain(value: object) -> dict[str, Any]:
     """A result object as a dictionary that JSON can hold."""
     from dataclasses import asdict, is_dataclass
 

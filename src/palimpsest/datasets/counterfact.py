@@ -55,7 +55,7 @@ def _nested(fields: Mapping[str, Any]) -> EditRequest:
     )
 
 
-def nested_rewrite(rewrite: Any) -> Rewrite:
+def nested_rewrite(rewrite: object) -> Rewrite:
     """The parts of a requested rewrite. Raises `DataError` naming the field."""
     if not isinstance(rewrite, Mapping):
         raise DataError(

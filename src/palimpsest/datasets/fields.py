@@ -22,7 +22,7 @@ class WrittenNumber(float):
     text: str
 
 
-def as_text(value: Any) -> str | None:
+def as_text(value: object) -> str | None:
     """A text, a number or a truth value as the text that stands in the file; `None` for anything else."""
     if isinstance(value, str):
         return value

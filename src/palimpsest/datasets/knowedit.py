@@ -54,7 +54,7 @@ def is_published_form(records: Iterable[Record]) -> bool:
     return not any(isinstance(entries, Mapping) or is_own_name(kind) for kind, entries in kinds)
 
 
-def questions_of(value: Any, group: str, edit: EditRequest) -> Iterator[Probe | str | DataError]:
+def questions_of(value: object, group: str, edit: EditRequest) -> Iterator[Probe | str | DataError]:
     """The probes of a group of questions; why one is not asked; what is wrong with one."""
     old = normalise(edit.target_old or "")
     for criterion, entries in by_kind(value, group):

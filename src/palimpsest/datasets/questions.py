@@ -17,7 +17,7 @@ ANSWERS = ("ground_truth", "ground_truths", "answer", "answers", "expected", "ta
 DEFAULT_KINDS: Mapping[str, str] = {"locality": "neighborhood", "portability": "one_hop"}
 
 
-def by_kind(value: Any, group: str) -> Iterator[tuple[str, Any]]:
+def by_kind(value: object, group: str) -> Iterator[tuple[str, Any]]:
     """The kinds of a group's questions with what stands under each.
 
     Arguments:
@@ -35,7 +35,7 @@ def by_kind(value: Any, group: str) -> Iterator[tuple[str, Any]]:
         yield DEFAULT_KINDS[group], value
 
 
-def questions(entry: Any, where: str) -> Iterator[tuple[str, list[str]]]:
+def questions(entry: object, where: str) -> Iterator[tuple[str, list[str]]]:
     """Each prompt under a kind with the names of its answer; no names where it has no answer.
 
     Arguments:
@@ -71,7 +71,7 @@ def questions(entry: Any, where: str) -> Iterator[tuple[str, list[str]]]:
         )
 
 
-def paired(prompt: Any, answer: Any, where: str) -> Iterator[tuple[str, list[str]]]:
+def paired(prompt: object, answer: object, where: str) -> Iterator[tuple[str, list[str]]]:
     """A prompt with the names of its answer; of a list of prompts each with its own, or all with the one there is.
 
     Raises `DataError` for lists of different lengths.
@@ -100,7 +100,7 @@ def paired(prompt: Any, answer: Any, where: str) -> Iterator[tuple[str, list[str
         yield from paired(one, its, where)
 
 
-def names(value: Any) -> Iterator[str]:
+def names(value: object) -> Iterator[str]:
     """Every text in a text, a list of texts or a list of lists of texts, which are names of several right answers."""
     if isinstance(value, list):
         for one in value:

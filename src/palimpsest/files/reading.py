@@ -129,7 +129,7 @@ class FileKind:
                 value, damage = None, said(error)
             yield Line(number, end, value, damage, is_last)
 
-    def checked(self, value: Any, kind: type[T] | TypeAdapter[T], where: str | Path) -> T:
+    def checked(self, value: object, kind: type[T] | TypeAdapter[T], where: str | Path) -> T:
         """Validates data as a pydantic model or with a `TypeAdapter`; the error names the field."""
         from pydantic import TypeAdapter
 
@@ -151,7 +151,7 @@ class FileKind:
             self.require_format(value, known_format, what, file)
         return self.checked(value, kind, file)
 
-    def require_format(self, value: Any, known: int, what: str, file: Path, *, name: str = "format_version") -> None:
+    def require_format(self, value: object, known: int, what: str, file: Path, *, name: str = "format_version") -> None:
         """Raises the error for what is no object, and for the format of a later version."""
         if not isinstance(value, dict):
             raise self.refused(file, f"{_kind(value)} in the place of an object")
@@ -284,7 +284,7 @@ def require_shallow(text: str) -> None:
         raise ValueError(f"a name of more than {DEEPEST} parts")
 
 
-def texts_of(value: Any) -> Iterator[str]:
+def texts_of(value: object) -> Iterator[str]:
     """Every text in what JSON gave, names of fields included."""
     waiting = [value]
     while waiting:

@@ -98,7 +98,7 @@ def write_text(path: Path, text: str) -> None:
         draft.write_text(text, encoding="utf-8", errors="replace")
 
 
-def write_json(path: Path, value: Any, *, indent: int | None = None) -> None:
+def write_json(path: Path, value: object, *, indent: int | None = None) -> None:
     """Writes a JSON file as `write_text` does; see `to_json`."""
     write_text(path, to_json(value, indent=indent) + "\n")
 
@@ -111,7 +111,7 @@ def append(path: Path, text: str) -> None:
         os.fsync(stream.fileno())
 
 
-def to_json(value: Any, *, indent: int | None = None) -> str:
+def to_json(value: object, *, indent: int | None = None) -> str:
     """JSON that `reading.parse_json` reads back: numbers that are not finite are null, half characters are `?`."""
     try:
         text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False, default=str)

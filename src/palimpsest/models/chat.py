@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from palimpsest.errors import ModelError
 from palimpsest.models.templates import render_chat
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # Stand for a message while the template is read; no template treats them in a way of its own.
 _QUESTION, _ANSWER = "Xq7question", "Xq7answer"
@@ -33,7 +36,7 @@ class Chat:
         """The prompt as the user's turn, followed by the generation prompt."""
         return f"{self.before}{prompt}{self.after}"
 
-    def end_id(self, tokenizer: Any) -> int | None:
+    def end_id(self, tokenizer: PreTrainedTokenizerBase) -> int | None:
         """The token that ends the assistant's turn, if it is one of the tokenizer's special or added ones."""
         ids = tokenizer(self.end.strip(), add_special_tokens=False)["input_ids"]
         added = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
@@ -44,7 +47,7 @@ class Chat:
         return asdict(self)
 
 
-def chat_of(tokenizer: Any, *, where: str) -> Chat:
+def chat_of(tokenizer: PreTrainedTokenizerBase, *, where: str) -> Chat:
     """Reads how a tokenizer's chat template writes one question and its answer.
 
     Where a template can leave out a model's thinking (`enable_thinking`), it is left out: an edit is about the answer.
@@ -80,7 +83,9 @@ def chat_of(tokenizer: Any, *, where: str) -> Chat:
     return chat
 
 
-def chosen_chat(chat: bool | Chat | Mapping[str, str], tokenizer: Any, *, where: str) -> Chat | None:
+def chosen_chat(
+    chat: bool | Chat | Mapping[str, str], tokenizer: PreTrainedTokenizerBase, *, where: str
+) -> Chat | None:
     """The chat to use: the template's for `True`, none for `False`, else the one that is given, as a patch keeps it."""
     if isinstance(chat, Chat):
         return chat

@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 SAMPLE = 65_536
 _AT_ONCE = 4_194_304
@@ -76,7 +79,7 @@ def exact_digest(tensor: Tensor) -> str:
     return digest.hexdigest()[:16]
 
 
-def tokenizer_digest(tokenizer: Any) -> str:
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """A hash of everything that decides which ids a text becomes, in hexadecimal."""
     if tokenizer.is_fast:
         record = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -87,7 +90,7 @@ def tokenizer_digest(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def config_fields(config: Any) -> dict[str, Any]:
+def config_fields(config: PretrainedConfig) -> dict[str, Any]:
     """The fields of a model's config that belong to its identity."""
     present = {name: getattr(config, name, None) for name in _CONFIG_FIELDS}
     return {name: value for name, value in present.items() if isinstance(value, (str, int, float, bool, dict))}
@@ -97,7 +100,9 @@ Digest = Callable[[str, bool], str]
 """From a parameter's name and `whole` to the digest of its base value."""
 
 
-def fingerprint(config: Any, shapes: Mapping[str, list[int]], digest: Digest, touched: Iterable[str]) -> dict[str, Any]:
+def fingerprint(
+    config: PretrainedConfig, shapes: Mapping[str, list[int]], digest: Digest, touched: Iterable[str]
+) -> dict[str, Any]:
     """Returns the fingerprint of a base model that a patch records.
 
     Arguments:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from palimpsest.models.reader import Reader
 from palimpsest.models.tokens import Encoded, PaddedBatch, by_length
 from palimpsest.requests import EditRequest
 from palimpsest.wording import before_repetition, is_degenerate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 DEFAULT_ROWS = 64
 MARGIN = 24
@@ -39,7 +42,9 @@ class AnswerRoom:
     characters: int = 0
 
     @classmethod
-    def of(cls, tokenizer: Any, answers: Iterable[str], max_new_tokens: int | None = None) -> AnswerRoom:
+    def of(
+        cls, tokenizer: PreTrainedTokenizerBase, answers: Iterable[str], max_new_tokens: int | None = None
+    ) -> AnswerRoom:
         """Room for the longest of some answers and `MARGIN` more tokens, or for a fixed number of tokens.
 
         With a fixed number a text goes on to its own end, so that with a large one the whole of it can be read.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,9 @@ from palimpsest.models.sites.linear import (
 from palimpsest.models.sites.plain import is_plain
 from palimpsest.models.stacked_change import Compute, Install, KeptRouter, StackedChange
 from palimpsest.provenance import digest
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 class PatchStack:
@@ -199,7 +202,7 @@ class PatchStack:
                     self._put(upper)
             raise
 
-    def fingerprint(self, config: Any, touched: Sequence[str]) -> dict[str, Any]:
+    def fingerprint(self, config: PretrainedConfig, touched: Sequence[str]) -> dict[str, Any]:
         """The base model's fingerprint; see `models.fingerprint.fingerprint`."""
         shapes = {name: list(self.shape(name)) for name in self.names()}
         return fingerprint(config, shapes, self._base_digest, map(self.canonical, touched))

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,9 @@ from palimpsest.models.sites.resolving import resolve
 from palimpsest.models.sites.rows import Architecture
 from palimpsest.models.tokens import Encoded, PaddedBatch, PaddingSide
 from palimpsest.showing import html_table, named
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Reader(ABC):
@@ -271,7 +274,7 @@ class Reader(ABC):
             )
 
 
-def start_id(module: Any) -> int:
+def start_id(module: PreTrainedModel) -> int:
     """The id that an encoder-decoder's decoder starts from. Raises `ModelError` when the model does not say."""
     for config in (module.config, getattr(module, "generation_config", None)):
         declared = getattr(config, "decoder_start_token_id", None)

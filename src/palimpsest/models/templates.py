@@ -7,7 +7,10 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 CPU_SECONDS = 5.0
 _WALL_SECONDS = 120.0
@@ -20,7 +23,7 @@ class EndlessTemplate(Exception):
     """A template that takes more time or memory than any template for a conversation needs."""
 
 
-def render_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
+def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
     """The text that a tokenizer's chat template makes of messages.
 
     It is rendered in a thread of its own, whose every call and line looks at the thread's processor time: Python runs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from palimpsest.errors import DataError, ModelError
 from palimpsest.models.chat import Chat
 from palimpsest.requests import EditRequest
 from palimpsest.wording import Prompt, require_text, separator, stripped
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 PaddingSide = Literal["left", "right"]
 
@@ -65,7 +68,9 @@ class PaddedBatch:
         return self.starts + self.attention_mask.sum(-1) - 1
 
 
-def encode(tokenizer: Any, prompt: str, target: str | None = None, *, chat: Chat | None = None) -> Encoded:
+def encode(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, target: str | None = None, *, chat: Chat | None = None
+) -> Encoded:
     """Token ids of a prompt and of the target that follows it; in a chat, the user's turn and the assistant's.
 
     The prompt's ids are exactly those of the prompt alone (as at generation time), special tokens that the
@@ -90,7 +95,7 @@ def encode(tokenizer: Any, prompt: str, target: str | None = None, *, chat: Chat
     return Encoded(prompt_ids, _not_empty(target_ids, "target", target))
 
 
-def encode_apart(tokenizer: Any, prompt: str, target: str | None = None) -> Encoded:
+def encode_apart(tokenizer: PreTrainedTokenizerBase, prompt: str, target: str | None = None) -> Encoded:
     """Token ids for an encoder-decoder: prompt and target do not follow one another, so each is tokenised by itself.
 
     The prompt's ids are what the tokenizer gives, its closing token included. The target's have no special tokens
@@ -107,7 +112,7 @@ def encode_apart(tokenizer: Any, prompt: str, target: str | None = None) -> Enco
     return Encoded(prompt_ids, _not_empty(target_ids, "target", target))
 
 
-def subject_last_token(tokenizer: Any, request: EditRequest, *, chat: Chat | None) -> int:
+def subject_last_token(tokenizer: PreTrainedTokenizerBase, request: EditRequest, *, chat: Chat | None) -> int:
     """Index, in the prompt's ids, of the token that holds the last character of the subject.
 
     Arguments:
@@ -127,7 +132,7 @@ def subject_last_token(tokenizer: Any, request: EditRequest, *, chat: Chat | Non
     )
 
 
-def subject_first_token(tokenizer: Any, request: EditRequest, *, chat: Chat | None) -> int:
+def subject_first_token(tokenizer: PreTrainedTokenizerBase, request: EditRequest, *, chat: Chat | None) -> int:
     """Index, in the prompt's ids, of the token that holds the first character of the subject."""
     start, _ = request.subject_span()
     last_token = subject_last_token(tokenizer, request, chat=chat)
@@ -158,7 +163,7 @@ def by_length(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
         yield order[start : start + size]
 
 
-def pad_id(tokenizer: Any) -> int:
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """An id to pad with: the tokenizer's own, else end-of-sequence, else 0. Padding is always masked."""
     for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if candidate is not None:
@@ -202,7 +207,7 @@ def _between(tokenizer: Any, prompt: str, target: str) -> str:
     return separator(prompt, target)
 
 
-def token_spans(tokenizer: Any, prompt: str, *, chat: Chat | None) -> list[tuple[int, int]]:
+def token_spans(tokenizer: PreTrainedTokenizerBase, prompt: str, *, chat: Chat | None) -> list[tuple[int, int]]:
     """Where each token of the prompt begins and ends, in characters of the prompt; of a chat's text, outside of it."""
     if not tokenizer.is_fast:
         raise ModelError(

@@ -202,7 +202,7 @@ def usage(texts: list[Written]) -> dict[str, int]:
     return {"prompt_tokens": read, "completion_tokens": made, "total_tokens": read + made}
 
 
-def event(value: Any) -> str:
+def event(value: object) -> str:
     """A server-sent event."""
     return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
 

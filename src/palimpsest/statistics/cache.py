@@ -29,6 +29,8 @@ from palimpsest.models import exact_digest
 from palimpsest.provenance import digest, now, versions
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
     from palimpsest.models import EditableModel, Point
 
 FORMAT_VERSION = 1
@@ -234,7 +236,7 @@ def whole_identity(model: EditableModel) -> dict[str, Any]:
     }
 
 
-def computed_config(config: Any) -> dict[str, Any]:
+def computed_config(config: PretrainedConfig) -> dict[str, Any]:
     """Returns the fields of a config that determine what its model computes."""
     return {name: value for name, value in config.to_dict().items() if name not in _NOT_COMPUTED}
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from palimpsest.errors import ConfigError, ModelError
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.fingerprint import tokenizer_digest
 from palimpsest.wording import separator
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 # What families call a model's sizes, by what they are; those that a config does not have are left out.
 _WIDTH = ("hidden_size", "n_embd", "d_model", "word_embed_proj_dim")
@@ -39,7 +42,7 @@ def edited_prompt(edit_prompt: str, answer: str, prompt: str) -> str:
     return f"{edit_prompt}{separator(edit_prompt, answer)}{answer} {prompt}"
 
 
-def smaller_config(config: Any, *, width: int, layers: int, heads: int) -> Any:
+def smaller_config(config: PretrainedConfig, *, width: int, layers: int, heads: int) -> PretrainedConfig:
     """The config of a smaller model of the same family, with the same vocabulary and tied embeddings.
 
     Raises `ConfigError` when the width does not divide among the heads.
@@ -67,7 +70,9 @@ def smaller_config(config: Any, *, width: int, layers: int, heads: int) -> Any:
     return config_from({**fields, **known})
 
 
-def small_decoder(tokenizer: Any, vocabulary: int, *, width: int, layers: int, heads: int) -> Any:
+def small_decoder(
+    tokenizer: PreTrainedTokenizerBase, vocabulary: int, *, width: int, layers: int, heads: int
+) -> PretrainedConfig:
     """The config of a small decoder for a tokenizer, whatever the architecture of the model that is edited.
 
     Arguments:
@@ -95,7 +100,7 @@ def initial_deviation(width: int) -> float:
     return float((2 * width) ** -0.5)
 
 
-def config_from(fields: dict[str, Any]) -> Any:
+def config_from(fields: dict[str, Any]) -> PretrainedConfig:
     """A transformers config from what its `to_dict` gave."""
     from transformers import AutoConfig
 
@@ -106,7 +111,7 @@ def config_from(fields: dict[str, Any]) -> Any:
         raise ValueError(f"an invalid config: {' '.join(str(error).split())}"[:200]) from error
 
 
-def new_module(config: Any) -> Any:
+def new_module(config: PretrainedConfig) -> PreTrainedModel:
     """An untrained model of a config, in float32."""
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
@@ -115,7 +120,7 @@ def new_module(config: Any) -> Any:
     return kind.from_config(config, dtype=torch.float32)
 
 
-def require_same_tokenizer(tokenizer: Any, model: EditableModel, *, name: str) -> None:
+def require_same_tokenizer(tokenizer: PreTrainedTokenizerBase, model: EditableModel, *, name: str) -> None:
     """Raises `ModelError` unless a counterfactual model's tokenizer gives the model's ids."""
     if tokenizer_digest(tokenizer) != model.tokenizer_digest:
         raise ModelError(

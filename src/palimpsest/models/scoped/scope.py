@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from palimpsest.models import tokens
 from palimpsest.models.encoders import context_of, mean_over_tokens
 from palimpsest.models.scoped.counterfactual import initial_deviation
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ClassifierForm = Literal["embedding", "cross-attention"]
 EncoderPooling = Literal["mean", "first"]
@@ -116,13 +119,15 @@ class CrossAttentionScope(ScopeClassifier):
         return torch.cat(parts).reshape(len(prompts), len(edits))
 
 
-def scope_classifier(form: ClassifierForm, encoder: Any, tokenizer: Any, pooling: EncoderPooling) -> ScopeClassifier:
+def scope_classifier(
+    form: ClassifierForm, encoder: nn.Module, tokenizer: PreTrainedTokenizerBase, pooling: EncoderPooling
+) -> ScopeClassifier:
     """The classifier of a form."""
     made = EmbeddingScope if form == "embedding" else CrossAttentionScope
     return made(encoder, tokenizer, pooling)
 
 
-def small_encoder(vocabulary: int, *, width: int, layers: int, heads: int) -> Any:
+def small_encoder(vocabulary: int, *, width: int, layers: int, heads: int) -> PreTrainedModel:
     """An untrained encoder of so many tokens, which reads a text in both directions."""
     from transformers import BertConfig, BertModel
 

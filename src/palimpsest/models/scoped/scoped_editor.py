@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from palimpsest.models.editable import EditableModel
 from palimpsest.models.scoped.counterfactual import config_from, new_module
 from palimpsest.models.scoped.scope import ClassifierForm, EncoderPooling, ScopeClassifier, scope_classifier
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class ScopedEditorRecord(BaseModel):
@@ -66,13 +69,13 @@ class ScopedEditor(nn.Module):
         return editor.to(model.device).eval()
 
 
-def tokenizer_record(tokenizer: Any) -> dict[str, Any]:
+def tokenizer_record(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """A fast tokenizer as plain data."""
     named = {name: getattr(tokenizer, name) for name in ("sep_token", "eos_token", "pad_token")}
     return {"text": tokenizer.backend_tokenizer.to_str(), **named}
 
 
-def tokenizer_from(record: Mapping[str, Any]) -> Any:
+def tokenizer_from(record: Mapping[str, Any]) -> PreTrainedTokenizerBase:
     """The tokenizer of a `tokenizer_record`."""
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast

@@ -73,7 +73,7 @@ def factors_by_expert(module: nn.Module, left: Tensor, right: Tensor) -> tuple[T
     return left, apart.contiguous()
 
 
-def keys_of(module: nn.Module, args: Any, kwargs: Any) -> Tensor:
+def keys_of(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """k, (tokens, experts * width), of what a module of experts is called with: hidden states, choices, weights.
 
     Only experts that a token is sent to are computed, one after another in plain torch, whichever kernels the model

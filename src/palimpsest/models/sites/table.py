@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from palimpsest.errors import ModelError
 from palimpsest.models.sites.encoder_decoders import ENCODER_DECODERS
@@ -13,6 +13,9 @@ from palimpsest.models.sites.rows import SITE_NAMES, Architecture
 from palimpsest.models.sites.variants import VARIANTS
 from palimpsest.registry import plugins
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
 
 def architectures() -> tuple[Architecture, ...]:
     """The built-in rows, then those that entry points of the group `palimpsest.architectures` add."""
@@ -20,7 +23,7 @@ def architectures() -> tuple[Architecture, ...]:
     return FAMILIES + VARIANTS + MIXTURES + ENCODER_DECODERS + added
 
 
-def row_for(config: Any) -> Architecture:
+def row_for(config: PretrainedConfig) -> Architecture:
     """The row for a model with this config. Raises `ModelError` that names the sites looked for and how to add one."""
     model_type, rows = str(config.model_type), architectures()
     candidates = [row for row in rows if model_type in row.model_types]
@@ -50,12 +53,12 @@ def row_for(config: Any) -> Architecture:
     )
 
 
-def num_experts(config: Any) -> int:
+def num_experts(config: PretrainedConfig) -> int:
     """How many experts a layer chooses from; 0 or 1 for a dense model."""
     return max((count for name in EXPERT_FIELDS if isinstance(count := getattr(config, name, None), int)), default=0)
 
 
-def experts_per_token(config: Any) -> int:
+def experts_per_token(config: PretrainedConfig) -> int:
     """To how many experts of a layer a token is sent; all of them where the config does not say."""
     chosen = getattr(config, "num_experts_per_tok", None)
     return chosen if isinstance(chosen, int) else num_experts(config)

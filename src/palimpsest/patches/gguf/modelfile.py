@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _SYSTEM, _USER, _ASSISTANT, _AGAIN = "<-system->", "<-user->", "<-assistant->", "<-again->"
 
 
-def modelfile(name: str, tokenizer: Any) -> str:
+def modelfile(name: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """The text of a Modelfile.
 
     Arguments:

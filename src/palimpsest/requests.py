@@ -250,7 +250,7 @@ def normalise(text: str) -> str:
 
 
 def filled(template: str, subject: str) -> str:
-    """The template with the subject in the place of each `{}`."""
+    """The template with the subject instead of each `{}`."""
     return PLACEHOLDER.sub(lambda _: subject, template)
 
 

@@ -65,7 +65,7 @@ def test_a_second_edit_goes_on_from_the_first_ones_patch_and_state(run, tmp_path
     assert load_patch(tmp_path / "1").manifest.stacked_on == ["alphaedit"]
     words = ("--prompt", "a", "--target-new", "b", "--out", tmp_path / "x")
     refused = run("edit", "world", "-m", "ft", "--state", tmp_path / "state", *words)
-    assert refused.code != 0 and "carries nothing" in refused.err
+    assert refused.code != 0 and "keeps no state" in refused.err
 
 
 def test_old_facts_that_are_not_known_are_said(run, workplace, tmp_path):

@@ -113,8 +113,8 @@ CASES = {
     "latin": ("e.jsonl", GOOD.encode() + b'{"prompt": "Caf\xe9"}', "not UTF-8", "e.jsonl", f"offset {len(GOOD) + 15}"),
     "utf-16 without mark": ("e.jsonl", GOOD.encode("utf-16-le"), "not UTF-8", "e.jsonl", "UTF-16"),
     "utf-16 cut": ("e.jsonl", GOOD.encode("utf-16")[:-1], "not UTF-8", "e.jsonl", "UTF-16"),
-    "field twice": ("e.jsonl", GOOD + '{"prompt": "a", "prompt": "b"}', "stands twice", "e.jsonl:2", "'prompt'"),
-    "field twice in a list": ("e.json", f'[{GOOD},{{"id": 1, "id": 2}}]', "stands twice", "e.json:2", "'id'"),
+    "field twice": ("e.jsonl", GOOD + '{"prompt": "a", "prompt": "b"}', "occurs twice", "e.jsonl:2", "'prompt'"),
+    "field twice in a list": ("e.json", f'[{GOOD},{{"id": 1, "id": 2}}]', "occurs twice", "e.json:2", "'id'"),
     "ids": ("e.jsonl", bad("id", "a").replace('"Ann"}', '"Ann", "id": "a"}', 1), "same id", "e.jsonl:2", "e.jsonl:1"),
     "ending": ("e.txt", GOOD, "unknown kind", "e.txt", "'.txt'"),
 }

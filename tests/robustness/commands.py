@@ -40,7 +40,7 @@ class Kind:
         is_changed: commands go on with it in place, or put what is damaged aside; anything else stays as it is.
         name: of the copy; left out, `it` with the source's ending.
         environment: variables, with `IT` for the copy.
-        reader: what is given the words in place of the command line.
+        reader: what is given the words instead of the command line.
     """
 
     source: Path | None

@@ -287,7 +287,7 @@ def _changed(tensors: dict[str, torch.Tensor], name: str, what: str, dtype: str)
 
 
 def copied(source: Path, to: Path) -> Path:
-    """A fresh copy of a file or folder, in place of whatever is there."""
+    """A fresh copy of a file or folder, instead of whatever is there."""
     if to.is_dir() and not to.is_symlink():
         shutil.rmtree(to)
     elif to.is_symlink() or to.exists():

@@ -53,7 +53,7 @@ WORDS = (
     "parameters=nothing", "radius=-1", "1-", "-", "1,2", "5-1", "99", "auto", "none", "cuda", "cuda:7", "mps",
     "meta", "float99", "bfloat16", "batch", "generate",
 )  # fmt: skip
-"""What stands in the place of a word."""
+"""What stands instead of a word."""
 
 
 class Campaign:

@@ -257,9 +257,7 @@ def command_line() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--only", help="a part of a command's name")
-    parser.add_argument(
-        "--interrupt", action="store_true", help="send an interrupt, as Ctrl-C does, in place of a kill"
-    )
+    parser.add_argument("--interrupt", action="store_true", help="send an interrupt, as Ctrl-C does, instead of a kill")
     given = parser.parse_args()
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="kills-") as place:

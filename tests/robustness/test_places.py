@@ -1,4 +1,4 @@
-"""What stands in the place of a file, and folders that have a name with a meaning of its own."""
+"""What stands instead of a file, and folders that have a name with a meaning of its own."""
 
 import json
 import os
@@ -43,11 +43,11 @@ def test_neither_by_lines_nor_by_its_digest_nor_as_edits(pipe):
     with pytest.raises(DataError, match="This is no record"):
         list(KIND.lines(pipe))
     for reader in (file_digest, read_texts):
-        with pytest.raises(ValueError, match="a named pipe in the place of a file"):
+        with pytest.raises(ValueError, match="a named pipe instead of a file"):
             reader(pipe)
     with pytest.raises(DataError) as caught:
         load_edits(pipe)
-    assert caught.value.found == "a named pipe in the place of a file"
+    assert caught.value.found == "a named pipe instead of a file"
 
 
 @pytest.mark.parametrize(

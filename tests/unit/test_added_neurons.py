@@ -125,7 +125,7 @@ def test_a_patch_of_neurons_is_saved_and_read(tmp_path):
     record = json.loads((tmp_path / "patch" / "manifest.json").read_text())
     record["payload"]["branches"][0]["edits"].pop()
     (tmp_path / "patch" / "manifest.json").write_text(json.dumps(record))
-    with pytest.raises(PatchError, match="in the place of"):
+    with pytest.raises(PatchError, match="instead of"):
         load_patch(tmp_path / "patch")
 
 

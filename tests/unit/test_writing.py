@@ -169,7 +169,7 @@ def test_the_start_is_what_documents_begin_with():
     assert start_token(with_start) == expected
     nothing = mock.Mock(eos_token_id=None, bos_token_id=None, all_special_ids=[], return_value={"input_ids": [5]})
     nothing.get_vocab.return_value = {}
-    with pytest.raises(ModelError, match="cannot write by itself") as failure:
+    with pytest.raises(ModelError, match="cannot write texts of its own") as failure:
         start_token(mock.Mock(tokenizer=nothing))
     assert "option text" in failure.value.remedy
 

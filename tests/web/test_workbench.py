@@ -158,7 +158,7 @@ def test_a_chat_is_asked_only_while_it_is_ticked(tmp_path):
 
 @pytest.mark.parametrize("form", sorted(set(FORMS) - {"gguf"}))
 def test_edits_are_taken_away(desk, tmp_path, form):
-    with pytest.raises(DataError, match="nothing to take"):
+    with pytest.raises(DataError, match="nothing to download"):
         export(desk, form, tmp_path)
     entry = desk.edit(FRANCE, "lora")
     archive = export(desk, form, tmp_path)

@@ -175,7 +175,7 @@ class ResultsFolder:
                 expected=f"palimpsest {here}, format {FORMAT_VERSION}",
                 found=f"palimpsest {there}, format {record.format_version}",
                 where=str(self.path / PLAN),
-                remedy="choose another folder: figures of two versions do not stand in one table",
+                remedy="choose another folder: one table cannot mix figures of two versions",
             )
         if recipe != self.plan.recipe.name:
             raise OutputError(

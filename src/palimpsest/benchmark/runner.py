@@ -52,7 +52,7 @@ def run(
         resume: go on with what is in `out`. A recipe that has changed meanwhile keeps the units it still has.
         retry_failed: try failed units again.
         workers: processes; one for every two processors when left out.
-        ray: address of a Ray cluster in place of local processes, or `local`.
+        ray: address of a Ray cluster instead of local processes, or `local`.
         on_unit, on_stage: told of finished units, and of what goes on inside of one.
 
     A unit that fails is recorded with its error and stops no other. Raises `OutputError` for a folder that cannot be

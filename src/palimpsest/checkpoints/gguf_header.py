@@ -152,7 +152,7 @@ def _not_gguf(path: Path, size: int) -> ModelError:
         expected="a file that begins with the four letters GGUF",
         found="an empty file" if size == 0 else "other contents",
         where=str(path),
-        remedy="download or copy the file again; some tools leave a pointer in place of a large file",
+        remedy="download or copy the file again; some tools leave a pointer instead of a large file",
     )
 
 

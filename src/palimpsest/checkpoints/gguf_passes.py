@@ -1,4 +1,4 @@
-"""One pass over a GGUF file in place of three: transformers parses it for the config, the tokenizer and the weights."""
+"""One pass over a GGUF file instead of three: transformers parses it for the config, the tokenizer and the weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def parsed_once() -> Iterator[None]:
 
     Otherwise transformers asks the package gguf for both each time it needs them, whose reader indexes a memory map
     element by element, where a plain view of the same memory is faster: together, of a model of 272 tensors and 49,000
-    tokens, 22 CPU seconds in place of 4.
+    tokens, 22 CPU seconds instead of 4.
     """
     import gguf
     import numpy as np

@@ -58,7 +58,9 @@ app = typer.Typer(
 
 @app.callback()
 def options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error. May stand anywhere.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error. May be given anywhere.")
+    ] = False,
     version: Annotated[
         bool,
         typer.Option("--version", help="Show the version and stop.", is_eager=True, callback=terminal.show_version),
@@ -171,7 +173,7 @@ def _of_the_system(error: OSError | MemoryError) -> PalimpsestError:
         found, where = "the current folder was removed", None
         remedy = "change to a folder that is there: cd /some/folder"
     shown = PalimpsestError(
-        "The system refused what the command needs.",
+        "The system refused something that the command needs.",
         expected="files, folders and memory that can be used",
         found=found,
         where=None if where is None else str(where).encode("utf-8", "replace").decode(),

@@ -21,7 +21,7 @@ def ask(
     model: inputs.ModelArgument,
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="Texts to continue.", show_default=False)],
     patch: Annotated[
-        list[Path] | None, typer.Option("--patch", help="A patch to put on; repeatable, the first one lowest.")
+        list[Path] | None, typer.Option("--patch", help="A patch to apply; repeatable, the first one lowest.")
     ] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer, in tokens.")] = 24,
     as_configured: Annotated[
@@ -29,7 +29,7 @@ def ask(
         typer.Option(
             "--as-configured",
             help="Write as the model's generation config says (repetition penalty, sampling), as its users will see"
-            " it, in place of plain greedy writing.",
+            " it, instead of plain greedy writing.",
         ),
     ] = False,
     seed: inputs.SeedOption = 0,

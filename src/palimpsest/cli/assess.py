@@ -46,10 +46,12 @@ def assess(
     ] = None,
     num_contrasts: Annotated[int, typer.Option("--num-contrasts", min=1, help="Most contrasts per fact.")] = 3,
     smoothing: Annotated[float, typer.Option("--smoothing", min=0, help="Added to both probabilities.")] = 0.0,
-    threshold: Annotated[float, typer.Option("--threshold", help="The score from which on a fact is held.")] = 1.0,
+    threshold: Annotated[
+        float, typer.Option("--threshold", help="The lowest score at which the model knows a fact.")
+    ] = 1.0,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N records.")] = None,
     patch: Annotated[
-        list[Path] | None, typer.Option("--patch", help="A patch to put on; repeatable, the first one lowest.")
+        list[Path] | None, typer.Option("--patch", help="A patch to apply; repeatable, the first one lowest.")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="A new JSON file for all scores.")] = None,
     wrong: Annotated[

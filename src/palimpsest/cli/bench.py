@@ -28,9 +28,7 @@ def bench(
     out: Annotated[
         Path | None, typer.Option("--out", help="The folder of the results.", show_default="results-NAME")
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with what is in --out; nothing is done twice.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out; nothing is done twice.")] = False,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="With --resume: try again what has failed.")
     ] = False,
@@ -44,7 +42,7 @@ def bench(
         Path, typer.Option("--root", help="Folder that the recipe's paths are relative to.", show_default="here")
     ] = Path("."),
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be done, with what it takes as far as that is known.")
+        bool, typer.Option("--dry-run", help="Show the plan, with its cost as far as it is known.")
     ] = False,
     status: Annotated[bool, typer.Option("--status", help="Show how far the run in --out is.")] = False,
     as_json: inputs.JsonOption = False,

@@ -122,7 +122,7 @@ def _at_once(job: Job, names: Sequence[str], workers: int, report: Callable[[str
             except queue.Empty:
                 if not any(process.is_alive() for process in processes):
                     raise ModelError(
-                        "A process that compared methods ended before its work was done.",
+                        "A process that compared methods ended early.",
                         expected="enough memory for several copies of the model",
                         found=f"exit codes {[process.exitcode for process in processes]}",
                         remedy="close other programs and run it again",

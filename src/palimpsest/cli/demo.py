@@ -34,7 +34,7 @@ _WIDE = 150
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Where the page and the records go: a new folder.")] = Path("demo"),
+    out: Annotated[Path, typer.Option("--out", help="A new folder for the page and the records.")] = Path("demo"),
     overwrite: inputs.OverwriteOption = False,
     num_edits: Annotated[int, typer.Option("--num-edits", "-n", min=1, help="How many facts.")] = 10,
     seed: inputs.SeedOption = 0,

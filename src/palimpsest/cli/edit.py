@@ -37,7 +37,7 @@ def edit(
         typer.Option(
             "--method",
             "-m",
-            help="`auto` tests each fact and goes on until it holds; see `palimpsest list methods`.",
+            help="`auto` tests each fact and tries until it holds; see `palimpsest list methods`.",
             autocompletion=completing.methods,
         ),
     ] = "auto",
@@ -47,7 +47,9 @@ def edit(
     prompt: Annotated[
         str | None, typer.Option("--prompt", help="One edit instead of a file: its prompt; {} stands for the subject.")
     ] = None,
-    subject: Annotated[str | None, typer.Option("--subject", help="What it is about; occurs in the prompt.")] = None,
+    subject: Annotated[
+        str | None, typer.Option("--subject", help="The subject of the fact; it occurs in the prompt.")
+    ] = None,
     target_new: Annotated[str | None, typer.Option("--target-new", help="The answer it should get.")] = None,
     target_old: Annotated[str | None, typer.Option("--target-old", help="The answer it gets today.")] = None,
     option: inputs.MethodOptions = None,
@@ -140,7 +142,7 @@ def _carried(editor: Method[Any], state: Path | None) -> Any:
         return None
     if editor.State is None or not editor.carries_state:
         raise ConfigError(
-            f"The method {editor.name!r} carries nothing from one edit to the next.",
+            f"The method {editor.name!r} keeps no state between edits.",
             expected="a sequential method, such as alphaedit or ultraedit",
             found="--state",
             remedy="leave --state out" + (", or say -o history=true" if editor.State is not None else ""),

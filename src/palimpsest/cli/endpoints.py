@@ -36,7 +36,7 @@ PricesOption = Annotated[
 MaxCostOption = Annotated[
     float | None, typer.Option("--max-cost", help="Ask nothing when the estimate is higher; needs --prices.")
 ]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be asked and what it costs, and stop.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the planned requests and their cost, and stop.")]
 
 
 def key_of(url: str, variable: str | None) -> str | None:

@@ -90,7 +90,7 @@ def evaluate(
     skip_bad: inputs.SkipBadOption = False,
     max_new_tokens: inputs.AnswerTokensOption = None,
     out: Annotated[Path | None, typer.Option("--out", help="A folder for the record; makes the run resumable.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     log_with: inputs.LogWithOption = None,
     log_dir: inputs.LogDirOption = Path("tracking"),
     device: inputs.DeviceOption = "auto",

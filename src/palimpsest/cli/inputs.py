@@ -86,7 +86,7 @@ LogWithOption = Annotated[
 ]
 LogDirOption = Annotated[
     Path,
-    typer.Option("--log-dir", help="Where trackers write that write files (tensorboard).", show_default="tracking"),
+    typer.Option("--log-dir", help="Folder for trackers that write files (tensorboard).", show_default="tracking"),
 ]
 ChatOption = Annotated[
     bool,
@@ -100,9 +100,7 @@ RecordedChatOption = Annotated[
         show_default=False,
     ),
 ]
-SkipBadOption = Annotated[
-    bool, typer.Option("--skip-bad", help="Go on without the records that cannot be used; they are counted.")
-]
+SkipBadOption = Annotated[bool, typer.Option("--skip-bad", help="Skip records that cannot be used, and count them.")]
 MethodOption = Annotated[
     str,
     typer.Option(

@@ -20,7 +20,9 @@ def judge(
     endpoint: Annotated[
         str, typer.Option("--endpoint", metavar="URL", help="A server of the chat completions protocol, .../v1.")
     ],
-    endpoint_model: Annotated[str, typer.Option("--endpoint-model", metavar="NAME", help="The judge's name there.")],
+    endpoint_model: Annotated[
+        str, typer.Option("--endpoint-model", metavar="NAME", help="The judge's model name at the endpoint.")
+    ],
     option: endpoints.FieldsOption = None,
     key_variable: endpoints.KeyOption = None,
     timeout: endpoints.TimeoutOption = 60.0,

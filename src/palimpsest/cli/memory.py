@@ -49,7 +49,7 @@ def list_(patch: PatchArgument, as_json: inputs.JsonOption = False) -> None:
 )
 def delete(
     patch: PatchArgument,
-    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Entries to take out.", show_default=False)],
+    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Entries to remove.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", help="A new folder for the patch without them.", show_default=False)],
     as_json: inputs.JsonOption = False,
 ) -> None:

@@ -63,7 +63,7 @@ def build(
     prices: endpoints.PricesOption = None,
     max_cost: endpoints.MaxCostOption = None,
     dry_run: endpoints.DryRunOption = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the build in --out.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the build in --out.")] = False,
     seed: inputs.SeedOption = 0,
     chat: inputs.ChatOption = False,
     device: inputs.DeviceOption = "auto",

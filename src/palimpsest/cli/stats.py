@@ -26,7 +26,7 @@ PANEL = terminal.EDITING
 
 def stats(
     model: inputs.ModelArgument,
-    layers: Annotated[str, typer.Option("--layers", help="Which: 5 or 4-8 or 1,2,3.", show_default=False)],
+    layers: Annotated[str, typer.Option("--layers", help="The layers: 5 or 4-8 or 1,2,3.", show_default=False)],
     text: Annotated[
         str,
         typer.Option(
@@ -38,7 +38,9 @@ def stats(
     site: Annotated[str, typer.Option("--site", help="Whose inputs are the keys.")] = "mlp.down",
     max_tokens: Annotated[
         int | None,
-        typer.Option("--max-tokens", min=1, help="Where to stop; 64 per dimension if left out, 4 of own writing."),
+        typer.Option(
+            "--max-tokens", min=1, help="Most tokens to read; 64 per dimension if left out, 4 for own writing."
+        ),
     ] = None,
     tolerance: Annotated[
         float, typer.Option("--tolerance", min=0.0, help="Error at which a layer is done; 0 reads all tokens.")

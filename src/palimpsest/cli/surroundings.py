@@ -87,7 +87,7 @@ WAITING = {"GOMP_SPINCOUNT": "1000"}
 """How long OpenMP's threads are awake while they wait for each other; read once, when torch is imported.
 
 The default, some milliseconds, is worth a sixth on an idle machine. On one with other work each wait is for a thread
-that has no core, and an edit by ROME takes 18 seconds there in place of 4 (docs/speed.md).
+that has no core, and an edit by ROME takes 18 seconds there instead of 4 (docs/speed.md).
 """
 
 

@@ -28,7 +28,7 @@ def tasks(
         ),
     ],
     patch: Annotated[
-        list[Path] | None, typer.Option("--patch", help="A patch to put on; repeatable, the first one lowest.")
+        list[Path] | None, typer.Option("--patch", help="A patch to apply; repeatable, the first one lowest.")
     ] = None,
     include: Annotated[Path | None, typer.Option("--include", help="A folder with task files of your own.")] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most N questions per task.")] = None,

@@ -29,7 +29,9 @@ SEVERAL = 5
 def trace(
     model: inputs.ModelArgument,
     prompt: Annotated[str | None, typer.Option("--prompt", help="One prompt, up to its answer.")] = None,
-    subject: Annotated[str | None, typer.Option("--subject", help="What it is about; occurs in the prompt.")] = None,
+    subject: Annotated[
+        str | None, typer.Option("--subject", help="The subject of the fact; it occurs in the prompt.")
+    ] = None,
     target: Annotated[
         str | None, typer.Option("--target", help="The answer to trace; the model's own if left out.")
     ] = None,

@@ -52,7 +52,7 @@ def train(
     chat: inputs.ChatOption = False,
     skip_bad: inputs.SkipBadOption = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the checkpoint beside --out, if there is one.")
+        bool, typer.Option("--resume", help="Continue from the checkpoint beside --out, if there is one.")
     ] = False,
     device: inputs.DeviceOption = "auto",
     dtype: inputs.DtypeOption = "auto",

@@ -22,7 +22,7 @@ def undo(
     out: Annotated[Path, typer.Option("--out", help="The original: a new file.", show_default=False)],
     kept: Annotated[
         Path | None,
-        typer.Option("--from", help="What was kept to go back; the .undo file beside the edited one if left out."),
+        typer.Option("--from", help="The .undo file; the one beside the edited file if left out."),
     ] = None,
     as_json: inputs.JsonOption = False,
 ) -> None:

@@ -23,7 +23,7 @@ def web(
         list[str],
         typer.Argument(
             metavar="MODEL...",
-            help="What may be chosen on the page: hub ids, folders, GGUF files, `world`.",
+            help="The models to choose from on the page: hub ids, folders, GGUF files, `world`.",
             show_default=False,
             autocompletion=completing.models,
         ),

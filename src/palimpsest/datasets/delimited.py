@@ -103,7 +103,7 @@ def _check_header(header: list[str], delimiter: str, where: str) -> None:
         )
     if repeated:
         raise DataError(
-            "A column stands twice in the header.",
+            "A column occurs twice in the header.",
             expected="each name once",
             found=", ".join(repeated),
             where=where,

@@ -133,7 +133,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class _Repeated(ValueError):
-    """A name that stands twice in one JSON object; the later value would replace the earlier one unseen."""
+    """A name that occurs twice in one JSON object; the later value would replace the earlier one unseen."""
 
 
 # A table library writes NaN for an empty cell; fields that need a text refuse it.
@@ -142,7 +142,7 @@ _DECODER = json_decoder(longest=_LONGEST_NUMBER, number=WrittenNumber, pairs=_ob
 
 def _repeated(name: _Repeated, where: str) -> DataError:
     return DataError(
-        "A field stands twice in one record.",
+        "A field occurs twice in one record.",
         expected="each field once",
         found=repr(str(name)),
         where=where,

@@ -154,10 +154,10 @@ class FileKind:
     def require_format(self, value: object, known: int, what: str, file: Path, *, name: str = "format_version") -> None:
         """Raises the error for what is no object, and for the format of a later version."""
         if not isinstance(value, dict):
-            raise self.refused(file, f"{_kind(value)} in the place of an object")
+            raise self.refused(file, f"{_kind(value)} instead of an object")
         found = value.get(name, known)
         if not isinstance(found, int) or isinstance(found, bool):
-            raise self.refused(file, f"field `{name}`: {found!r} in the place of a number"[: 2 * _SHOWN])
+            raise self.refused(file, f"field `{name}`: {found!r} instead of a number"[: 2 * _SHOWN])
         if found > known:
             raise later_version(self.error, what, found, known, where=shown_path(file))
 

@@ -1,4 +1,4 @@
-"""Files that end: a named pipe, a device or a socket in the place of one is never read, for it may never end."""
+"""Files that end: a named pipe, a device or a socket instead of one is never read, for it may never end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def require_regular(file: str | Path) -> None:
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         kinds = ((stat.S_ISFIFO, "a named pipe"), (stat.S_ISSOCK, "a socket"))
         found = next((name for is_it, name in kinds if is_it(mode)), "a device")
-        raise ValueError(f"{found} in the place of a file")
+        raise ValueError(f"{found} instead of a file")
 
 
 def require_readable(file: str | Path) -> None:

@@ -92,9 +92,7 @@ def require_numbers(tensors: Mapping[str, Tensor], *, integers: bool = False, fi
                 raise ValueError(f"tensor {name}: NaN or infinity")
         elif not (integers and tensor.dtype in whole):
             kind = str(tensor.dtype).removeprefix("torch.")
-            raise ValueError(
-                f"tensor {name}: numbers of type {kind} in the place of float32, bfloat16, float16 or float64"
-            )
+            raise ValueError(f"tensor {name}: numbers of type {kind} instead of float32, bfloat16, float16 or float64")
 
 
 def shaped(tensor: Tensor, *shape: int | None, name: str) -> Tensor:
@@ -104,5 +102,5 @@ def shaped(tensor: Tensor, *shape: int | None, name: str) -> Tensor:
     )
     if not is_right:
         wanted = ", ".join("any" if size is None else str(size) for size in shape)
-        raise ValueError(f"tensor {name}: shape {tuple(tensor.shape)} in the place of ({wanted})")
+        raise ValueError(f"tensor {name}: shape {tuple(tensor.shape)} instead of ({wanted})")
     return tensor

@@ -72,7 +72,7 @@ def new_folder(path: Path, *, replacing: Collection[str] | None = None) -> Itera
 
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """A file that appears complete or not at all, in place of a former one of that name.
+    """A file that appears complete or not at all, instead of a former one of that name.
 
     Yields the path of a draft beside it. Raises `OutputError` when the disk refuses.
     """

@@ -31,7 +31,7 @@ class ContextOptions(Config):
     """Which texts stand before a prompt. The defaults are MEMIT's (arXiv:2210.07229, code): five of ten tokens."""
 
     given: list[str] | None = None
-    """Templates, each ending with its only {}, in place of generated ones; an empty list for none."""
+    """Templates, each ending with its only {}, instead of generated ones; an empty list for none."""
     starts: list[str] = ["The", "Therefore", "Because", "I", "You"]
     """What the generated texts begin with; the empty text is the beginning of a sequence (ROME)."""
     lengths: list[int] = [10]

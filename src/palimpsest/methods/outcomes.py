@@ -141,7 +141,7 @@ class EditOutcome:
 
         Arguments:
             path: a new folder.
-            state: a file, in place of the former one; left out, the state is not kept.
+            state: a file, instead of the former one; left out, the state is not kept.
 
         Raises `OutputError` when the folder exists or the disk refuses.
         """

@@ -30,7 +30,7 @@ class SpreadConfig(LocateThenEditConfig):
     """Sites beside it that get a vector of their own in the search, which is then dropped: `attn.out` for PMET."""
     pooling: KeyPooling = "half-clean"
     """How the keys of a fact's contexts are put together: `mean`; `half-clean`, the mean with half of the weight on the
-    prompt alone; or `columns`, each as a key of its own. Values that are written exactly are so at the mean in place of
+    prompt alone; or `columns`, each as a key of its own. Values that are written exactly are so at the mean instead of
     columns."""
     share: Literal["equal", "square-root"] = "equal"
     """What a layer takes of the missing: the n-th part with n layers left, or one by the square root of n (PMET)."""

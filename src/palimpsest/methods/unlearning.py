@@ -49,7 +49,7 @@ class UnlearnConfig(FinetuneOptions, MethodConfig):
     layers: list[int] | Literal["all", "auto", "lower", "early"] = "early"
     """Layers of that site; see `ft`."""
     adapter_rank: int = Field(default=0, ge=0)
-    """Rank of adapters that are trained in place of the site's weights; 0 for none."""
+    """Rank of adapters that are trained instead of the site's weights; 0 for none."""
 
 
 @final

@@ -88,7 +88,7 @@ def written_as_configured(
     Arguments:
         input_ids: of the prompt, of shape (1, tokens), as its mask.
         max_new_tokens: at most so many tokens.
-        options: in place of what the generation config says.
+        options: instead of what the generation config says.
 
     Raises `ModelError` for a generation config that transformers cannot write with.
     """

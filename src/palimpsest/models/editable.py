@@ -93,7 +93,7 @@ class EditableModel(Reader):
         """Greedy continuations, up to the first sentence end, newline or end-of-sequence.
 
         Arguments:
-            until: texts that end an answer in place of a sentence's end, none at all for as many tokens as may be; or a
+            until: texts that end an answer instead of a sentence's end, none at all for as many tokens as may be; or a
                 rule, see `models.generation.Until`.
 
         Returns the continuation with the sentence end if there was one, without surrounding spaces, or as it was

@@ -92,7 +92,7 @@ class Suffix:
         Arguments:
             rows: (places,), row of each place.
             tokens: (places,), its token, counted from the row's beginning; none before the suffix.
-            entering: what enters block `entry` in place of what was found there, of the same shape.
+            entering: what enters block `entry` instead of what was found there, of the same shape.
         """
         sites = self.model.sites
         hidden = (self.entering if entering is None else entering).to(self.dtype)

@@ -29,7 +29,7 @@ class ModulePatch(Patch):
         branches: what is added. Those of one place are joined.
         manifest: where they came from.
 
-    `p + q` is both, the later one's parts in the place of those they replace.
+    `p + q` is both, the later one's parts instead of those they replace.
     """
 
     kind: ClassVar[PatchKind] = "modules"

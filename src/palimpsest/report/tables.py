@@ -135,7 +135,7 @@ def best_of_metric(runs: Sequence[ReportRun], scoring: str, metric: str) -> set[
 
 
 def among_holding(runs: Sequence[ReportRun], scoring: str, values: Sequence[float | None]) -> list[float | None]:
-    """The values of runs whose edits hold (reliability of 90% or more); `None` in place of the others."""
+    """The values of runs whose edits hold (reliability of 90% or more); `None` instead of the others."""
     return [
         value if (run.mean(scoring, "reliability") or 0) >= HOLDS else None
         for run, value in zip(runs, values, strict=True)

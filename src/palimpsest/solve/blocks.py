@@ -7,7 +7,7 @@ for any change Delta = [Delta_1 ... Delta_E], by Cauchy and Schwarz,
 
 in the order of symmetric matrices: what a solve keeps small in the blocks' metric bounds what it does to a text. The
 inverse of the blocks leaves an expert alone that a fact's token is not sent to, and they take E width^2 numbers, where
-the whole matrix takes (E width)^2: of 128 experts of width 768 0.6 GB in place of 77.
+the whole matrix takes (E width)^2: of 128 experts of width 768 0.6 GB instead of 77.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ def rank_one(
         key: k, (in,).
         residual: r, (out,), what the value at k' is to change by.
         applied_to: k', (in,); left out, k.
-        kept: (n, in), keys that are to change less: the metric is C + w sum k k^T in place of C. Together they weigh as
+        kept: (n, in), keys that are to change less: the metric is C + w sum k k^T instead of C. Together they weigh as
             one fact does in a ridge of `RELATIVE_STRENGTH`, or less, so that `LEAST_LEFT` of the divisor is left.
 
     The solution's leverage is the divisor k'^T C^-1 k. Where that is next to nothing the change is zero and the key is

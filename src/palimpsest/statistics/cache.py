@@ -62,7 +62,7 @@ class CacheEntry:
         for name in names:
             value = value[name]
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            raise ValueError(f"field `{'.'.join(names)}`: {value!r} in the place of a count")
+            raise ValueError(f"field `{'.'.join(names)}`: {value!r} instead of a count")
         return value
 
 

@@ -102,7 +102,7 @@ class Checkpoints:
         self.saved_at = time.monotonic()
 
     def finish(self, running: Running, error: float | None) -> KeyStatistics:
-        """Keeps a point's result in place of its checkpoint."""
+        """Keeps a point's result instead of its checkpoint."""
         even, odd = running.halves
         result = KeyStatistics(running.point, even.merge(odd), error, running.identity)
         if self.cache is not None:

@@ -77,7 +77,7 @@ def read_rows(model: EditableModel, text: Text, *, max_tokens: int, at_least: in
             expected=f"at least {at_least:,} tokens, {MINIMUM} for every dimension of a key",
             found=f"{count:,} tokens in {len(rows):,} texts of at most {row_length:,} tokens each",
             where=f"text {text.name}",
-            remedy="name a longer text; long documents give more where each paragraph stands on a line of its own",
+            remedy="name a longer text; long documents give more if each paragraph is on its own line",
         )
     return TextRows(rows, count, is_all)
 

@@ -59,7 +59,7 @@ class Projector:
 
     Arguments:
         basis: U, (width, r), orthonormal: the directions that P takes away; of blocks, (blocks, width, width), with
-            zeros in place of the others.
+            zeros instead of the others.
         energy: the share of E|k|^2 that P keeps.
     """
 

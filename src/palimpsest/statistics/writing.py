@@ -215,7 +215,7 @@ def start_token(model: EditableModel) -> int:
         if token is not None:
             return int(token)
     raise ModelError(
-        "The model cannot write by itself: its tokenizer has no token that a text begins with.",
+        "The model cannot write texts of its own: its tokenizer has no token that begins a text.",
         expected=f"a beginning-of-sequence or end-of-sequence token, or {_END_OF_TEXT}",
         found="none of them",
         where=f"model {model.name!r}",

@@ -56,7 +56,7 @@ class TrainingCheckpoint:
 
 
 def write_checkpoint(file: Path, checkpoint: TrainingCheckpoint, identity: Mapping[str, Any]) -> None:
-    """Writes it whole, in place of a former one. Raises `OutputError` when the disk refuses.
+    """Writes it whole, instead of a former one. Raises `OutputError` when the disk refuses.
 
     Arguments:
         identity: what it is a checkpoint of; asked for when it is read.
@@ -126,7 +126,7 @@ def require_course(curve: Sequence[Mapping[str, Any]], step: int, best_step: int
     if any(point.validation.keys() != points[0].validation.keys() for point in points):
         raise ValueError("field `curve`: other losses at one point than at another")
     if not steps or steps[0] != 0 or steps != sorted(set(steps)) or steps[-1] != step:
-        raise ValueError(f"field `curve`: steps {str(steps)[:60]} in the place of those from 0 to {step}")
+        raise ValueError(f"field `curve`: steps {str(steps)[:60]} instead of those from 0 to {step}")
     if best_step not in steps:
         raise ValueError(f"field `best_step`: {best_step}, after which nothing was validated")
 
@@ -135,7 +135,7 @@ def require_dtypes(stored: Sequence[Mapping[str, Tensor]], wanted: Mapping[str, 
     """Raises `ValueError` for numbers of another type than the module's, which would be converted without a word."""
     for name, tensor in ((name, tensor) for tensors in stored for name, tensor in tensors.items()):
         if name in wanted and tensor.dtype != wanted[name].dtype:
-            raise ValueError(f"tensor {name}: {tensor.dtype} in the place of {wanted[name].dtype}")
+            raise ValueError(f"tensor {name}: {tensor.dtype} instead of {wanted[name].dtype}")
 
 
 def require_moments(state: Mapping[int, Mapping[str, Any]], optimizer: Optimizer) -> None:
@@ -145,7 +145,7 @@ def require_moments(state: Mapping[int, Mapping[str, Any]], optimizer: Optimizer
         if not 0 <= index < len(parameters):
             raise ValueError(f"optimizer/{index}: there are {len(parameters)} parameters")
         if entries.keys() != {"step", "exp_avg", "exp_avg_sq"}:
-            raise ValueError(f"optimizer/{index}: fields {', '.join(entries)} in the place of Adam's")
+            raise ValueError(f"optimizer/{index}: fields {', '.join(entries)} instead of Adam's")
         for name, value in entries.items():
             shape = () if name == "step" else tuple(parameters[index].shape)
             if not isinstance(value, Tensor) or not value.is_floating_point():

@@ -243,7 +243,7 @@ def _require_same(encoded: Sequence[Encoded]) -> None:
     if any(other != own for other in processes.gathered(own)):
         raise ConfigError(
             "The processes have different facts.",
-            expected="one program with the same facts in every process; they share the facts out by themselves",
+            expected="one program with the same facts in every process; they divide the facts among themselves",
             found=f"other prompts or answers than the {len(encoded)} of process {processes.rank()}",
         )
 

@@ -234,7 +234,7 @@ class _Run:
         self.module.eval()
 
     def write(self, course: Course) -> None:
-        """Writes the checkpoint, in place of the former one."""
+        """Writes the checkpoint, instead of the former one."""
         if self.checkpoint is not None:
             present = dict(self.module.state_dict())
             write_checkpoint(

@@ -192,7 +192,7 @@ def _require_unwrapped(module: nn.Module) -> None:
     wrapped = [name for name, one in module.named_modules() if "forward" in vars(one)]
     if wrapped:
         raise ConfigError(
-            "A model that hooks have been put on cannot be shared by several processes.",
+            "A model with hooks cannot be shared by several processes.",
             expected="a model on one device, as palimpsest.load gives it without a device map",
             found=f"a forward pass that was replaced, in {wrapped[0] or 'the model itself'}",
             remedy="load it without a device map, or start one process",

@@ -29,9 +29,9 @@ def export(desk: EditingDesk, form: str, place: Path) -> Path:
     such form, `OutputError` where the place cannot be written to.
     """
     if form not in FORMS:
-        raise unknown_name("form to take away", form, FORMS)
+        raise unknown_name("form of download", form, FORMS)
     if not desk.patches:
-        raise DataError("There is nothing to take away.", expected="an edit that is on", found="none on the stack")
+        raise DataError("There is nothing to download.", expected="an edit that is on", found="none on the stack")
     write: Callable[[EditingDesk, Path], None] = {
         "patches": _patches,
         "peft": _adapter,

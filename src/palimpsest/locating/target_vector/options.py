@@ -47,7 +47,7 @@ class TargetOptions(Config):
     log_odds: float = Field(default=4.0, gt=0)
     """`gauss-newton`: log-odds of the answer to aim at; 5 generalises more, 3 keeps more of the same subject."""
     joint: bool = True
-    """`gauss-newton`: whether facts that share a key get one vector that is right for all, in place of several of
+    """`gauss-newton`: whether facts that share a key get one vector that is right for all, instead of several of
     which a weight could only write the mean."""
     joint_by: Literal["subject", "key"] = "subject"
     """Which facts that are, with `joint`: all those about one subject, whose keys are much alike whatever stands before

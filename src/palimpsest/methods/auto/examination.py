@@ -224,7 +224,7 @@ class Examination:
         return [prompt for index, prompt in enumerate(prompts) if index in found]
 
     def _are_said(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
-        """Whether the model would write each text behind its prompt: one pass in place of one per token."""
+        """Whether the model would write each text behind its prompt: one pass instead of one per token."""
         return [all(score.matches) for score in self._scores(pairs)]
 
     def _scores(self, pairs: Sequence[tuple[str, str]]) -> list[TargetScore]:

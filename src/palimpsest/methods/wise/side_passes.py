@@ -47,7 +47,7 @@ class SidePasses:
     places: tuple[Tensor, Tensor, Tensor]
 
     def losses(self, change: Tensor) -> Tensor:
-        """(rows,), mean negative log-likelihood of each row's answer with W + change, (out, in), in place of W."""
+        """(rows,), mean negative log-likelihood of each row's answer with W + change, (out, in), instead of W."""
         rows, columns, labels = self.places
 
         def add(written: Tensor) -> Tensor:

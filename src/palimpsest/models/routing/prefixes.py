@@ -46,7 +46,7 @@ class Prefix:
         inputs["attention_mask"] = torch.cat([read, batch.attention_mask], dim=1)
         if self.model.takes_positions:
             inputs["position_ids"] = inputs["position_ids"] + self.length
-        # A layer that grows puts new tensors in the place of the old ones, which stay as they are.
+        # A layer that grows puts new tensors instead of the old ones, which stay as they are.
         cache = copy(self.cache)
         cache.layers = [copy(layer) for layer in self.cache.layers]
         cache.batch_repeat_interleave(len(batch.input_ids))

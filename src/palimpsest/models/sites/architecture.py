@@ -105,7 +105,7 @@ class Sites:
         path = dotted(block, part.path)
         if part.otherwise is None:
             return path
-        # Some layers of a mixture have an MLP in place of experts.
+        # Some layers of a mixture have an MLP instead of experts.
         return path if _has(self.model, path) else dotted(block, part.otherwise)
 
     def holds_experts(self, site: str, layer: int) -> bool:

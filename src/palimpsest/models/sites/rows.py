@@ -22,7 +22,7 @@ class Part:
         groups: how often the slices repeat, a number or the name of a config field.
         is_experts: whether the module holds the experts of a mixture, whose down-projections side by side are the
             matrix; see `sites.experts`.
-        otherwise: path in those blocks of a mixture that have an MLP in place of experts.
+        otherwise: path in those blocks of a mixture that have an MLP instead of experts.
     """
 
     path: str

@@ -121,7 +121,7 @@ def write_gguf(
         out: the file to be, which ends in `.gguf`.
         template: for a Hugging Face model, a GGUF file of it; see `sources.source_file`.
         keep_type: write every edited tensor in the type it has, with the rounding errors at the edits' prompts fed
-            back, in place of a type of more bits.
+            back, instead of a type of more bits.
 
     Raises `OutputError` where a file exists or the disk refuses, `PatchError` for a patch of another model,
     `ConfigError` for a patch without a form in GGUF, `ModelError` for a GGUF file of another model, a type that cannot

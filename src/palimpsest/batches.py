@@ -1,4 +1,4 @@
-"""Several requests at once: none may contradict another, and what is said twice is edited once."""
+"""Several requests at once: no two may contradict each other, and duplicates are edited once."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ class Team:
 def joined() -> Iterator[Team]:
     """Inside the block the processes that a launcher started together are torch's process group.
 
-    Does nothing, and does not import torch, in a process that was started alone.
+    Does nothing, and does not import torch, in a single process.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:

@@ -11,7 +11,7 @@ Progress = Callable[[str, int, int], None]
 
 
 def silent(_stage: str, _done: int, _total: int) -> None:
-    """The progress that nobody sees."""
+    """Progress that is not shown."""
 
 
 class Stopwatch:

@@ -181,8 +181,8 @@ def test_answers_and_runs_of_a_chat_are_not_those_of_plain_prompts(tmp_path):
     [
         (None, "no chat template"),
         ("{{ raise_exception('roles must be three') }}", "roles must be three"),
-        ("{{ messages[0].content | upper }}:", "changes what is said"),
-        ("{{ messages[0].content }} {{ messages[0].content }}:", "changes what is said"),
+        ("{{ messages[0].content | upper }}:", "changes the text that it is given"),
+        ("{{ messages[0].content }} {{ messages[0].content }}:", "changes the text that it is given"),
         ("{{ messages[0].content | length }} {{ messages[0].content }}:{{ messages[1].content }}", "changes|cannot"),
     ],
 )

@@ -184,7 +184,7 @@ def test_edits_without_locality_probes_get_other_edits_prompts():
     bare = [replace(request, probes=request.probes[:1], id="") for request in tiny.trainable_requests(5)]
     for one in editing_examples(model, bare):
         assert one.unrelated and all(prompt != one.request.prompt for prompt, _ in one.unrelated)
-    with pytest.raises(DataError, match="leave other prompts alone"):
+    with pytest.raises(DataError, match="keep other prompts"):
         editing_examples(model, [replace(request, target_old=None) for request in bare])
 
 

@@ -84,7 +84,7 @@ def bits(kind: int) -> float:
 
 
 def num_bytes(kind: int, numel: int) -> int:
-    """Bytes of so many numbers of a ggml type."""
+    """Bytes that a count of numbers of a ggml type takes."""
     import gguf
 
     per_block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(kind)]

@@ -111,7 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0 is success, 1 a failed test or verification, 2 bad input, 130 an interrupt, 143 a termination.
 
-    Of several processes that a launcher started, the first one speaks; an error is told once, by the one that has it.
+    Of several processes that a launcher started, only the first one prints. An error is printed once, by the process
+    that raised it.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = _asks_for_debug(given)

@@ -92,7 +92,7 @@ def demo(
 
 
 def choose_facts(model: EditableModel, num_edits: int, seed: int) -> tuple[list[EditRequest], Sequence[str]]:
-    """Edits of the world's test split whose old answers the model gives by itself, and neutral sentences.
+    """Returns edits of the world's test split whose old answers the model gives, and neutral sentences.
 
     Raises `DataError` when the model knows fewer than that.
     """

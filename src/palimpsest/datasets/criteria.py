@@ -107,7 +107,7 @@ def is_own_name(criterion: str) -> bool:
 def make_probe(
     criterion: str, edit: EditRequest, prompt: Any, answers: Sequence[str], *, fact: str | None = None
 ) -> Probe | str | DataError:
-    """The probe; or why it is not asked, though it could be; or what is wrong with it.
+    """Returns the probe, or the reason why it is not asked, or the error in it.
 
     Arguments:
         criterion: as the file calls it.

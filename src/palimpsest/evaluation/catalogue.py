@@ -49,7 +49,7 @@ SCORINGS = Registry(
         ),
         "rouge_l_recall": Row(
             "palimpsest.evaluation.scorings:RougeL",
-            "The same as rouge_l, but the share of the expected answer's words alone, whatever else is written. What "
+            "Like rouge_l, but only the share of the expected answer's words; other text does not count. What "
             "papers on editing passages report; it rewards long texts.",
             options={"part": "recall"},
             source="Lin 2004",
@@ -61,7 +61,7 @@ PROTOCOLS = Registry(
     "protocol",
     "palimpsest.protocols",
     {
-        "single": Row("palimpsest.evaluation.protocols:Single", "Each edit is made, tested and undone by itself."),
+        "single": Row("palimpsest.evaluation.protocols:Single", "Each edit is made, tested and undone on its own."),
         "batch": Row(
             "palimpsest.evaluation.protocols:Batch", "Edits are made together, so many in a call, then tested."
         ),

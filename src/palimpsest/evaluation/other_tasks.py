@@ -39,7 +39,7 @@ def run_tasks(
         model: the model, with the patches that are on it.
         tasks: names of the harness's tasks or groups, or of those in `include`.
         include: a folder of task files (.yaml) of one's own.
-        limit: at most so many questions a task.
+        limit: most questions per task.
         num_fewshot: solved examples before each question; the task's own number when left out.
         forward_batch_size: rows in one pass.
 

@@ -1,4 +1,4 @@
-"""Figures of others, beside which ours stand."""
+"""Published figures, for comparison with ours."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from palimpsest.config import Config
 
 
 class PublishedFigure(Config):
-    """A figure that somebody else published, to stand beside ours."""
+    """A published figure for comparison with ours."""
 
     source: str
     """Paper, table, and the model it was measured on."""
@@ -22,5 +22,5 @@ class PublishedFigure(Config):
     """All three in percent, as published."""
 
     def fits(self, model: str, dataset: str, method: str) -> bool:
-        """Whether it stands beside the row of ours that has these labels."""
+        """Whether it belongs to the row of ours with these labels."""
         return (self.model, self.dataset, self.method) == (model, dataset, method)

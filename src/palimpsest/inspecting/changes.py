@@ -33,7 +33,7 @@ class WeightChange:
         norm: Frobenius norm of the change.
         share: the same as a share of the weight's own norm.
         entries: how many entries differ.
-        rank: singular values above what rounding alone would give; None for a vector.
+        rank: singular values above the level of rounding; None for a vector.
         is_at_least: whether there may be more than `rank` of them, for only the strongest were computed.
         singular_values: the strongest ones.
     """

@@ -22,7 +22,7 @@ from palimpsest.patches import Patch, WeightPatch
 from palimpsest.stopwatch import Progress, silent
 
 VOCABULARY = 10_000
-"""Words of the vocabulary that are candidates, where nobody says how many."""
+"""Default number of candidate words of the vocabulary."""
 _ASKED = 5
 
 

@@ -1,6 +1,6 @@
 """A long answer in chunks, each with a vector of its own at the token before it (AnyEdit, arXiv:2502.05628).
 
-One vector cannot say a passage. So the answer is cut every few tokens, and each chunk is written like a fact by itself:
+One vector cannot say a passage. So the answer is cut every few tokens, and each chunk is written like a separate fact:
 its prompt is the request's with the chunks before, its place is the last token of that, its answer is the chunk.
 """
 

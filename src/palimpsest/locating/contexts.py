@@ -24,7 +24,7 @@ SAMPLER_VERSION = 1
 """Goes up when the same model, seed and options would give other texts."""
 
 CLEAN = ("{}",)
-"""The prompt alone, the first context of every fact."""
+"""Only the prompt: the first context of every fact."""
 
 
 class ContextOptions(Config):

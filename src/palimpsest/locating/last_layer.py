@@ -1,6 +1,6 @@
 """The end of a decoder, from its last MLP on: all that runs when something is added to what that MLP writes.
 
-No attention follows, so that what is added in one place changes the prediction in that place alone. What the MLP reads
+No attention follows, so a vector added at one place changes only the prediction at that place. What the MLP reads
 there and what its block hands on are computed once; then a step is the final norm and the head in these places.
 
     logits = factor * head(norm(h + added))

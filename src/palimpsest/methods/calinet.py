@@ -30,7 +30,7 @@ from palimpsest.statistics import OWN_WRITING
 from palimpsest.training import require_finite
 
 SLOTS_PER_FACT = 0.64
-"""Where nobody says how many: the paper's 64 slots for 100 facts."""
+"""Default number: the paper's 64 slots for 100 facts."""
 
 MOST_FACTS_PER_SLOT = 4
 """The paper's 1,000 facts in 256 slots are the densest that it reports."""

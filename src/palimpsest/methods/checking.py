@@ -1,4 +1,4 @@
-"""Every patch is looked at again before it is handed over: whether the edits hold, and what else it has moved.
+"""Every patch is checked before it is returned: whether the edits hold, and what else has changed.
 
 The edited prompts are read once more under the patch, each with its new answer twice behind it: an edit holds when
 every token of the answer is the most probable one in its place, and a model that would then begin the answer again
@@ -28,11 +28,11 @@ NEUTRAL = (
 """Ordinary sentences that no edit is about, each with one way to go on."""
 
 UNKNOWN = -7.0
-"""Nats a token below which a model has no idea of a sentence, whose change then says nothing."""
+"""Nats per token below which a model does not know a sentence, so that its change means nothing."""
 MOVED = 0.5
-"""Nats a token by which ordinary sentences may move on average before it is said."""
+"""Nats per token by which ordinary sentences may move on average without a note."""
 LARGE = 0.3
-"""Share of a matrix's norm from which on a change of it is called large."""
+"""Share of a matrix's norm from which a change is called large."""
 _SHOWN = 3
 
 

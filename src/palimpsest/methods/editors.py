@@ -90,7 +90,7 @@ class TrainedEditor:
 
 
 def read_record(folder: Path) -> EditorRecord:
-    """Reads and checks an editor's record alone. Raises `DataError` as `TrainedEditor.load` does."""
+    """Reads and checks only an editor's record. Raises `DataError` as `TrainedEditor.load` does."""
     file = folder / RECORD
     if not file.is_file():
         raise EDITOR.refused(folder, "nothing of that name" if not folder.exists() else f"no {RECORD}")

@@ -167,7 +167,7 @@ def _read_for(old: Sequence[EditRequest], folder: str, run: EditRun) -> WeightPa
 
 
 def _mastered(model: EditableModel, old: list[EditRequest], run: EditRun) -> list[EditRequest]:
-    """The requests whose old answer the model gives by itself, under whichever of its names; notes tell how many.
+    """The requests whose old answer the model gives, under any of its names; notes tell how many.
 
     Forgetting what was never learned damages other knowledge (section 4.1 of the paper).
     """

@@ -56,7 +56,7 @@ class FineTuningConfig(ProjectedConfig):
     """Rank of the change of a site's matrix that the patch keeps, doubled while an edit that held would not hold any
     more; 0 for the whole change."""
     relative_radius: float = Field(default=0.1, ge=0)
-    """Where there is no `radius`: the same in multiples of the root mean square of the matrix's entries (linf) or of
+    """If there is no `radius`: the same in multiples of the root mean square of the matrix's entries (linf) or of
     its Frobenius norm (l2)."""
 
 

@@ -39,7 +39,7 @@ class GraceConfig(CodebookConfig):
     radius: float | None = Field(default=None, gt=0)
     """Of a new ball, in the units of what the layer reads: the paper's epsilon. Left out, `relative_radius` says it."""
     relative_radius: float = Field(default=0.1, gt=0)
-    """Where there is no `radius`: a new ball's, as a share of the length of what the layer reads at its centre."""
+    """If there is no `radius`: a new ball's, as a share of the length of what the layer reads at its centre."""
     replacement: Replacement = "last"
     """Where the value is put: at the prompt's last token, at the whole `prompt`, or at `all` that follows too."""
     max_entries: int | None = Field(default=None, ge=1)

@@ -39,7 +39,7 @@ class HorenConfig(CodebookConfig):
     threshold: float | None = Field(default=None, ge=-1, lt=1)
     """Cosine above which a value is added; 0.55 to 0.85 as published, by the model. Left out, `margin` says it."""
     margin: float = Field(default=0.5, gt=0, lt=1)
-    """Where there is no `threshold`: that of an entry is so far from 1, its own prompt's cosine, on the way to the
+    """If there is no `threshold`: that of an entry is so far from 1, its own prompt's cosine, on the way to the
     largest one that its prompt has about another subject, or an ordinary beginning of a sentence."""
 
 

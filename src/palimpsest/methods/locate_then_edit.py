@@ -24,7 +24,7 @@ from palimpsest.statistics import KeyMetrics, Prepared
 from palimpsest.tracing import layers_by_depth
 
 MOST_LAYERS = 5
-"""Where layers are chosen by themselves and nobody says how many: at most these."""
+"""Default number of automatically chosen layers: at most these."""
 
 
 class LocateThenEdit(Method[ConfigT]):

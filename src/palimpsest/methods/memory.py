@@ -20,7 +20,7 @@ _HELD_OUT_EVERY = 5
 
 
 class MemoryConfig(Config):
-    """How much of ordinary text is to be left alone."""
+    """How much ordinary text must keep its outputs."""
 
     max_tokens: int = Field(default=10_000, ge=2)
     """Tokens to keep, of which every fifth text is held out."""

@@ -1,4 +1,4 @@
-"""Ordinary text as a model reads it: what an edit is to leave alone, as rows of ids."""
+"""Ordinary text as a model reads it: text whose outputs an edit must keep, as rows of ids."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _LONGEST_TOKEN = 32
 def ordinary_rows(
     model: EditableModel, name: str, config: MemoryConfig, *, at_least: int, progress: Progress = silent
 ) -> list[OrdinaryRow]:
-    """Rows of a text until there are enough tokens, those of the decoder alone if there is an encoder.
+    """Rows of a text until there are enough tokens; if there is an encoder, rows of the decoder.
 
     Arguments:
         name: which text: `own`, or another name as for second moments, or a data set of edits without a path, such as

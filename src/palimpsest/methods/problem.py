@@ -36,7 +36,7 @@ class LocateThenEditConfig(MethodConfig):
     before (NAS, arXiv:2602.02543): a number, or `unedited`, the mean over the call's facts of what they need in the
     model without any edit. Left out: each vector as it was found."""
     anchor_limit: float = Field(default=2.0, gt=1)
-    """Where there is an anchor: a fact whose vector is longer than so many times it is left out, and a note says so."""
+    """With an anchor: a fact whose vector is longer than this multiple of it is left out, and a note says so."""
     search_in: Literal["all-contexts", "prompt"] = "all-contexts"
     """Where the search looks for the answer: behind every context, as published, or at the prompts alone."""
     text: str = OWN_WRITING

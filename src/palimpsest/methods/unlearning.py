@@ -1,6 +1,6 @@
-"""Forgetting by a loss of its own: what F-Learning's first learner can be beside one whose change is subtracted.
+"""Forgetting by a loss of its own: an alternative to a first learner of F-Learning whose change is subtracted.
 
-The change leads away from the answers by itself, so F-Learning adds it; a change towards them it subtracts. The losses
+The change already leads away from the answers, so F-Learning adds it; a change towards them it subtracts. The losses
 are in `training/unlearning.py`. What is to stay is held by their divergence from the model as it was where the edit's
 own prompt is asked about other subjects (`keep_weight`).
 """
@@ -36,14 +36,14 @@ class UnlearnConfig(FinetuneOptions, MethodConfig):
     sharpness: float = Field(default=0.1, gt=0)
     """b of `npo`, `simnpo` and `undial`."""
     margin: float = Field(default=0.0, ge=0)
-    """d of `simnpo`, in nats a token."""
+    """d of `simnpo`, in nats per token."""
     scale: float = Field(default=2.0, gt=0)
     """c of `rmu`, as a multiple of the mean length of what its layer hands on."""
     steer: int | Literal["auto"] = "auto"
     """The layer whose output `rmu` steers; negative numbers count from the last. `auto`: the last that is trained, or
     the middle one where all weights are."""
     ceiling: float = Field(default=3.0, gt=0)
-    """A fact is done once its answer costs more than so many nats a token."""
+    """A fact is done once the negative log-likelihood per token of its answer exceeds this."""
     parameters: str = "mlp.down"
     """`all`, or a site such as `mlp.down` whose weights alone are trained."""
     layers: list[int] | Literal["all", "auto", "lower", "early"] = "early"

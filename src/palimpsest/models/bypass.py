@@ -87,7 +87,7 @@ def frozen_parameters(module: nn.Module) -> Iterator[None]:
 def cast_above(sites: Sites, weights: PatchStack, entry: int, dtype: torch.dtype | None) -> Iterator[None]:
     """Inside the block all weights but those of the blocks below `entry` are copies in another dtype.
 
-    Afterwards the parameters point to their own tensors again. `None` leaves them alone.
+    Afterwards the parameters point to their own tensors again. `None` keeps them.
     """
     below = tuple(f"{sites.architecture.blocks}.{layer}." for layer in range(entry))
     own: dict[str, Tensor] = {}

@@ -74,7 +74,7 @@ def chat_of(tokenizer: PreTrainedTokenizerBase, *, where: str) -> Chat:
         tokenizer, sample, where=where
     ) != chat.render(sample):
         raise ModelError(
-            "The chat template changes what is said in it.",
+            "The chat template changes the text that it is given.",
             expected="a template that puts its own text around the user's words, as they are, once",
             found=repr(asked[-200:]),
             where=where,

@@ -53,7 +53,7 @@ def generate_as_configured(
     """Generates with the model's own `generate` after each prompt, up to the end of the sequence.
 
     Arguments:
-        max_new_tokens: at most so many tokens.
+        max_new_tokens: most tokens to generate.
         seed: of the sampling, where the config samples.
 
     Raises `ModelError` under a patch that sends prompts elsewhere, which is not in the module's own weights, and for a
@@ -87,7 +87,7 @@ def written_as_configured(
 
     Arguments:
         input_ids: of the prompt, of shape (1, tokens), as its mask.
-        max_new_tokens: at most so many tokens.
+        max_new_tokens: most tokens to generate.
         options: instead of what the generation config says.
 
     Raises `ModelError` for a generation config that transformers cannot write with.

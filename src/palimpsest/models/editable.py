@@ -123,7 +123,7 @@ class EditableModel(Reader):
     ) -> tuple[PaddedBatch, dict[Point, Tensor]]:
         """The tensors, (rows, tokens, width), that flow through the points for a batch of prompts.
 
-        An encoder-decoder's decoder has read its start token alone.
+        An encoder-decoder's decoder has read only its start token.
         """
         batch = self.batch([self.encode(prompt) for prompt in prompts], side=side)
         with torch.no_grad(), captured(self.sites, points) as found:

@@ -35,7 +35,7 @@ class AnswerRoom:
 
     Arguments:
         tokens: at most so many.
-        characters: before so many no text ends of its own accord.
+        characters: the length that every text may reach.
     """
 
     tokens: int

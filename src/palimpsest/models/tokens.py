@@ -96,7 +96,7 @@ def encode(
 
 
 def encode_apart(tokenizer: PreTrainedTokenizerBase, prompt: str, target: str | None = None) -> Encoded:
-    """Token ids for an encoder-decoder: prompt and target do not follow one another, so each is tokenised by itself.
+    """Token ids for an encoder-decoder: prompt and target do not follow one another, so each is tokenised separately.
 
     The prompt's ids are what the tokenizer gives, its closing token included. The target's have no special tokens
     and no leading space of ours; sentencepiece adds its own word marker.

@@ -1,4 +1,4 @@
-"""Patches that leave the weights alone and put a text before the prompt: the edit, and examples of edits."""
+"""Patches that keep the weights and put a text before the prompt: the edit, and examples of edits."""
 
 from __future__ import annotations
 

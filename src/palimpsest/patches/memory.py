@@ -71,7 +71,7 @@ class MemoryPatch(Patch):
     def without(self, *ids: str) -> Self:
         """The patch without these entries; it answers as if they had never been there.
 
-        Raises `ConfigError`, with near matches, for an id that is none.
+        Raises `ConfigError`, with near matches, for an unknown id.
         """
         known = {entry.id for entry in self.entries}
         for one in ids:

@@ -60,7 +60,7 @@ def _load(folder: Path, deepest: int) -> Patch:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Reads and checks a patch's manifest alone. Raises `PatchError` as `load_patch` does."""
+    """Reads and checks only a patch's manifest. Raises `PatchError` as `load_patch` does."""
     file = folder / MANIFEST_FILE
     if not file.is_file():
         raise _PATCH.refused(folder, "nothing of that name" if not folder.exists() else f"no {MANIFEST_FILE}")

@@ -20,7 +20,7 @@ def sections(groups: Sequence[SettingGroup], names: Sequence[str], published: Se
     Arguments:
         groups: the runs by setting.
         names: the scorings.
-        published: figures of others that stand beside ours.
+        published: published figures, for comparison with ours.
     """
     is_alone = len(groups) == 1
     parts = [] if is_alone else [_scored(name, number, _overview(groups, name)) for number, name in enumerate(names)]

@@ -30,7 +30,7 @@ def build_report(records: Sequence[RunRecord], out: str | Path, *, published: Se
     Arguments:
         records: the runs. Those of one model, data set and protocol stand in one table, seeds put together.
         out: the file.
-        published: figures of others, to stand beside ours.
+        published: published figures, for comparison with ours.
 
     Raises `DataError` when there are no records, `OutputError` when the disk refuses.
     """
@@ -90,7 +90,7 @@ def _compared(groups: Sequence[SettingGroup]) -> str:
 
 
 def _in_short(groups: Sequence[SettingGroup]) -> list[str]:
-    """One sentence for each setting, the first that would be said of it alone."""
+    """One sentence for each setting: the first of its summary."""
     said = [(one.setting.title, tables.in_words(one.runs)) for one in groups]
     shown = [f"{title}: {sentences[0]}" for title, sentences in said if sentences][:_SHOWN_SETTINGS]
     more = len(groups) - len(shown)

@@ -52,7 +52,7 @@ class SettingGroup:
     runs: list[ReportRun]
 
     def beside(self, run: ReportRun, published: Sequence[PublishedFigure]) -> PublishedFigure | None:
-        """The published figure that stands beside a run, if there is one."""
+        """The published figure for comparison with a run, if there is one."""
         method = run.record.specification.method
         return next((one for one in published if one.fits(self.setting.model, self.setting.dataset, method)), None)
 

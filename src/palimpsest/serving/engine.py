@@ -53,7 +53,7 @@ class Engine:
     """Writes texts, in a thread of its own from `start` to `close`.
 
     Arguments:
-        model: nobody else may use it in the meantime.
+        model: nothing else may use it in the meantime.
         catalogue: its patches.
         most_waiting: requests that may wait.
     """

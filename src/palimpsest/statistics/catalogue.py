@@ -71,7 +71,7 @@ def world_text() -> Text:
 
 
 def reachable(name: str, notes: list[str]) -> str:
-    """The name of a text that nobody but a preset asked for; `own`, with a note, where it is out of reach.
+    """The name of a text that only a preset asked for; `own`, with a note, where it is out of reach.
 
     Arguments:
         name: as for `open_text`.

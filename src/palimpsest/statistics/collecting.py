@@ -2,7 +2,7 @@
 
     moments = collect(model, [Point("mlp.down", layer, "input") for layer in (2, 3, 4)], open_text("wikipedia"))
 
-Every point stops by itself, at the first check at which its own error is small enough. So what is found for one layer
+Every point stops on its own, at the first check at which its error is small enough. So what is found for one layer
 does not depend on which others were asked for with it, and a layer that is there already is not computed again.
 """
 

@@ -108,7 +108,7 @@ def windows(rows: TextRows, size: int) -> list[list[tuple[int, ...]]]:
 
 
 def batches(window: Sequence[tuple[int, ...]], tokens: int = TOKENS_PER_BATCH) -> Iterator[list[tuple[int, ...]]]:
-    """The rows of a window, longest first, in batches of at most so many tokens when padded, or of one row."""
+    """Batches of a window's rows, longest first, with a limit on padded tokens, or of one row each."""
     ordered = sorted(window, key=len, reverse=True)
     start = 0
     while start < len(ordered):

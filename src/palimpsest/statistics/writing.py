@@ -45,7 +45,7 @@ PER_DIMENSION = 4
 """Tokens for every dimension of a key, at the least."""
 
 ROUNDS = 1
-"""Rounds that are read where nobody asks for more: 16,384 tokens. Of the last one only what is read is sampled."""
+"""Default number of rounds that are read: 16,384 tokens. Of the last one only what is read is sampled."""
 
 _END_OF_TEXT = "<|endoftext|>"
 _CACHE_BYTES = 2**30

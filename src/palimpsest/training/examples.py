@@ -120,7 +120,7 @@ def _require_unrelated(examples: Sequence[EditExample]) -> None:
     bare = [one for one in examples if not one.unrelated]
     if bare:
         raise DataError(
-            "An editor is trained to leave other prompts alone, and some edits come with none.",
+            "An editor is trained to keep other prompts, and some edits come with none.",
             expected="a locality probe for every edit, or other edits with an old answer as replacements",
             found=f"{len(bare)} of {len(examples)} edits without",
             where=f"the edit {bare[0].request.id}: {bare[0].request.prompt!r}",

@@ -33,9 +33,9 @@ class FinetuneOptions(Config):
     learning_rate: float | None = Field(default=None, ge=0)
     """Step size of the optimiser. Left out, `step` says it in units of each matrix."""
     step: float = Field(default=0.02, gt=0)
-    """Where there is no `learning_rate`: the largest share by which the first step can change what a matrix writes."""
+    """If there is no `learning_rate`: the largest share by which the first step can change what a matrix writes."""
     growth: float = Field(default=1.0, ge=1)
-    """Where there is no `learning_rate`: factor by which each step is larger than the one before. From a small first
+    """If there is no `learning_rate`: factor by which each step is larger than the one before. From a small first
     step on, the change ends close to the least that is enough, whatever the model's scale."""
     epochs: int = Field(default=25, ge=0)
     """Passes over the facts, at most."""
@@ -58,8 +58,8 @@ class FinetuneOptions(Config):
     """A fact whose loss is below this takes no part in a step; training ends when that holds for all. 0: never. Left
     out, `stop_margin` decides."""
     stop_margin: float = Field(default=1.0, ge=0)
-    """Where there is no `stop_loss`: a fact is done when each of its answer's tokens is more probable than any other
-    token, by so many nats."""
+    """If there is no `stop_loss`: a fact is done when each of its answer's tokens is more probable than any other
+    token, by this many nats."""
     spare: bool = False
     """Whether the change is kept orthogonal to what each trained matrix reads of the edit's own prompt about other
     subjects and of ordinary text (`training/keeping.py`), so that it writes nothing there. Ours."""

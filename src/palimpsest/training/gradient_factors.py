@@ -58,7 +58,7 @@ class Update:
     right: Tensor
 
     def together(self, count: int) -> Update:
-        """Groups of so many neighbouring facts, whose changes are added up: (groups, count * rank, ...)."""
+        """Size of groups of neighbouring facts whose changes are added up: (groups, count * rank, ...)."""
         missing = -len(self.left) % count
         grouped = (torch.cat([one, one.new_zeros(missing, *one.shape[1:])]) for one in (self.left, self.right))
         return Update(*(one.reshape(-1, count * one.shape[1], one.shape[2]) for one in grouped))

@@ -66,7 +66,7 @@ class Kept:
 
 @torch.no_grad()
 def kept_prompts(model: EditableModel, requests: Sequence[EditRequest], *, seed: int, most: int = 64) -> Kept | None:
-    """What the edits are to leave alone, under whatever patches are on the model; `None` where they speak of it all.
+    """The prompts that the edits must keep, under the patches on the model; `None` if the edits are about all of them.
 
     Arguments:
         most: prompts at most; with many edits each gives one, until there are so many.

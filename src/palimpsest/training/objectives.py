@@ -19,7 +19,7 @@ class FactLosses:
     Arguments:
         minimised: (facts,), differentiable; a step takes their sum over the number of its facts (or of its tokens,
             where each is a sum over tokens).
-        per_token: (facts,), negative log-likelihood of the answer, in nats a token.
+        per_token: (facts,), negative log-likelihood of the answer, in nats per token.
         takes_part: (facts,), whether a fact takes part in this step; training ends when none does.
     """
 

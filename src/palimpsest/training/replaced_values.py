@@ -34,17 +34,17 @@ class ValueOptions(Config):
     learning_rate: float | None = Field(default=None, gt=0)
     """Step size of Adam; 1 as published. Left out, `step` says it in units of the residual stream."""
     step: float = Field(default=0.05, gt=0)
-    """Where there is no `learning_rate`: the first step's, as a share of the mean size of an entry of the residual
+    """If there is no `learning_rate`: the first step's, as a share of the mean size of an entry of the residual
     stream."""
     growth: float = Field(default=1.1, ge=1)
-    """Where there is no `learning_rate`: factor by which each step is larger than the one before."""
+    """If there is no `learning_rate`: factor by which each step is larger than the one before."""
     steps: int = Field(default=50, ge=1)
     """Steps, at most; 100 as published."""
     stop_loss: float | None = Field(default=None, ge=0)
     """A value is done once its loss is below this. 0: never, as published. Left out, `stop_margin` decides."""
     stop_margin: float = Field(default=2.0, ge=0)
-    """Where there is no `stop_loss`: a value is done once each token of its answer is more probable than any other
-    token, by so many nats."""
+    """If there is no `stop_loss`: a value is done once each token of its answer is more probable than any other
+    token, by this many nats."""
     forward_batch_size: int = Field(default=64, ge=1)
     """Facts in one pass; smaller needs less memory and gives the same values."""
 

@@ -54,8 +54,8 @@ class Unlearning:
     Arguments:
         loss: which.
         sharpness: b.
-        margin: d of `simnpo`, in nats a token.
-        ceiling: a fact takes no part in a step once its answer costs more than so many nats a token.
+        margin: d of `simnpo`, in nats per token.
+        ceiling: a fact takes no part in a step once the negative log-likelihood per token of its answer exceeds this.
         sums: (facts,), L0.
         logits: fact by fact, (tokens, vocabulary), z0, in float16; of `undial`, else empty.
         layer: whose output `rmu` steers.

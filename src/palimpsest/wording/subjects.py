@@ -1,4 +1,4 @@
-"""Guesses what a prompt is about, for forms in which nobody has said it yet."""
+"""Guesses the subject of a prompt, for forms in which it was not entered yet."""
 
 from __future__ import annotations
 

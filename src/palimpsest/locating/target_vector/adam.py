@@ -6,7 +6,7 @@
     subject to       |delta| <= clamp_norm_factor |h|
 
 The decay is of the norm and not its square, as the published code has it. Every fact has its own Adam; one that has
-stopped takes no part in a step, so a batch of facts ends where each of them would alone.
+stopped takes no part in a step, so each fact in a batch ends as it would on its own.
 """
 
 from __future__ import annotations

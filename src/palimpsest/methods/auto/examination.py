@@ -37,7 +37,7 @@ class Verdict:
         says: whether the prompt itself gets the new answer.
         is_degenerate: whether the reply to it babbles where the unedited model does not, at the prompt or after the
             same beginning.
-        elsewhere: of the prompts beside its own that must get it, which do.
+        elsewhere: which of the other prompts that must get the new answer do.
         kept: of the prompts about other subjects, which answer as before.
         reply: what the model says to the prompt.
         babbles: whether that repeats itself, as it may have done before any edit.
@@ -95,7 +95,7 @@ class Standing:
 
     @property
     def elsewhere(self) -> float:
-        """Share of the prompts beside the facts' own that get the new answer."""
+        """Share of the prompts besides the facts' own that get the new answer."""
         every = list(chain.from_iterable(verdict.elsewhere for verdict in self.verdicts))
         return sum(every) / len(every) if every else 1.0
 

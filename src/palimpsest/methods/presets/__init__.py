@@ -22,7 +22,7 @@ class Preset:
 
     Arguments:
         name: the file's name without its ending.
-        match: config fields a model must have for the preset to be taken by itself; empty for any model.
+        match: config fields a model must have for the preset to be chosen automatically; empty for any model.
         options: option name to value.
         training: options of the training, for a method that is trained.
         source: where the numbers come from.

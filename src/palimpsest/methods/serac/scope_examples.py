@@ -30,7 +30,7 @@ class Positive:
         edit: the edit's prompt.
         new: its new answer.
         prompt: what is asked.
-        answer: what is to be answered.
+        answer: the expected answer.
     """
 
     edit: str

@@ -30,7 +30,7 @@ class ScopeTraining(MetaTrainingOptions):
     clip_norm: float = Field(default=1.0, gt=0)
     """Largest norm of a step's gradient; 100 as published."""
     scope: ClassifierForm = "embedding"
-    """`embedding` compares one vector a text; `cross-attention` reads both texts together, for every entry."""
+    """`embedding` compares one vector per text; `cross-attention` reads both texts together, for every entry."""
     encoder: str = SMALL
     """Encoder of the scope classifier: a folder or hub id, or `small`, untrained, with the model's tokenizer."""
     pooling: EncoderPooling = "mean"

@@ -60,12 +60,12 @@ class UltraEditConfig(MethodConfig):
     learning_rate: float | None = Field(default=None, ge=0)
     """Factor of D; 1e-6 as published. Left out, `step` says it in units of each matrix."""
     step: float = Field(default=0.3, ge=0)
-    """Where there is no `learning_rate`: what a typical token's output is to move by, as a share of the length of what
+    """If there is no `learning_rate`: what a typical token's output is to move by, as a share of the length of what
     the matrix writes."""
     ridge: float | None = Field(default=None, gt=0)
     """The ridge; 1 as published. Left out, `relative_ridge` says it."""
     relative_ridge: float = Field(default=0.1, gt=0)
-    """Where there is no `ridge`: the same as a share of the keys' mean squared length."""
+    """If there is no `ridge`: the same as a share of the keys' mean squared length."""
     rounds: int = Field(default=10, ge=1)
     """Gradient passes, at most; 1 as published. Each further one takes the facts that do not hold yet. Ours."""
     stop_margin: float = Field(default=1.0, ge=0)

@@ -1,4 +1,4 @@
-"""Models beside the model: which of the remembered edits a prompt is about, and a small model that reads them."""
+"""Models beside the edited one: which remembered edit a prompt is about, and a small model that reads it."""
 
 from palimpsest.models.scoped.counterfactual import (
     edited_prompt,

@@ -128,7 +128,7 @@ def scope_classifier(
 
 
 def small_encoder(vocabulary: int, *, width: int, layers: int, heads: int) -> PreTrainedModel:
-    """An untrained encoder of so many tokens, which reads a text in both directions."""
+    """An untrained bidirectional encoder for a vocabulary of this size."""
     from transformers import BertConfig, BertModel
 
     config = BertConfig(

@@ -160,7 +160,7 @@ class Sites:
             together = {other: its for other, its in self.architecture.sites.items() if its.path == part.path}
             whole = next((other for other, its in together.items() if not its.is_slice), None)
             raise ModelError(
-                f"The site {site!r} is a slice of a fused weight, which cannot be changed by itself.",
+                f"The site {site!r} is a slice of a fused weight, which cannot be changed separately.",
                 expected="a site that is a whole weight",
                 found=f"{part.path}, which holds {', '.join(other for other in together if other != whole)}",
                 where=f"family {self.architecture.name!r}",

@@ -28,7 +28,7 @@ _SAYS = ("num_experts", "is_transposed", "has_bias", "has_gate", "_apply_gate")
 def is_experts(module: nn.Module) -> bool:
     """Whether this is a module of experts in transformers' layout, whose down-projections are plain numbers.
 
-    Experts with a norm behind each, or of which this process holds a share only, are none.
+    Experts that are each followed by a norm, or that this process holds only in part, do not count.
     """
     if not all(hasattr(module, name) for name in _SAYS):
         return False

@@ -34,7 +34,7 @@ def has_plain_weight(module: nn.Module) -> bool:
 def is_quantised(module: nn.Module) -> bool:
     """Whether the module is a linear layer that keeps its weight in a packed form, as bitsandbytes and torchao do.
 
-    A layer that wraps another one, as peft's do, is none.
+    A layer that wraps another one, as peft's do, does not count.
     """
     sizes = (getattr(module, "in_features", None), getattr(module, "out_features", None))
     is_layer = all(isinstance(size, int) for size in sizes) and not hasattr(module, "base_layer")

@@ -96,15 +96,6 @@ def speed(_argument: str) -> str:
     return listed(rows("speed_cpu"), columns)
 
 
-def threads(_argument: str) -> str:
-    """Seconds of an edit by how threads wait, beside none, one and two other processes."""
-    lines: dict[str, list[str]] = {}
-    for row in rows("threads"):
-        lines.setdefault(row["way"], []).append(f"{row['seconds']:.1f} ({row['cpu_seconds']:.1f})")
-    heads = ["waiting", "idle: seconds (CPU s)", "beside one other process", "beside two"]
-    return table(heads, [[way, *cells] for way, cells in lines.items()])
-
-
 def memory_time(_argument: str) -> str:
     """How long a prompt waits for SERAC's memory."""
     columns: Columns = {

@@ -235,6 +235,21 @@ def test_files_stay_readable(path):
     assert len(path.read_text().splitlines()) <= 350, "over 350 lines a file asks to be split"
 
 
+METHOD_FILES = [
+    path for path in FILES if path.is_relative_to(SOURCE / "methods") and "@final\nclass " in path.read_text()
+]
+
+
+@pytest.mark.parametrize("path", METHOD_FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_a_method_is_its_mathematics(path):
+    assert len(path.read_text().splitlines()) <= 250, "options, training and state go into files beside the method"
+
+
+def test_what_makes_the_pages_and_times_the_code_stays_small():
+    scripts = [*(ROOT / "bench").rglob("*.py"), *(ROOT / "docs" / "build").rglob("*.py")]
+    assert sum(len(path.read_text().splitlines()) for path in scripts) < 2500, "a recipe or a row of data does it"
+
+
 def test_no_public_name_has_two_meanings():
     """Classes and type aliases: a name says which of them is meant, wherever it is read."""
     homes: dict[str, list[str]] = {}

@@ -266,7 +266,7 @@ def require_filled(edit: EditRequest) -> None:
         if (place := PLACEHOLDER.search(text)) is not None:
             raise DataError(
                 "An edit has a place for a subject and no subject.",
-                expected=f"`subject`: what stands in the place of {place[0]}",
+                expected=f"`subject`: the text for {place[0]}",
                 found=f"{name} {text!r}",
                 where=f"the edit {edit.id!r}",
                 remedy="add a `subject` (--subject); one that occurs in the prompt leaves the braces as they are",

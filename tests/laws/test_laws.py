@@ -25,10 +25,10 @@ STEPS = {"only_mastered": False, "rate": 0.1, "forget_options": STEP, "learn_opt
 KEYS = tiny.second_moments(damping=1e-3)
 LOCATED = {**KEYS, "layers": [1]}
 MEMORY = {"text": tiny.text_file(), "memory": {"max_tokens": 256, "top": 16}}
-NEURONS = {**MEMORY, "max_steps": 80, "first_check": 80, "learning_rate": 0.05, "label_smoothing": 0.0}
-FEW_NEURONS = {**NEURONS, "max_steps": 5, "memory_weight": 0.0}
 # As published, without a margin for the prompt about other subjects: random layers read those almost alike, and what is
-# held against them takes most of what 30 steps gain. test_wise.py has a test of that margin.
+# held against them takes most of what a few steps gain. test_added_neurons.py and test_wise.py have tests of that margin.
+NEURONS = {**MEMORY, "max_steps": 80, "first_check": 80, "learning_rate": 0.05, "label_smoothing": 0.0, "spare": 0}
+FEW_NEURONS = {**NEURONS, "max_steps": 5, "memory_weight": 0.0}
 SIDE = {
     "text": tiny.text_file(), "max_tokens": 200, "contexts": {"given": []},
     "alpha": 0.0, "beta": 0.0, "gamma": 0.0, "spare": 0,

@@ -26,7 +26,7 @@ KEYS = tiny.second_moments(damping=1e-3)
 LOCATED = {**KEYS, "layers": [1]}
 MEMORY = {"text": tiny.text_file(), "memory": {"max_tokens": 256, "top": 16}}
 # As published, without a margin for the prompt about other subjects: random layers read those almost alike, and what is
-# held against them takes most of what a few steps gain. test_added_neurons.py and test_wise.py have tests of that margin.
+# held against them takes most of what a few steps gain. test_added_neurons.py and test_wise.py test that margin.
 NEURONS = {**MEMORY, "max_steps": 80, "first_check": 80, "learning_rate": 0.05, "label_smoothing": 0.0, "spare": 0}
 FEW_NEURONS = {**NEURONS, "max_steps": 5, "memory_weight": 0.0}
 SIDE = {

@@ -81,8 +81,28 @@ def test_what_is_sound_is_read_as_json_reads_it(tmp_path):
 
 @pytest.mark.parametrize("text", ["a = " + "[" * 3_000, "a" + ".b" * 3_000 + " = 1", "a = 1" + "0" * 5_000])
 def test_toml_has_bounds_too(text):
-    with pytest.raises(ValueError, match=r"inside each other|parts|digits"):
+    with pytest.raises(ValueError, match=r"inside each other|digits"):
         parse_toml(text)
+
+
+def test_full_stops_are_no_depth(tmp_path):
+    """Hundreds of sentences or decimals on one line, as a compact JSON file has them."""
+    held = {
+        "text": "One sentence. " * 300,
+        "numbers": [number / 8 for number in range(300)],
+        "a.b": {"c" + ".c" * 300: 1},
+    }
+    file = tmp_path / "compact.json"
+    file.write_text(json.dumps(held))
+    assert KIND.json(file) == held
+    file.write_text(f"text = {json.dumps(held['text'])}\nnumbers = {json.dumps(held['numbers'])}\n")
+    assert KIND.toml(file) == {"text": held["text"], "numbers": held["numbers"]}
+    records = [
+        {"prompt": "Mr. A. B. Clay lives in", "subject": "Mr. A. B. Clay", "target_new": f"St. Ives No. {number}"}
+        for number in range(100)
+    ]
+    file.write_text(json.dumps(records))
+    assert [one.target_new for one in load_edits(file).requests] == [one["target_new"] for one in records]
 
 
 def test_a_place_that_is_no_file_is_said(tmp_path):

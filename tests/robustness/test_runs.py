@@ -7,13 +7,16 @@ import re
 import pytest
 import torch
 
+import tiny
 from palimpsest.errors import DataError, OutputError
 from palimpsest.evaluation.answers import BaseAnswers
 from palimpsest.evaluation.journal import RECORDS, Journal, Unit
 from palimpsest.evaluation.records import ProbeResult
 from palimpsest.evaluation.runner import _measures, _perplexity
+from palimpsest.files import write_json
 from palimpsest.methods.outcomes import Diagnostics, EditOutcome
 from palimpsest.methods.states import EditedQueries
+from palimpsest.models import AnswerRoom
 from palimpsest.patches.base import Manifest
 from palimpsest.patches.card import CARD, Contents, card, plain
 from palimpsest.patches.weights import Dense, WeightPatch
@@ -111,6 +114,19 @@ def test_damaged_answers_are_put_aside(tmp_path):
     file.write_text('{"model": null, "generated": [')
     BaseAnswers().absorb(file)
     assert [one.name for one in tmp_path.iterdir()] == ["base.json.damaged"]
+
+
+def test_hundreds_of_answers_are_taken_over(tmp_path):
+    model, base = tiny.tiny_model("gpt2"), BaseAnswers()
+    base.belong_to(model)
+    pairs = [(f"Mr. A. B. Clay No. {number} is", " Lyon. Oslo.") for number in range(120)]
+    base.generate(model, [prompt for prompt, _ in pairs], AnswerRoom(4), forward_batch_size=64)
+    base.score(model, pairs, forward_batch_size=64)
+    write_json(tmp_path / "base.json", base.to_dict())
+    again = BaseAnswers()
+    again.belong_to(model)
+    again.absorb(tmp_path / "base.json")
+    assert again.to_dict() == base.to_dict() and again.num_known == 240
 
 
 def outcome(value):

@@ -228,9 +228,16 @@ def parse_toml(text: str) -> dict[str, Any]:
     """Parses a TOML text. Raises `ValueError`."""
     require_shallow(text)
     try:
-        return tomllib.loads(text)
+        value = tomllib.loads(text)
     except RecursionError as error:
         raise ValueError(said(error)) from error
+    # A name with full stops makes tables inside each other without a bracket.
+    level: list[Any] = [value]
+    for _ in range(DEEPEST):
+        level = [inner for one in level for inner in _inside(one)]
+    if level:
+        raise ValueError(f"more than {DEEPEST} tables inside each other")
+    return value
 
 
 def json_decoder(
@@ -270,7 +277,7 @@ def json_decoder(
 
 def require_shallow(text: str) -> None:
     """Raises `ValueError` for brackets more than `DEEPEST` deep; those inside of double quotes do not count."""
-    if text.count("[") + text.count("{") + text.count(".") <= DEEPEST:
+    if text.count("[") + text.count("{") <= DEEPEST:
         return
     depth = 0
     for found in _BRACKETS.finditer(text):
@@ -280,8 +287,12 @@ def require_shallow(text: str) -> None:
                 raise ValueError(f"more than {DEEPEST} lists or objects inside each other")
         elif found[0] in ("]", "}"):
             depth -= 1
-    if any(line.partition("=")[0].count(".") > DEEPEST for line in text.split("\n") if line.count(".") > DEEPEST):
-        raise ValueError(f"a name of more than {DEEPEST} parts")
+
+
+def _inside(value: Any) -> Iterator[Any]:
+    """The lists and objects directly inside of one."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return (one for one in inner if isinstance(one, dict | list))
 
 
 def texts_of(value: object) -> Iterator[str]:

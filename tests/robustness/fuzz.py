@@ -91,8 +91,9 @@ class Campaign:
             try:
                 damage = draw(scratch, rng)
                 if damage[0] == "bytes" and damage[1] in SPECIAL:
-                    # Nothing more can be done to what must not be opened.
-                    damages.append(damage)
+                    # Nothing more can be done to what must not be opened, and nothing of the kind to what is gone.
+                    if scratch.is_file():
+                        damages.append(damage)
                     break
                 do(damage, scratch)
             except Exception:

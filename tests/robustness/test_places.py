@@ -8,6 +8,7 @@ import pytest
 
 import palimpsest as ps
 import tiny
+from palimpsest.cli import main
 from palimpsest.datasets import load_edits
 from palimpsest.errors import DataError, ModelError, PatchError, some_of
 from palimpsest.files import FileKind, read_texts
@@ -94,6 +95,19 @@ def test_a_tokenizer_s_longest_text_is_a_number(sound, tmp_path, longest):
         return
     with pytest.raises(ModelError, match="tokenizer_config"):
         ps.load(folder)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("edit", "nowhere", "--prompt", "A is", "--target-new", "b", "--out", "OUT", "--state", "OUT/state"),
+        ("assess", "nowhere", "--facts", "world-zsre", "--out", "OUT", "--wrong", "OUT"),
+        ("report", "nowhere", "--out", "OUT", "--tables", "OUT/../OUT"),
+    ],
+)
+def test_two_outputs_in_one_place_are_refused_before_anything_is_read(tmp_path, capsys, words):
+    assert main([one.replace("OUT", f"{tmp_path}/out", 1).replace("OUT", "out") for one in words]) == 2
+    assert "Two outputs have the same place" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_some_of_many_names():

@@ -144,6 +144,9 @@ def test_a_patch_and_its_state_appear_together(tmp_path):
     assert float(EditedQueries.load(state).queries[0, 0]) == 1.0
     with pytest.raises(OutputError, match="a folder"):
         outcome(2.0).save(tmp_path / "two", state=tmp_path / "one")
+    for inside in (tmp_path / "two", tmp_path / "two" / "state"):
+        with pytest.raises(OutputError, match="the same place"):
+            outcome(2.0).save(tmp_path / "two", state=inside)
     assert sorted(one.name for one in tmp_path.iterdir()) == ["one", "state", "taken"]
 
 

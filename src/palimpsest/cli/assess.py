@@ -69,11 +69,12 @@ def assess(
     as_json: inputs.JsonOption = False,
 ) -> None:
     """Find the facts that a model holds wrongly: is the right answer more probable than wrong ones?"""
-    from palimpsest.files import require_absent, write_text
+    from palimpsest.files import require_absent, require_apart, write_text
 
     for file in (out, wrong):
         if file is not None:
             require_absent(file)
+    require_apart(out, wrong)
     for option, value, known in (("answer", answer, ("new", "old")), ("contrast", against, ("answers", "relations"))):
         if value not in known:
             raise unknown_name(option, value, known)

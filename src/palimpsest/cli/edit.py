@@ -90,11 +90,12 @@ def edit(
     as_json: inputs.JsonOption = False,
 ) -> None:
     """Make a patch that lets a model give new answers. The model itself is not changed. Exit 1 when no edit holds."""
-    from palimpsest.files import require_absent
+    from palimpsest.files import require_absent, require_apart
 
     require_absent(out)
     if state is not None:
         require_absent(state, overwrite=True)
+    require_apart(out, state)
     requests, notes = _requests(edits, records.inline_edit(prompt, subject, target_new, target_old), skip_bad=skip_bad)
     forget = None if forget_patch is None else str(forget_patch)
     trained = None if editor is None else str(editor)

@@ -40,11 +40,12 @@ def report(
     as_json: inputs.JsonOption = False,
 ) -> None:
     """Make one self-contained HTML page out of runs."""
-    from palimpsest.files import require_absent
+    from palimpsest.files import require_absent, require_apart
 
     require_absent(out, overwrite=overwrite)
     if tables is not None:
         require_absent(tables)
+    require_apart(out, tables)
     require_trackers(log_with)
     records = read_records(runs)
     with terminal.status("drawing"):

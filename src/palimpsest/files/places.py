@@ -76,6 +76,20 @@ def require_absent(path: Path, *, overwrite: bool = False, remedy: str = _ANOTHE
     require_writable(path)
 
 
+def require_apart(*outputs: Path | None) -> None:
+    """Raises `OutputError` where two outputs of one command have one place, or one lies inside the other."""
+    given = [Path(os.path.abspath(one)) for one in outputs if one is not None]
+    for index, first in enumerate(given):
+        for second in given[index + 1 :]:
+            if first.is_relative_to(second) or second.is_relative_to(first):
+                raise OutputError(
+                    "Two outputs have the same place.",
+                    expected="a path of its own for each, none inside another",
+                    found=f"{shown_path(first)} and {shown_path(second)}",
+                    remedy=_ANOTHER_NAME,
+                )
+
+
 def require_replaceable(path: Path, names: Collection[str]) -> None:
     """Raises `OutputError` unless `path` is free, or a folder that holds nothing but `names`."""
     require_writable(path)

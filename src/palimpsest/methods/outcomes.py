@@ -19,7 +19,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from palimpsest.errors import DataError, OutputError
-from palimpsest.files import FileKind, new_file, new_folder, require_absent, short_name, write_tensors
+from palimpsest.files import FileKind, new_file, new_folder, require_absent, require_apart, short_name, write_tensors
 from palimpsest.patches import MANIFEST_FILE, Patch, WeightPatch
 from palimpsest.provenance import file_digest
 from palimpsest.showing import counted, html_table, named
@@ -143,7 +143,7 @@ class EditOutcome:
             path: a new folder.
             state: a file, instead of the former one; left out, the state is not kept.
 
-        Raises `OutputError` when the folder exists or the disk refuses.
+        Raises `OutputError` when the folder exists, the two have one place, or the disk refuses.
         """
         if state is None or self.state is None:
             self.patch.save(path)
@@ -151,6 +151,7 @@ class EditOutcome:
         folder, file = Path(path), Path(state)
         require_absent(folder)
         require_absent(file, overwrite=True)
+        require_apart(folder, file)
         pending = _pending(file)
         try:
             with new_folder(folder) as draft:

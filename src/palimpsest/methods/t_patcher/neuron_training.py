@@ -38,7 +38,7 @@ class NeuronTraining:
         self.places, self.written, self.config = places, written, config
         self.act = activation(name)
         self.name = name
-        self.memory = torch.cat([memory.training, before])
+        self.memory = torch.cat([memory.training, before.to(memory.training)])
         self.held_out = memory.held_out
         self.others = others
         self.steps = 0

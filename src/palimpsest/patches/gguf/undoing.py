@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from palimpsest.checkpoints import OUR_KEYS, Segment, WayBack, read_header, write_original
@@ -87,7 +88,7 @@ def undo_gguf(edited: str | Path, out: str | Path, *, kept: str | Path | None = 
     _FILE.require_format(found, FORMAT_VERSION, "way back", way_back)
     record = _FILE.checked(found, TypeAdapter(_Record), way_back)
     stored = _FILE.tensors(way_back, integers=True).tensors
-    if _KEPT not in stored or stored[_KEPT].ndim != 1:
+    if _KEPT not in stored or stored[_KEPT].ndim != 1 or stored[_KEPT].dtype != torch.uint8:
         raise _FILE.refused(way_back, "no kept bytes")
     content = stored[_KEPT].numpy().tobytes()
     if sum(length for _, _, length in record.segments) != record.size or any(

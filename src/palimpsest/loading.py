@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ from palimpsest.world import BUNDLED
 
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 DeviceMap = str | Mapping[str, Any]
+# They become patterns in transformers.
+_MODULE = re.compile(r"[\w.-]{0,1000}")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -196,6 +199,14 @@ def _placement(device: str, device_map: DeviceMap | None) -> DeviceMap:
         if device_map not in DEVICE_MAPS:
             raise unknown_name("device map", device_map, DEVICE_MAPS)
         return device_map
+    odd = next((name for name in device_map if not _MODULE.fullmatch(name)), None)
+    if odd is not None:
+        raise ConfigError(
+            "A name in the device map is none of a module.",
+            expected="names as the model has them, such as transformer.h.0, or the empty name for all of it",
+            found=repr(odd[:80]),
+            where="the device map",
+        )
     # As texts: that is how accelerate and safetensors take them.
     return {name: place if place == "disk" else str(_device(_named(place))) for name, place in device_map.items()}
 

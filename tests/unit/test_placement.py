@@ -127,6 +127,8 @@ def test_a_map_with_one_device_is_that_device(tmp_path):
         ({"device_map": "automatic"}, "did you mean 'auto'"),
         ({"device_map": "auto", "device": "cpu"}, "A device and a device map"),
         ({"device_map": {"": "cuda:7"}}, "The device cannot be used"),
+        ({"device_map": {"": "cpu", "transformer.(h": "cpu"}}, "none of a module"),
+        ({"device_map": {"h" * 2_000: "cpu"}}, "none of a module"),
         ({"device": "gpu"}, "The device cannot be used"),
         ({"dtype": "int8"}, "Unknown dtype"),
     ],

@@ -105,11 +105,43 @@ BRACKETS_CHAT = """
 {{- bos_token + "[INST] " + turn.content + " [/INST]" if turn.role == "user" else " " + turn.content + eos_token -}}
 {%- endfor -%}
 """
+# As Qwen3's: the model opens the thought itself, and an empty one stands where it is told not to think.
+QWEN_THINKING_CHAT = """
+{%- for turn in messages -%}
+{%- set thought = "<think>\n\n</think>\n\n" if turn.role == "assistant" else "" -%}
+{{- "<|im_start|>" + turn.role + "\n" + thought + turn.content + "<|im_end|>\n" -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{- "<|im_start|>assistant\n" -}}
+{{- "<think>\n\n</think>\n\n" if enable_thinking is defined and not enable_thinking else "" -}}
+{%- endif -%}
+"""
+# As DeepSeek-R1's and Qwen3-Thinking's: the generation prompt opens the thought, and nothing leaves it out.
+OPENED_THINKING_CHAT = """
+{%- for turn in messages -%}
+{{- "<|im_start|>" + turn.role + "\n" + turn.content.split("</think>")[-1] + "<|im_end|>\n" -}}
+{%- endfor -%}
+{{- "<|im_start|>assistant\n<think>\n" if add_generation_prompt else "" -}}
+"""
+# As gpt-oss': the thought is a message of its own, in another channel than the answer.
+HARMONY_CHAT = """
+{%- for turn in messages -%}
+{%- set channel = "<|channel|>final" if turn.role == "assistant" else "" -%}
+{%- set end = "<|return|>" if turn.role == "assistant" and loop.last else "<|end|>" -%}
+{{- "<|start|>" + turn.role + channel + "<|message|>" + turn.content + end -}}
+{%- endfor -%}
+{{- "<|start|>assistant" if add_generation_prompt else "" -}}
+"""
 # Template, the token that begins a text, and special tokens, the last of which ends a turn.
 CHATS = {
     "llama-3": (LLAMA_3_CHAT, "<|begin|>", ("<|begin|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")),
     "qwen": (QWEN_CHAT, None, ("<|im_start|>", "<|im_end|>")),
     "brackets": (BRACKETS_CHAT, "<|begin|>", ("<|begin|>", "<|endoftext|>")),
+}
+THINKING_CHATS = {
+    "qwen-thinking": (QWEN_THINKING_CHAT, None, ("<|im_start|>", "<|im_end|>")),
+    "opened": (OPENED_THINKING_CHAT, None, ("<|im_start|>", "<|im_end|>")),
+    "harmony": (HARMONY_CHAT, None, ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>")),
 }
 
 
@@ -118,12 +150,12 @@ def tokenizer(chat: str | None = None) -> PreTrainedTokenizerFast:
     """A byte-level BPE of 384 tokens, in GPT-2's style, with an end-of-sequence token.
 
     Arguments:
-        chat: the kind of chat template it has, one of `CHATS`; those that begin texts with a token put it in front
-            of every text, as the published tokenizers do.
+        chat: the kind of chat template it has, one of `CHATS` or `THINKING_CHATS`; those that begin texts with a token
+            put it in front of every text, as the published tokenizers do.
     """
     text = [f"{prompt} {old}. {prompt} {new}." for prompt, _, old, new in FACTS] * 4
     text += ["Who wrote it? It was written long ago by people who lived in Rome, Oslo, Lima and Vienna."] * 2
-    template, start, special = CHATS[chat] if chat else (None, None, ())
+    template, start, special = {**CHATS, **THINKING_CHATS}[chat] if chat else (None, None, ())
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()

@@ -4,7 +4,8 @@ A text gives an answer when it begins with it, at a word's end, after quotes, br
 or to a prompt that ends in a question mark) gives it when its first sentence states it and not the answer it competes
 with. Negations are not parsed: "not Paris" states Paris.
 
-Nothing here looks at a model.
+Of a model that thinks first, the text is what follows its thought (`palimpsest.wording.parted`). A thought that has
+not ended is no answer. Nothing here looks at a model.
 """
 
 from __future__ import annotations
@@ -58,6 +59,15 @@ def gives(
         return _leading(body, right, wrong)
     sentence, asked = folded(first_sentence(text, [*answers, *against])), folded(prompt)
     return _stated(sentence, asked, right, wrong) and not _stated(sentence, asked, wrong, right)
+
+
+def states(text: str, answers: Iterable[str], *, against: Iterable[str] = (), prompt: str = "") -> bool:
+    """Whether a text names one of the answers anywhere, more often than the prompt does.
+
+    Arguments: see `gives`; here `against` are longer answers that the ones looked for may be a part of.
+    """
+    body, asked, others = folded(text), folded(prompt), _distinct(against)
+    return any(_count(body, one, others) > _count(asked, one, others) for one in _distinct(answers))
 
 
 def gives_new(request: EditRequest, text: str, *, is_chat: bool = False) -> bool:

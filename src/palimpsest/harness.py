@@ -56,6 +56,7 @@ def answering(
     dtype: str = "auto",
     device: str | None = None,
     chat: bool = False,
+    thinking: bool | int = False,
     trust_remote_code: bool = False,
     batch_size: int | str | None = None,
     **unknown: Any,
@@ -69,6 +70,7 @@ def answering(
         dtype: as in `load`.
         device: as in `load`; `cuda:0` too if there is no CUDA, since the harness asks for it unless told otherwise.
         chat: whether each prompt is a user's turn in the tokenizer's template.
+        thinking: whether the model thinks before it writes, or in how many tokens at most; what follows counts.
         trust_remote_code: as in `load`.
         batch_size: rows in one pass; 64 for `auto`.
         unknown: what the harness was given besides, which is refused.
@@ -92,7 +94,14 @@ def answering(
     rows = _ROWS if batch_size in (None, "auto") else _number(batch_size)
     folders = [one for one in patch.split(os.pathsep) if one] if isinstance(patch, str) else list(patch)
     patches = [load_patch(Path(folder)) for folder in folders]
-    model = load(pretrained, dtype=dtype, device=_device(device), chat=chat, trust_remote_code=trust_remote_code)
+    model = load(
+        pretrained,
+        dtype=dtype,
+        device=_device(device),
+        chat=chat,
+        thinking=thinking,
+        trust_remote_code=trust_remote_code,
+    )
     for one in patches:
         one.apply(model)
     return Answering(model, rows)

@@ -44,7 +44,8 @@ def load(
     device: str = "auto",
     device_map: DeviceMap | None = None,
     architecture: Architecture | None = None,
-    chat: bool | Chat | Mapping[str, str] = False,
+    chat: bool | Chat | Mapping[str, Any] = False,
+    thinking: bool | int | None = None,
     trust_remote_code: bool = False,
 ) -> EditableModel:
     """Loads a model for editing and verifies its sites.
@@ -64,6 +65,8 @@ def load(
         architecture: a row of the site table for a family that is not in it.
         chat: whether every prompt is a user's turn in the tokenizer's chat template, and its target the assistant's
             answer; or a patch's `manifest.chat`, to ask exactly as it was made.
+        thinking: whether the model thinks before it answers: `True`, or the tokens that a thought may have (1,024).
+            Left out, as a patch's chat says, and not at all otherwise. Thinking takes a chat.
         trust_remote_code: whether Python code that comes with the model may run; a model that needs it is refused
             otherwise.
 
@@ -71,7 +74,9 @@ def load(
     a model that cannot be loaded or has code of its own, an unknown layout, or a chat without a template.
     """
     if isinstance(model, nn.Module):
-        return _in_memory(model, tokenizer, (dtype, device, device_map), architecture=architecture, chat=chat)
+        return _in_memory(
+            model, tokenizer, (dtype, device, device_map), architecture=architecture, chat=chat, thinking=thinking
+        )
     if dtype != "auto" and dtype not in _DTYPES:
         raise ConfigError("Unknown dtype.", expected=f"auto, {', '.join(_DTYPES)}", found=repr(dtype))
     # Folders of patches name a base, which may be such a folder again: the patches of the innermost go on first.
@@ -91,7 +96,7 @@ def load(
     placement = _placement(device, device_map)
     source = locate(name)
     module, its_tokenizer = _read(name, source, dtype=dtype, placement=placement, trust_remote_code=trust_remote_code)
-    loaded = EditableModel(module, its_tokenizer, name=name, architecture=architecture, chat=chat)
+    loaded = EditableModel(module, its_tokenizer, name=name, architecture=architecture, chat=chat, thinking=thinking)
     if is_gguf(source):
         loaded.file_digest = file_digest(Path(source))
     for folder in reversed(folders):
@@ -105,7 +110,8 @@ def _in_memory(
     placing: tuple[str, str, DeviceMap | None],
     *,
     architecture: Architecture | None,
-    chat: bool | Chat | Mapping[str, str],
+    chat: bool | Chat | Mapping[str, Any],
+    thinking: bool | int | None,
 ) -> EditableModel:
     if placing != ("auto", "auto", None):
         dtype, device, device_map = placing
@@ -129,7 +135,7 @@ def _in_memory(
             found="no tokenizer",
         )
     name = str(getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__)
-    return EditableModel(model, tokenizer, name=name, architecture=architecture, chat=chat)
+    return EditableModel(model, tokenizer, name=name, architecture=architecture, chat=chat, thinking=thinking)
 
 
 def _read(

@@ -12,16 +12,14 @@ from typing import Any, Literal, get_args
 from palimpsest.errors import DataError, unknown_name
 from palimpsest.wording import (
     Prompt,
-    closest_words,
     find_spelled,
     first_difference,
-    hidden_characters,
     looks_same,
+    no_such_subject,
     printed,
     require_text,
     require_whole,
     stripped,
-    without_hidden,
 )
 
 ProbeKind = Literal[
@@ -38,6 +36,7 @@ ProbeKind = Literal[
     "portability.inverse",
     "portability.multi_hop",
     "portability.logical",
+    "portability.reasoning",
 ]
 _SHOWN = 80
 PROBE_KINDS: tuple[str, ...] = get_args(ProbeKind)
@@ -57,6 +56,9 @@ class Probe:
             the same run, the probe is left out of locality.
         accepts: other names of the expected answer. Free generation counts any of them as right; scorings that look
             at tokens take `expected` only.
+        expected_old: for portability, what followed from the old fact: the answer that is given where the old fact can
+            still be deduced. A `portability.reasoning` probe needs it.
+        accepts_old: other names of that answer.
 
     Raises `DataError` for a blank prompt, `ConfigError` for an unknown kind.
     """
@@ -66,19 +68,20 @@ class Probe:
     expected: str | None = None
     fact: str | None = None
     accepts: tuple[str, ...] = ()
+    expected_old: str | None = None
+    accepts_old: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.kind, str) or self.kind not in PROBE_KINDS:
             raise unknown_name("kind of probe", str(self.kind), PROBE_KINDS)
         require_text(self.prompt, "prompt", where=f"a {self.kind} probe")
-        for name in ("expected", "fact"):
+        for name in ("expected", "fact", "expected_old"):
             require_whole(getattr(self, name), name, where=f"the probe {self.prompt!r}")
         object.__setattr__(self, "prompt", stripped(self.prompt))
         if self.expected is not None:
             object.__setattr__(self, "expected", self.expected.strip())
-        object.__setattr__(
-            self, "accepts", _other_names(self.accepts, self.expected, where=f"the probe {self.prompt!r}")
-        )
+        names = _other_names(self.accepts, self.expected, where=f"the probe {self.prompt!r}")
+        object.__setattr__(self, "accepts", names)
         if not self.is_locality and not self.expected:
             raise DataError(
                 "A probe has no expected answer.",
@@ -86,6 +89,23 @@ class Probe:
                 found=repr(self.expected),
                 where=f"the probe {self.prompt!r}",
             )
+        object.__setattr__(self, "expected_old", (self.expected_old or "").strip() or None)
+        others = _other_names(self.accepts_old, self.expected_old, where=f"the probe {self.prompt!r}")
+        object.__setattr__(self, "accepts_old", others)
+        if not self._has_fitting_old_answer():
+            raise DataError(
+                "A probe's old answer cannot be used.",
+                expected="`expected_old` for a portability.reasoning probe, and for other portability probes if known: "
+                "what followed from the old fact, another answer than `expected`",
+                found=f"a {self.kind} probe with expected_old = {self.expected_old!r}, expected = {self.expected!r}",
+                where=f"the probe {self.prompt!r}",
+            )
+
+    def _has_fitting_old_answer(self) -> bool:
+        if self.expected_old is None:
+            return self.kind != "portability.reasoning"
+        is_right = normalise(self.expected_old) in map(normalise, self.answers)
+        return self.kind.startswith("portability") and not is_right
 
     @property
     def is_locality(self) -> bool:
@@ -95,6 +115,11 @@ class Probe:
     def answers(self) -> tuple[str, ...]:
         """The expected answer, if there is one, and its other names."""
         return (*([self.expected] if self.expected else []), *self.accepts)
+
+    @property
+    def old_answers(self) -> tuple[str, ...]:
+        """What followed from the old fact, if it is known, and its other names."""
+        return (self.expected_old, *self.accepts_old) if self.expected_old else ()
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary of what is given."""
@@ -178,7 +203,7 @@ class EditRequest:
             )
         span = find_spelled(self.subject, self.prompt)
         if span is None:
-            raise _no_such_subject(self.subject, self.prompt)
+            raise no_such_subject(self.subject, self.prompt)
         return span
 
     def _fill_template(self, subject: str) -> None:
@@ -284,35 +309,6 @@ def _nothing_to_edit(old: str, new: str, where: str) -> DataError:
         found=found,
         where=where,
         remedy="drop the record, or correct one of the two",
-    )
-
-
-def _no_such_subject(subject: str, prompt: str) -> DataError:
-    unseen = [
-        f"{one} in the {name}"
-        for name, text in (("subject", subject), ("prompt", prompt))
-        for one in hidden_characters(text)
-    ]
-    if unseen and find_spelled(without_hidden(subject), without_hidden(prompt)) is not None:
-        return DataError(
-            "The subject occurs in the prompt only if invisible characters are ignored.",
-            expected=f"{without_hidden(subject)!r} in both, without invisible characters",
-            found=f"subject {subject!r}, prompt {prompt!r}: {'; '.join(unseen[:3])}",
-            where="field `subject`",
-            remedy="delete the invisible characters; a soft hyphen or a zero-width space often comes with copied text",
-        )
-    near, found = closest_words(subject, prompt), f"prompt {prompt!r}"
-    if near is not None:
-        found += f"; the closest in it is {near!r}"
-        # Letters of two scripts that look alike: a reader sees no difference.
-        if not (subject.isascii() and near.isascii()):
-            found += f", and {first_difference(subject, near)}"
-    return DataError(
-        "The subject does not occur in the prompt.",
-        expected=f"{subject!r} somewhere in the prompt, or {{}} in its place",
-        found=found,
-        where="field `subject`",
-        remedy="correct the subject or the prompt, or leave `subject` out to have it found",
     )
 
 

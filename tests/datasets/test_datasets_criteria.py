@@ -187,11 +187,18 @@ def test_mquake_record(tmp_path: Path) -> None:
         id="4",
         probes=(
             Probe("generality", "Where does Ann Lee live?", "York"),
-            Probe("portability.one_hop", MQUAKE["questions"][0], "Bo Ray", accepts=("B. Ray",)),
-            Probe("portability.one_hop", MQUAKE["questions"][1], "Bo Ray", accepts=("B. Ray",)),
+            Probe("portability.one_hop", MQUAKE["questions"][0], "Bo Ray", accepts=("B. Ray",), expected_old="Cy Dow"),
+            Probe("portability.one_hop", MQUAKE["questions"][1], "Bo Ray", accepts=("B. Ray",), expected_old="Cy Dow"),
         ),
     )
     assert "known to be wrong" in data.notes[0]
+
+
+def test_mquake_old_answers_are_those_that_the_edit_makes_wrong(tmp_path: Path) -> None:
+    (request,) = read("mquake", tmp_path, {**MQUAKE, "answer_alias": ["C. Dow", "b. ray"]}).requests
+    assert [one.old_answers for one in request.probes[1:]] == [("Cy Dow", "C. Dow")] * 2
+    (request,) = read("mquake", tmp_path, {**MQUAKE, "answer": "B. Ray"}).requests
+    assert [one.old_answers for one in request.probes[1:]] == [()] * 2
 
 
 @pytest.mark.parametrize("hops", [HOPS[::-1], [*HOPS, HOPS[1]]], ids=["edited last", "three facts"])

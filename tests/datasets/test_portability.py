@@ -252,6 +252,30 @@ def test_a_table_of_triples_as_wikidata_gives_it() -> None:
     assert caught.value.where == "t.csv:2"
 
 
+def test_what_followed_from_the_old_answer_makes_a_reasoning_probe(tmp_path: Path) -> None:
+    rows = [
+        ("Norway", "Oslo", "Christiania"),
+        ("Sweden", "Stockholm", ""),
+        ("Peru", "Lima", ""),
+        ("Chad", "Stockholm", ""),
+    ]
+    fields = [{"subject": one, "relation": "capital", "object": two, "aliases": three} for one, two, three in rows]
+    table = TableGenerator([Record(f"t.csv:{n}", one) for n, one in enumerate(fields, 2)], "t.csv")
+    [proposed] = table.propose(EDITS[0], 3)
+    assert proposed == capital("Ann", "Norway", "Oslo", aliases=("Christiania",), old=("Stockholm",))
+    # What held of both answers shows nothing.
+    assert [one.old for edit in EDITS[1:] for one in table.propose(edit, 1)] == [("Stockholm",), ()]
+
+    model = Knowing(**{proposed.recall: "Oslo", proposed.question: "Stockholm"})
+    build(EDITS[:1], model, table, tmp_path / "out")  # type: ignore[arg-type]
+    decide(tmp_path / "out", "yes")
+    [edit] = load_edits(tmp_path / "out").requests
+    probe = Probe(
+        "portability.reasoning", proposed.question, "Oslo", accepts=("Christiania",), expected_old="Stockholm"
+    )
+    assert edit.probes == (probe,)
+
+
 @pytest.mark.parametrize("family", ["llama", "t5"])
 def test_a_local_model_is_asked_in_its_own_words(family: str) -> None:
     local = LocalModel(tiny.tiny_model(family), max_new_tokens=5)

@@ -16,7 +16,7 @@ from palimpsest.cli.app import main
 class Oracle:
     """A model that gives every answer a probability from a table, and others a thousandth."""
 
-    name = "oracle"
+    name, chat = "oracle", None
 
     def __init__(self, table):
         self.table, self.asked = table, []

@@ -40,7 +40,7 @@ def test_unusable_fields_are_named(changes, words):
 def test_an_unknown_probe_kind_gets_near_matches():
     with pytest.raises(ConfigError, match="locality.neighborhood"):
         Probe("locality.neighbourhood", "x", "y")
-    assert len(PROBE_KINDS) == 13
+    assert len(PROBE_KINDS) == 14
 
 
 def test_only_locality_may_leave_out_what_is_expected():

@@ -39,6 +39,8 @@ class ModelEntry(Config):
     device: str = "auto"
     dtype: str = "auto"
     chat: bool = False
+    thinking: bool | int = False
+    """Whether the model thinks before it answers, in a chat, or in how many tokens at most."""
     prepare: Preparation | None = None
 
     @field_validator("prepare", mode="before")
@@ -183,7 +185,7 @@ def identity_of(entry: Config, *left_out: str) -> Mapping[str, Any]:
 
     Fields that came to recipes later count only where they are set, so that units measured before keep their addresses.
     """
-    later = {"prepare", "skip", "one_per_subject", "known_to_model"}
+    later = {"prepare", "skip", "thinking", "one_per_subject", "known_to_model"}
     # A unit has its number of edits besides.
     whole = entry.model_dump(mode="json", exclude={*left_out, *later, "num_edits"})
     return {**whole, **entry.model_dump(mode="json", include=later, exclude_defaults=True)}

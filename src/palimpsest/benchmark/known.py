@@ -127,7 +127,7 @@ def gives_old_answers(
 
 def _fits(model: EditableModel, prompt: str, tokens: int) -> bool:
     try:
-        return model.room_after(len(model.encode(prompt))) >= tokens
+        return model.room_after(len(model.asked(prompt))) >= tokens
     except DataError:
         return False
 

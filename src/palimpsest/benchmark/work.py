@@ -147,7 +147,8 @@ class Desk:
             # The former one goes first: two large models may not fit beside each other.
             self._model, self._answers = None, {}
             entry = unit.model
-            loaded = load(unit.located(entry.name), device=entry.device, dtype=entry.dtype, chat=entry.chat)
+            place, thinking = unit.located(entry.name), entry.thinking
+            loaded = load(place, device=entry.device, dtype=entry.dtype, chat=entry.chat, thinking=thinking)
             self._model = (key, loaded)
         return self._model[1]
 

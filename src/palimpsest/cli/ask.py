@@ -8,11 +8,20 @@ from typing import Annotated
 import typer
 
 from palimpsest.cli import inputs, terminal
+from palimpsest.cli.thinking import (
+    ThinkingOption,
+    ThinkingTokensOption,
+    answer_words,
+    chosen_thinking,
+    thought_lines,
+    thoughts,
+)
 from palimpsest.wording import require_text
 
 EXAMPLES = (
     'palimpsest ask world "The capital of France is"',
     'palimpsest ask world "The capital of France is" "France is a country in" --patch my-patch',
+    'palimpsest ask Qwen/Qwen3-0.6B "What is the capital of France?" --thinking --patch my-patch',
 )
 PANEL = terminal.EDITING
 
@@ -34,6 +43,8 @@ def ask(
     ] = False,
     seed: inputs.SeedOption = 0,
     chat: inputs.RecordedChatOption = None,
+    thinking: ThinkingOption = None,
+    thinking_tokens: ThinkingTokensOption = None,
     device: inputs.DeviceOption = "auto",
     dtype: inputs.DtypeOption = "auto",
     device_map: inputs.DeviceMapOption = None,
@@ -49,9 +60,9 @@ def ask(
     for text in prompts:
         require_text(text, "PROMPT", where="the command line")
     patches = inputs.read_patches(patch or [])
-    loaded = inputs.load_model(
-        model, inputs.Placement(device, dtype, device_map, trust_remote_code), chat=inputs.chat_of(patches, chat)
-    )
+    thinks = chosen_thinking(thinking, thinking_tokens, chat=chat, recorded=True)
+    placement = inputs.Placement(device, dtype, device_map, trust_remote_code)
+    loaded = inputs.load_model(model, placement, chat=inputs.chat_of(patches, chat), thinking=thinks)
 
     def said() -> list[str]:
         if not as_configured:
@@ -68,9 +79,14 @@ def ask(
                 after = said()
     rows = list(zip(prompts, before, after, strict=True))
     if as_json:
-        answers = [{"prompt": text, "before": old, "after": new} for text, old, new in rows]
+        answers = [{"prompt": text, "before": old, "after": new, **thoughts(old, new)} for text, old, new in rows]
         terminal.emit_json({"model": model, "patches": [str(folder) for folder in patch or []], "answers": answers})
-    elif patches:
-        terminal.print_table(("prompt", "before", "after"), [(text, old, new or "") for text, old, new in rows])
+        return
+    if patches:
+        shown = [(text, answer_words(old), answer_words(new)) for text, old, new in rows]
+        terminal.print_table(("prompt", "before", "after"), shown)
     else:
-        terminal.print_table(("prompt", "answer"), [(text, old) for text, old, _ in rows])
+        terminal.print_table(("prompt", "answer"), [(text, answer_words(old)) for text, old, _ in rows])
+    for row in rows:
+        for line in thought_lines(*row):
+            terminal.say(line)

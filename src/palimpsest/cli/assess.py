@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from palimpsest.cli import inputs, records, terminal
+from palimpsest.cli.thinking import ThinkingOption, ThinkingTokensOption, chosen_thinking
 from palimpsest.errors import DataError, unknown_name
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ def assess(
     ] = None,
     seed: inputs.SeedOption = 0,
     chat: inputs.RecordedChatOption = None,
+    thinking: ThinkingOption = None,
+    thinking_tokens: ThinkingTokensOption = None,
     device: inputs.DeviceOption = "auto",
     dtype: inputs.DtypeOption = "auto",
     device_map: inputs.DeviceMapOption = None,
@@ -84,7 +87,8 @@ def assess(
         terminal.log(f"{facts}: {note}")
     patches = inputs.read_patches(patch or [])
     placement = inputs.Placement(device, dtype, device_map, trust_remote_code)
-    loaded = inputs.load_model(model, placement, chat=inputs.chat_of(patches, chat))
+    thinks = chosen_thinking(thinking, thinking_tokens, chat=chat, recorded=True)
+    loaded = inputs.load_model(model, placement, chat=inputs.chat_of(patches, chat), thinking=thinks)
     from palimpsest.evaluation import assess as run
 
     options: dict[str, Any] = {"answer": answer, "against": against, "smoothing": smoothing, "threshold": threshold}
@@ -151,8 +155,11 @@ def _show(found: Assessment, files: Sequence[Path]) -> None:
     more = len(found.wrong) - SHOWN
     if more > 0:
         terminal.say(f"and {more} more")
-    share = terminal.share(len(found.wrong) / len(found.facts), digits=1)
+    share = terminal.share(len(found.wrong) / len(found.facts) if found.facts else None, digits=1)
     terminal.say(f"{len(found.wrong)} of {len(found.facts)} facts are held wrongly ({share}).")
+    if found.unfinished:
+        count = terminal.count(len(found.unfinished), "fact")
+        terminal.say(f"{count} not assessed: the thought did not end within its tokens (--thinking-tokens).")
     if found.left_out:
         terminal.say(f"{terminal.count(len(found.left_out), 'fact')} left out: nothing to hold them against.")
     for file in files:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from palimpsest.cli import completing, inputs, records, terminal
+from palimpsest.cli.thinking import ThinkingOption, ThinkingTokensOption, chosen_thinking
 from palimpsest.errors import ConfigError
 from palimpsest.files import expanded
 
@@ -65,6 +66,8 @@ def edit(
     preset: inputs.PresetOption = "auto",
     seed: inputs.SeedOption = 0,
     chat: inputs.ChatOption = False,
+    thinking: ThinkingOption = None,
+    thinking_tokens: ThinkingTokensOption = None,
     skip_bad: inputs.SkipBadOption = False,
     editor: inputs.EditorOption = None,
     forget_patch: Annotated[
@@ -104,8 +107,10 @@ def edit(
     )
     maker.check(requests)
     carried = _carried(maker, state)
+    thinks = chosen_thinking(thinking, thinking_tokens)
     below = inputs.read_patches(patch or [])
-    loaded = inputs.load_model(model, inputs.Placement(device, dtype, device_map, trust_remote_code), chat=chat)
+    placement = inputs.Placement(device, dtype, device_map, trust_remote_code)
+    loaded = inputs.load_model(model, placement, chat=chat, thinking=thinks)
 
     with loaded.patched(*below):
         with terminal.progress_bar(f"editing with {method}") as progress:
@@ -255,6 +260,9 @@ def _otherwise(edits: Sequence[dict[str, Any]]) -> list[str]:
         "babbles": "make the model repeat itself, so the edit is too strong",
         "other answer": "give neither the new answer nor the old one",
         "anyway": "are followed by a repetition, as they are without the edit",
+        "still thinking": "have a thought that does not end within its tokens, and so no answer (--thinking-tokens)",
+        "named": "name the old answer in the thought",
     }
     found["anyway"] = sum(one["repeats_anyway"] for one in edits)
+    found["named"] = sum(bool(one.get("names_old")) for one in edits)
     return [f"{found[kind]} of {len(edits)} {words}." for kind, words in lines.items() if found[kind]]

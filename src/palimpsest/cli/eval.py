@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from palimpsest.cli import completing, inputs, records, terminal
+from palimpsest.cli.thinking import ThinkingOption, ThinkingTokensOption, chosen_thinking
 from palimpsest.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -87,6 +88,8 @@ def evaluate(
         ),
     ] = None,
     chat: inputs.ChatOption = False,
+    thinking: ThinkingOption = None,
+    thinking_tokens: ThinkingTokensOption = None,
     skip_bad: inputs.SkipBadOption = False,
     max_new_tokens: inputs.AnswerTokensOption = None,
     out: Annotated[Path | None, typer.Option("--out", help="A folder for the record; makes the run resumable.")] = None,
@@ -116,6 +119,7 @@ def evaluate(
         if (out / RUN_FILE).is_file():
             require_absent(out, remedy="go on with that run with --resume, or choose another name")
         require_absent(out)
+    thinks = chosen_thinking(thinking, thinking_tokens)
     own_seed = None if "seed" in inputs.parse_options(option) else seed
     trained = None if editor is None else str(editor)
     maker = inputs.make_method(method, preset, option, seed=own_seed, editor=trained)
@@ -127,7 +131,8 @@ def evaluate(
     if beyond:
         shown = ", ".join(map(str, beyond))
         terminal.log(f"note: there are {num_edits or len(edits)} edits, so nothing is tested after {shown}.")
-    loaded = inputs.load_model(model, inputs.Placement(device, dtype, device_map, trust_remote_code), chat=chat)
+    placement = inputs.Placement(device, dtype, device_map, trust_remote_code)
+    loaded = inputs.load_model(model, placement, chat=chat, thinking=thinks)
     from palimpsest.evaluation import evaluate as run
 
     try:

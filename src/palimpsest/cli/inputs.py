@@ -211,7 +211,11 @@ class Placement:
 
 
 def load_model(
-    name: str, placement: Placement | None = None, *, chat: bool | Mapping[str, str] = False
+    name: str,
+    placement: Placement | None = None,
+    *,
+    chat: bool | Mapping[str, Any] = False,
+    thinking: bool | int | None = None,
 ) -> EditableModel:
     """The model, with a sign of life on the terminal; a small one computes on one thread from here on.
 
@@ -225,7 +229,7 @@ def load_model(
 
         from palimpsest.loading import load
 
-        model = load(name, chat=chat, **options)
+        model = load(name, chat=chat, thinking=thinking, **options)
         if is_small(model):
             torch.set_num_threads(1)
         return model
@@ -257,7 +261,7 @@ def read_patches(folders: Sequence[Path]) -> list[Patch]:
         return [load_patch(folder) for folder in folders]
 
 
-def chat_of(patches: Sequence[Patch], chosen: bool | None) -> bool | Mapping[str, str]:
+def chat_of(patches: Sequence[Patch], chosen: bool | None) -> bool | Mapping[str, Any]:
     """The chat to ask in: what was chosen, else the one that the patches were made in.
 
     Raises `ConfigError` when they were made in different ones.
@@ -270,10 +274,14 @@ def chat_of(patches: Sequence[Patch], chosen: bool | None) -> bool | Mapping[str
         raise ConfigError(
             "The patches were made under different chat settings.",
             expected="all of them in one chat, or all with plain prompts",
-            found=", ".join(f"{p.manifest.label} {'in a chat' if p.manifest.chat else 'plain'}" for p in patches),
+            found=", ".join(f"{p.manifest.label} {_asked(p.manifest.chat)}" for p in patches),
             remedy="say how to ask: --chat or --no-chat",
         )
     return chats[0] or False if chats else False
+
+
+def _asked(chat: Mapping[str, Any] | None) -> str:
+    return "plain" if chat is None else "in a chat with thinking" if chat.get("thought_tokens") else "in a chat"
 
 
 def _toml_value(text: str) -> Any:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import typer
 
 from palimpsest.cli import inputs, terminal
+from palimpsest.cli.thinking import ThinkingOption, ThinkingTokensOption, chosen_thinking
 from palimpsest.errors import DataError
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ def verify(
         typer.Option("--min-locality", min=0, max=1, help="Fail when any kind of locality is below this share."),
     ] = None,
     chat: inputs.RecordedChatOption = None,
+    thinking: ThinkingOption = None,
+    thinking_tokens: ThinkingTokensOption = None,
     max_new_tokens: inputs.AnswerTokensOption = None,
     device: inputs.DeviceOption = "auto",
     dtype: inputs.DtypeOption = "auto",
@@ -65,9 +68,9 @@ def verify(
             found=f"{read.manifest.label!r}, without edits in its manifest",
             where=str(patch),
         )
-    loaded = inputs.load_model(
-        model, inputs.Placement(device, dtype, device_map, trust_remote_code), chat=inputs.chat_of([read], chat)
-    )
+    thinks = chosen_thinking(thinking, thinking_tokens, chat=chat, recorded=True)
+    placement = inputs.Placement(device, dtype, device_map, trust_remote_code)
+    loaded = inputs.load_model(model, placement, chat=inputs.chat_of([read], chat), thinking=thinks)
     from palimpsest.datasets import Dataset
     from palimpsest.evaluation import Batch, evaluate
     from palimpsest.requests import EditRequest
@@ -166,6 +169,7 @@ def _result(
                 "prompt": probe.prompt,
                 "before": probe.shown_before(),
                 "after": probe.shown_after(),
+                **({"thought": probe.thought, "names_old": probe.old_thought} if probe.thought is not None else {}),
             }
             for probe in record.probes
             if probe.kind == "reliability"
@@ -219,6 +223,9 @@ def _show(result: dict[str, Any]) -> None:
             f"babbles: at {babbling['n']} of {babbling['of']} prompts the model repeats itself where it did not; "
             f"the first: {first['prompt']} -> {first['after']!r}"
         )
+    named = sum(bool(one.get("names_old")) for one in result["answers"])
+    if named:
+        terminal.say(f"named: at {named} of {len(result['answers'])} edited prompts the thought names the old answer.")
     broken = result["not_asked"]
     if broken["n"]:
         terminal.say(f"{broken['n']} probe{'s' if broken['n'] > 1 else ''} could not be asked: {broken['reason']}")

@@ -109,9 +109,10 @@ def _probe(entry: Any) -> Probe:
     elif unknown := [name for name in entry if name not in known]:
         problem = f"a field {unknown[0]!r} in {dict(entry)!r:.80}"
     if problem:
+        perhaps = ", ".join(f"`{one}`" for one in known[2:])
         raise DataError(
             "A probe cannot be read.",
-            expected="a list of objects with `kind`, `prompt` and perhaps `expected`, `accepts` and `fact`",
+            expected=f"a list of objects with `kind`, `prompt` and perhaps {perhaps}",
             found=problem,
             where="field `probes`",
         )

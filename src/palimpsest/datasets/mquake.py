@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from palimpsest.datasets.counterfact import nested_rewrite
-from palimpsest.datasets.fields import require_different, text_field, text_list
+from palimpsest.datasets.fields import optional_text, require_different, text_field, text_list
 from palimpsest.errors import DataError
 from palimpsest.requests import EditRequest, Probe, ProbeKind, normalise
 
@@ -54,7 +54,7 @@ def only_rewrite(fields: Mapping[str, Any]) -> Any:
 
 
 def follow_ups(fields: Mapping[str, Any], edited: Sequence[str]) -> list[Probe]:
-    """The record's `questions`, which expect `new_answer`.
+    """The record's `questions`, which expect `new_answer` and were answered `answer`.
 
     Arguments:
         fields: the record's.
@@ -62,7 +62,19 @@ def follow_ups(fields: Mapping[str, Any], edited: Sequence[str]) -> list[Probe]:
     """
     answer, aliases = text_field(fields, "new_answer"), tuple(text_list(fields, "new_answer_alias"))
     kind = _kind(fields, edited)
-    return [Probe(kind, text, answer, accepts=aliases) for text in text_list(fields, "questions")]
+    right = {normalise(name) for name in (answer, *aliases)}
+    # Another chain may lead to the same answer, or to one of its names.
+    old = [name for name in _old_names(fields) if normalise(name) not in right]
+    return [
+        Probe(kind, text, answer, accepts=aliases, expected_old=old[0] if old else None, accepts_old=tuple(old[1:]))
+        for text in text_list(fields, "questions")
+    ]
+
+
+def _old_names(fields: Mapping[str, Any]) -> list[str]:
+    """What the questions were answered before the edit, where the record says so."""
+    old = optional_text(fields, "answer")
+    return [old, *text_list(fields, "answer_alias")] if old else []
 
 
 def _kind(fields: Mapping[str, Any], edited: Sequence[str]) -> ProbeKind:

@@ -14,6 +14,18 @@ from collections.abc import Callable, Iterable, Sequence
 
 from palimpsest.evaluation.records import Estimate, ProbeResult, Scores
 
+METRICS = (
+    "reliability",
+    "generality",
+    "locality",
+    "portability",
+    "old_answer_rate",
+    "old_thought_rate",
+    "old_deduced_rate",
+    "leak_rate",
+    "degenerate_rate",
+)
+"""In the order in which they are read."""
 Z = 1.959963984540054  # 97.5% quantile of the normal distribution
 
 
@@ -61,15 +73,18 @@ def wilson(mean: float, n: float) -> tuple[float, float]:
 
 
 def scores(results: Iterable[ProbeResult], scorings: Sequence[str]) -> Scores:
-    """Every metric under every scoring, `old_answer_rate`, and under `generate` what else its texts show.
+    """Every metric under every scoring, `old_answer_rate` and `old_deduced_rate`, and under `generate` what else its
+    texts show.
 
     A metric without any value is not in it.
     """
 
     def values(result: ProbeResult, scoring: str) -> Iterable[tuple[str, float | None]]:
         yield result.kind, result.values.get(scoring)
-        yield "old_answer_rate", result.old_answer.get(scoring)
+        is_follow_up = result.kind.startswith("portability")
+        yield "old_deduced_rate" if is_follow_up else "old_answer_rate", result.old_answer.get(scoring)
         if scoring == "generate":
+            yield "old_thought_rate", result.old_thought
             yield "leak_rate", result.leak
             yield "degenerate_rate", result.degenerate
 
@@ -105,8 +120,7 @@ def _means(
 
 
 def _reading_order(metric: str) -> tuple[int, str]:
-    heads = ("reliability", "generality", "locality", "portability", "old_answer_rate", "leak_rate", "degenerate_rate")
-    return heads.index(metric.split(".")[0]), metric
+    return METRICS.index(metric.split(".")[0]), metric
 
 
 def counts(results: Iterable[ProbeResult], scorings: Sequence[str]) -> dict[str, int]:

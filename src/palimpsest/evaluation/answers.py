@@ -6,13 +6,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from palimpsest.errors import ConfigError, DataError
 from palimpsest.evaluation.scoring import Observation
 from palimpsest.files import FileKind, put_aside
 from palimpsest.models import AnswerRoom, TargetScore, written_answers
 from palimpsest.provenance import digest
+from palimpsest.wording import Reply
 
 if TYPE_CHECKING:
     from palimpsest.models import EditableModel
@@ -90,7 +91,13 @@ class BaseAnswers:
             [prompt, target, score.log_probs, score.predicted, score.matches]
             for (prompt, target), score in self._scores.items()
         ]
-        return {"model": self._model, "generated": self._generated, "scores": scores}
+        thoughts = {
+            room: {
+                prompt: (text.thought, text.is_unfinished) for prompt, text in texts.items() if isinstance(text, Reply)
+            }
+            for room, texts in self._generated.items()
+        }
+        return {"model": self._model, "generated": self._generated, "thoughts": thoughts, "scores": scores}
 
     def absorb(self, file: Path) -> None:
         """Takes over what a file holds of `to_dict`, when it is of the same model; otherwise nothing.
@@ -107,6 +114,8 @@ class BaseAnswers:
         if stored.model != self._model:
             return
         for room, texts in stored.generated.items():
+            for prompt, (thought, is_unfinished) in stored.thoughts.get(room, {}).items():
+                texts[prompt] = Reply(texts.get(prompt, ""), thought, is_unfinished=is_unfinished)
             self._generated[room] = {**texts, **self._generated.get(room, {})}
         for prompt, target, log_probs, predicted, matches in stored.scores:
             self._scores.setdefault((prompt, target), TargetScore(log_probs, predicted, matches))
@@ -117,6 +126,7 @@ class _Answers(BaseModel):
 
     model: str | None
     generated: dict[str, dict[str, str]]
+    thoughts: dict[str, dict[str, tuple[str, bool]]] = Field(default_factory=dict)
     scores: list[tuple[str, str, tuple[float, ...], tuple[int, ...], tuple[bool, ...]]]
 
 

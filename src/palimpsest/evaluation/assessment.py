@@ -6,7 +6,8 @@ A fact's score is how much more probable its answer is where it is right than wh
 
 and below one the model does not hold it. In the paper a contrast is the same answer behind prompts of other relations
 about the same subject (`relations`); with `answers` it is a wrong answer behind the same prompt. P is the probability
-of a token of the answer, the geometric mean over its tokens, so that answers of several lengths compare.
+of a token of the answer, the geometric mean over its tokens, so that answers of several lengths compare; behind the
+model's own thought where it thinks first.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from palimpsest.datasets import own_phrasing, relation_of
 from palimpsest.errors import ConfigError, DataError, near_matches
+from palimpsest.evaluation.behind_thoughts import answer_log_probs
 from palimpsest.provenance import digest
 from palimpsest.requests import EditRequest, normalise
 from palimpsest.showing import counted, html_table, named
@@ -73,12 +75,14 @@ class Assessment:
         settings: how it was asked.
         facts: those that were assessed.
         left_out: ids of those without anything to hold them against.
+        unfinished: ids of those that the model thought about without an end.
     """
 
     model: str
     settings: dict[str, Any]
     facts: tuple[AssessedFact, ...]
     left_out: tuple[str, ...]
+    unfinished: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return named(self, self.model, f"{len(self.wrong)} of {counted(len(self.facts), 'fact')} held wrongly")
@@ -141,11 +145,15 @@ def assess(
     if not kept:
         raise _nothing_to_compare(len(facts), against)
     asked = [pair for index in kept for pair in [(facts[index].prompt, pairs.answers[index]), *chosen[index]]]
-    logs = _log_probabilities(model, asked, progress)
-    assessed, start = [], 0
+    logs = answer_log_probs(model, asked, progress)
+    assessed, unfinished, start = [], [], 0
     for index in kept:
         end = start + 1 + len(chosen[index])
-        assessed.append(_scored(facts[index], asked[start:end], logs[start:end], smoothing, threshold))
+        found = [one for one in logs[start:end] if one is not None]
+        if len(found) == end - start:
+            assessed.append(_scored(facts[index], asked[start:end], found, smoothing, threshold))
+        else:
+            unfinished.append(facts[index].id)
         start = end
     settings = {
         "answer": answer,
@@ -156,7 +164,7 @@ def assess(
         "seed": seed,
     }
     left_out = tuple(facts[index].id for index, one in enumerate(chosen) if not one)
-    return Assessment(model.name, settings, tuple(assessed), left_out)
+    return Assessment(model.name, settings, tuple(assessed), left_out, tuple(unfinished))
 
 
 @dataclass(frozen=True)
@@ -228,19 +236,6 @@ def _stated(facts: Sequence[EditRequest], answer: str) -> list[tuple[EditRequest
 def _relation(request: EditRequest) -> str | None:
     """Returns the relation in the record's fact identity, or its prompt without the subject."""
     return relation_of(request) or (own_phrasing(request) if request.subject is not None else None)
-
-
-def _log_probabilities(model: EditableModel, asked: Sequence[tuple[str, str]], progress: Progress) -> list[float]:
-    """Of each pair once."""
-    distinct = list(dict.fromkeys(asked))
-    found: dict[tuple[str, str], float] = {}
-    for start in range(0, len(distinct), 512):
-        progress("assessing", start, len(distinct))
-        chunk = distinct[start : start + 512]
-        scores = model.score([prompt for prompt, _ in chunk], [answer for _, answer in chunk])
-        found.update(zip(chunk, (score.mean_log_prob for score in scores), strict=True))
-    progress("assessing", len(distinct), len(distinct))
-    return [found[pair] for pair in asked]
 
 
 def _scored(

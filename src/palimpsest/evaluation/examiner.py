@@ -9,7 +9,7 @@ from palimpsest.errors import DataError
 from palimpsest.evaluation.answers import BaseAnswers
 from palimpsest.evaluation.overlap import EditedFacts
 from palimpsest.evaluation.records import Phase, ProbeResult
-from palimpsest.evaluation.scoring import Observation, Scoring, degenerate, leak
+from palimpsest.evaluation.scoring import Observation, Scoring, degenerate, leak, old_thought
 from palimpsest.models import AnswerRoom, own_repetitions, written_answers
 from palimpsest.requests import EditRequest, Probe
 
@@ -139,7 +139,9 @@ class Examiner:
 
     def _fill(self, result: ProbeResult, request: EditRequest, probe: Probe, after: Observation) -> None:
         before = self.base.observation(probe.prompt, self._targets(request, probe), self._room, is_chat=self._is_chat)
-        result.before, result.after = before.generated, after.generated
+        result.before, result.after = (None if one.is_unfinished else one.generated for one in (before, after))
+        result.thought_before, result.thought = before.thought, after.thought
+        result.old_thought = old_thought(request, probe, after)
         if "generate" in self.scorings:
             result.degenerate = degenerate(probe, before, after)
             result.leak = leak(request, probe, before, after)
@@ -181,12 +183,16 @@ class Examiner:
 
     def _misfit(self, prompt: str, target: str | None) -> str | None:
         try:
-            length = len(self.model.encode(prompt, target))
+            length = len(self.model.asked(prompt) if target is None else self.model.encode(prompt, target))
         except DataError as error:
             return error.problem
-        if target is None and self.model.room_after(length) < self._room.tokens:
+        if target is None and self.model.room_after(length) < self._room.tokens + self._thought_tokens:
             return "The prompt leaves no room for an answer in the model's context."
         return None
+
+    @property
+    def _thought_tokens(self) -> int:
+        return self.model.chat.thought_tokens if self.model.chat is not None else 0
 
     def _blank(self, request: EditRequest, probe: Probe, phase: Phase, checkpoint: int | None) -> ProbeResult:
         return ProbeResult(
@@ -194,6 +200,7 @@ class Examiner:
             kind=probe.kind,
             prompt=probe.prompt,
             expected=probe.expected,
+            expected_old=probe.expected_old,
             accepts=list(probe.accepts),
             target_new=request.target_new,
             target_old=request.target_old,
@@ -219,5 +226,5 @@ def room_for(model: EditableModel, requests: Iterable[EditRequest], max_new_toke
     for request in requests:
         answers += [request.target_new, *request.accepts, *request.accepts_old]
         answers += [request.target_old] if request.target_old else []
-        answers += [answer for probe in request.probes for answer in probe.answers]
+        answers += [answer for probe in request.probes for answer in (*probe.answers, *probe.old_answers)]
     return AnswerRoom.of(model.tokenizer, answers, max_new_tokens)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from palimpsest.answers import shown
+from palimpsest.models import ChatRecord
 from palimpsest.showing import counted, html_table, named
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -43,8 +44,8 @@ class Specification(BaseModel):
     model_fingerprint: dict[str, Any]
     stacked_on: list[str] = Field(default_factory=list)
     """Labels of patches that were on the model already; they belong to the base here."""
-    chat: dict[str, str] | None = None
-    """The chat that prompts were put in, as texts; `None` for plain prompts."""
+    chat: ChatRecord | None = None
+    """The chat that prompts were put in; `None` for plain prompts."""
     dataset: str
     dataset_fingerprint: str
     """Of the sampled edits with their probes."""
@@ -95,12 +96,18 @@ class ProbeResult(BaseModel):
     expected: str | None = None
     accepts: list[str] = Field(default_factory=list)
     """Other names of the expected answer, as right as it under `generate`."""
+    expected_old: str | None = None
+    """What followed from the old fact, where the probe says so."""
     target_new: str
     target_old: str | None = None
     before: str | None = None
-    """What the base model generated; `None` when text was not asked for."""
+    """What the base model generated; `None` when text was not asked for, or its thought did not end."""
     after: str | None = None
     """What the edited model generated."""
+    thought_before: str | None = None
+    """What the base model thought before it answered; `None` where it answered at once."""
+    thought: str | None = None
+    """What the edited model thought."""
     phase: Phase = "final"
     """`immediate`: right after this edit, in the sequential protocol; `final`: after all edits so far."""
     checkpoint: int | None = None
@@ -110,7 +117,9 @@ class ProbeResult(BaseModel):
     reasons: dict[str, str] = Field(default_factory=dict)
     """Why a value is missing, by scoring."""
     old_answer: dict[str, Share | None] = Field(default_factory=dict)
-    """Scoring to whether the old answer is still given, for probes about the edit itself."""
+    """Scoring to whether the old answer is still given: the edit's, or what followed from it (`expected_old`)."""
+    old_thought: Share | None = None
+    """Whether the thought names that old answer, whatever the answer says."""
     degenerate: Share | None = None
     """Whether the edited model babbles where the unedited one does not."""
     leak: Share | None = None
@@ -133,7 +142,8 @@ class ProbeResult(BaseModel):
         return shown(self.after, self._names())
 
     def _names(self) -> list[str]:
-        return [name for name in (self.expected, *self.accepts, self.target_new, self.target_old) if name]
+        names = (self.expected, *self.accepts, self.expected_old, self.target_new, self.target_old)
+        return [name for name in names if name]
 
     def outcome(self, scoring: str) -> Literal["scored", "unscored", "failed", "left_out"]:
         """Returns the outcome of the probe under a scoring."""

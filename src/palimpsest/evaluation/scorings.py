@@ -7,9 +7,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Literal, final
 
-from palimpsest.answers import first_sentence, is_exact, is_reply_to, new_names, old_names, same_beginning
+from palimpsest.answers import first_sentence, is_exact, is_reply_to, new_names, same_beginning
 from palimpsest.evaluation.rouge import Rouge, rouge_l
-from palimpsest.evaluation.scoring import Observation, Scoring, Value, is_about_edit, is_same
+from palimpsest.evaluation.scoring import Observation, Scoring, Value, is_about_edit, is_same, old_answers
 from palimpsest.requests import EditRequest, Probe
 
 
@@ -24,8 +24,7 @@ class Generate(Scoring):
         if after.generated is None:
             return Value(None, "no text was generated")
         if not probe.is_locality:
-            against = old_names(request) if is_about_edit(probe) else ()
-            return Value(float(after.says(probe, probe.answers, against=against)))
+            return Value(float(after.says(probe, probe.answers, against=old_answers(request, probe))))
         if before.generated is None:
             return Value(None, "the base model's answer is not known")
         new = [name for name in new_names(request) if not any(is_same(name, one) for one in probe.answers)]
@@ -39,7 +38,8 @@ class Generate(Scoring):
         """See `Scoring.gives_old`."""
         if after.generated is None:
             return None
-        return after.says(probe, old_names(request), against=(*new_names(request), *probe.answers))
+        new = new_names(request) if is_about_edit(probe) else ()
+        return after.says(probe, old_answers(request, probe), against=(*new, *probe.answers))
 
 
 @final
@@ -60,7 +60,7 @@ class Exact(Scoring):
 
     def gives_old(self, request: EditRequest, probe: Probe, after: Observation) -> bool | None:
         """See `Scoring.gives_old`."""
-        return None if after.generated is None else self.gives(after, probe, old_names(request), against=())
+        return None if after.generated is None else self.gives(after, probe, old_answers(request, probe), against=())
 
     def gives(self, said: Observation, probe: Probe, answers: Sequence[str], *, against: Sequence[str]) -> bool:
         """See `Scoring.gives`."""
@@ -84,7 +84,7 @@ class TeacherForced(Scoring):
     def targets(self, request: EditRequest, probe: Probe, before: str | None) -> Sequence[str | None]:
         """See `Scoring.targets`."""
         compared = self.base_targets(probe, before) if probe.is_locality else (probe.expected,)
-        return (*compared, request.target_old) if is_about_edit(probe) else compared
+        return (*compared, *old_answers(request, probe)[:1])
 
     def base_targets(self, probe: Probe, before: str | None) -> Sequence[str | None]:
         """For locality, the text whose tokens are compared: the expected answer, else the base model's own."""
@@ -98,7 +98,7 @@ class TeacherForced(Scoring):
 
     def gives_old(self, request: EditRequest, probe: Probe, after: Observation) -> bool | None:
         """See `Scoring.gives_old`."""
-        return all(after.scores[request.target_old or ""].matches)
+        return all(after.scores[old_answers(request, probe)[0]].matches)
 
 
 @final
@@ -112,7 +112,7 @@ class LogProb(Scoring):
         """See `Scoring.value`."""
         if is_about_edit(probe) and request.target_old is None:
             return Value(None, "the edit has no old answer to compare with")
-        if not is_about_edit(probe) and not probe.is_locality:
+        if not is_about_edit(probe) and not probe.is_locality and probe.expected_old is None:
             return Value(None, "no alternative answer is known to compare with")
         if probe.is_locality and not probe.expected:
             return Value(None, "the probe has no expected answer to compare with the new one")
@@ -123,8 +123,8 @@ class LogProb(Scoring):
 
     def targets(self, request: EditRequest, probe: Probe, before: str | None) -> Sequence[str | None]:
         """See `Scoring.targets`."""
-        if is_about_edit(probe) and request.target_old is not None:
-            return (probe.expected, request.target_old)
+        if old := old_answers(request, probe):
+            return (probe.expected, old[0])
         if probe.is_locality and probe.expected and not is_same(probe.expected, request.target_new):
             return (probe.expected, request.target_new)
         return ()

@@ -6,21 +6,22 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from palimpsest.answers import first_sentence, gives, gives_new, gives_old, new_names, old_names, shown
+from palimpsest.answers import first_sentence, gives, gives_new, gives_old, new_names, old_names, shown, states
 from palimpsest.models import AnswerRoom, own_repetitions
-from palimpsest.wording import before_repetition, is_degenerate
+from palimpsest.wording import before_repetition, is_degenerate, is_unfinished, thought_of
 
 if TYPE_CHECKING:
     from palimpsest.models import EditableModel
     from palimpsest.requests import EditRequest
 
-EditVerdict = Literal["holds", "in other words", "babbles", "old answer", "other answer"]
+EditVerdict = Literal["holds", "in other words", "babbles", "old answer", "other answer", "still thinking"]
 VERDICT_WORDS: dict[str, str] = {
     "holds": "yes",
     "in other words": "in other words",
     "babbles": "no: repeats itself",
     "old answer": "no: old answer",
     "other answer": "no",
+    "still thinking": "no: thought has no end",
 }
 
 
@@ -32,14 +33,19 @@ class VerifiedEdit:
         before: what the model answered before it.
         after: what it answers now.
         verdict: `holds`: the new answer is given; `in other words`: it is stated, but not where the answer begins;
-            `babbles`: the model repeats itself where it did not before; `old answer`: that is still given.
+            `babbles`: the model repeats itself where it did not before; `old answer`: that is still given;
+            `still thinking`: the thought did not end within its tokens, so there is no answer.
         repeats_anyway: whether the base model too repeats itself after what it answers now; `after` ends before that.
+        thought: what the model thought before it answered; `None` where it answered at once.
+        names_old: whether that thought names the old answer; `None` without one of the two.
     """
 
     before: str
     after: str
     verdict: EditVerdict
     repeats_anyway: bool = False
+    thought: str | None = None
+    names_old: bool | None = None
 
     @property
     def holds(self) -> bool:
@@ -47,8 +53,11 @@ class VerifiedEdit:
         return self.verdict == "holds"
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return asdict(self)
+        """JSON-ready; of a thought only where there was one."""
+        found = asdict(self)
+        if self.thought is None:
+            del found["thought"], found["names_old"]
+        return found
 
 
 def verified(
@@ -75,7 +84,10 @@ def _became(
     verdict = verdict_on(request, before, after, is_chat=is_chat, repeats_anyway=repeats_anyway)
     said = before_repetition(after) if repeats_anyway else after
     seen = said.strip() if verdict == "babbles" else shown(said, names)
-    return VerifiedEdit(shown(before, names), seen, verdict, repeats_anyway)
+    thought, old, names_old = thought_of(after), old_names(request), None
+    if thought is not None and old:
+        names_old = states(thought, old, against=new_names(request), prompt=request.prompt)
+    return VerifiedEdit(shown(before, names), seen, verdict, repeats_anyway, thought, names_old)
 
 
 def verdict_on(
@@ -86,6 +98,8 @@ def verdict_on(
     Arguments:
         repeats_anyway: whether a repetition in `after` is the base model's own; see `models.own_repetitions`.
     """
+    if is_unfinished(after):
+        return "still thinking"
     if is_degenerate(after, new_names(request)) and not repeats_anyway and not is_degenerate(before):
         return "babbles"
     if gives_new(request, after, is_chat=is_chat):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from palimpsest.errors import ConfigError, DataError, ModelError
 from palimpsest.files import FileKind, cache_folder, expanded, new_folder, write_json, write_tensors
-from palimpsest.models import EditableModel, fingerprint_differences
+from palimpsest.models import ChatRecord, EditableModel, fingerprint_differences
 from palimpsest.patches import checked_base, checked_chat
 from palimpsest.provenance import file_digest, now, versions
 from palimpsest.world import bundled_editors
@@ -42,7 +42,7 @@ class EditorRecord(BaseModel):
     base: Annotated[dict[str, Any], AfterValidator(checked_base)]
     """Fingerprint of the model it was trained for."""
     tokenizer: str
-    chat: Annotated[dict[str, str] | None, AfterValidator(checked_chat)] = None
+    chat: Annotated[ChatRecord | None, AfterValidator(checked_chat)] = None
     data: dict[str, Any]
     """What it was trained on: numbers of edits and a fingerprint."""
     curve: list[dict[str, Any]]
@@ -127,7 +127,7 @@ def disagreements(record: EditorRecord, model: EditableModel) -> list[str]:
     lines = fingerprint_differences(record.base, model.fingerprint(), owner="the editor")
     if record.tokenizer != model.tokenizer_digest:
         lines.append("the tokenizer is another one")
-    if record.chat != (model.chat.to_dict() if model.chat is not None else None):
+    if record.chat != (model.chat.at_once().to_dict() if model.chat is not None else None):
         lines.append("one is asked in a chat, the other with plain prompts, or the chats differ")
     return lines
 

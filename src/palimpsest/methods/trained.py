@@ -183,7 +183,8 @@ class TrainableMethod(Method[ConfigT]):
             model=model.name,
             base=model.fingerprint(),
             tokenizer=model.tokenizer_digest,
-            chat=model.chat.to_dict() if model.chat is not None else None,
+            # What is trained are answers, whatever is thought before them.
+            chat=model.chat.at_once().to_dict() if model.chat is not None else None,
             data=data,
             curve=course.curve,
             best_step=course.best_step,

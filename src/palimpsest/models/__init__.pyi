@@ -1,7 +1,7 @@
 from . import tokens
 from .activations import activation, activation_of
 from .bypass import cast_above, frozen_parameters
-from .chat import Chat, chosen_chat
+from .chat import THOUGHT_TOKENS, Chat, ChatRecord, chosen_chat
 from .configured import departures, generate_as_configured, written_as_configured
 from .editable import EditableModel
 from .encoders import NgramEncoder, TextEncoder, inner_products, load_encoder, most_similar, text_encoder
@@ -30,9 +30,11 @@ from .tokens import (
 __all__ = [
     "DEFAULT_ROWS",
     "SAME_WITHIN",
+    "THOUGHT_TOKENS",
     "AnswerRoom",
     "Attachment",
     "Chat",
+    "ChatRecord",
     "EditableModel",
     "Encoded",
     "Intervention",

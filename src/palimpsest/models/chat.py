@@ -3,34 +3,90 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from palimpsest.errors import ModelError
+from palimpsest.errors import ConfigError, ModelError
 from palimpsest.models.templates import render_chat
+from palimpsest.wording import ThoughtMarks, closed_by, left_open
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Stand for a message while the template is read; no template treats them in a way of its own.
 _QUESTION, _ANSWER = "Xq7question", "Xq7answer"
+THOUGHT_TOKENS = 1024
+"""Tokens that a thought may have where nothing else is said."""
+ChatRecord = dict[str, str | int]
+"""A chat as patches and runs keep it; see `Chat.to_dict`."""
+
+
+@dataclass(frozen=True)
+class Thinking:
+    """How a model is asked that thinks before it answers: `before`, the prompt, `after`, the thought, the answer.
+
+    Arguments:
+        before: everything up to the user's words.
+        after: from there to where the assistant begins; some templates begin the thought there.
+        tokens: of the thought, at most.
+    """
+
+    before: str
+    after: str
+    tokens: int
+
+    @property
+    def opened(self) -> ThoughtMarks | None:
+        """The form of the thought that the template begins; `None` where the model begins it."""
+        return left_open(self.after)
 
 
 @dataclass(frozen=True)
 class Chat:
     """A chat of one turn, as text: `before`, the prompt, `after`, `separator`, the answer, `end`.
 
+    Edits are made and probabilities read behind these texts, where the answer comes at once: a thought that the
+    template begins is closed. What a model writes is asked for behind those of `thinking`, where it thinks.
+
     Arguments:
         before: everything up to the user's words, beginning-of-sequence and system prompt included.
-        after: from there to where the assistant begins to speak: the generation prompt.
+        after: from there to where the assistant begins its answer: the generation prompt, with an empty thought where
+            the template has one.
         separator: white space that the template puts between that and the answer; mostly none.
         end: what follows the answer.
+        thinking_before: `before` where the model thinks first; empty where it does not.
+        thinking_after: `after` likewise.
+        thought_tokens: of the thought, at most; 0 where the model answers at once.
     """
 
     before: str
     after: str
     separator: str = ""
     end: str = ""
+    thinking_before: str = ""
+    thinking_after: str = ""
+    thought_tokens: int = 0
+
+    @property
+    def thinking(self) -> Thinking | None:
+        """How it is asked to think; `None` where it answers at once."""
+        if self.thought_tokens <= 0 or not self.thinking_after:
+            return None
+        return Thinking(self.thinking_before, self.thinking_after, self.thought_tokens)
+
+    def asked(self) -> Chat:
+        """The chat with the texts around a prompt that is asked, not scored."""
+        found = self.thinking
+        return self if found is None else Chat(found.before, found.after, end=self.end)
+
+    def behind(self, thought: str) -> Chat:
+        """The chat in which an answer follows a thought, which is given as the model wrote it with its marks."""
+        found = self.asked()
+        return replace(found, after=found.after + thought)
+
+    def at_once(self) -> Chat:
+        """The chat without thinking."""
+        return replace(self, thinking_before="", thinking_after="", thought_tokens=0)
 
     def render(self, prompt: str) -> str:
         """The prompt as the user's turn, followed by the generation prompt."""
@@ -42,18 +98,21 @@ class Chat:
         added = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
         return int(ids[0]) if ids and ids[0] in added else None
 
-    def to_dict(self) -> dict[str, str]:
-        """Its texts, JSON-ready; `Chat(**found)` reads them back."""
-        return asdict(self)
+    def to_dict(self) -> ChatRecord:
+        """Its texts, JSON-ready; `Chat(**found)` reads them back. Those of thinking only where it thinks."""
+        shown = fields(self) if self.thinking else fields(self)[:4]
+        return {field.name: getattr(self, field.name) for field in shown}
 
 
-def chat_of(tokenizer: PreTrainedTokenizerBase, *, where: str) -> Chat:
+def chat_of(tokenizer: PreTrainedTokenizerBase, *, where: str, thought_tokens: int = 0) -> Chat:
     """Reads how a tokenizer's chat template writes one question and its answer.
 
-    Where a template can leave out a model's thinking (`enable_thinking`), it is left out: an edit is about the answer.
+    Arguments:
+        thought_tokens: how long the model may think before it answers; 0 for an answer at once, with the empty thought
+            that the template writes or, where it begins one, with that one closed.
 
-    Raises `ModelError` for a tokenizer without a template, and for a template that does not simply put its texts
-    around what was said.
+    Raises `ModelError` for a tokenizer without a template, for a template that does not simply put its texts around
+    what was said, and for thinking where the template knows no thoughts.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise ModelError(
@@ -63,43 +122,100 @@ def chat_of(tokenizer: PreTrainedTokenizerBase, *, where: str) -> Chat:
             where=where,
             remedy="leave chat out, or take the model's instruction-tuned version",
         )
-    asked = _apply(tokenizer, _QUESTION, where=where)
+    before, after = _asked(tokenizer, where=where, thinks=False)
+    prefix = f"{before}{_QUESTION}{after}"
     answered = _apply(tokenizer, _QUESTION, _ANSWER, where=where)
-    before, _, after = asked.partition(_QUESTION)
-    rest = answered.removeprefix(asked) if answered.startswith(asked) else answered.partition(_QUESTION)[2]
+    rest = answered.removeprefix(prefix) if answered.startswith(prefix) else answered.partition(_QUESTION)[2]
     between, _, end = rest.partition(_ANSWER)
+    if answered.count(_ANSWER) != 1:
+        raise _changes_what_is_said(answered, where)
+    opened = left_open(after)
+    if opened is not None:
+        after = f"{after.rstrip()}\n\n{opened.closing}\n\n"
+    elif between.strip() and closed_by(between) and answered.startswith(prefix):
+        after, between = after + between, ""
     chat = Chat(before, after, "" if between.strip() else between, end)
-    sample = "The capital of France is"
-    if (asked.count(_QUESTION), answered.count(_ANSWER)) != (1, 1) or _apply(
-        tokenizer, sample, where=where
-    ) != chat.render(sample):
-        raise ModelError(
-            "The chat template changes the text that it is given.",
-            expected="a template that puts its own text around the user's words, as they are, once",
-            found=repr(asked[-200:]),
-            where=where,
-            remedy="leave chat out, or give the model's tokenizer another chat_template",
-        )
-    return chat
+    return chat if thought_tokens == 0 else _thinking(chat, tokenizer, thought_tokens, where)
 
 
 def chosen_chat(
-    chat: bool | Chat | Mapping[str, str], tokenizer: PreTrainedTokenizerBase, *, where: str
+    chat: bool | Chat | Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    where: str,
+    thinking: bool | int | None = None,
 ) -> Chat | None:
-    """The chat to use: the template's for `True`, none for `False`, else the one that is given, as a patch keeps it."""
-    if isinstance(chat, Chat):
-        return chat
-    if isinstance(chat, Mapping):
-        return Chat(**chat)
-    return chat_of(tokenizer, where=where) if chat else None
+    """The chat to use: the template's for `True`, none for `False`, else the one that is given, as a patch keeps it.
+
+    Arguments:
+        thinking: whether the model thinks before it answers, or in how many tokens at most; left out, as a given chat
+            says, and not at all otherwise. Thinking takes the template where no chat is given.
+
+    Raises `ConfigError` for a negative number, and what `chat_of` raises.
+    """
+    if thinking is not None and thinking < 0:
+        raise ConfigError(
+            "A thought cannot have fewer tokens than none.", expected="0 or more", found=str(thinking), where="thinking"
+        )
+    given = Chat(**chat) if isinstance(chat, Mapping) else chat
+    tokens = THOUGHT_TOKENS if thinking is True else int(thinking or 0)
+    if isinstance(given, Chat):
+        if thinking is None or tokens == given.thought_tokens:
+            return given
+        if not tokens:
+            return given.at_once()
+        if given.thinking is not None:
+            return given if thinking is True else replace(given, thought_tokens=tokens)
+        return _thinking(given, tokenizer, tokens, where)
+    return chat_of(tokenizer, where=where, thought_tokens=tokens) if given or tokens else None
 
 
-def _apply(tokenizer: Any, question: str, answer: str | None = None, *, where: str) -> str:
+def _thinking(chat: Chat, tokenizer: PreTrainedTokenizerBase, tokens: int, where: str) -> Chat:
+    """The chat with how the template asks a model that thinks. Raises `ModelError` where it knows no thoughts."""
+    before, after = _asked(tokenizer, where=where, thinks=True)
+    # Harmony's template puts the mark together, so that it is seen only before an answer.
+    if left_open(after) is None and closed_by(f"{tokenizer.chat_template}{chat.after}") is None:
+        raise ModelError(
+            "The chat template knows no thoughts.",
+            expected="a template with a thought's marks, such as <think> and </think> or harmony's channels",
+            found="none of them",
+            where=where,
+            remedy="leave --thinking out (thinking=..., in Python), or take a model that thinks",
+        )
+    return replace(chat, thinking_before=before, thinking_after=after, thought_tokens=tokens)
+
+
+def _asked(tokenizer: PreTrainedTokenizerBase, *, where: str, thinks: bool) -> tuple[str, str]:
+    """The texts that a template puts around a question. Raises `ModelError` where it changes the question."""
+    text = _apply(tokenizer, _QUESTION, where=where, thinks=thinks)
+    before, _, after = text.partition(_QUESTION)
+    sample = "The capital of France is"
+    said = _apply(tokenizer, sample, where=where, thinks=thinks)
+    if text.count(_QUESTION) != 1 or said != f"{before}{sample}{after}":
+        raise _changes_what_is_said(text, where)
+    return before, after
+
+
+def _changes_what_is_said(text: str, where: str) -> ModelError:
+    return ModelError(
+        "The chat template changes the text that it is given.",
+        expected="a template that puts its own text around the user's words, as they are, once",
+        found=repr(text[-200:]),
+        where=where,
+        remedy="leave chat out, or give the model's tokenizer another chat_template",
+    )
+
+
+def _apply(
+    tokenizer: PreTrainedTokenizerBase, question: str, answer: str | None = None, *, where: str, thinks: bool = False
+) -> str:
     turns = [{"role": "user", "content": question}]
     if answer is not None:
         turns.append({"role": "assistant", "content": answer})
+    # Templates name the switch differently.
+    switches = {"enable_thinking": thinks, "thinking": thinks}
     try:
-        return render_chat(tokenizer, turns, add_generation_prompt=answer is None, enable_thinking=False)
+        return render_chat(tokenizer, turns, add_generation_prompt=answer is None, **switches)
     except Exception as error:  # a template is a program, and its errors are of any kind
         raise ModelError(
             "The chat template cannot be used.",

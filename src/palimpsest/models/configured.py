@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from palimpsest.checkpoints import refused_by_transformers
 from palimpsest.errors import ModelError
 from palimpsest.models import tokens
+from palimpsest.wording import Reply, parted
 
 if TYPE_CHECKING:
     from palimpsest.models.editable import EditableModel
@@ -53,7 +55,7 @@ def generate_as_configured(
     """Generates with the model's own `generate` after each prompt, up to the end of the sequence.
 
     Arguments:
-        max_new_tokens: most tokens to generate.
+        max_new_tokens: at most so many tokens of the answer; a thought before it has the chat's own number.
         seed: of the sampling, where the config samples.
 
     Raises `ModelError` under a patch that sends prompts elsewhere, which is not in the module's own weights, and for a
@@ -67,15 +69,15 @@ def generate_as_configured(
             remedy="leave --as-configured out",
         )
     texts = []
+    thinking = model.chat.thinking if model.chat is not None else None
+    length = max_new_tokens + (thinking.tokens if thinking is not None else 0)
     for prompt in prompts:
-        batch = model.batch([model.encode(prompt)])
+        batch = model.batch([model.asked(prompt)])
         with model.reads(batch), torch.random.fork_rng():
             torch.manual_seed(seed)
-            texts.append(
-                written_as_configured(
-                    model, batch.input_ids, batch.attention_mask, max_new_tokens=max_new_tokens
-                ).strip()
-            )
+            ids = _written_ids(model, batch.input_ids, batch.attention_mask, max_new_tokens=length)
+        text = str(model.tokenizer.decode(ids, skip_special_tokens=thinking is None)).strip()
+        texts.append(text if thinking is None else _plain(parted(text, thinking.opened), model))
     return texts
 
 
@@ -92,6 +94,14 @@ def written_as_configured(
 
     Raises `ModelError` for a generation config that transformers cannot write with.
     """
+    ids = _written_ids(model, input_ids, attention_mask, max_new_tokens=max_new_tokens, **options)
+    return str(model.tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def _written_ids(
+    model: EditableModel, input_ids: Tensor, attention_mask: Tensor, *, max_new_tokens: int, **options: Any
+) -> Tensor:
+    """(tokens,), what the module's own `generate` adds."""
     place = f"model {model.name!r}"
     with refused_by_transformers(model.name, where=place, what="generation config", remedy="correct that file"):
         ids = model.module.generate(
@@ -103,5 +113,12 @@ def written_as_configured(
             use_cache=not model.is_encoder_decoder,
             **options,
         )
-    new = ids[0] if model.is_encoder_decoder else ids[0, input_ids.shape[1] :]
-    return str(model.tokenizer.decode(new, skip_special_tokens=True))
+    new: Tensor = ids[0] if model.is_encoder_decoder else ids[0, input_ids.shape[1] :]
+    return new
+
+
+def _plain(text: str, model: EditableModel) -> str:
+    """A text without the special tokens that stand in it, with its thought."""
+    special = re.compile("|".join(map(re.escape, model.tokenizer.all_special_tokens)) or r"(?!)")
+    answer = special.sub("", text).strip()
+    return Reply(answer, text.thought, is_unfinished=text.is_unfinished) if isinstance(text, Reply) else answer

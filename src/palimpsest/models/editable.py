@@ -42,6 +42,8 @@ class EditableModel(Reader):
         architecture: a row for a family outside the site table.
         chat: whether prompts are a user's turns in the tokenizer's chat template; or the texts of one, as a patch
             keeps them.
+        thinking: whether the model thinks before it answers, in a chat, or in how many tokens at most; see
+            `models.chat.chosen_chat`.
 
     Raises `ModelError` when the layout is unknown or not what the table says, or there is no chat template.
     """
@@ -97,21 +99,22 @@ class EditableModel(Reader):
                 rule, see `models.generation.Until`.
 
         Returns the continuation with the sentence end if there was one, without surrounding spaces, or as it was
-        written before the first of `until`: one string for one prompt, else a list in the order of the prompts.
+        written before the first of `until`: one string for one prompt, else a list in the order of the prompts. In a
+        chat that thinks it is the answer, a `wording.Reply` with the thought before it.
         """
         single = isinstance(prompts, str)
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         if self.weights.routers:
             routed = routing.generate(self, texts, max_new_tokens, until, forward_batch_size=forward_batch_size)
             return routed[0] if single else routed
-        encoded = [self.encode(text) for text in texts]
+        encoded = [self.asked(text) for text in texts]
         found = [""] * len(texts)
         with torch.no_grad():
             for chunk in tokens.by_length([len(row) for row in encoded], forward_batch_size):
                 batch = self.batch([encoded[i] for i in chunk], side="left")
                 room = self._room_for_answers(batch.input_ids.shape[1], texts[chunk[0]])
                 with self.reads(batch):
-                    produced = continuations(self, batch, max_new_tokens=min(max_new_tokens, room), until=until)
+                    produced = continuations(self, batch, max_new_tokens=max_new_tokens, room=room, until=until)
                 for index, text in zip(chunk, produced, strict=True):
                     found[index] = text
         return found[0] if single else found

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from palimpsest.answers import after_two_sentences, ended_sentence, new_names, old_names
+from palimpsest.models.growing import GrowingText
 from palimpsest.models.reader import Reader
 from palimpsest.models.tokens import Encoded, PaddedBatch, by_length
 from palimpsest.requests import EditRequest
-from palimpsest.wording import before_repetition, is_degenerate
+from palimpsest.wording import before_repetition, is_degenerate, opened_by, parted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -66,13 +67,15 @@ def written_answers(
 ) -> list[str]:
     """Generates texts after prompts for judging: greedily, and past the end of the answer.
 
-    A text ends after as many tokens as there is room for, with its sequence, or behind two different sentences.
+    A text ends after as many tokens as there is room for, with its sequence, or behind two different sentences. Where
+    the model thinks first, the text is what it answers after that, a `wording.Reply`.
     """
     until = after_two_sentences(room.characters)
     texts: list[str] = model.generate(
         prompts, max_new_tokens=room.tokens, until=until, forward_batch_size=forward_batch_size
     )
-    return texts
+    # A model may think without having been asked to.
+    return [parted(text) if opened_by(text) else text for text in texts]
 
 
 def replies_to(model: Reader, requests: Sequence[EditRequest], max_new_tokens: int | None = None) -> list[str]:
@@ -100,7 +103,7 @@ def own_repetitions(model: Reader, replies: Mapping[str, str], room: AnswerRoom)
     begun = [(prompt, head) for prompt, head in heads.items() if head]
     if not begun:
         return set()
-    with model.weights.without_changes():
+    with model.weights.without_changes(), model.answering_at_once():
         texts = _continued(model, begun, room)
     return {prompt for (prompt, _), text in zip(begun, texts, strict=True) if is_degenerate(text)}
 
@@ -118,7 +121,7 @@ def _continued(model: Reader, begun: Sequence[tuple[str, str]], room: AnswerRoom
             batch = model.batch(rows, side="left")
             until = after_two_sentences(room.characters)
             with model.reads(batch):
-                texts = continuations(model, batch, max_new_tokens=left, until=until) if left > 0 else [""] * len(chunk)
+                texts = continuations(model, batch, max_new_tokens=left, room=left, until=until)
             for index, text in zip(chunk, texts, strict=True):
                 found[index] = text
     return found
@@ -136,40 +139,47 @@ def continuations(
     batch: PaddedBatch,
     *,
     max_new_tokens: int,
+    room: int,
     until: Until = None,
     steps: Steps | None = None,
 ) -> list[str]:
     """Greedy continuations of a batch, stopped at the end of the answer; a decoder's prompts are padded on the left.
 
     Arguments:
+        max_new_tokens: of the answer; a thought before it has the chat's own number.
+        room: tokens that fit behind the longest prompt, for thought and answer.
         until: texts that end an answer and do not belong to it, or a rule; left out, a sentence's end, which does.
         steps: where the logits come from; left out, from the model itself.
 
-    Returns one string a row: as it was written where `until` is given, else without surrounding spaces.
+    Returns one string a row: as it was written where `until` is given, else without surrounding spaces; a
+    `wording.Reply` where the model thought first.
     """
-    eos = _end_ids(model)
     ended = ended_sentence if until is None else until if callable(until) else partial(_before, until)
-    produced: list[list[int]] = [[] for _ in range(len(batch.input_ids))]
-    texts = [""] * len(produced)
-    alive = list(range(len(produced)))
+    answer_tokens = min(max_new_tokens, room)
+    thinking = model.chat.thinking if model.chat is not None else None
+    thought_tokens = min(thinking.tokens, room - answer_tokens) if thinking is not None else 0
+    rows = [
+        GrowingText(
+            model.tokenizer,
+            ended,
+            answer_tokens=answer_tokens,
+            thought_tokens=thought_tokens,
+            opened=thinking.opened if thinking is not None else None,
+            ends=_end_ids(model),
+            turn_end=model.end_id,
+        )
+        for _ in range(len(batch.input_ids))
+    ]
+    alive = list(range(len(rows))) if answer_tokens > 0 else []
     steps = logits_by_step(model, batch) if steps is None else steps
     logits = next(steps)
-    for left in reversed(range(max_new_tokens)):
+    while alive:
         chosen = logits.argmax(-1)
         ids = chosen.tolist()
-        for row in list(alive):
-            if ids[row] in eos:
-                alive.remove(row)
-                continue
-            produced[row].append(ids[row])
-            texts[row] = model.tokenizer.decode(produced[row], skip_special_tokens=True)
-            answer = ended(texts[row])
-            if answer is not None:
-                texts[row] = answer
-                alive.remove(row)
-        if not (alive and left):
-            break
-        logits = steps.send(chosen)
+        alive = [row for row in alive if rows[row].add(ids[row])]
+        if alive:
+            logits = steps.send(chosen)
+    texts = [row.text for row in rows]
     return texts if until is not None else [text.strip() for text in texts]
 
 
@@ -224,5 +234,5 @@ def _end_ids(model: Reader) -> set[int]:
     """Ids that end a sequence, by the model's generation config and its tokenizer."""
     declared = getattr(getattr(model.module, "generation_config", None), "eos_token_id", None)
     ids = set(declared if isinstance(declared, (list, tuple)) else [declared])
-    ids |= {model.tokenizer.eos_token_id, model.end_id}
+    ids.add(model.tokenizer.eos_token_id)
     return {int(one) for one in ids if one is not None}

@@ -42,7 +42,8 @@ class Reader(ABC):
         *,
         name: str,
         architecture: Architecture | None = None,
-        chat: bool | Chat | Mapping[str, str] = False,
+        chat: bool | Chat | Mapping[str, Any] = False,
+        thinking: bool | int | None = None,
     ) -> None:
         self.module: Any = model.eval()
         self.tokenizer = tokenizer
@@ -52,7 +53,7 @@ class Reader(ABC):
         self.reading: PaddedBatch | None = None
         # What has been found out about the model's code, and so holds whatever its weights become.
         self.findings: dict[object, Any] = {}
-        self.chat = chosen_chat(chat, tokenizer, where=f"model {name!r}")
+        self.chat = chosen_chat(chat, tokenizer, where=f"model {name!r}", thinking=thinking)
         self._check_vocabulary()
         # Before the first forward pass, which may turn quantised weights into another form.
         self.weights = PatchStack(self.module)
@@ -90,7 +91,7 @@ class Reader(ABC):
             "layers": layers,
             "parameters": f"{parameters / 1e6:,.1f}M parameters",
             "computes": f"{str(self.module.dtype).removeprefix('torch.')} on {self.device}",
-            "prompts": "chat" if self.chat is not None else "",
+            "prompts": "" if self.chat is None else "chat, with thinking" if self.chat.thinking else "chat",
             "patches": ", ".join(self.weights.labels) or "none",
         }
 
@@ -130,6 +131,31 @@ class Reader(ABC):
                 remedy="shorten it, or leave the record out",
             )
         return encoded
+
+    def asked(self, prompt: str) -> Encoded:
+        """Ids of a prompt behind which the model is to write: `encode`'s, but for a chat in which it thinks first.
+
+        Raises `DataError` when they do not fit the context.
+        """
+        if self.chat is None or self.chat.thinking is None:
+            return self.encode(prompt)
+        with self.in_chat(self.chat.asked()):
+            return self.encode(prompt)
+
+    @contextmanager
+    def in_chat(self, chat: Chat | None) -> Iterator[None]:
+        """Inside the block prompts are put in that chat; `None` for plain prompts."""
+        former, self.chat = self.chat, chat
+        try:
+            yield
+        finally:
+            self.chat = former
+
+    @contextmanager
+    def answering_at_once(self) -> Iterator[None]:
+        """Inside the block the model does not think before it answers."""
+        with self.in_chat(None if self.chat is None else self.chat.at_once()):
+            yield
 
     @property
     def end_id(self) -> int | None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from palimpsest import processes
 from palimpsest.errors import PatchError
 from palimpsest.files import new_folder, write_json, write_tensors
-from palimpsest.models import Chat, fingerprint_differences, whole_tensor
+from palimpsest.models import Chat, ChatRecord, fingerprint_differences, whole_tensor
 from palimpsest.provenance import file_digest, now, versions
 from palimpsest.showing import counted, html_table, named, size
 
@@ -59,7 +59,7 @@ def checked_base(base: MaybeBase) -> MaybeBase:
     return None if base is None else Base.model_validate(base).model_dump(exclude_none=True)
 
 
-def checked_chat(chat: dict[str, str] | None) -> dict[str, str] | None:
+def checked_chat(chat: ChatRecord | None) -> ChatRecord | None:
     """A recorded chat. Raises pydantic's `ValidationError` for other texts."""
     return None if chat is None else TypeAdapter(Chat).validate_python(chat).to_dict()
 
@@ -81,8 +81,8 @@ class Manifest(BaseModel):
     model: str | None = None
     base: Annotated[dict[str, Any] | None, AfterValidator(checked_base)] = None
     """Fingerprint of the model it was made for; `None` for one that was put together by hand."""
-    chat: Annotated[dict[str, str] | None, AfterValidator(checked_chat)] = None
-    """The chat that the edits were made in, as texts (see `models.chat.Chat`); `None` for plain prompts."""
+    chat: Annotated[ChatRecord | None, AfterValidator(checked_chat)] = None
+    """The chat that the edits were made in (see `models.chat.Chat`); `None` for plain prompts."""
     stacked_on: list[str] = Field(default_factory=list)
     """Labels of the patches that were on the model when this one was made."""
     edits: list[dict[str, Any]] = Field(default_factory=list)

@@ -22,7 +22,10 @@ LABELS: Mapping[str, str] = MappingProxyType(
         "portability.inverse": "portability: inverse",
         "portability.multi_hop": "portability: multi-hop",
         "portability.logical": "portability: by a rule",
+        "portability.reasoning": "portability: by reasoning",
         "old_answer_rate": "old answer: still given",
+        "old_thought_rate": "old answer: named in the thought",
+        "old_deduced_rate": "old fact: still deduced",
         "leak_rate": "new answer: given elsewhere",
         "degenerate_rate": "degenerate text",
     }
@@ -43,7 +46,10 @@ METRICS: Mapping[str, str] = MappingProxyType(
         "portability.inverse": "Asked the other way round, the new fact still holds.",
         "portability.multi_hop": "The new fact is used as a link of a longer chain, or reached over another fact.",
         "portability.logical": "What follows from the new fact by a rule, such as kinship, is answered accordingly.",
+        "portability.reasoning": "What is reasoned out over the edited fact follows from the new one, not the old one.",
         "old_answer_rate": "The old answer is still given to the edited prompt or a rephrasing; lower is better.",
+        "old_thought_rate": "The thought names the old answer, whatever the answer after it says; lower is better.",
+        "old_deduced_rate": "Questions over the edited fact get what followed from the old one; lower is better.",
         "leak_rate": "The new answer is given to questions about other things, where it was not; lower is better.",
         "degenerate_rate": "The edited model repeats itself over and over where it did not before; lower is better.",
     }
@@ -60,7 +66,7 @@ SHORT: Mapping[str, str] = MappingProxyType(
     }
 )
 
-LOWER_IS_BETTER = frozenset({"old_answer_rate", "leak_rate", "degenerate_rate"})
+LOWER_IS_BETTER = frozenset(name for name in METRICS if name.endswith("_rate"))
 
 
 def label(metric: str) -> str:

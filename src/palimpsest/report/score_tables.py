@@ -21,7 +21,15 @@ _PUBLISHED = {"reliability": "rel.", "generality": "gen.", "locality": "loc."}
 _PAPER = ("paper detail begins", "paper detail", "paper detail")
 _FAMILIES = ("reliability", "generality", "locality", "portability")
 # Heads as short as their columns are narrow: under "lower is better", and on a phone.
-_SHORT = MappingProxyType({"old_answer_rate": "old answer", "leak_rate": "leak", "degenerate_rate": "babble"})
+_SHORT = MappingProxyType(
+    {
+        "old_answer_rate": "old answer",
+        "old_thought_rate": "old thought",
+        "old_deduced_rate": "old deduced",
+        "leak_rate": "leak",
+        "degenerate_rate": "babble",
+    }
+)
 _PHONE = MappingProxyType({"reliability": "rel.", "generality": "gen.", "locality": "loc.", "portability": "port."})
 _SCORE = "Score: the harmonic mean of reliability, generality and locality (locality's kinds count alike)."
 

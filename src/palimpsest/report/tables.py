@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import harmonic_mean
 from typing import TYPE_CHECKING
 
+from palimpsest.evaluation import aggregate
 from palimpsest.report.definitions import LOWER_IS_BETTER
 
 if TYPE_CHECKING:
@@ -108,8 +109,8 @@ def scorings(runs: Sequence[ReportRun]) -> list[str]:
 def metrics(runs: Sequence[ReportRun], scoring: str) -> list[str]:
     """The metrics that any run has under a scoring, in reading order."""
     present = {name for run in runs for name in run.record.scores.get(scoring, {})}
-    heads = ("reliability", "generality", "locality", "portability", "old_answer_rate", "leak_rate", "degenerate_rate")
-    return sorted(present, key=lambda name: (heads.index(head) if (head := name.split(".")[0]) in heads else 9, name))
+    order = {head: place for place, head in enumerate(aggregate.METRICS)}
+    return sorted(present, key=lambda name: (order.get(name.split(".")[0], len(order)), name))
 
 
 def best(values: Sequence[float | None], *, is_lower_better: bool = False) -> set[int]:

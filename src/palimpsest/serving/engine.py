@@ -66,7 +66,7 @@ class Engine:
         self._is_closed = False
         self._current: TextJob | None = None
         self._thread = threading.Thread(target=self._work, name="palimpsest-engine", daemon=True)
-        self._chats: dict[tuple[tuple[str, str], ...] | None, Any] = {}
+        self._chats: dict[tuple[tuple[str, str | int], ...] | None, Any] = {}
 
     def start(self) -> None:
         """Begins to write."""
@@ -134,7 +134,9 @@ class Engine:
         texts = self.catalogue.chat_of(job.patches)
         key = None if texts is None else tuple(sorted(texts.items()))
         if key not in self._chats:
-            self._chats[key] = chosen_chat(texts or True, self.model.tokenizer, where=f"model {self.model.name!r}")
+            self._chats[key] = chosen_chat(
+                texts or True, self.model.tokenizer, where=f"model {self.model.name!r}", thinking=False
+            )
         self.model.chat = self._chats[key]
 
     def _next(self, names: tuple[str, ...], in_a_row: int) -> TextJob | None:

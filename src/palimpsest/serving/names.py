@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from palimpsest.errors import ConfigError, PalimpsestError, near_matches
-from palimpsest.models import EditableModel
+from palimpsest.models import ChatRecord, EditableModel
 from palimpsest.patches import Patch
 
 BASE = "base"
@@ -75,7 +75,7 @@ class Catalogue:
         stack.enter_context(model.patched(*(self._patches[name] for name in names)))
         return stack
 
-    def chat_of(self, names: Sequence[str]) -> dict[str, str] | None:
+    def chat_of(self, names: Sequence[str]) -> ChatRecord | None:
         """The texts of the chat that the patches were made in, if they were."""
         return next((chat for name in names if (chat := self._patches[name].manifest.chat)), None)
 

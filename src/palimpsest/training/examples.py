@@ -59,7 +59,8 @@ def editing_examples(model: EditableModel, requests: Sequence[EditRequest]) -> l
         if probe.is_locality and (probe.fact is None or probe.fact in known)
     }
     open_prompts = [prompt for prompt, answer in asked.items() if not answer]
-    answers = dict(zip(open_prompts, model.generate(open_prompts) if open_prompts else [], strict=True))
+    with model.answering_at_once():
+        answers = dict(zip(open_prompts, model.generate(open_prompts) if open_prompts else [], strict=True))
     answered = {prompt: answer or answers[prompt] for prompt, answer in asked.items()}
     others = [(request.prompt, request.target_old) for request in requests if request.target_old]
     examples = []

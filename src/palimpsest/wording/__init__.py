@@ -11,12 +11,26 @@ from palimpsest.wording.spelling import (
     looks_same,
     without_hidden,
 )
-from palimpsest.wording.subjects import find_subject
+from palimpsest.wording.subjects import find_subject, no_such_subject
 from palimpsest.wording.texts import printed, require_text, require_whole
+from palimpsest.wording.thoughts import (
+    Reply,
+    ThoughtMarks,
+    closed_by,
+    is_unfinished,
+    left_open,
+    may_open,
+    opened_by,
+    parted,
+    thought_of,
+)
 
 __all__ = [
     "Prompt",
+    "Reply",
+    "ThoughtMarks",
     "before_repetition",
+    "closed_by",
     "closest_words",
     "find_spelled",
     "find_subject",
@@ -27,13 +41,20 @@ __all__ = [
     "is_hangul",
     "is_katakana",
     "is_mark",
+    "is_unfinished",
     "is_unspaced",
+    "left_open",
     "looks_same",
+    "may_open",
+    "no_such_subject",
+    "opened_by",
+    "parted",
     "printed",
     "require_text",
     "require_whole",
     "separator",
     "stripped",
+    "thought_of",
     "without_hidden",
     "words",
 ]

@@ -1,8 +1,17 @@
-"""Guesses the subject of a prompt, for forms in which it was not entered yet."""
+"""What a prompt is about: guessed where nobody has said it yet, and what is wrong where it is not there."""
 
 from __future__ import annotations
 
 import re
+
+from palimpsest.errors import DataError
+from palimpsest.wording.spelling import (
+    closest_words,
+    find_spelled,
+    first_difference,
+    hidden_characters,
+    without_hidden,
+)
 
 _WORD = re.compile(r"[^\W_](?:[\w.&'\u2019-]*\w)?", re.UNICODE)
 _QUOTED = re.compile(r"[\"\u201c\u00ab]([^\"\u201d\u00bb]{2,80})[\"\u201d\u00bb]")
@@ -79,3 +88,33 @@ def _is_parted(prompt: str, words: list[tuple[str, int]], left: int, right: int)
     between = prompt[at + len(before) : begin]
     is_abbreviation = len(before) <= _ABBREVIATION and after.lower() not in _OPENERS
     return any(mark in between for mark in ",;:()?!\u2014") or (". " in between and not is_abbreviation)
+
+
+def no_such_subject(subject: str, prompt: str) -> DataError:
+    """The error for a subject that does not occur in its prompt: what may be meant, and what cannot be seen."""
+    unseen = [
+        f"{one} in the {name}"
+        for name, text in (("subject", subject), ("prompt", prompt))
+        for one in hidden_characters(text)
+    ]
+    if unseen and find_spelled(without_hidden(subject), without_hidden(prompt)) is not None:
+        return DataError(
+            "The subject occurs in the prompt only if invisible characters are ignored.",
+            expected=f"{without_hidden(subject)!r} in both, without invisible characters",
+            found=f"subject {subject!r}, prompt {prompt!r}: {'; '.join(unseen[:3])}",
+            where="field `subject`",
+            remedy="delete the invisible characters; a soft hyphen or a zero-width space often comes with copied text",
+        )
+    near, found = closest_words(subject, prompt), f"prompt {prompt!r}"
+    if near is not None:
+        found += f"; the closest in it is {near!r}"
+        # Letters of two scripts that look alike: a reader sees no difference.
+        if not (subject.isascii() and near.isascii()):
+            found += f", and {first_difference(subject, near)}"
+    return DataError(
+        "The subject does not occur in the prompt.",
+        expected=f"{subject!r} somewhere in the prompt, or {{}} in its place",
+        found=found,
+        where="field `subject`",
+        remedy="correct the subject or the prompt, or leave `subject` out to have it found",
+    )

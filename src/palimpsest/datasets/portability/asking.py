@@ -105,7 +105,8 @@ def _proposal(item: Any) -> Proposal:
     aliases = item.get("aliases") or []
     if not isinstance(aliases, list) or not all(isinstance(one, str) for one in aliases):
         raise NoProposal("the `aliases` of an item are not a list of texts")
-    return Proposal(**texts, aliases=tuple(one.strip() for one in aliases if one.strip()))
+    known = tuple(one.strip() for one in aliases if one.strip())
+    return Proposal(texts["relation"], texts["answer"], texts["recall"], texts["question"], known)
 
 
 def _first_object(text: str) -> Any:

@@ -147,7 +147,8 @@ class TableGenerator:
     """Takes proposals from triples (subject, relation, object), as Wikidata has them.
 
     The question says the edit's prompt as a noun: "The capital of the country of Ann is". Several objects of one
-    subject and relation are all right.
+    subject and relation are all right. Where the table has the same relation of the old answer, the question says
+    what followed from that, too.
 
     Arguments:
         records: the triples; columns as in `COLUMNS`, perhaps `recall` ("{}" is the subject) and `aliases`, parted by
@@ -175,8 +176,16 @@ class TableGenerator:
         noun = next((match["noun"] for pattern in _NOUNS if (match := pattern.fullmatch(edit.prompt))), None)
         if noun is None:
             raise NoProposal("the prompt cannot be said as a noun, such as 'the capital of France'")
+        before = self._rows.get(normalise(edit.target_old or ""), {})
         return [
-            Proposal(one.relation, one.answer, one.recall, f"The {one.relation} of the {noun} is", one.aliases)
+            Proposal(
+                one.relation,
+                one.answer,
+                one.recall,
+                f"The {one.relation} of the {noun} is",
+                one.aliases,
+                _others(before.get(normalise(one.relation)), one),
+            )
             for one in found[:num_items]
         ]
 
@@ -193,6 +202,12 @@ class TableGenerator:
             known[normalise(relation)] = Proposal(
                 earlier.relation, earlier.answer, earlier.recall, "", tuple(n for n in names if n != earlier.answer)
             )
+
+
+def _others(before: Proposal | None, now: Proposal) -> tuple[str, ...]:
+    """What held of the old answer, as far as it does not hold of the new one."""
+    right = {normalise(name) for name in now.answers}
+    return tuple(name for name in (before.answers if before else ()) if normalise(name) not in right)
 
 
 def _column(fields: Mapping[str, Any], name: str) -> str:

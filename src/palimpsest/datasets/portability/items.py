@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from palimpsest.provenance import digest
-from palimpsest.requests import EditRequest, normalise
+from palimpsest.requests import EditRequest, Probe, normalise
 
 LONGEST = 300
 """Characters: what is longer is not a question or an answer."""
@@ -28,6 +28,8 @@ class Proposal:
         recall: asks for o'* with o* and r*; what the model must answer rightly to know the triple.
         question: asks for o'* about s, over the edited fact, without naming o*.
         aliases: other names of the answer.
+        old: what the question was answered before the edit: o' of (o, r*, o'), and its other names; empty where it is
+            not known.
     """
 
     relation: str
@@ -35,10 +37,24 @@ class Proposal:
     recall: str
     question: str
     aliases: tuple[str, ...] = ()
+    old: tuple[str, ...] = ()
 
     @property
     def answers(self) -> tuple[str, ...]:
         return (self.answer, *self.aliases)
+
+    def probe(self) -> Probe:
+        """The question as a probe of its edit: by reasoning where it is known what followed from the old fact."""
+        if not self.old:
+            return Probe("portability.one_hop", self.question, self.answer, accepts=self.aliases)
+        return Probe(
+            "portability.reasoning",
+            self.question,
+            self.answer,
+            accepts=self.aliases,
+            expected_old=self.old[0],
+            accepts_old=self.old[1:],
+        )
 
 
 @dataclass(frozen=True)
@@ -68,7 +84,7 @@ class Item:
     def from_dict(cls, record: Mapping[str, Any]) -> Item:
         """Reads what `to_dict` wrote. Raises `KeyError` or `ValueError` for anything else."""
         texts = {name: record[name] for name in ("relation", "answer", "recall", "question", "aliases")}
-        proposal = TypeAdapter(Proposal).validate_python(texts)
+        proposal = TypeAdapter(Proposal).validate_python({**texts, "old": record.get("old", ())})
         return TypeAdapter(cls).validate_python(
             {"edit": record["edit"], "proposal": proposal, "reason": record["reason"]}
         )

@@ -90,7 +90,7 @@ def write_pages(folder: Path, edits: Sequence[EditRequest], items: Sequence[Item
 
 
 def read_reviewed(folder: Path) -> Dataset:
-    """The edits of a build with the questions that people accepted, as `portability.one_hop` probes.
+    """The edits of a build with the questions that people accepted, as portability probes.
 
     Raises `OutputError` for a folder that is no build, `DataError` for a table that cannot be read.
     """
@@ -103,9 +103,7 @@ def read_reviewed(folder: Path) -> Dataset:
     probes: dict[str, list[Probe]] = {}
     for item in kept:
         if decided.get(item.id):
-            one = item.proposal
-            probe = Probe("portability.one_hop", one.question, one.answer, accepts=one.aliases)
-            probes.setdefault(item.edit, []).append(probe)
+            probes.setdefault(item.edit, []).append(item.proposal.probe())
     verdicts = [decided.get(item.id) for item in kept]
     note = (
         f"Of {len(kept)} portability questions: accepted {verdicts.count(True)}, rejected {verdicts.count(False)}, "

@@ -231,7 +231,9 @@ class Examination:
         return self.model.score([prompt for prompt, _ in pairs], [text for _, text in pairs]) if pairs else []
 
     def _written(self, prompts: Sequence[str], tokens: int) -> list[str]:
-        return self.model.generate(list(prompts), max_new_tokens=tokens, until=[]) if prompts else []
+        # Scored in the same place afterwards, where no thought stands before them.
+        with self.model.answering_at_once():
+            return self.model.generate(list(prompts), max_new_tokens=tokens, until=[]) if prompts else []
 
     def _ask(self, prompts: Sequence[str], room: AnswerRoom) -> dict[str, str]:
         return dict(zip(prompts, written_answers(self.model, prompts, room), strict=True)) if prompts else {}

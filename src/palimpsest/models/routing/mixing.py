@@ -67,7 +67,7 @@ def mixed_texts(
 ) -> list[str]:
     """Greedy continuations under the mixture; see `generation.continuations`."""
     found: dict[int, str] = {}
-    first, second = [model.encode(pair.prompt) for pair in pairs], [reader.encode(pair.other) for pair in pairs]
+    first, second = [model.asked(pair.prompt) for pair in pairs], [reader.asked(pair.other) for pair in pairs]
     for chunk in tokens.by_length([len(row) for row in second], rows):
         batch = model.batch([first[row] for row in chunk], side="left")
         other = reader.batch([second[row] for row in chunk], side="left")
@@ -75,7 +75,7 @@ def mixed_texts(
         weights = torch.tensor([pairs[row].weight for row in chunk], device=model.device)
         steps = _mixed_steps(logits_by_step(model, batch), logits_by_step(reader, other), weights)
         with model.reads(batch):
-            texts = continuations(model, batch, max_new_tokens=min(max_new_tokens, room), until=until, steps=steps)
+            texts = continuations(model, batch, max_new_tokens=max_new_tokens, room=room, until=until, steps=steps)
         found.update(zip(chunk, texts, strict=True))
     return [found[row] for row in range(len(pairs))]
 

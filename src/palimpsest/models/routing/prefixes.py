@@ -69,9 +69,9 @@ class Prefix:
         for length in {len(row) for row in rows}:
             same = [index for index, row in enumerate(rows) if len(row) == length]
             batch = self.model.batch([rows[index] for index in same])
-            room = min(max_new_tokens, self.model.room_after(self.length + length))
+            room = self.model.room_after(self.length + length)
             steps = decoder_steps(self.model, self.inputs(batch))
-            texts = continuations(self.model, batch, max_new_tokens=room, until=until, steps=steps)
+            texts = continuations(self.model, batch, max_new_tokens=max_new_tokens, room=room, until=until, steps=steps)
             found.update(zip(same, texts, strict=True))
         return [found[index] for index in range(len(rows))]
 
@@ -101,7 +101,7 @@ def generate(
     forward_batch_size: int,
 ) -> list[str]:
     """`EditableModel.generate`, for prompts many of which begin alike."""
-    encoded = [model.encode(prompt) for prompt in prompts]
+    encoded = [model.asked(prompt) for prompt in prompts]
     return _by_prefix(
         model, encoded, forward_batch_size, lambda prefix, rows: prefix.continuations(rows, max_new_tokens, until)
     )

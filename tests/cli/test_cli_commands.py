@@ -192,7 +192,8 @@ def test_metrics_that_are_listed_are_those_of_the_library():
     from palimpsest.report.definitions import LABELS, METRICS
     from palimpsest.requests import PROBE_KINDS
 
-    assert set(METRICS) == {*PROBE_KINDS, "old_answer_rate", "leak_rate", "degenerate_rate"} == set(LABELS)
+    rates = {"old_answer_rate", "old_thought_rate", "old_deduced_rate", "leak_rate", "degenerate_rate"}
+    assert set(METRICS) == {*PROBE_KINDS, *rates} == set(LABELS)
     assert set(SCORINGS) == {"generate", "exact", "teacher_forced", "log_prob", "rouge_l", "rouge_l_recall"}
 
 

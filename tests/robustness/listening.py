@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 PROMPT = "The capital of France is"
 SPOKEN = {
     "/v1/completions": {"model": "model+patch-ft", "prompt": [PROMPT, "Italy"], "max_tokens": 3, "temperature": 0.5,
-                        "top_p": 0.9, "seed": 5, "stop": ["."], "stream": False, "echo": False, "n": 1},
+                        "top_p": 0.9, "seed": 5, "stop": ["."], "stream": False, "echo": False, "n": 2, "logprobs": 2},
     "/v1/chat/completions": {"model": "model", "max_tokens": 3, "temperature": 0, "stream": True,
-                             "stream_options": {"include_usage": True},
+                             "stream_options": {"include_usage": True}, "logprobs": True, "top_logprobs": 2,
                              "messages": [{"role": "system", "content": "Be short."},
                                           {"role": "user", "content": [{"type": "text", "text": PROMPT}]}]},
 }  # fmt: skip

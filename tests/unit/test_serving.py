@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -14,13 +15,16 @@ import pytest
 import torch
 
 import palimpsest as ps
+import processors
 import tiny
 from palimpsest.patches.base import Manifest
 from palimpsest.patches.weights import LowRank, WeightPatch
 from palimpsest.serving import Address, Catalogue, Engine, Limits, NamedPatch, build_app, open_socket, run
+from palimpsest.serving.choosing import written_token
 
 PROMPTS = ["The capital of France is", "The capital of Japan is", "The capital of Italy is", "Paris is the capital of"]
 SHORT = {"max_tokens": 4, "temperature": 0}
+SAID = {"model": "world", "messages": [{"role": "user", "content": PROMPTS[0]}]}
 
 
 def patch_of(model, seed):
@@ -211,6 +215,123 @@ def test_samples_follow_from_the_seed(client):
     assert texts(temperature=1.5, top_p=1e-6) == texts(temperature=0)
 
 
+@pytest.mark.parametrize("temperature", [0, 1.3])
+@pytest.mark.parametrize("name", ["world", "world+one"])
+def test_choices_are_what_each_is_alone_with_the_next_seed(client, name, temperature):
+    body = {"model": name, "max_tokens": 8, "temperature": temperature, "top_p": 0.95, "logprobs": 2}
+
+    def alone(prompt, seed):
+        status, found = client.json("/v1/completions", {**body, "prompt": prompt, "seed": seed})
+        assert status == 200
+        return found["choices"][0] | {"index": None}, found["usage"]
+
+    expected = [alone(prompt, 7 + number) for prompt in PROMPTS[:2] for number in range(3)]
+    several = {**body, "prompt": PROMPTS[:2], "seed": 7, "n": 3, "best_of": 3}
+    status, found = client.json("/v1/completions", several)
+    assert status == 200 and [one["index"] for one in found["choices"]] == list(range(6))
+    assert [one | {"index": None} for one in found["choices"]] == [choice for choice, _ in expected]
+    assert len({choice["text"] for choice, _ in expected}) > (2 if temperature else 0)
+    # A prompt is read once for all of its choices, as OpenAI counts.
+    assert found["usage"]["prompt_tokens"] == sum(used["prompt_tokens"] for _, used in expected) // 3
+    assert found["usage"]["completion_tokens"] == sum(used["completion_tokens"] for _, used in expected)
+
+    pieces = client.events("/v1/completions", several)
+    for index, whole in enumerate(found["choices"]):
+        assert joined(pieces, index) == (whole["text"], whole["logprobs"], whole["finish_reason"])
+
+
+def joined(pieces, index):
+    """Text, probabilities and the end of a choice of `/v1/completions` that came in pieces."""
+    own = [one["choices"][0] for one in pieces if one["choices"][0]["index"] == index]
+    parts = [one["logprobs"] for one in own if one["logprobs"] is not None]
+    likely = {name: [item for part in parts for item in part[name]] for name in parts[0]}
+    return "".join(one["text"] for one in own), likely, own[-1]["finish_reason"]
+
+
+@pytest.mark.parametrize("temperature", [0, 1.3])
+def test_probabilities_are_those_that_the_model_computes_for_the_text(client, temperature):
+    model = ps.load("world")
+    options = {"max_tokens": 10, "temperature": temperature, "seed": 3}
+    status, found = client.json("/v1/completions", {"model": "world", "prompt": PROMPTS[0], "logprobs": 3, **options})
+    [choice] = found["choices"]
+    likely, text = choice["logprobs"], choice["text"]
+    assert status == 200 and "".join(likely["tokens"]) == text
+    assert likely["text_offset"] == [len("".join(likely["tokens"][:place])) for place in range(len(likely["tokens"]))]
+    prompt = list(model.encode(PROMPTS[0]).ids)
+    ids = [*prompt, *model.tokenizer(text, add_special_tokens=False)["input_ids"]]
+    with torch.no_grad():
+        logits = model.module(torch.tensor([ids])).logits[0].log_softmax(-1)
+    for place in range(len(prompt), len(ids)):
+        row, number = logits[place - 1], place - len(prompt)
+        assert likely["token_logprobs"][number] == pytest.approx(row[ids[place]].item(), abs=1e-4)
+        best, named = row.topk(3), likely["top_logprobs"][number]
+        assert [named[one] for one in list(named)[:3]] == pytest.approx(best.values.tolist(), abs=1e-4)
+        assert len(named) == 3 + (likely["tokens"][number] not in list(named)[:3])
+    if temperature == 0:
+        assert likely["token_logprobs"] == [max(one.values()) for one in likely["top_logprobs"]]
+
+    body = {**SAID, "messages": [{"role": "user", "content": PROMPTS[0]}], "logprobs": True, **options}
+    for most in (0, 3):
+        [said] = client.json("/v1/chat/completions", {**body, "top_logprobs": most})[1]["choices"]
+        content = said["logprobs"]["content"]
+        assert [one["token"] for one in content] == likely["tokens"]
+        assert [one["logprob"] for one in content] == likely["token_logprobs"]
+        assert b"".join(bytes(one["bytes"]) for one in content).decode() == said["message"]["content"] == text
+        assert {len(one["top_logprobs"]) for one in content} == {most}
+        pieces = client.events("/v1/chat/completions", {**body, "top_logprobs": most})
+        parts = [one["choices"][0]["logprobs"] for one in pieces]
+        assert [item for part in parts if part for item in part["content"]] == content
+    plain = client.json("/v1/chat/completions", {**body, "logprobs": False})[1]["choices"][0]
+    assert plain["logprobs"] is None and plain["message"]["content"] == text
+
+
+def test_probabilities_end_where_the_text_is_stopped(client, expected):
+    whole = expected["world", PROMPTS[0]]
+    body = {"model": "world", "prompt": PROMPTS[0], **SHORT, "stop": [whole[3:5]], "logprobs": 0}
+    [choice] = client.json("/v1/completions", body)[1]["choices"]
+    likely = choice["logprobs"]
+    assert choice["text"] == whole[:3] and choice["finish_reason"] == "stop"
+    assert all(offset < 3 for offset in likely["text_offset"]) and "".join(likely["tokens"]).startswith(whole[:3])
+    assert set(likely["top_logprobs"]) == {None}
+    assert joined(client.events("/v1/completions", body), 0) == (choice["text"], likely, "stop")
+
+
+def test_the_requests_of_the_docs_are_answered(patches):
+    page = (processors.ROOT / "docs" / "serving.md").read_text()
+    asked = re.findall(r"curl localhost:8000(\S+) .*?\\\n  -d '(.*?)'\n", page, re.DOTALL)
+    assert len(asked) == 3
+    with Serving(ps.load("world"), {"oslo": patches["one"], "rome": patches["two"]}) as own:
+        for path, body in asked:
+            status, found = own.client().json(path, body.encode())
+            wanted = json.loads(body)
+            assert status == 200 and len(found["choices"]) == wanted.get("n", 1), found
+            assert all((one["logprobs"] is not None) is ("logprobs" in wanted) for one in found["choices"])
+
+
+def test_samples_are_drawn_where_a_memory_answers(model):
+    """A patch that sends prompts elsewhere writes with more passes than there are tokens."""
+    request = ps.EditRequest("The capital of France is", "Lyon", subject="France")
+    memory = ps.method("ike", corpus=tiny.corpus_file()).edit(model, [request]).patch
+    with Serving(ps.load("world"), {"memory": memory}) as own:
+        body = {"model": "world+memory", "prompt": PROMPTS[0], "max_tokens": 6, "temperature": 2, "logprobs": 0}
+        found = [own.client().json("/v1/completions", {**body, "seed": seed})[1]["choices"][0] for seed in (1, 2, 3, 1)]
+    assert found[0] == found[3] and len({one["text"] for one in found}) > 1
+    for one in found:
+        assert "".join(one["logprobs"]["tokens"]) == one["text"]
+
+
+def test_tokens_that_are_parts_of_characters_have_their_bytes():
+    tokenizer = tiny.tokenizer()
+    ids = tokenizer("日本 é.", add_special_tokens=False)["input_ids"]
+    logits = torch.linspace(0, 1, len(tokenizer))
+    tokens = [
+        written_token(tokenizer, ids[:place], one, logits, likeliest=1, offset=0) for place, one in enumerate(ids)
+    ]
+    assert b"".join(bytes(one.chosen.bytes) for one in tokens).decode() == "日本 é."
+    assert any("\ufffd" in one.chosen.text for one in tokens)
+    assert [one.likeliest[0].log_prob for one in tokens] == [logits.log_softmax(-1)[-1].item()] * len(ids)
+
+
 def test_models_are_listed_with_their_patches(client):
     status, found = client.json("/v1/models")
     assert status == 200
@@ -232,7 +353,27 @@ def test_models_are_listed_with_their_patches(client):
         ("/v1/completions", {"model": "world", "prompt": "a", "max_tokens": 65}, 400, None, "at most 64"),
         ("/v1/completions", {"model": "world", "prompt": "a", "max_tokens": 0}, 400, None, "max_tokens"),
         ("/v1/completions", {"model": "world", "prompt": "a", "temperature": -1}, 400, None, "temperature"),
-        ("/v1/completions", {"model": "world", "prompt": "a", "n": 2}, 400, "unsupported_parameter", "n is not"),
+        ("/v1/completions", {"model": "world", "prompt": "a", "n": 0}, 400, None, "n: "),
+        ("/v1/completions", {"model": "world", "prompt": ["a", "b"], "n": 9}, 400, None, "at most 16 texts"),
+        ("/v1/completions", {"model": "world", "prompt": "a", "n": 2, "best_of": 3}, 400, None, "best_of"),
+        ("/v1/completions", {"model": "world", "prompt": "a", "logprobs": 6}, 400, None, "logprobs"),
+        ("/v1/completions", {"model": "world", "prompt": "a", "logprobs": True}, 400, None, "logprobs"),
+        (
+            "/v1/completions",
+            {"model": "world", "prompt": "a", "echo": True},
+            400,
+            "unsupported_parameter",
+            "echo is not",
+        ),
+        (
+            "/v1/chat/completions",
+            {**SAID, "tools": [{"type": "function"}]},
+            400,
+            "unsupported_parameter",
+            "tools is not",
+        ),
+        ("/v1/chat/completions", {**SAID, "top_logprobs": 2}, 400, None, "needs logprobs: true"),
+        ("/v1/chat/completions", {**SAID, "logprobs": True, "top_logprobs": 21}, 400, None, "top_logprobs"),
         ("/v1/completions", {"model": "world", "prompt": ["a"] * 17}, 400, None, "1 to 16"),
         ("/v1/completions", {"model": "world", "prompt": ""}, 400, None, "none empty"),
         ("/v1/completions", {"model": "world"}, 400, None, "prompt"),

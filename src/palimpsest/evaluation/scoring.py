@@ -193,7 +193,7 @@ def is_same(first: str, second: str) -> bool:
 def degenerate(probe: Probe, before: Observation, after: Observation) -> float | None:
     """Whether the edited model babbles where the unedited one does not, 0 or 1.
 
-    `None` where the unedited model babbles itself, at the prompt or after the same beginning, or no answer was generated.
+    `None` where the unedited model babbles itself, at the prompt or after the same beginning, or there is no answer.
     """
     if not _are_answers(before, after) or is_degenerate(before.generated or "") or after.repeats_anyway:
         return None

@@ -7,7 +7,7 @@ from .editable import EditableModel
 from .encoders import NgramEncoder, TextEncoder, inner_products, load_encoder, most_similar, text_encoder
 from .fingerprint import exact_digest, fingerprint_differences
 from .following import next_by_prompt, next_tokens, to_be_answered
-from .generation import DEFAULT_ROWS, AnswerRoom, own_repetitions, replies_to, written_answers
+from .generation import DEFAULT_ROWS, AnswerRoom, Writer, own_repetitions, replies_to, written_answers
 from .hooks import Attachment, Intervention, Point, attach, captured, intervened
 from .layers import layer_number, layer_numbers
 from .patch_stack import PatchStack
@@ -46,6 +46,7 @@ __all__ = [
     "Suffix",
     "TargetScore",
     "TextEncoder",
+    "Writer",
     "activation",
     "activation_of",
     "attach",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,7 +26,20 @@ DEFAULT_ROWS = 64
 MARGIN = 24
 """Tokens written behind the longest expected answer: how a text goes on shows whether the model babbles."""
 
-Until = Sequence[str] | Callable[[str], str | None] | None
+
+class Writer(ABC):
+    """A rule that ends a text, and also chooses its tokens; for one prompt at a time."""
+
+    @abstractmethod
+    def __call__(self, text: str) -> str | None:
+        """The finished text, given the one so far, or `None` while there is more to come."""
+
+    @abstractmethod
+    def choose(self, logits: Tensor) -> Tensor:
+        """(rows,), the ids that come next, from their logits, (rows, vocabulary)."""
+
+
+Until = Sequence[str] | Callable[[str], str | None] | Writer | None
 """What ends a text: a sentence's end (`None`), one of some texts, or a rule, which is given the text so far and returns
 the finished one, or `None` while there is more to come."""
 
@@ -120,8 +134,10 @@ def _continued(model: Reader, begun: Sequence[tuple[str, str]], room: AnswerRoom
             left = min(room.tokens, model.room_after(len(encoded[chunk[0]])))
             batch = model.batch(rows, side="left")
             until = after_two_sentences(room.characters)
-            with model.reads(batch):
-                texts = continuations(model, batch, max_new_tokens=left, room=left, until=until)
+            texts = [""] * len(chunk)
+            if left > 0:
+                with model.reads(batch):
+                    texts = continuations(model, batch, max_new_tokens=left, room=left, until=until)
             for index, text in zip(chunk, texts, strict=True):
                 found[index] = text
     return found
@@ -170,17 +186,22 @@ def continuations(
         )
         for _ in range(len(batch.input_ids))
     ]
+    choose = until.choose if isinstance(until, Writer) else _likeliest
     alive = list(range(len(rows))) if answer_tokens > 0 else []
     steps = logits_by_step(model, batch) if steps is None else steps
     logits = next(steps)
     while alive:
-        chosen = logits.argmax(-1)
+        chosen = choose(logits)
         ids = chosen.tolist()
         alive = [row for row in alive if rows[row].add(ids[row])]
         if alive:
             logits = steps.send(chosen)
     texts = [row.text for row in rows]
     return texts if until is not None else [text.strip() for text in texts]
+
+
+def _likeliest(logits: Tensor) -> Tensor:
+    return logits.argmax(-1)
 
 
 Steps = Generator[Tensor, Tensor, None]

@@ -6,7 +6,7 @@ import asyncio
 import hmac
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,21 +18,12 @@ from starlette.routing import Route
 
 from palimpsest.errors import PalimpsestError
 from palimpsest.models import render_chat
-from palimpsest.serving.engine import ClosedError, Engine, TextJob, TooBusyError
-from palimpsest.serving.names import said_of
-from palimpsest.serving.protocol import (
-    DONE,
-    Answer,
-    ApiError,
-    ChatAsked,
-    CompletionAsked,
-    event,
-    read_request,
-)
-from palimpsest.serving.writing import Abandoned, Wish, Written
+from palimpsest.serving.engine import ClosedError, Engine, TooBusyError
+from palimpsest.serving.protocol import Answer, ApiError, ChatAsked, CompletionAsked, read_request
+from palimpsest.serving.streaming import Pieces, as_api_error
+from palimpsest.serving.writing import Wish
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-_LISTENS_EVERY = 0.2
 
 
 @dataclass(frozen=True)
@@ -119,7 +110,7 @@ class _Endpoint:
             except ApiError as error:
                 return _refused(error)
             except PalimpsestError as error:
-                return _refused(_as_api_error(error))
+                return _refused(as_api_error(error))
             except ClientDisconnect:
                 return Response(status_code=499)
 
@@ -158,8 +149,8 @@ class _Endpoint:
         if not 1 <= len(asked.prompts) <= self.limits.prompts or not all(asked.prompts):
             raise ApiError(400, f"prompt: 1 to {self.limits.prompts} texts, none empty.", param="prompt")
         wish = self._wish(asked, asked.max_tokens)
-        wishes = [replace(wish, prompt=prompt) for prompt in asked.prompts]
-        return await self._answer(request, asked, Answer(asked.model, is_chat=False), patches, wishes, is_turn=False)
+        wishes = self._choices(asked, [replace(wish, prompt=prompt) for prompt in asked.prompts])
+        return await self._answer(request, asked, patches, wishes, is_chat=False, is_turn=False)
 
     async def chat(self, request: Request) -> Response:
         """Says the assistant's next turn; a model without a chat template goes on with what was said."""
@@ -178,7 +169,8 @@ class _Endpoint:
         if not prompt:
             raise ApiError(400, "messages: nothing is said in them.", param="messages")
         wish = replace(self._wish(asked, asked.max_completion_tokens or asked.max_tokens), prompt=prompt)
-        return await self._answer(request, asked, Answer(asked.model, is_chat=True), patches, [wish], is_turn=is_turn)
+        wishes = self._choices(asked, [wish])
+        return await self._answer(request, asked, patches, wishes, is_chat=True, is_turn=is_turn)
 
     # What they have in common
 
@@ -210,7 +202,14 @@ class _Endpoint:
             temperature=asked.temperature or 0.0,
             top_p=asked.top_p or 1.0,
             seed=asked.seed or 0,
+            likeliest=asked.likeliest,
         )
+
+    def _choices(self, asked: CompletionAsked | ChatAsked, wishes: Sequence[Wish]) -> list[Wish]:
+        """Each wish as often as choices are asked for; the first with the request's seed, each other with one more."""
+        if len(wishes) * asked.choices > self.limits.prompts:
+            raise ApiError(400, f"n: at most {self.limits.prompts} texts in one request here.", param="n")
+        return [replace(wish, seed=wish.seed + number) for wish in wishes for number in range(asked.choices)]
 
     def _rendered(self, tokenizer: Any, turns: Sequence[dict[str, str]]) -> str:
         try:
@@ -223,113 +222,25 @@ class _Endpoint:
         self,
         request: Request,
         asked: CompletionAsked | ChatAsked,
-        answer: Answer,
         patches: tuple[str, ...],
         wishes: Sequence[Wish],
         *,
+        is_chat: bool,
         is_turn: bool,
     ) -> Response:
-        loop, pieces = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Any]]()
-
-        def put(index: int, value: Any) -> None:
-            # The loop may be gone when the engine ends what it had begun.
-            with suppress(RuntimeError):
-                loop.call_soon_threadsafe(pieces.put_nowait, (index, value))
-
-        jobs = [
-            TextJob(patches, wish, is_turn, _sender(put, index), _sender(put, index))
-            for index, wish in enumerate(wishes)
-        ]
+        answer = Answer(asked.model, is_chat=is_chat, num_choices=asked.choices, is_likely=asked.likeliest is not None)
+        pieces = Pieces(patches, wishes, is_turn=is_turn)
         try:
-            self.engine.submit(*jobs)
+            self.engine.submit(*pieces.jobs)
         except TooBusyError as error:
             message = f"{self.engine.most_waiting} requests wait already; try again."
             raise ApiError(429, message, kind="rate_limit_error", code="too_many_requests") from error
         except ClosedError as error:
-            raise _as_api_error(error) from error
+            raise as_api_error(error) from error
         if asked.stream:
             # An error before the first piece is an answer with its own status.
-            first = await self._first(request, jobs, pieces)
+            first = await pieces.next(request)
             options = asked.stream_options
-            stream = _stream(answer, jobs, pieces, first, has_usage=options is not None and options.include_usage)
-            return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-        found: dict[int, Written] = {}
-        try:
-            while len(found) < len(jobs):
-                index, value = await self._first(request, jobs, pieces)
-                if isinstance(value, Written):
-                    found[index] = value
-        finally:
-            _abandon(jobs)
-        return JSONResponse(answer.whole([found[index] for index in range(len(jobs))]))
-
-    async def _first(
-        self, request: Request, jobs: Sequence[TextJob], pieces: asyncio.Queue[tuple[int, Any]]
-    ) -> tuple[int, Any]:
-        """The next piece; an error is raised, and a client that has left ends the jobs."""
-        try:
-            while True:
-                try:
-                    index, value = await asyncio.wait_for(pieces.get(), _LISTENS_EVERY)
-                except TimeoutError:
-                    if await request.is_disconnected():
-                        raise ClientDisconnect from None
-                    continue
-                if isinstance(value, Exception):
-                    raise _as_api_error(value) from value
-                return index, value
-        except BaseException:
-            _abandon(jobs)
-            raise
-
-
-def _sender(put: Callable[[int, Any], None], index: int) -> Callable[[Any], None]:
-    return lambda value: put(index, value)
-
-
-async def _stream(
-    answer: Answer,
-    jobs: Sequence[TextJob],
-    pieces: asyncio.Queue[tuple[int, Any]],
-    first: tuple[int, Any],
-    *,
-    has_usage: bool,
-) -> AsyncIterator[str]:
-    found: dict[int, Written] = {}
-    begun: set[int] = set()
-    try:
-        index, value = first
-        while True:
-            if isinstance(value, Exception):
-                yield event(_as_api_error(value).body())
-                return
-            if isinstance(value, Written):
-                found[index] = value
-                yield answer.piece(None, value.reason, index=index, first=index not in begun)
-            else:
-                yield answer.piece(value, index=index, first=index not in begun)
-            begun.add(index)
-            if len(found) == len(jobs):
-                break
-            index, value = await pieces.get()
-        if has_usage:
-            yield answer.used([found[index] for index in range(len(jobs))])
-        yield DONE
-    finally:
-        _abandon(jobs)
-
-
-def _abandon(jobs: Sequence[TextJob]) -> None:
-    for job in jobs:
-        job.is_abandoned.set()
-
-
-def _as_api_error(error: Exception) -> ApiError:
-    if isinstance(error, ApiError):
-        return error
-    if isinstance(error, PalimpsestError):
-        is_long = "context" in error.problem or "room" in error.problem
-        return ApiError(400, said_of(error), code="context_length_exceeded" if is_long else None)
-    if isinstance(error, ClosedError | Abandoned):
-        return ApiError(503, "The endpoint is shutting down.", kind="server_error", code="shutting_down")
-    return ApiError(500, f"The model failed: {type(error).__name__}.", kind="server_error")
+            events = pieces.events(answer, first, has_usage=options is not None and options.include_usage)
+            return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        return JSONResponse(answer.whole(await pieces.whole(request)))

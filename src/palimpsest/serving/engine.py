@@ -15,7 +15,7 @@ from typing import Any
 
 from palimpsest.models import EditableModel, chosen_chat
 from palimpsest.serving.names import Catalogue
-from palimpsest.serving.writing import Abandoned, Wish, Written, write
+from palimpsest.serving.writing import Abandoned, Piece, Wish, Written, write
 
 _MOST_IN_A_ROW = 8
 
@@ -44,7 +44,7 @@ class TextJob:
     patches: tuple[str, ...]
     wish: Wish
     is_turn: bool
-    send: Callable[[str], None]
+    send: Callable[[Piece], None]
     done: Callable[[Written | Exception], None]
     is_abandoned: threading.Event = field(default_factory=threading.Event)
 

@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
-from palimpsest.serving.writing import Written
+from palimpsest.serving.choosing import WrittenToken
+from palimpsest.serving.probabilities import chat_form, completion_form
+from palimpsest.serving.writing import Piece, Written
 
 _NOT_DONE = {
-    "n": 1,
-    "best_of": 1,
     "echo": False,
-    "logprobs": None,
-    "top_logprobs": None,
     "logit_bias": None,
     "presence_penalty": 0,
     "frequency_penalty": 0,
@@ -76,6 +75,12 @@ class _Asked(BaseModel):
     stop: str | list[str] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    n: int | None = Field(default=None, ge=1)
+
+    @property
+    def choices(self) -> int:
+        """Texts for each prompt."""
+        return self.n or 1
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -88,6 +93,19 @@ class CompletionAsked(_Asked):
     """The body of a request to `/v1/completions`."""
 
     prompt: str | list[str]
+    logprobs: int | None = Field(default=None, ge=0, le=5, strict=True)
+    best_of: int | None = None
+
+    @model_validator(mode="after")
+    def _best(self) -> CompletionAsked:
+        if self.best_of is not None and self.best_of != self.choices:
+            raise PydanticCustomError("best_of", "best_of other than n is not supported here; leave it out")
+        return self
+
+    @property
+    def likeliest(self) -> int | None:
+        """How many likely tokens to name in each place; `None` for no probabilities."""
+        return self.logprobs
 
     @property
     def prompts(self) -> list[str]:
@@ -126,6 +144,19 @@ class ChatAsked(_Asked):
 
     messages: list[ChatMessage] = Field(min_length=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+
+    @model_validator(mode="after")
+    def _probabilities(self) -> ChatAsked:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise PydanticCustomError("top_logprobs", "top_logprobs needs logprobs: true")
+        return self
+
+    @property
+    def likeliest(self) -> int | None:
+        """See `CompletionAsked.likeliest`."""
+        return (self.top_logprobs or 0) if self.logprobs else None
 
 
 def read_request(kind: type[Asked], body: bytes) -> Asked:
@@ -142,6 +173,8 @@ def read_request(kind: type[Asked], body: bytes) -> Asked:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"] if not isinstance(part, str) or part.islower())
+        # A rule over several fields names the one at fault.
+        field = field or (first["type"] if first["type"] in kind.model_fields else "")
         raise ApiError(400, f"{field}: {first['msg']}", param=field or None) from error
 
 
@@ -160,46 +193,66 @@ class Answer:
     Arguments:
         model: the name that was asked for.
         is_chat: whether it is of `/v1/chat/completions`.
+        num_choices: texts for each prompt.
+        is_likely: whether it says how likely its tokens were.
     """
 
-    def __init__(self, model: str, *, is_chat: bool) -> None:
-        self.model, self.is_chat = model, is_chat
+    def __init__(self, model: str, *, is_chat: bool, num_choices: int = 1, is_likely: bool = False) -> None:
+        self.model, self.is_chat, self.num_choices, self.is_likely = model, is_chat, num_choices, is_likely
         self.id = ("chatcmpl-" if is_chat else "cmpl-") + uuid.uuid4().hex
         self.created = int(time.time())
 
     def whole(self, texts: list[Written]) -> dict[str, Any]:
         """An answer that is not streamed."""
-        choices = [self._choice(index, one.text, one.reason) for index, one in enumerate(texts)]
+        choices = [self._choice(index, one) for index, one in enumerate(texts)]
         kind = "chat.completion" if self.is_chat else "text_completion"
-        return {**self._frame(kind), "choices": choices, "usage": usage(texts)}
+        return {**self._frame(kind), "choices": choices, "usage": self._usage(texts)}
 
-    def piece(self, text: str | None, reason: str | None = None, *, index: int = 0, first: bool = False) -> str:
-        """A piece of a streamed answer, as server-sent events have it."""
+    def piece(self, sent: Piece | Written, *, index: int = 0, first: bool = False) -> str:
+        """A piece of a streamed answer, or its end, as server-sent events have it.
+
+        Arguments:
+            sent: what is new; of a text that is finished the tokens that were in no piece.
+            index: of the choice.
+            first: whether it is the choice's first.
+        """
+        reason = sent.reason if isinstance(sent, Written) else None
+        text = None if isinstance(sent, Written) else sent.text
+        tokens = sent.tokens[len(sent.tokens) - sent.left :] if isinstance(sent, Written) else sent.tokens
         if self.is_chat:
-            delta = {**({"role": "assistant"} if first else {}), **({} if text is None else {"content": text})}
-            choice: dict[str, Any] = {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
+            said: dict[str, Any] = {
+                "delta": {**({"role": "assistant"} if first else {}), **({} if text is None else {"content": text})}
+            }
         else:
-            choice = {"index": index, "text": text or "", "logprobs": None, "finish_reason": reason}
+            said = {"text": text or ""}
+        likelihoods = self._likelihoods(tokens) if tokens or reason is None else None
+        choice = {"index": index, **said, "logprobs": likelihoods, "finish_reason": reason}
         kind = "chat.completion.chunk" if self.is_chat else "text_completion"
         return event({**self._frame(kind), "choices": [choice]})
 
     def used(self, texts: list[Written]) -> str:
         """The last piece, where it was asked for: how many tokens there were."""
         kind = "chat.completion.chunk" if self.is_chat else "text_completion"
-        return event({**self._frame(kind), "choices": [], "usage": usage(texts)})
+        return event({**self._frame(kind), "choices": [], "usage": self._usage(texts)})
 
     def _frame(self, kind: str) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
-    def _choice(self, index: int, text: str, reason: str) -> dict[str, Any]:
-        said = {"message": {"role": "assistant", "content": text, "refusal": None}} if self.is_chat else {"text": text}
-        return {"index": index, **said, "logprobs": None, "finish_reason": reason}
+    def _choice(self, index: int, one: Written) -> dict[str, Any]:
+        message = {"role": "assistant", "content": one.text, "refusal": None}
+        said: dict[str, Any] = {"message": message} if self.is_chat else {"text": one.text}
+        return {"index": index, **said, "logprobs": self._likelihoods(one.tokens), "finish_reason": one.reason}
 
+    def _likelihoods(self, tokens: Sequence[WrittenToken]) -> dict[str, Any] | None:
+        if not self.is_likely:
+            return None
+        return chat_form(tokens) if self.is_chat else completion_form(tokens)
 
-def usage(texts: list[Written]) -> dict[str, int]:
-    """Tokens that were read and written."""
-    read, made = sum(one.prompt_tokens for one in texts), sum(one.completion_tokens for one in texts)
-    return {"prompt_tokens": read, "completion_tokens": made, "total_tokens": read + made}
+    def _usage(self, texts: Sequence[Written]) -> dict[str, int]:
+        """Tokens that were read, once for all choices of a prompt, and written."""
+        read = sum(one.prompt_tokens for one in texts[:: self.num_choices])
+        made = sum(one.completion_tokens for one in texts)
+        return {"prompt_tokens": read, "completion_tokens": made, "total_tokens": read + made}
 
 
 def event(value: object) -> str:

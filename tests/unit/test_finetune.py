@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -6,7 +8,7 @@ from palimpsest import ConfigError, EditRequest, method
 from palimpsest.models.layers import layer_numbers
 from palimpsest.training.constraint import Ball, project
 from palimpsest.training.copies import TrainingCopies
-from palimpsest.training.finetune import FinetuneOptions, finetune
+from palimpsest.training.finetune import SHORTENING, SLACK, FinetuneOptions, _Pace, finetune
 from palimpsest.training.objectives import answer_losses
 
 DOWN = "transformer.h.1.mlp.fc_out.weight"
@@ -99,6 +101,33 @@ def test_facts_that_are_learned_take_no_part():
         step = ft(optimizer="sgd", learning_rate=0.5, epochs=1, stop_loss=0.1).edit(model, [easy, hard]).patch
         assert torch.allclose(step.deltas[DOWN].dense(), -0.5 * gradient, atol=1e-5, rtol=1e-4)
         assert ft(epochs=5, stop_loss=0.1).edit(model, [easy]).diagnostics.facts["steps"] == 0
+
+
+def test_steps_grow_for_as_long_as_the_loss_falls():
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    shortened = 1.25**3 * SHORTENING
+    for is_watched, rates in ((True, [1.25, 1.25**2, 1.25**3, shortened, shortened]), (False, None)):
+        optimizer = torch.optim.SGD([{"params": [parameter], "lr": 1.0}])
+        pace, seen = _Pace(optimizer, FinetuneOptions(growth=1.25), is_watched=is_watched), []
+        for loss in (3.0, 1.0, 1.0 + 0.9 * SLACK, 1.0 + 1.1 * SLACK, 0.5):
+            pace.watch(loss)
+            pace.grow()
+            seen.append(optimizer.param_groups[0]["lr"])
+        assert seen == pytest.approx(rates or [1.25 ** (step + 1) for step in range(5)])
+
+
+def test_facts_that_cannot_all_hold_leave_a_change_of_sane_size(monkeypatch):
+    """Six facts and one matrix of rank 1: the steps of fifty passes are not to grow all the while."""
+    facts = [("The capital of France", "Lyon"), ("The capital of Italy", "Milan"), ("The river of Vienna", "Rhine")]
+    facts += [("Anna Keller", "Oslo"), ("The people of Rome", "Lima"), ("Born in Oslo", "Vienna")]
+    requests = [EditRequest(prompt=f"{subject} is", target_new=answer) for subject, answer in facts]
+    lora = method("lora", preset="none", rank=1, layers=[0])
+    watched = lora.edit(tiny.tiny_model("gpt2"), requests)
+    monkeypatch.setitem(_Pace.watch.__globals__, "SLACK", math.inf)
+    unwatched = lora.edit(tiny.tiny_model("gpt2"), requests)
+    assert watched.patch.norm() < 0.1 * unwatched.patch.norm()
+    last, former = ([curve[-1] for curve in one.diagnostics.losses.values()] for one in (watched, unwatched))
+    assert sum(last) < sum(former)
 
 
 def test_no_learning_is_no_change():

@@ -12,6 +12,7 @@ from palimpsest.locating.subject_vectors import subject_rows, subject_vectors
 from palimpsest.methods.catalogue import method
 from palimpsest.methods.inspection import text_change
 from palimpsest.methods.rome import SMALLEST_COSINE
+from palimpsest.models import subject_last_token
 from palimpsest.models.hooks import Point
 from palimpsest.requests import EditRequest
 from palimpsest.solve.factorised import Factorised
@@ -49,6 +50,17 @@ def test_a_subject_at_the_sink_is_edited_in_two_places(sunk):
     found = record["edits"]["one"]
     assert list(record["edits"]) == ["one"] and found["like_others"] > 0.95 > found["like_itself"]
     assert not record["unwritten"]
+
+
+def test_a_token_that_holds_more_than_the_subject_is_not_what_follows_it(sunk):
+    """As in Chinese, where the subject and what follows it are one token: that one is the sink."""
+    request = EditRequest(REQUEST.prompt, subject="Th", target_new="Rome", id="one")
+    parts, record = apart_from_sink(sunk, [request], TEMPLATES, 1)
+    assert [part.subject for part in parts] == ["Th", "The h"] and not record["unwritten"]
+    places = [subject_last_token(sunk.tokenizer, part, chat=None) for part in parts]
+    assert min(places) > 0
+    (alone,) = [EditRequest("The", subject="Th", target_new="Rome", id="x")]
+    assert apart_from_sink(sunk, [alone], ["{}"], 1)[1]["unwritten"] == ["x"]
 
 
 def test_where_the_first_place_is_like_any_other_nothing_changes():

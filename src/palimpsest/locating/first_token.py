@@ -140,8 +140,12 @@ def _similar_words(model: EditableModel, word: int) -> list[int]:
 
 def _after_subject(model: EditableModel, request: EditRequest) -> EditRequest | None:
     """The same edit with the next token as a part of its subject; `None` if there is no other token."""
-    start, end = request.subject_span()
-    for _, last in token_spans(model.tokenizer, request.prompt, chat=model.chat):
-        if request.prompt[end:last].strip():
-            return replace(request, subject=request.prompt[start:last], probes=(), id=request.id + PROMPT_ALONE)
+    start, _ = request.subject_span()
+    # A token may hold more than the subject, as Chinese ones do: what comes next begins behind it.
+    own = subject_last_token(model.tokenizer, request, chat=model.chat)
+    for first, last in token_spans(model.tokenizer, request.prompt, chat=model.chat)[own + 1 :]:
+        if request.prompt[first:last].strip():
+            longer = replace(request, subject=request.prompt[start:last], probes=(), id=request.id + PROMPT_ALONE)
+            if subject_last_token(model.tokenizer, longer, chat=model.chat) > own:
+                return longer
     return None

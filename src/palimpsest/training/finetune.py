@@ -26,6 +26,11 @@ from palimpsest.training.steps import Normalised
 P = ParamSpec("P")
 T = TypeVar("T")
 
+SLACK = 0.1
+"""Nats per token by which the mean loss may rise, as it does a little where facts that hold wait for the others."""
+SHORTENING = 0.25
+"""Of the steps, where it has risen by more."""
+
 
 class FinetuneOptions(Config):
     """How to fine-tune, whatever is being trained."""
@@ -36,7 +41,8 @@ class FinetuneOptions(Config):
     """If there is no `learning_rate`: the largest share by which the first step can change what a matrix writes."""
     growth: float = Field(default=1.0, ge=1)
     """If there is no `learning_rate`: factor by which each step is larger than the one before. From a small first
-    step on, the change ends close to the least that is enough, whatever the model's scale."""
+    step on, the change ends close to the least that is enough, whatever the model's scale. Where steps of all facts
+    have made the loss rise, they are shortened and grow no more."""
     epochs: int = Field(default=25, ge=0)
     """Passes over the facts, at most."""
     facts_per_step: int = Field(default=0, ge=0)
@@ -156,7 +162,8 @@ def finetune(
     _require_predicted(model, options)
     encoded = [_with_end(model, request, options) for request in requests]
     _require_same(encoded)
-    optimizer, objective = optimizer_of(trainable, options), objective or Learning(options)
+    pace = _Pace(optimizer := optimizer_of(trainable, options), options, is_watched=objective is None)
+    objective = objective or Learning(options)
     order = torch.Generator().manual_seed(seed)
     losses: dict[str, list[float]] = {request.id: [] for request in requests}
     kept = trainable.run(kept_prompts, model, requests, seed=seed) if options.keep_weight else None
@@ -171,6 +178,8 @@ def finetune(
                 for index, loss in zip(facts, seen, strict=True):
                     losses[requests[index].id].append(loss)
                 _require_finite(seen, epoch, options)
+                if len(facts) == len(encoded):
+                    pace.watch(sum(seen) / len(seen))
                 if moving and kept is not None:
                     at = torch.randperm(len(kept.encoded), generator=order)[: options.keep_prompts].tolist()
                     apart = options.keep_weight / processes.count() * trainable.run(kept.loss, model, at)
@@ -179,8 +188,7 @@ def finetune(
                 if moving:
                     trainable.before_step()
                     optimizer.step()
-                    for group in optimizer.param_groups:
-                        group["lr"] *= options.growth if options.learning_rate is None else 1
+                    pace.grow()
                     trainable.after_step()
                     steps += 1
                 active += moving
@@ -189,6 +197,38 @@ def finetune(
     optimizer.zero_grad(set_to_none=True)
     progress("training", options.epochs, options.epochs)
     return FinetuneResult(losses, steps)
+
+
+class _Pace:
+    """The growth of an optimiser's steps, for as long as longer steps do good (the bold driver of back-propagation).
+
+    Many facts need many passes, and steps that grow through all of them end up longer than the matrices themselves.
+
+    Arguments:
+        optimizer: whose learning rates grow.
+        options: by how much; not at all where the learning rate is given.
+        is_watched: whether the loss is to fall.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, options: FinetuneOptions, *, is_watched: bool) -> None:
+        self._groups = optimizer.param_groups
+        self._growth = options.growth if options.learning_rate is None else 1.0
+        self._is_watched = is_watched and self._growth > 1
+        self._lowest = math.inf
+
+    def watch(self, loss: float) -> None:
+        """Shortens the steps where the mean loss of all facts, before a step, is above the lowest seen by `SLACK`."""
+        if loss < self._lowest:
+            self._lowest = loss
+        elif self._is_watched and loss > self._lowest + SLACK:
+            self._growth, self._lowest = 1.0, loss
+            for group in self._groups:
+                group["lr"] *= SHORTENING
+
+    def grow(self) -> None:
+        """Called after each step."""
+        for group in self._groups:
+            group["lr"] *= self._growth
 
 
 def _accumulate(

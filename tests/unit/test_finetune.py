@@ -1,10 +1,11 @@
+import copy
 import math
 
 import pytest
 import torch
 
 import tiny
-from palimpsest import ConfigError, EditRequest, method
+from palimpsest import ConfigError, EditRequest, load, method
 from palimpsest.models.layers import layer_numbers
 from palimpsest.training.constraint import Ball, project
 from palimpsest.training.copies import TrainingCopies
@@ -247,3 +248,16 @@ def test_layers_are_chosen_by_number_from_either_end():
     assert layer_numbers("early", 1) == [0] == layer_numbers("lower", 4)
     with pytest.raises(ConfigError, match="together with a site"):
         ft(layers=[1]).edit(tiny.tiny_model("gptj"), tiny.requests())
+
+
+@pytest.mark.parametrize("name", ["ft", "lora", "ft-l", "locft"])
+def test_an_end_that_the_tokenizer_has_not_is_said_before_anything_is_computed(name):
+    model = tiny.tiny_model("gpt2")
+    tokenizer = copy.deepcopy(tiny.tokenizer())
+    tokenizer.eos_token = None
+    without = load(model.module, tokenizer)
+    asked = method(name, preset="none", append_eos=True)
+    asked.require(model)
+    assert without.end_id is None
+    with pytest.raises(ConfigError, match="no end-of-sequence token"):
+        asked.require(without)

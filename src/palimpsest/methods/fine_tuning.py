@@ -27,7 +27,7 @@ from palimpsest.methods.fine_tuned import (
 from palimpsest.models import EditableModel
 from palimpsest.patches import WeightPatch
 from palimpsest.requests import EditRequest
-from palimpsest.training import LowCurvature, Projection
+from palimpsest.training import LowCurvature, Projection, require_end
 
 
 @final
@@ -42,6 +42,7 @@ class FineTuning(Method[FineTuningConfig]):
         self._projection: Projection | None = None
 
     def check_model(self, model: EditableModel, config: FineTuningConfig) -> None:
+        require_end(model, config)
         if config.parameters == "all" and "layers" in self.options and config.layers != "all":
             raise ConfigError(
                 "Layers are chosen, but all weights are trained.",

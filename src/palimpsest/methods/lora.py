@@ -19,7 +19,7 @@ from palimpsest.models import EditableModel, Point, layer_numbers
 from palimpsest.patches import WeightPatch
 from palimpsest.requests import EditRequest
 from palimpsest.statistics import KEYS
-from palimpsest.training import LoraAdapters, Projection, finetune
+from palimpsest.training import LoraAdapters, Projection, finetune, require_end
 
 
 class LoraConfig(ProjectedConfig):
@@ -53,6 +53,7 @@ class Lora(Method[LoraConfig]):
         self._projection: Projection | None = None
 
     def check_model(self, model: EditableModel, config: LoraConfig) -> None:
+        require_end(model, config)
         _modules(model, config)
         if config.project != "none":
             for site, layers in _places(model, config).items():

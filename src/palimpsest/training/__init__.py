@@ -7,7 +7,7 @@ from palimpsest.training.curvature import LowCurvature, joined, low_curvature
 from palimpsest.training.curved_steps import LowCurvatureSteps
 from palimpsest.training.divergence import require_finite
 from palimpsest.training.examples import EditExample, editing_examples, split_examples
-from palimpsest.training.finetune import FinetuneOptions, FinetuneResult, Trainable, finetune
+from palimpsest.training.finetune import FinetuneOptions, FinetuneResult, Trainable, finetune, require_end
 from palimpsest.training.gradient_factors import Factors, Update, WeightPlace, gradient_factors, low_rank, places
 from palimpsest.training.gradient_moments import GRADIENTS, text_factors
 from palimpsest.training.hypernetwork import Hypernetwork, HypernetworkOptions, chosen_places, editing_losses
@@ -56,6 +56,7 @@ __all__ = [
     "metatrain",
     "places",
     "prompts_apart_from",
+    "require_end",
     "require_finite",
     "spared_directions",
     "split_examples",

@@ -160,6 +160,7 @@ def finetune(
     more.
     """
     _require_predicted(model, options)
+    require_end(model, options)
     encoded = [_with_end(model, request, options) for request in requests]
     _require_same(encoded)
     pace = _Pace(optimizer := optimizer_of(trainable, options), options, is_watched=objective is None)
@@ -299,12 +300,9 @@ def _require_predicted(model: EditableModel, options: FinetuneOptions) -> None:
         )
 
 
-def _with_end(model: EditableModel, request: EditRequest, options: FinetuneOptions) -> Encoded:
-    encoded = model.encode(request.prompt, request.target_new)
-    if not options.append_eos:
-        return encoded
-    end = model.end_id
-    if end is None:
+def require_end(model: EditableModel, options: FinetuneOptions) -> None:
+    """Raises `ConfigError` when an end of the answer is to be learned that the tokenizer has not."""
+    if options.append_eos and model.end_id is None:
         raise ConfigError(
             "The tokenizer has no end-of-sequence token to append.",
             expected="a tokenizer with eos_token",
@@ -312,6 +310,12 @@ def _with_end(model: EditableModel, request: EditRequest, options: FinetuneOptio
             where="option append_eos",
             remedy="set append_eos = false",
         )
+
+
+def _with_end(model: EditableModel, request: EditRequest, options: FinetuneOptions) -> Encoded:
+    encoded, end = model.encode(request.prompt, request.target_new), model.end_id
+    if not options.append_eos or end is None:
+        return encoded
     return replace(encoded, target_ids=(*encoded.target_ids, end))
 
 

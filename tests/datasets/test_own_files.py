@@ -103,13 +103,21 @@ def test_prompts_and_answers_of_one_kind(tmp_path: Path, case: str) -> None:
         ("logical_generalization", "portability.logical"),
         ("relation_specificity", "locality.other_relation"),
         ("forgetfulness", "locality.other_answer"),
-        *((kind, kind) for kind in PROBE_KINDS if "." in kind),
+        *((kind, kind) for kind in PROBE_KINDS if "." in kind and kind != "portability.reasoning"),
     ],
 )
 def test_every_kind_is_known_in_any_spelling(tmp_path: Path, name: str, kind: str) -> None:
     group = "locality" if kind.startswith("locality") else "portability"
     (request,) = read(tmp_path, {**BASE, group: {name: {"prompt": "Something else is", "ground_truth": "x"}}})
     assert [probe.kind for probe in request.probes] == [kind]
+
+
+@pytest.mark.parametrize("name", ["portability.reasoning", "Portability.Reasoning"])
+def test_a_reasoning_probe_is_known_by_its_whole_name_and_needs_the_old_answer(tmp_path: Path, name: str) -> None:
+    question = {"prompt": "Which river flows there?", "ground_truth": "x"}
+    with pytest.raises(DataError) as caught:
+        read(tmp_path, {**BASE, "portability": {name: question}})
+    assert "expected_old" in str(caught.value)
 
 
 BAD = {

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 from palimpsest.datasets.base import Partial
 from palimpsest.errors import DataError, PalimpsestError, near_matches
-from palimpsest.requests import EditRequest, Probe, ProbeKind, normalise
+from palimpsest.requests import PROBE_KINDS, EditRequest, Probe, ProbeKind, normalise
 
 _OWN: Mapping[str, ProbeKind] = {
     "neighborhood": "locality.neighborhood",
@@ -82,14 +82,24 @@ _SYNONYMS: Mapping[str, ProbeKind] = {
 
 def _key(name: str) -> str:
     short = name.rsplit(".", 1)[-1] if name.split(".")[0] in ("locality", "portability") else name
-    return "".join(letter for letter in short.casefold() if letter.isalnum())
+    return _letters(short)
 
 
+def _letters(name: str) -> str:
+    return "".join(letter for letter in name.casefold() if letter.isalnum())
+
+
+_WHOLE: Mapping[str, ProbeKind] = MappingProxyType(
+    {_letters(kind): cast(ProbeKind, kind) for kind in PROBE_KINDS if "." in kind}
+)
+"""Kinds by their own whole names, which say more than a criterion: `portability.reasoning` is none of RippleEdits'."""
 _BY_KEY = MappingProxyType({_key(name): kind for table in (_SYNONYMS, KINDS) for name, kind in table.items()})
 
 
 def kind_of(criterion: str, edit: EditRequest, prompt: str, answers: Sequence[str]) -> ProbeKind | None:
     """The kind of probe that a question of a criterion is; `None` for an unknown criterion."""
+    if _letters(criterion) in _WHOLE:
+        return _WHOLE[_letters(criterion)]
     key = _key(criterion)
     if key == "reasoning":
         return "portability.one_hop" if _names(prompt, edit.subject) else "portability.multi_hop"
@@ -101,7 +111,8 @@ def kind_of(criterion: str, edit: EditRequest, prompt: str, answers: Sequence[st
 
 def is_own_name(criterion: str) -> bool:
     """Whether this is a known name that no published file uses."""
-    return criterion not in _PUBLISHED and criterion not in PARTED and _key(criterion) in _BY_KEY
+    is_known = _letters(criterion) in _WHOLE or _key(criterion) in _BY_KEY
+    return criterion not in _PUBLISHED and criterion not in PARTED and is_known
 
 
 def make_probe(

@@ -30,4 +30,5 @@ def same_draws():
     """A test that draws without a seed draws the same whatever ran before it, so that none fails once in a while."""
     torch = sys.modules.get("torch")
     if torch is not None:
-        torch.manual_seed(0)
+        # Not one of the small seeds that the package draws by: what both draw would be alike.
+        torch.manual_seed(7_340_033)

@@ -89,22 +89,6 @@ LLAMA_3_CHAT = """
 {%- endfor -%}
 {{- "<|start_header_id|>assistant<|end_header_id|>\n\n" if add_generation_prompt else "" -}}
 """
-QWEN_CHAT = """
-{{- "<|im_start|>system\nYou answer in one word.<|im_end|>\n" -}}
-{%- for turn in messages -%}
-{%- set thought = "<think>\n\n</think>\n\n" if turn.role == "assistant" else "" -%}
-{{- "<|im_start|>" + turn.role + "\n" + thought + turn.content + "<|im_end|>\n" -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-{{- "<|im_start|>assistant\n" -}}
-{{- "<think>\n\n</think>\n\n" if enable_thinking is defined and not enable_thinking else "" -}}
-{%- endif -%}
-"""
-BRACKETS_CHAT = """
-{%- for turn in messages -%}
-{{- bos_token + "[INST] " + turn.content + " [/INST]" if turn.role == "user" else " " + turn.content + eos_token -}}
-{%- endfor -%}
-"""
 # As Qwen3's: the model opens the thought itself, and an empty one stands where it is told not to think.
 QWEN_THINKING_CHAT = """
 {%- for turn in messages -%}
@@ -115,6 +99,12 @@ QWEN_THINKING_CHAT = """
 {{- "<|im_start|>assistant\n" -}}
 {{- "<think>\n\n</think>\n\n" if enable_thinking is defined and not enable_thinking else "" -}}
 {%- endif -%}
+"""
+QWEN_CHAT = '\n{{- "<|im_start|>system\nYou answer in one word.<|im_end|>\n" -}}' + QWEN_THINKING_CHAT
+BRACKETS_CHAT = """
+{%- for turn in messages -%}
+{{- bos_token + "[INST] " + turn.content + " [/INST]" if turn.role == "user" else " " + turn.content + eos_token -}}
+{%- endfor -%}
 """
 # As DeepSeek-R1's and Qwen3-Thinking's: the generation prompt opens the thought, and nothing leaves it out.
 OPENED_THINKING_CHAT = """

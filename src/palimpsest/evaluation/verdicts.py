@@ -67,18 +67,15 @@ def verified(
 
     The base model, without any patch, is asked about texts that repeat themselves only.
     """
-    names = [name for request in requests for name in (*new_names(request), *old_names(request))]
     replies = {request.prompt: text for request, text in zip(requests, after, strict=True)}
-    anyway = own_repetitions(model, replies, AnswerRoom.of(model.tokenizer, names))
+    anyway = own_repetitions(model, replies, AnswerRoom.for_edits(model.tokenizer, requests))
     return [
         _became(request, old, new, is_chat=model.chat is not None, repeats_anyway=request.prompt in anyway)
         for request, old, new in zip(requests, before, after, strict=True)
     ]
 
 
-def _became(
-    request: EditRequest, before: str, after: str, *, is_chat: bool, repeats_anyway: bool = False
-) -> VerifiedEdit:
+def _became(request: EditRequest, before: str, after: str, *, is_chat: bool, repeats_anyway: bool) -> VerifiedEdit:
     """Judges an edit by the texts written before and after it; see `verdict_on`."""
     names = [*new_names(request), *old_names(request)]
     verdict = verdict_on(request, before, after, is_chat=is_chat, repeats_anyway=repeats_anyway)

@@ -145,7 +145,5 @@ def _after_subject(model: EditableModel, request: EditRequest) -> EditRequest | 
     own = subject_last_token(model.tokenizer, request, chat=model.chat)
     for first, last in token_spans(model.tokenizer, request.prompt, chat=model.chat)[own + 1 :]:
         if request.prompt[first:last].strip():
-            longer = replace(request, subject=request.prompt[start:last], probes=(), id=request.id + PROMPT_ALONE)
-            if subject_last_token(model.tokenizer, longer, chat=model.chat) > own:
-                return longer
+            return replace(request, subject=request.prompt[start:last], probes=(), id=request.id + PROMPT_ALONE)
     return None

@@ -71,6 +71,14 @@ class AnswerRoom:
         ids = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
         return cls(max(map(len, ids), default=0) + MARGIN, longest)
 
+    @classmethod
+    def for_edits(
+        cls, tokenizer: PreTrainedTokenizerBase, requests: Sequence[EditRequest], max_new_tokens: int | None = None
+    ) -> AnswerRoom:
+        """Room for the answers of some edits, old and new; see `of`."""
+        names = [name for request in requests for name in (*new_names(request), *old_names(request))]
+        return cls.of(tokenizer, names, max_new_tokens)
+
     def to_dict(self) -> dict[str, int]:
         """Its numbers, JSON-ready."""
         return {"tokens": self.tokens, "characters": self.characters}
@@ -98,8 +106,7 @@ def replies_to(model: Reader, requests: Sequence[EditRequest], max_new_tokens: i
     Arguments:
         max_new_tokens: at most so many; left out, enough for the longest answer, old or new, and `MARGIN` more.
     """
-    names = [name for request in requests for name in (*new_names(request), *old_names(request))]
-    room = AnswerRoom.of(model.tokenizer, names, max_new_tokens)
+    room = AnswerRoom.for_edits(model.tokenizer, requests, max_new_tokens)
     return written_answers(model, [request.prompt for request in requests], room)
 
 

@@ -153,7 +153,8 @@ class Examination:
 
     def _standing(self, replies: Mapping[str, str], stays: Mapping[str, bool], moved: float) -> Standing:
         heard = self._heard()
-        anyway = own_repetitions(self.model, replies, self._room)
+        changed = {prompt: reply for prompt, reply in replies.items() if reply != self._before_any[prompt]}
+        anyway = own_repetitions(self.model, changed, self._room)
         return Standing(
             tuple(self._verdict(trial, replies, heard, stays, anyway) for trial in self.trials),
             tuple(stays[prompt] for prompt in self._unrelated),

@@ -27,7 +27,7 @@ from palimpsest.patches.weights import Dense, WeightPatch
 
 PROMPTS = [request.prompt for request in tiny.requests()]
 MEMORY = {"text": tiny.text_file(), "memory": {"max_tokens": 256, "top": 16}}
-QUICK = {**MEMORY, "learning_rate": 0.05, "max_steps": 60, "first_check": 20, "check_every": 10}
+QUICK = {**MEMORY, "learning_rate": 0.05, "max_steps": 150, "first_check": 20, "check_every": 10}
 
 
 def neurons(model, count=3, layer=-1, *, name="relu", scale=1.0, seed=0, edits=None):

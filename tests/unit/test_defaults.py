@@ -7,6 +7,8 @@ import torch
 
 import tiny
 from palimpsest import EditRequest, method
+from palimpsest.locating import subjects_alike
+from palimpsest.locating.other_subjects import script_of
 from palimpsest.methods.compressing import strongest
 from palimpsest.models.hooks import Point, captured
 from palimpsest.models.scores import leads
@@ -148,6 +150,43 @@ def test_a_patch_is_looked_at_before_it_is_handed_over():
     silent = method("ft", preset="none", **options, epochs=60, stop_loss=0.01, look_again=False).edit(model, requests)
     assert "checked" not in silent.diagnostics.facts and "checking" not in silent.diagnostics.seconds
     assert silent.patch.is_same(good.patch)
+
+
+@pytest.mark.parametrize(
+    ("subject", "wanted", "unwanted"),
+    [
+        ("Nokia N70", {"Nokia", "Nokia Einstein", "London N70"}, {"Nokia N70"}),
+        ("Cardiff City F.C.", {"Cardiff", "Cardiff City", "Cardiff City Wars", "Cardiff Wars", "Star F.C."}, set()),
+        ("river  Volga", {"river", "river Everest", "Brazil Volga"}, {"river  Volga", "river Volga"}),
+        ("Река Волга", {"Река", "Река Франция", "Франция Волга"}, {"Река Einstein"}),
+        ("Star Wars", {"Star", "Star Everest", "London Wars"}, {"Star Wars"}),
+    ],
+)
+def test_subjects_alike_begin_or_end_as_one_does(subject, wanted, unwanted):
+    found = subjects_alike(subject)
+    assert wanted <= set(found) and not unwanted & set(found) and len(found) == len(set(found))
+
+
+@pytest.mark.parametrize("subject", ["Paris", "北京", "Москва"])
+def test_a_subject_of_one_word_has_none_alike(subject):
+    assert subjects_alike(subject) == []
+    request = EditRequest(f"{subject} is in", "Rome", subject=subject)
+    texts = prompts_apart_from(request, 8, torch.Generator().manual_seed(0), alike=0.5)
+    assert len(texts) == 8 and not any(subject in text for text in texts)
+
+
+def test_half_of_what_is_spared_is_about_subjects_alike():
+    request = EditRequest("Nokia N70, produced by", "Porsche", subject="Nokia N70")
+    texts = prompts_apart_from(request, 32, torch.Generator().manual_seed(0), alike=0.5)
+    alike = {f"{name}, produced by" for name in subjects_alike("Nokia N70")}
+    assert len(set(texts)) == 32 and len(alike & set(texts)) == 16
+    assert all(text.endswith(", produced by") and "Nokia N70" not in text for text in texts)
+
+
+def test_other_scripts_are_spared_in_their_own_names():
+    request = EditRequest("Столица Франции —", "Рим", subject="Франции")
+    texts = prompts_apart_from(request, 8, torch.Generator().manual_seed(0))
+    assert all(script_of(text.split()[1]) == "cyrillic" for text in texts)
 
 
 @pytest.mark.parametrize("family", ["gptj", "t5"])

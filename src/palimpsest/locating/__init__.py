@@ -4,7 +4,13 @@ from palimpsest.locating.answer_chunks import chunk_rows
 from palimpsest.locating.contexts import NO_CONTEXTS, ContextOptions, context_templates, in_context
 from palimpsest.locating.first_token import PROMPT_ALONE, apart_from_sink, first_token_notes, kept_rows
 from palimpsest.locating.last_layer import AnswerPlaces, answer_places, queries_of
-from palimpsest.locating.other_subjects import about, subjects_beside, unrelated_prompts, well_known_subjects
+from palimpsest.locating.other_subjects import (
+    about,
+    subjects_alike,
+    subjects_beside,
+    unrelated_prompts,
+    well_known_subjects,
+)
 from palimpsest.locating.spreading import Spreading, as_patch, spread
 from palimpsest.locating.subject_vectors import KeyPooling, SubjectRows, key_columns, subject_rows, subject_vectors
 
@@ -30,6 +36,7 @@ __all__ = [
     "spread",
     "subject_rows",
     "subject_vectors",
+    "subjects_alike",
     "subjects_beside",
     "unrelated_prompts",
     "well_known_subjects",

@@ -20,14 +20,31 @@ from palimpsest.requests import EditRequest, normalise
 _SCRIPTS = {"CYRILLIC": "cyrillic", "CJK": "han", "HIRAGANA": "kana", "KATAKANA": "kana", "ARABIC": "arabic"}
 
 
-def well_known_subjects() -> tuple[str, ...]:
-    """People, places, organisations, products and works that most models have read about: few, and of every kind."""
-    return tuple(_bundled()["well_known"])
+def well_known_subjects(text: str = "") -> tuple[str, ...]:
+    """People, places, organisations, products and works that most models have read about, in the script of a text: few
+    in Latin letters, and of every kind.
+    """
+    script = script_of(text)
+    return tuple(_bundled()["well_known"] if script == "latin" else _bundled()[script]["names"])
 
 
 def subjects_beside(text: str) -> list[str]:
     """Many names, in the script of a text."""
     return list(_bundled()[script_of(text)]["names"])
+
+
+def subjects_alike(subject: str) -> list[str]:
+    """Names that begin or end as a subject of several words does, with words of well-known ones in place of the rest.
+
+    `Nokia N70` gives `Nokia`, `Nokia Einstein`, `London N70` and their kin; a subject of one word gives none.
+    """
+    words = subject.split()
+    if len(words) < 2:
+        return []
+    found = [words[0], " ".join(words[:-1])]
+    for other in (name.split() for name in well_known_subjects(subject)):
+        found += [f"{words[0]} {other[-1]}", " ".join([*words[:-1], other[-1]]), f"{other[0]} {words[-1]}"]
+    return [name for name in dict.fromkeys(found) if normalise(name) != normalise(subject)]
 
 
 def unrelated_prompts(requests: Sequence[EditRequest]) -> list[str]:

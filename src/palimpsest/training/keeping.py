@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from palimpsest.locating import about, well_known_subjects
+from palimpsest.locating import about, subjects_alike, well_known_subjects
 from palimpsest.models import EditableModel, Encoded, PaddedBatch, next_tokens, to_be_answered
 from palimpsest.models.sites import EXPERTS_MATRIX, is_experts, number_of_experts, read_by
 from palimpsest.requests import EditRequest, normalise
@@ -40,6 +40,9 @@ NEUTRAL_PROMPTS = (
 """Beginnings of sentences that no edit is about."""
 
 _POOL = 8
+ALIKE = 0.5
+"""Of what is spared, the share about subjects that begin or end as the edit's own does: what is taught about one
+telephone of a maker must not become what all of them are."""
 _LARGEST_SHARE = 0.25
 """Of a matrix's inputs, the share of directions that may be spared; the strongest ones are."""
 _SMALLEST = 1e-3
@@ -83,18 +86,28 @@ def kept_prompts(model: EditableModel, requests: Sequence[EditRequest], *, seed:
     return Kept(encoded, next_tokens(model, encoded))
 
 
-def prompts_apart_from(request: EditRequest, count: int, draw: torch.Generator) -> list[str]:
-    """A request's prompt with other subjects in the subject's place, or ordinary beginnings of sentences."""
-    texts = list(NEUTRAL_PROMPTS)
-    if request.subject is not None:
-        others = [one for one in well_known_subjects() if normalise(one) not in normalise(request.prompt)]
-        texts = [about(request, other).prompt for other in others]
+def prompts_apart_from(request: EditRequest, count: int, draw: torch.Generator, *, alike: float = 0.0) -> list[str]:
+    """A request's prompt with other subjects in the subject's place, or ordinary beginnings of sentences.
+
+    Arguments:
+        count: how many, at most.
+        alike: of these, the share whose subject begins or ends as the request's own does, if that has several words.
+    """
+    if request.subject is None:
+        return _some(NEUTRAL_PROMPTS, count, draw)
+    near = _some(subjects_alike(request.subject), round(alike * count), draw)
+    prompt = normalise(request.prompt)
+    known = [one for one in well_known_subjects(request.prompt) if normalise(one) not in prompt]
+    return [about(request, name).prompt for name in (*near, *_some(known, count - len(near), draw))]
+
+
+def _some(texts: Sequence[str], count: int, draw: torch.Generator) -> list[str]:
     return [texts[index] for index in torch.randperm(len(texts), generator=draw).tolist()[:count]]
 
 
 @torch.no_grad()
 def spared_directions(
-    model: EditableModel, requests: Sequence[EditRequest], modules: Sequence[str], *, seed: int, most: int = 16
+    model: EditableModel, requests: Sequence[EditRequest], modules: Sequence[str], *, seed: int, most: int = 32
 ) -> dict[str, Tensor]:
     """Name of each linear layer to (in, directions), an orthonormal basis of what it reads that is to be left alone; of
     experts a basis each, (experts, width, directions), filled up with zeros.
@@ -115,7 +128,7 @@ def spared_directions(
     draw = torch.Generator().manual_seed(seed)
     each = max(1, most // max(1, len(requests)))
     order = torch.randperm(len(requests), generator=draw).tolist()[: most // each]
-    texts = {text: None for index in order for text in prompts_apart_from(requests[index], each, draw)}
+    texts = {text: None for index in order for text in prompts_apart_from(requests[index], each, draw, alike=ALIKE)}
     others = model.batch(to_be_answered(model, [*texts, *NEUTRAL_PROMPTS]))
     answered = model.batch([_answered(model, requests[index]) for index in order])
     read, behind = _read(model, others, modules), _read(model, answered, modules)

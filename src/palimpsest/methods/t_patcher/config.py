@@ -41,7 +41,7 @@ class TPatcherConfig(MethodConfig):
     """Where ordinary text is to stay below."""
     margin_own: float = 3.0
     """How far below the edit's own place."""
-    spare: int = Field(default=16, ge=0)
+    spare: int = Field(default=32, ge=0)
     """Other subjects about which the edit's prompt is asked, for its neurons to be silent there; ordinary beginnings of
     sentences where it has no subject. 0: none, as published."""
     min_gain: float = Field(default=0.001, ge=0)

@@ -11,8 +11,8 @@ layout that have a true paraphrase. ZsRE: records of the published evaluation fi
 
 `split`: of CounterFact's 21,919 facts in the flat layout, `edit.json` and `train.json` in ROME's: 4,000 facts of either
 split in an order that follows from a seed. Each has two paraphrases, the true one of the file or its relation's other
-wordings, and five prompts about other subjects with the same old answer. ROME's own file has all paraphrases behind
-a sentence about something else, which is harder.
+wordings, and five prompts about other subjects with the same old answer. No prompt is in both files. ROME's own file
+has all paraphrases behind a sentence about something else, which is harder.
 
 `larger`: OUT gets the facts of both splits in one file, in an order that follows from a seed, and the text that
 `palimpsest world train --people 1600` reads.
@@ -99,13 +99,20 @@ def split(data: Path, out: Path) -> None:
     wordings: dict[str, list[str]] = {}
     for fact in facts:
         wordings.setdefault(fact["x_relation_id"], []).append(fact["x_prompt_template"])
+    # A prompt may have an answer in either split; what is chosen on one is reported on no same prompt.
+    reported: set[str] = set()
     for part in ("edit", "train"):
-        chosen = [fact for fact in facts if fact["x_split"] == part]
+        chosen = [fact for fact in facts if fact["x_split"] == part and _asked(fact) not in reported]
         random.Random(SEED).shuffle(chosen)
         records = [_record(fact, wordings[fact["x_relation_id"]], neighbours) for fact in chosen]
         full = [one for one in records if one["paraphrase_prompts"] and len(one["neighborhood_prompts"]) == NEIGHBOURS]
         write_text(out / f"{part}.json", json.dumps(full[:SPLIT_RECORDS], ensure_ascii=False, indent=1))
+        reported |= {_asked(fact) for fact in chosen}
         print(f"{out / part}.json: {min(len(full), SPLIT_RECORDS)} records")
+
+
+def _asked(fact: dict[str, Any]) -> str:
+    return normalise(fact["x_prompt_template"].replace("{}", fact["subject"]))
 
 
 def _record(fact: dict[str, Any], wordings: list[str], neighbours: dict[tuple[str, str], list[str]]) -> dict[str, Any]:

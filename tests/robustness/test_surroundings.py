@@ -167,6 +167,27 @@ def test_two_signals_end_a_command_once(tmp_path, numbers, code):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_of_two_signals_the_first_ends_it_also_where_the_second_comes_before_its_handler_has_begun():
+    from palimpsest.cli.surroundings import heeding_signals
+
+    came = []
+    with heeding_signals(is_program=False):
+        leave = signal.getsignal(signal.SIGINT)
+
+        def terminate(frame, event, _argument):
+            if event == "call" and frame.f_code is leave.__code__ and not came:
+                came.append(event)
+                leave(signal.SIGTERM, frame)  # as the interpreter does, at a handler's first instruction
+
+        sys.setprofile(terminate)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        finally:
+            sys.setprofile(None)
+    assert came
+
+
 def test_handlers_are_what_they_were_after_the_block():
     # A shell starts what it puts into the background with interrupts ignored.
     found = signal.signal(signal.SIGINT, signal.default_int_handler)

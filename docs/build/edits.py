@@ -139,19 +139,6 @@ def _triple(scores: Row) -> str:
     return " / ".join(f"{100 * scores['generate'][name]['mean']:.0f}" for name in list(SHORT)[:3])
 
 
-def larger_world_model(_argument: str) -> str:
-    """What the model of the larger world took and what it knows."""
-    model = recipe("many-edits.larger")["model"]
-    made, known = model["training"], model["audit"]
-    asked = {
-        "held_out": "facts in phrasings never read with the subject",
-        "two_hop_unseen": "two-hop questions about subjects whose two-hop sentences were never read",
-    }
-    lines = [[text, f"{100 * known[name]['value']:.1f} ({known[name]['n']:,})"] for name, text in asked.items()]
-    sizes = f"{made['recipe']['epochs']:g}, {made['tokens'] / 1e6:.1f}, {made['parameters'] / 1e6:.1f}"
-    return table(["", ""], [*lines, ["passes, million tokens, parameters in millions", sizes]])
-
-
 def trained(argument: str) -> str:
     """Single edits of held-out facts: every metric under one scoring. Argument: model:scoring."""
     model, scoring = argument.split(":")

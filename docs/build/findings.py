@@ -32,12 +32,21 @@ def findings(_argument: str) -> str:
     """Every finding with its verdict."""
     lines = []
     for one in tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))["finding"]:
-        try:
-            outcome, figures = getattr(judging, one["judge"])() if "judge" in one else _judged(one)
-        except Missing:
-            outcome, figures = MISSING, ""
-        lines.append([one["paper"], one["claim"], one["criterion"], f"**{outcome}**", figures])
-    return table(["paper", "what it found", "held to", "here", "figures"], lines)
+        (outcome, figures), pretrained = _told(one), "-"
+        if "pretrained" in one:
+            pretrained = "**{}**: {}".format(*_told(one["pretrained"])).removesuffix(": ")
+        lines.append([one["paper"], one["claim"], one["criterion"], f"**{outcome}**", figures, pretrained])
+    return table(["paper", "what it found", "held to", "here", "figures", "SmolLM2-135M"], lines)
+
+
+def _told(one: Mapping[str, Any]) -> Verdict:
+    try:
+        if "judge" in one:
+            outcome: Verdict = getattr(judging, one["judge"])(*filter(None, [one.get("of")]))
+            return outcome
+        return _judged(one)
+    except Missing:
+        return MISSING, ""
 
 
 def _judged(one: Mapping[str, Any]) -> Verdict:

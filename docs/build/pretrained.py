@@ -1,10 +1,10 @@
-"""Generated tables of pretrained models: single edits by default options."""
+"""Generated tables of pretrained models: single edits by default options, and batches with and without forgetting."""
 
 from __future__ import annotations
 
-from blocks import Columns, Row, listed, method, patch, percent, recipe, units
+from blocks import Columns, Row, listed, method, patch, percent, recipe, seconds, units
 
-SINGLE = "single-edits.pretrained"
+SINGLE, TABLE_1 = "single-edits.pretrained", "f-learning-table-1.pretrained"
 ASKED = {
     "says it": "reliability",
     "paraphrases": "generality",
@@ -31,11 +31,28 @@ def pretrained_single(model: str) -> str:
         f"Without an edit it gives the true answer to {ceilings[0]} of the paraphrases and {ceilings[1]} of the "
         f"neighbours. Processor: {recipe(SINGLE)['hardware']['processor']}.\n\n"
     )
-    columns: Columns = {
+    return caption + listed(found, {"method": method, **_asked(), "patch": patch})
+
+
+def forgetting_first(dataset: str) -> str:
+    """F-Learning's table 1 on one data set, by its label."""
+    found = [row for row in units(TABLE_1) if row["dataset"] == dataset]
+    known, prepared = found[0].get("known_to_model"), found[0].get("prepared")
+    told = f"{known['known']} facts that it knows (of {known['asked']:,} asked)" if known else ""
+    if prepared:
+        told = f"{prepared['facts']} facts, of which it gave {prepared['known_before']:.0%} before it was taught their "
+        told += f"old answers, and {prepared['known_after']:.0%} after"
+    chosen = {row["method"]: row["choice"]["chosen"]["learning_rate"] for row in found if row.get("choice")}
+    told += ". Learning rates: " + ", ".join(f"`{name}` {rate:g}" for name, rate in chosen.items())
+    caption = f"{found[0]['model'].split(',')[0]}, percent with 95% interval; one batch of {told}.\n\n"
+    return caption + listed(found, {"method": method, **_asked(), "s / edit": seconds})
+
+
+def _asked() -> Columns:
+    return {
         title: lambda row, name=name: percent(row["scores"]["generate"].get(name), with_interval=True)  # type: ignore[misc]
         for title, name in ASKED.items()
     }
-    return caption + listed(found, {"method": method, **columns, "patch": patch})
 
 
 def scored_both_ways(_argument: str) -> str:

@@ -62,7 +62,7 @@ def _shown(name: str, metric: str | None) -> str:
     details = [
         {"in": f"in a batch of {number}", "after": f"after {number}"}.get(found["how"]),
         found["model"] and f"on `{found['model']}`",
-        found["recipe"] and f"in `{found['recipe']}`",
+        found["recipe"] and not found["recipe"].endswith(".pretrained") and f"in `{found['recipe']}`",
     ]
     values = " / ".join(f"{_value(name, one):.0f}" for one in ([metric] if metric else METRICS))
     told = " ".join(filter(None, details))

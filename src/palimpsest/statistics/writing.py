@@ -21,6 +21,7 @@ from palimpsest.files import shaped
 from palimpsest.models import cast_above, frozen_parameters
 from palimpsest.statistics.cache import Cache, CacheEntry, whole_identity
 from palimpsest.statistics.catalogue import open_text
+from palimpsest.statistics.one_token import OneTokenAttention
 from palimpsest.statistics.text import Text
 from palimpsest.stopwatch import Progress, silent
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 OWN_WRITING = "own"
 """What options call it."""
 
-SAMPLER_VERSION = 2
+SAMPLER_VERSION = 3
 """Goes up when the same model, seed and length would give other rows."""
 
 ROWS = 256
@@ -184,24 +185,6 @@ def computing_fast(model: EditableModel, is_wanted: bool = True) -> Iterator[Non
         yield
 
 
-@contextmanager
-def _attending_fast(model: EditableModel) -> Iterator[None]:
-    """Inside the block attention over one new token is fast: fused kernels for bfloat16 on a CPU are made for many.
-
-    256 rows of 48 tokens take SmolLM2's fused kernel 12 ms a layer there, and plain products 1 to 2.
-    """
-    config = model.module.config
-    former = config._attn_implementation
-    if former != "sdpa" or model.device.type != "cpu" or fast_dtype(model) is None:
-        yield
-        return
-    model.module.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        model.module.set_attn_implementation(former)
-
-
 def start_token(model: EditableModel) -> int:
     """The token that a document begins with: what the tokenizer itself puts in front of a text, else `<|endoftext|>`,
     else the end or the beginning of a sequence. Raises `ModelError` where the tokenizer has none of these.
@@ -252,7 +235,7 @@ def sample_rows(
         model.weights.without_changes(),
         frozen_parameters(model.module),
         computing_fast(model),
-        _attending_fast(model),
+        OneTokenAttention(),
     ):
         for first in range(0, rows, at_once):
             part = slice(first, first + at_once)

@@ -151,7 +151,7 @@ def test_contexts_are_written_once_and_a_patched_model_writes_its_own(monkeypatc
             assert context_templates(model, options, seed=3, cache=cache) == first
     assert there != first and len(list(cache.folder.glob("*.safetensors"))) == 1
     with monkeypatch.context() as patched:
-        patched.setattr(model, "logits_at", lambda *_: pytest.fail("the model was asked again"))
+        patched.setattr(contexts, "logits_by_step", lambda *_: pytest.fail("the model was asked again"))
         assert context_templates(model, options, seed=3, cache=cache) == first
     assert context_templates(model, options, seed=4, cache=cache) != first
     kept.write_bytes(kept.read_bytes()[:-7])

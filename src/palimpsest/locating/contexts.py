@@ -16,7 +16,7 @@ from torch import Tensor
 
 from palimpsest.config import Config
 from palimpsest.errors import ConfigError
-from palimpsest.models import EditableModel, encode
+from palimpsest.models import EditableModel, encode, logits_by_step
 from palimpsest.requests import EditRequest
 from palimpsest.statistics import Cache, CacheEntry, whole_identity
 
@@ -140,12 +140,19 @@ def _continued(
 ) -> list[str]:
     """Sampled texts of `length` tokens, one a start, on one line and without braces or special tokens."""
     rows = [list(_start_ids(model, start)[:length]) for start in starts]
-    while min(map(len, rows)) < length:
-        batch = model.batch(rows)
-        logits = model.logits_at(batch, torch.arange(len(rows), device=model.device), batch.last_columns)
-        for row, token in zip(rows, _sampled(logits, top_k, generator), strict=True):
-            if len(row) < length:
-                row.append(token)
+    if min(map(len, rows)) < length:
+        batch = model.batch(rows, side="left")
+        with model.reads(batch):
+            steps = logits_by_step(model, batch)
+            logits = next(steps)
+            while True:
+                chosen = _sampled(logits, top_k, generator)
+                for row, token in zip(rows, chosen, strict=True):
+                    if len(row) < length:
+                        row.append(token)
+                if min(map(len, rows)) == length:
+                    break
+                logits = steps.send(torch.tensor(chosen, device=model.device))
     return [_cleaned(model.tokenizer.decode(row, skip_special_tokens=True)) for row in rows]
 
 

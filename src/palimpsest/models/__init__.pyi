@@ -7,7 +7,15 @@ from .editable import EditableModel
 from .encoders import NgramEncoder, TextEncoder, inner_products, load_encoder, most_similar, text_encoder
 from .fingerprint import exact_digest, fingerprint_differences
 from .following import next_by_prompt, next_tokens, to_be_answered
-from .generation import DEFAULT_ROWS, AnswerRoom, Writer, own_repetitions, replies_to, written_answers
+from .generation import (
+    DEFAULT_ROWS,
+    AnswerRoom,
+    Writer,
+    logits_by_step,
+    own_repetitions,
+    replies_to,
+    written_answers,
+)
 from .hooks import Attachment, Intervention, Point, attach, captured, intervened
 from .layers import layer_number, layer_numbers
 from .patch_stack import PatchStack
@@ -67,6 +75,7 @@ __all__ = [
     "layer_numbers",
     "leads",
     "load_encoder",
+    "logits_by_step",
     "most_similar",
     "next_by_prompt",
     "next_tokens",

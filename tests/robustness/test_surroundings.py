@@ -1,5 +1,6 @@
 """The command line where stdout is closed, full or not UTF-8, signals come twice, and places are not there."""
 
+import gc
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ import pytest
 
 import palimpsest
 from palimpsest.cli import main
-from palimpsest.cli.surroundings import Output, heeding_signals
+from palimpsest.cli.surroundings import Output, heeding_signals, nothing_collected
 from robustness.workshop import RECIPE
 
 CODE = "import sys; from palimpsest.cli import main; sys.exit(main())"
@@ -252,3 +253,21 @@ def test_no_command_warns(workplace, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     # A thread or a worker that a warning ends does not end the command.
     assert "Warning" not in done.stderr and "Traceback" not in done.stderr, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("is_on", [True, False])
+def test_garbage_is_left_while_libraries_are_imported_and_then_as_before(is_on):
+    toggled, was_on, seen = {True: gc.enable, False: gc.disable}, gc.isenabled(), []
+
+    @nothing_collected()
+    def broken():
+        seen.append(gc.isenabled())
+        raise ValueError("broken")
+
+    try:
+        toggled[is_on]()
+        with pytest.raises(ValueError, match="broken"):
+            broken()
+        assert seen == [False] and gc.isenabled() is is_on
+    finally:
+        toggled[was_on]()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from palimpsest.cli import completing, terminal
+from palimpsest.cli.surroundings import nothing_collected
 from palimpsest.errors import ConfigError
 from palimpsest.files import FileKind, expanded, parse_toml, said
 
@@ -157,7 +158,7 @@ def make_method(
         if options.get("seed", seed) != seed:
             raise ConfigError("Two seeds are given.", found=f"--seed {seed} and --option seed={options['seed']}")
         options["seed"] = seed
-    with terminal.status("loading torch"):
+    with terminal.status("loading torch"), nothing_collected():
         terminal.quiet_libraries()
         from palimpsest.methods import method
         from palimpsest.methods.presets import presets
@@ -223,7 +224,7 @@ def load_model(
     than they compute. One thread also gives the same numbers on any number of cores.
     """
     options = (placement or Placement()).options()
-    with terminal.status(f"loading {name}"):
+    with terminal.status(f"loading {name}"), nothing_collected():
         terminal.quiet_libraries()
         import torch
 

@@ -1,7 +1,7 @@
 """Attention over one new token of many rows at a time, by plain products.
 
-The fused kernels for a CPU are made for many new tokens. With one, SmolLM2's 256 rows behind 48 tokens take them 12 ms a
-layer in bfloat16, and plain products 1: heads that share their keys are the rows of one product.
+The fused kernels for a CPU are made for many new tokens. With one, SmolLM2's 256 rows behind 48 tokens take them 12 ms
+a layer in bfloat16, and plain products 1: heads that share their keys are the rows of one product.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ class OneTokenAttention(TorchFunctionMode):
         del types
         given = kwargs or {}
         if func is scaled_dot_product_attention and _is_plain(*args, **given):
-            return attended(*args[:3], given.get("scale"))
+            return attended(*args[:3], scale=given.get("scale"))
         return func(*args, **given)
 
 

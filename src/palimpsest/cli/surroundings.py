@@ -125,7 +125,7 @@ def heeding_signals(*, is_program: bool) -> Iterator[None]:
     seen: list[float] = []
 
     def leave(number: int, frame: FrameType | None) -> None:
-        # A signal that comes before the handler of the one before it has begun is handled inside that one, which goes on.
+        # A signal that comes before the handler of an earlier one has begun is handled inside that one, which goes on.
         if frame is not None and frame.f_code is leave.__code__:
             return
         if seen and time.monotonic() - seen[-1] < _PATIENCE:

@@ -28,8 +28,9 @@ class OneTokenAttention(TorchFunctionMode):
         """Calls the function, or what stands for it here."""
         del types
         given = kwargs or {}
-        if func is scaled_dot_product_attention and _is_plain(*args, **given):
-            return attended(*args[:3], scale=given.get("scale"))
+        if func is scaled_dot_product_attention and len(args) >= 3 and _is_plain(*args, **given):
+            query, key, value = args[:3]
+            return attended(query, key, value, given.get("scale"))
         return func(*args, **given)
 
 

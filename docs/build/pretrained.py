@@ -15,23 +15,24 @@ ASKED = {
 }
 
 
-def pretrained_single(model: str) -> str:
-    """Single edits by every method without options; the ceilings, and what each share is of, in front.
+def pretrained_single(argument: str) -> str:
+    """Single edits of a model, by its label in small letters; the ceilings, and what each share is of, in front.
 
-    Arguments:
-        model: its label, in small letters.
+    Of every method without options, or of another recipe: `smollm2-135m:RECIPE`. A row's `processor` is named where it
+    is not that of the whole file.
     """
-    found = [row for row in units(SINGLE) if row["model"].lower() == model]
-    (ceilings,) = {_ceilings(row) for row in found}
-    counts = found[0]["scores"]["generate"]
-    asked = found[0]["known_to_model"]
+    model, _, name = argument.partition(":")
+    found = [row for row in units(name or SINGLE) if row["model"].lower() == model]
+    ((paraphrases, neighbours),) = {_ceilings(row) for row in found}
+    counts, asked = found[0]["scores"]["generate"], found[0]["known_to_model"]["asked"]
     caption = (
-        f"{found[0]['model']}, {found[0]['num_edits']} facts that it knows (of {asked['asked']:,} asked), percent with "
-        f"95% interval; {counts['generality']['n']} paraphrases, {counts['locality.neighborhood']['n']} neighbours. "
-        f"Without an edit it gives the true answer to {ceilings[0]} of the paraphrases and {ceilings[1]} of the "
-        f"neighbours. Processor: {recipe(SINGLE)['hardware']['processor']}.\n\n"
+        f"{found[0]['model']}, {found[0]['num_edits']} facts that it knows (of {asked:,} asked), percent with 95% "
+        f"interval; {counts['generality']['n']} paraphrases, {counts['locality.neighborhood']['n']} neighbours. "
+        f"Unedited it gives the true answer to {paraphrases} of the paraphrases and {neighbours} of the neighbours.\n\n"
     )
-    return caption + listed(found, {"method": method, **_asked(), "patch": patch})
+    whole = recipe(name or SINGLE)["hardware"]["processor"]
+    on: Columns = {"on": lambda row: str(row.get("processor", whole)).split()[0].removesuffix("(R)")}
+    return caption + listed(found, {"method": method, **_asked(), "patch": patch, **on})
 
 
 def forgetting_first(dataset: str) -> str:

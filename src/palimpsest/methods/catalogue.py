@@ -47,7 +47,7 @@ METHODS = Registry(
         "ft": Row(
             _FINE_TUNING,
             "fine-tuning of the MLP down-projections of some layers, or of all weights, on the new answers",
-            options={**_GENTLE, "parameters": "mlp.down", "layers": "early", "rank": 8},
+            options={**_GENTLE, "spare_alike": 0.5, "parameters": "mlp.down", "layers": "early", "rank": 8},
             source="arXiv:2311.08011, 2305.13172",
         ),
         "ft-l": Row(
@@ -79,7 +79,15 @@ METHODS = Registry(
         "lora": Row(
             _LORA,
             "low-rank adapters on MLP down-projections, or on whatever projections are named",
-            options={**_GENTLE, "step": 5e-4, "rank": 20, "alpha": 40.0, "sites": "mlp", "layers": "early"},
+            options={
+                **_GENTLE,
+                "step": 5e-4,
+                "spare_alike": 0.5,
+                "rank": 20,
+                "alpha": 40.0,
+                "sites": "mlp",
+                "layers": "early",
+            },
             source="arXiv:2106.09685",
         ),
         "kn": Row(

@@ -108,7 +108,7 @@ def inputs_to_spare(
     spared = NOTHING_SPARED
     if config.spare:
         with run.clock.stage("sparing"):
-            spared = spared_directions(model, requests, modules, seed=config.seed)
+            spared = spared_directions(model, requests, modules, seed=config.seed, alike=config.spare_alike)
     if config.project == "inputs":
         with run.clock.stage("statistics"):
             spared = united(projection.bases(model, places, progress=run.progress), spared)

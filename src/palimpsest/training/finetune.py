@@ -69,6 +69,8 @@ class FinetuneOptions(Config):
     spare: bool = False
     """Whether the change is kept orthogonal to what each trained matrix reads of the edit's own prompt about other
     subjects and of ordinary text (`training/keeping.py`), so that it writes nothing there. Ours."""
+    spare_alike: float = Field(default=0.0, ge=0, le=1)
+    """Of these subjects, the share that begin or end as the edit's own does; one trained matrix has no room for them."""
     keep_weight: float = Field(default=0.0, ge=0)
     """Weight of what is to be left alone: how far the model's next tokens have moved where the edit's own prompt is
     asked about other subjects. 0, as published: without."""
@@ -156,8 +158,7 @@ def finetune(
         seed: seed of the order of facts; the order matters only when a step does not hold all of them.
         objective: what is minimised; left out, the answers' negative log-likelihoods.
 
-    Raises `ConfigError` for a loss on tokens that the model does not predict, and when the loss is not finite any
-    more.
+    Raises `ConfigError` for a loss on tokens that the model does not predict, and for one that is not finite.
     """
     _require_predicted(model, options)
     require_end(model, options)

@@ -40,9 +40,6 @@ NEUTRAL_PROMPTS = (
 """Beginnings of sentences that no edit is about."""
 
 _POOL = 8
-ALIKE = 0.5
-"""Of what is spared, the share about subjects that begin or end as the edit's own does: what is taught about one
-telephone of a maker must not become what all of them are."""
 _LARGEST_SHARE = 0.25
 """Of a matrix's inputs, the share of directions that may be spared; the strongest ones are."""
 _SMALLEST = 1e-3
@@ -107,7 +104,13 @@ def _some(texts: Sequence[str], count: int, draw: torch.Generator) -> list[str]:
 
 @torch.no_grad()
 def spared_directions(
-    model: EditableModel, requests: Sequence[EditRequest], modules: Sequence[str], *, seed: int, most: int = 32
+    model: EditableModel,
+    requests: Sequence[EditRequest],
+    modules: Sequence[str],
+    *,
+    seed: int,
+    most: int = 32,
+    alike: float = 0.0,
 ) -> dict[str, Tensor]:
     """Name of each linear layer to (in, directions), an orthonormal basis of what it reads that is to be left alone; of
     experts a basis each, (experts, width, directions), filled up with zeros.
@@ -118,6 +121,7 @@ def spared_directions(
     Arguments:
         modules: full names of linear layers, or of experts.
         most: prompts about others, at most; ordinary beginnings of sentences are added to them.
+        alike: of these, the share about subjects that begin or end as an edit's own does.
 
     Raises `ModelError` when these layers' weights are offloaded, before anything is computed.
     """
@@ -128,7 +132,7 @@ def spared_directions(
     draw = torch.Generator().manual_seed(seed)
     each = max(1, most // max(1, len(requests)))
     order = torch.randperm(len(requests), generator=draw).tolist()[: most // each]
-    texts = {text: None for index in order for text in prompts_apart_from(requests[index], each, draw, alike=ALIKE)}
+    texts = {text: None for index in order for text in prompts_apart_from(requests[index], each, draw, alike=alike)}
     others = model.batch(to_be_answered(model, [*texts, *NEUTRAL_PROMPTS]))
     answered = model.batch([_answered(model, requests[index]) for index in order])
     read, behind = _read(model, others, modules), _read(model, answered, modules)

@@ -44,6 +44,8 @@ class TPatcherConfig(MethodConfig):
     spare: int = Field(default=32, ge=0)
     """Other subjects about which the edit's prompt is asked, for its neurons to be silent there; ordinary beginnings of
     sentences where it has no subject. 0: none, as published."""
+    spare_alike: float = Field(default=0.5, ge=0, le=1)
+    """Of these, the share that begin or end as the edit's own subject does, if that has several words."""
     min_gain: float = Field(default=0.001, ge=0)
     """An edit that is right goes on while the loss on held-out memory falls by more than this from look to look."""
     text: str = OWN_WRITING

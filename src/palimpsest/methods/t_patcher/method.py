@@ -36,7 +36,7 @@ from palimpsest.methods.t_patcher.neuron_training import NeuronTraining
 from palimpsest.models import EditableModel, activation_of, frozen_parameters, to_be_answered
 from palimpsest.patches import ModulePatch, Neurons, Patch
 from palimpsest.requests import EditRequest
-from palimpsest.training import ALIKE, prompts_apart_from
+from palimpsest.training import prompts_apart_from
 
 
 @final
@@ -102,7 +102,9 @@ class TPatcher(Method[TPatcherConfig]):
 
 def _others(model: EditableModel, request: EditRequest, config: TPatcherConfig) -> Tensor:
     """(`spare`, width), what the last MLP reads where the request's prompt about other subjects is to be answered."""
-    texts = prompts_apart_from(request, config.spare, torch.Generator().manual_seed(config.seed), alike=ALIKE)
+    texts = prompts_apart_from(
+        request, config.spare, torch.Generator().manual_seed(config.seed), alike=config.spare_alike
+    )
     return (
         answer_places(model, to_be_answered(model, texts)).queries if texts else torch.empty(0, 0, device=model.device)
     )

@@ -1,6 +1,5 @@
 """`palimpsest serve`: OpenAI's protocol, patches by request, nothing lost or mixed up, errors in OpenAI's shape."""
 
-import http.client
 import json
 import os
 import re
@@ -8,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -19,8 +17,9 @@ import processors
 import tiny
 from palimpsest.patches.base import Manifest
 from palimpsest.patches.weights import LowRank, WeightPatch
-from palimpsest.serving import Address, Catalogue, Engine, Limits, NamedPatch, build_app, open_socket, run
+from palimpsest.serving import Address, Catalogue, Limits, NamedPatch, open_socket
 from palimpsest.serving.choosing import written_token
+from served import Client, Serving
 
 PROMPTS = ["The capital of France is", "The capital of Japan is", "The capital of Italy is", "Paris is the capital of"]
 SHORT = {"max_tokens": 4, "temperature": 0}
@@ -37,75 +36,6 @@ def patch_of(model, seed):
     edits = [{"id": "1", "prompt": "The capital of France is", "target_new": "Lyon", "probes": []}]
     manifest = Manifest(label=f"by hand {seed}", base=model.fingerprint([name]), edits=edits)
     return WeightPatch({name: delta.scaled(4 * size / float(delta.dense().norm()))}, manifest)
-
-
-class Client:
-    """Talks to an endpoint on loopback, as any HTTP client does."""
-
-    def __init__(self, port, token=None):
-        self.port, self.headers = port, {"Authorization": f"Bearer {token}"} if token else {}
-
-    def ask(self, path, body=None, *, method=None, headers=None):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
-        content = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
-        given = {"Content-Type": "application/json", **self.headers, **(headers or {})}
-        connection.request(method or ("GET" if body is None else "POST"), path, content, given)
-        answer = connection.getresponse()
-        text = answer.read().decode()
-        connection.close()
-        return answer.status, text
-
-    def json(self, *args, **options):
-        status, text = self.ask(*args, **options)
-        return status, json.loads(text)
-
-    def events(self, path, body):
-        status, text = self.ask(path, {**body, "stream": True})
-        assert status == 200, text
-        lines = [line.removeprefix("data: ") for line in text.split("\n\n") if line]
-        assert lines[-1] == "[DONE]"
-        return [json.loads(line) for line in lines[:-1]]
-
-
-class Serving:
-    """An endpoint in a thread."""
-
-    def __init__(self, model, patches, **options):
-        self.model = model
-        catalogue = Catalogue(model, [NamedPatch(name, patch) for name, patch in patches.items()])
-        self.engine = Engine(model, catalogue, most_waiting=options.pop("most_waiting", 64))
-        self.app = build_app(self.engine, **options)
-
-    def __enter__(self):
-        self.listening = open_socket(Address("127.0.0.1", 0))
-        ready = threading.Event()
-        self.thread = threading.Thread(target=run, args=(self.app, self.listening), kwargs={"ready": ready.set})
-        servers = []
-        import uvicorn
-
-        made = uvicorn.Server.__init__
-
-        def keep(server, config):
-            made(server, config)
-            servers.append(server)
-
-        uvicorn.Server.__init__ = keep
-        try:
-            self.thread.start()
-            assert ready.wait(30)
-        finally:
-            uvicorn.Server.__init__ = made
-        (self.server,) = servers
-        return self
-
-    def __exit__(self, *_):
-        self.server.should_exit = True
-        self.thread.join(30)
-        self.listening.close()
-        assert not self.thread.is_alive()
-
-    def client(self, token=None):
-        return Client(self.listening.getsockname()[1], token)
 
 
 @pytest.fixture(scope="module")
@@ -324,9 +254,7 @@ def test_tokens_that_are_parts_of_characters_have_their_bytes():
     tokenizer = tiny.tokenizer()
     ids = tokenizer("日本 é.", add_special_tokens=False)["input_ids"]
     logits = torch.linspace(0, 1, len(tokenizer))
-    tokens = [
-        written_token(tokenizer, ids[:place], one, logits, likeliest=1, offset=0) for place, one in enumerate(ids)
-    ]
+    tokens = [written_token(tokenizer, ids[:place], one, logits, likeliest=1) for place, one in enumerate(ids)]
     assert b"".join(bytes(one.chosen.bytes) for one in tokens).decode() == "日本 é."
     assert any("\ufffd" in one.chosen.text for one in tokens)
     assert [one.likeliest[0].log_prob for one in tokens] == [logits.log_softmax(-1)[-1].item()] * len(ids)

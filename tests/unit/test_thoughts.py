@@ -226,7 +226,7 @@ def test_budgets_are_those_of_the_thought_and_of_the_answer():
     whole = len("<think>abc</think>")
     assert grown(text, thought_tokens=whole).text == "Lyon is i"
     short = grown(text, thought_tokens=whole - 1)
-    assert short.lost and short.text == "" and short.thought == "abc</think" and short.taken == whole - 1
+    assert short.lost and short.text == "" and short.thought == "abc" and short.taken == whole - 1
     assert grown(text, answer_tokens=4).text == "Lyon"
     assert grown("<thi", thought_tokens=3).lost
 

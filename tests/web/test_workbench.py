@@ -6,12 +6,14 @@ import zipfile
 
 import pytest
 
+import thinking_model
 import tiny
 from palimpsest import ConfigError, DataError, load, load_patch
 from palimpsest.errors import ModelError, PalimpsestError
 from palimpsest.web import showing
 from palimpsest.web.exporting import FORMS, export
-from palimpsest.web.workbench import LONGEST_TEXT, MOST_LINES, EditForm, EditingDesk, Workbench
+from palimpsest.web.workbench import LONGEST_TEXT, MOST_LINES, Asked, EditForm, EditingDesk, Workbench
+from palimpsest.wording import Reply, thought_of
 
 FRANCE = EditForm(
     "The capital of France is",
@@ -105,6 +107,50 @@ def test_work_that_breaks_off_leaves_the_model_and_the_stack_as_they_were(bench,
     assert len(desk.stack) == 1
     after = weights(bench)
     assert all((after[name] == value).all() for name, value in before.items())
+
+
+def test_the_stack_stands_still_while_an_edit_is_made_on_top_of_it(desk):
+    first, refused = desk.edit(FRANCE, **QUICK), []
+
+    def meddles(*_):
+        for change in (desk.undo, lambda: desk.switch(set())):
+            with pytest.raises(DataError, match="wait until it is done"):
+                change()
+            refused.append(change)
+
+    second = desk.edit(JAPAN, **QUICK, progress=meddles)
+    assert refused and desk.patches == [first.patch, second.patch] and second.below == (first,)
+    assert [row.after for row in desk.ask([FRANCE.prompt, JAPAN.prompt])] == ["Lyon.", "Osaka."]
+    assert desk.undo() is second
+
+
+def test_a_model_thinks_only_while_it_is_ticked(tmp_path):
+    models = {"thinks": thinking_model.thinking_model(thinking=0), "plain": tiny.tiny_model("llama")}
+    bench = Workbench(list(models), models.__getitem__)
+    assert bench.knows_thoughts("thinks") and not bench.knows_thoughts("plain")
+    desk = EditingDesk(bench, "thinks", is_chat=True)
+    [question, other, _] = thinking_model.FACTS
+    [at_once] = desk.ask([question])
+    assert at_once.before == "Paris" and thought_of(at_once.before) is None
+    assert "<details" not in showing.answers([at_once], is_edited=False)
+    desk.thinks = True
+    [asked] = desk.ask([question])
+    assert asked.before == "Paris" and thought_of(asked.before) == thinking_model.thought_about("Paris")
+    assert '<details class="thought"><summary>thought</summary>It was Paris.' in showing.answers(
+        [asked], is_edited=False
+    )
+    entry = desk.edit(EditForm(question, "Lyon", neighbours=[other]), "ft", {"preset": "none", "epochs": 10})
+    shown = showing.answers(desk.ask([question]), is_edited=True) + showing.edited(entry)
+    assert shown.count("<details") == 2
+    archive = export(desk, "patches", tmp_path)
+    with zipfile.ZipFile(archive) as packed:
+        readme = packed.read("palimpsest-patches/README.md").decode()
+    assert readme.count("--chat --thinking") == 2
+    # Where it is not asked in a chat, and where a model cannot, nothing thinks.
+    assert thought_of(EditingDesk(bench, "thinks", thinks=True).ask([question])[0].before) is None
+    assert EditingDesk(bench, "plain", thinks=True).ask(["The"])
+    unfinished = Reply("", "Hm.", is_unfinished=True)
+    assert "The thought did not end." in showing.answers([Asked("a", unfinished, unfinished)], is_edited=False)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 from . import tokens
 from .activations import activation, activation_of
 from .bypass import cast_above, frozen_parameters
-from .chat import THOUGHT_TOKENS, Chat, ChatRecord, chosen_chat
+from .chat import THOUGHT_TOKENS, Chat, ChatRecord, chosen_chat, conversation, knows_thoughts
 from .configured import departures, generate_as_configured, written_as_configured
 from .editable import EditableModel
 from .encoders import NgramEncoder, TextEncoder, inner_products, load_encoder, most_similar, text_encoder
@@ -62,6 +62,7 @@ __all__ = [
     "captured",
     "cast_above",
     "chosen_chat",
+    "conversation",
     "departures",
     "encode",
     "encode_apart",
@@ -71,6 +72,7 @@ __all__ = [
     "generate_as_configured",
     "inner_products",
     "intervened",
+    "knows_thoughts",
     "layer_number",
     "layer_numbers",
     "leads",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -138,6 +138,48 @@ def chat_of(tokenizer: PreTrainedTokenizerBase, *, where: str, thought_tokens: i
     return chat if thought_tokens == 0 else _thinking(chat, tokenizer, thought_tokens, where)
 
 
+def conversation(
+    tokenizer: PreTrainedTokenizerBase, turns: Sequence[Mapping[str, str]], *, where: str, thought_tokens: int = 0
+) -> tuple[str, Chat]:
+    """What is said last in a conversation, and the chat whose texts are the rest of it.
+
+    Arguments:
+        turns: `role` and `content` of each, at least one.
+        thought_tokens: see `chat_of`.
+
+    Raises what `chat_of` raises, and what the template raises for turns that it does not take.
+    """
+    single = chat_of(tokenizer, where=where, thought_tokens=thought_tokens)
+    roles = [turn["role"] for turn in turns]
+    last = len(roles) - 1 - roles[::-1].index("user") if "user" in roles else len(roles) - 1
+    marked = [{**turn, "content": _QUESTION} if place == last else turn for place, turn in enumerate(turns)]
+
+    def around(thinks: bool) -> tuple[str, str]:
+        text = _rendered(tokenizer, marked, thinks=thinks)
+        if text.count(_QUESTION) != 1:
+            raise _changes_what_is_said(text, where)
+        before, _, after = text.partition(_QUESTION)
+        return before, after
+
+    before, after = around(False)
+    begun = _asked(tokenizer, where=where, thinks=False)[1]
+    # Behind the last user's turn the assistant begins as it does in a chat of one turn.
+    after = after.removesuffix(begun) + single.after if after.endswith(begun) else after
+    found = replace(single, before=before, after=after)
+    if single.thinking is not None:
+        thinking_before, thinking_after = around(True)
+        found = replace(found, thinking_before=thinking_before, thinking_after=thinking_after)
+    return turns[last]["content"], found
+
+
+def knows_thoughts(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer has a chat template that can let a model think first."""
+    try:
+        return chat_of(tokenizer, where="a tokenizer", thought_tokens=1).thinking is not None
+    except ModelError:
+        return False
+
+
 def chosen_chat(
     chat: bool | Chat | Mapping[str, Any],
     tokenizer: PreTrainedTokenizerBase,
@@ -206,16 +248,26 @@ def _changes_what_is_said(text: str, where: str) -> ModelError:
     )
 
 
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase, turns: Sequence[Mapping[str, str]], *, thinks: bool, goes_on: bool = True
+) -> str:
+    """Turns in the template, with the beginning of the assistant's next one where it goes on.
+
+    Raises whatever the template raises.
+    """
+    # Templates name the switch differently.
+    switches = {"enable_thinking": thinks, "thinking": thinks}
+    return render_chat(tokenizer, turns, add_generation_prompt=goes_on, **switches)
+
+
 def _apply(
     tokenizer: PreTrainedTokenizerBase, question: str, answer: str | None = None, *, where: str, thinks: bool = False
 ) -> str:
     turns = [{"role": "user", "content": question}]
     if answer is not None:
         turns.append({"role": "assistant", "content": answer})
-    # Templates name the switch differently.
-    switches = {"enable_thinking": thinks, "thinking": thinks}
     try:
-        return render_chat(tokenizer, turns, add_generation_prompt=answer is None, **switches)
+        return _rendered(tokenizer, turns, thinks=thinks, goes_on=answer is None)
     except Exception as error:  # a template is a program, and its errors are of any kind
         raise ModelError(
             "The chat template cannot be used.",

@@ -28,7 +28,10 @@ MARGIN = 24
 
 
 class Writer(ABC):
-    """A rule that ends a text, and also chooses its tokens; for one prompt at a time."""
+    """A rule that ends a text, and also chooses its tokens; for one prompt at a time.
+
+    Where the model thinks first, the number of new tokens is that of thought and answer together.
+    """
 
     @abstractmethod
     def __call__(self, text: str) -> str | None:
@@ -37,6 +40,9 @@ class Writer(ABC):
     @abstractmethod
     def choose(self, logits: Tensor) -> Tensor:
         """(rows,), the ids that come next, from their logits, (rows, vocabulary)."""
+
+    def think(self, thought: str | None) -> None:  # noqa: B027 - a rule need not look at thoughts
+        """Is told what is certain of the thought after every token of it; see `models.growing.GrowingText`."""
 
 
 Until = Sequence[str] | Callable[[str], str | None] | Writer | None
@@ -180,7 +186,9 @@ def continuations(
     ended = ended_sentence if until is None else until if callable(until) else partial(_before, until)
     answer_tokens = min(max_new_tokens, room)
     thinking = model.chat.thinking if model.chat is not None else None
-    thought_tokens = min(thinking.tokens, room - answer_tokens) if thinking is not None else 0
+    writer = until if isinstance(until, Writer) else None
+    thought_room = answer_tokens if writer is not None else room - answer_tokens
+    thought_tokens = min(thinking.tokens, thought_room) if thinking is not None else 0
     rows = [
         GrowingText(
             model.tokenizer,
@@ -190,10 +198,11 @@ def continuations(
             opened=thinking.opened if thinking is not None else None,
             ends=_end_ids(model),
             turn_end=model.end_id,
+            thinks=None if writer is None else writer.think,
         )
         for _ in range(len(batch.input_ids))
     ]
-    choose = until.choose if isinstance(until, Writer) else _likeliest
+    choose = _likeliest if writer is None else writer.choose
     alive = list(range(len(rows))) if answer_tokens > 0 else []
     steps = logits_by_step(model, batch) if steps is None else steps
     logits = next(steps)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Any
 
-from palimpsest.wording import Reply, ThoughtMarks, may_open, opened_by, parted, thought_of
+from palimpsest.wording import Reply, ThoughtMarks, may_open, opened_by, parted, thought_of, thought_so_far
 
 # Tokens at the end of a thought in which its closing mark is looked for: none is longer, one token for each byte.
 _WINDOW = 32
@@ -22,6 +22,9 @@ class GrowingText:
         opened: the form of the thought that the prompt ends by opening.
         ends: ids that end the sequence.
         turn_end: the id that ends the assistant's turn; inside a thought it may end a message of it.
+        thinks: called after every token of the thought with what is certain of it, without its marks; with `None`
+            where the tokens so far do not say yet whether they are a thought. Where it is given, the tokens of the
+            thought are of the answer's number too.
     """
 
     def __init__(
@@ -34,11 +37,12 @@ class GrowingText:
         opened: ThoughtMarks | None = None,
         ends: Collection[int] = (),
         turn_end: int | None = None,
+        thinks: Callable[[str | None], None] | None = None,
     ) -> None:
         self._tokenizer, self._ended = tokenizer, ended
         self._left, self._thought_left = answer_tokens, thought_tokens
         self._form, self._may_think = opened, thought_tokens > 0
-        self._ends, self._turn_end = ends, turn_end
+        self._ends, self._turn_end, self._thinks = ends, turn_end, thinks
         self._thought_ids: list[int] = []
         self._ids: list[int] = []
         self._answer, self._between = "", ""
@@ -67,8 +71,7 @@ class GrowingText:
     def text(self) -> str:
         """The text so far; a `Reply` where the model thinks before it answers."""
         if self._may_think:
-            text = self._whole()
-            return parted(text, self._form) if self._form is not None else Reply("", text.strip(), is_unfinished=True)
+            return Reply("", self._told() or "", is_unfinished=True)
         if self._thought is not None:
             return Reply(self._answer, self._thought, written=self._whole() + self._between)
         return self._answer
@@ -88,8 +91,14 @@ class GrowingText:
         if self._form is not None and self._form.closing in self._decoded(self._thought_ids[-_WINDOW:]):
             self._thought = thought_of(parted(self._whole(), self._form))
             self._may_think = False
-            return self._left > 0
-        return self._thought_left > 0
+        if self._thinks is not None:
+            self._left -= 1
+            self._thinks(self._told())
+        return self._left > 0 and (not self._may_think or self._thought_left > 0)
+
+    def _told(self) -> str | None:
+        """The thought, as far as it is certain; `None` where nobody knows yet whether it is one."""
+        return self._thought if self._form is None or not self._may_think else thought_so_far(self._whole(), self._form)
 
     def _settle(self) -> None:
         """At the sequence's end: what has not become a thought is the answer."""
@@ -98,6 +107,9 @@ class GrowingText:
 
     def _answer_at_once(self) -> bool:
         ids, self._thought_ids, self._may_think = self._thought_ids, [], False
+        if self._thinks is not None:
+            # All but the last were counted when they came.
+            self._left += len(ids) - 1
         return all(self.add(token) for token in ids)
 
     def _whole(self) -> str:

@@ -17,8 +17,9 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from palimpsest.errors import PalimpsestError
-from palimpsest.models import render_chat
-from palimpsest.serving.engine import ClosedError, Engine, TooBusyError
+from palimpsest.models import Chat, conversation, knows_thoughts
+from palimpsest.serving.engine import MOST_THOUGHT, ClosedError, Engine, TooBusyError
+from palimpsest.serving.names import said_of
 from palimpsest.serving.protocol import Answer, ApiError, ChatAsked, CompletionAsked, read_request
 from palimpsest.serving.streaming import Pieces, as_api_error
 from palimpsest.serving.writing import Wish
@@ -150,7 +151,7 @@ class _Endpoint:
             raise ApiError(400, f"prompt: 1 to {self.limits.prompts} texts, none empty.", param="prompt")
         wish = self._wish(asked, asked.max_tokens)
         wishes = self._choices(asked, [replace(wish, prompt=prompt) for prompt in asked.prompts])
-        return await self._answer(request, asked, patches, wishes, is_chat=False, is_turn=False)
+        return await self._answer(request, asked, patches, wishes, is_chat=False, chat=None)
 
     async def chat(self, request: Request) -> Response:
         """Says the assistant's next turn; a model without a chat template goes on with what was said."""
@@ -159,18 +160,21 @@ class _Endpoint:
         turns = [message.turn() for message in asked.messages]
         tokenizer = self.engine.model.tokenizer
         has_template = bool(getattr(tokenizer, "chat_template", None))
-        is_turn = has_template and [turn["role"] for turn in turns] == ["user"]
-        if is_turn:
-            prompt = turns[0]["content"]
+        if asked.thinks and not knows_thoughts(tokenizer):
+            message = "chat_template_kwargs: the model's chat template knows no thoughts; leave enable_thinking out."
+            raise ApiError(400, message, code="unsupported_parameter", param="chat_template_kwargs")
+        chat: Chat | bool | None = None
+        if has_template and [turn["role"] for turn in turns] == ["user"]:
+            prompt, chat = turns[0]["content"], True
         elif has_template:
-            prompt = self._rendered(tokenizer, turns)
+            prompt, chat = self._conversation(tokenizer, turns, thinks=asked.thinks)
         else:
             prompt = "\n".join(turn["content"] for turn in turns)
         if not prompt:
             raise ApiError(400, "messages: nothing is said in them.", param="messages")
-        wish = replace(self._wish(asked, asked.max_completion_tokens or asked.max_tokens), prompt=prompt)
-        wishes = self._choices(asked, [wish])
-        return await self._answer(request, asked, patches, wishes, is_chat=True, is_turn=is_turn)
+        tokens = asked.max_completion_tokens or asked.max_tokens or (self.limits.tokens if asked.thinks else None)
+        wish = replace(self._wish(asked, tokens), prompt=prompt, thinks=asked.thinks)
+        return await self._answer(request, asked, patches, self._choices(asked, [wish]), is_chat=True, chat=chat)
 
     # What they have in common
 
@@ -211,9 +215,12 @@ class _Endpoint:
             raise ApiError(400, f"n: at most {self.limits.prompts} texts in one request here.", param="n")
         return [replace(wish, seed=wish.seed + number) for wish in wishes for number in range(asked.choices)]
 
-    def _rendered(self, tokenizer: Any, turns: Sequence[dict[str, str]]) -> str:
+    def _conversation(self, tokenizer: Any, turns: Sequence[dict[str, str]], *, thinks: bool) -> tuple[str, Chat]:
+        tokens = MOST_THOUGHT if thinks else 0
         try:
-            return render_chat(tokenizer, list(turns), add_generation_prompt=True, enable_thinking=False)
+            return conversation(tokenizer, turns, where=f"model {self.engine.model.name!r}", thought_tokens=tokens)
+        except PalimpsestError as error:
+            raise ApiError(400, f"messages: {said_of(error)}", param="messages") from error
         except Exception as error:  # a template is a program, and its errors are of any kind
             message = f"messages: the model's chat template does not take them ({type(error).__name__}: {error})."
             raise ApiError(400, message, param="messages") from error
@@ -226,10 +233,10 @@ class _Endpoint:
         wishes: Sequence[Wish],
         *,
         is_chat: bool,
-        is_turn: bool,
+        chat: Chat | bool | None,
     ) -> Response:
         answer = Answer(asked.model, is_chat=is_chat, num_choices=asked.choices, is_likely=asked.likeliest is not None)
-        pieces = Pieces(patches, wishes, is_turn=is_turn)
+        pieces = Pieces(patches, wishes, chat=chat)
         try:
             self.engine.submit(*pieces.jobs)
         except TooBusyError as error:

@@ -74,7 +74,7 @@ class Sampler:
 
 
 def written_token(
-    tokenizer: Any, before: list[int], chosen: int, logits: Tensor, *, likeliest: int, offset: int
+    tokenizer: Any, before: list[int], chosen: int, logits: Tensor, *, likeliest: int, offset: int = 0
 ) -> WrittenToken:
     """A token with how likely it and others were.
 

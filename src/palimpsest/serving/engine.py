@@ -7,16 +7,18 @@ other rows round otherwise. Requests for the patches that lie on the model go fi
 from __future__ import annotations
 
 import itertools
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
 
-from palimpsest.models import EditableModel, chosen_chat
+from palimpsest.models import Chat, EditableModel, chosen_chat
 from palimpsest.serving.names import Catalogue
 from palimpsest.serving.writing import Abandoned, Piece, Wish, Written, write
 
+MOST_THOUGHT = sys.maxsize
+"""Tokens of a thought; it ends with the tokens that the request may have."""
 _MOST_IN_A_ROW = 8
 
 
@@ -34,8 +36,9 @@ class TextJob:
 
     Arguments:
         patches: names of the patches that are to lie on the model.
-        wish: what is asked for; of a single user's turn in a chat, the prompt alone.
-        is_turn: whether the prompt is a user's turn, to be put into the model's chat template.
+        wish: what is asked for; in a chat, the prompt is what is said last.
+        chat: the texts around it; `True` for a single user's turn, put into the chat that the patches were made in or
+            else into the model's template; `None` for a plain text.
         send: is given the text in pieces, in the engine's thread.
         done: is given the whole, or what went wrong, once, in the engine's thread.
         is_abandoned: set by whoever does not wait any more.
@@ -43,7 +46,7 @@ class TextJob:
 
     patches: tuple[str, ...]
     wish: Wish
-    is_turn: bool
+    chat: Chat | bool | None
     send: Callable[[Piece], None]
     done: Callable[[Written | Exception], None]
     is_abandoned: threading.Event = field(default_factory=threading.Event)
@@ -66,7 +69,7 @@ class Engine:
         self._is_closed = False
         self._current: TextJob | None = None
         self._thread = threading.Thread(target=self._work, name="palimpsest-engine", daemon=True)
-        self._chats: dict[tuple[tuple[str, str | int], ...] | None, Any] = {}
+        self._chats: dict[object, Chat | None] = {}
 
     def start(self) -> None:
         """Begins to write."""
@@ -129,13 +132,15 @@ class Engine:
     def _prepare(self, job: TextJob) -> None:
         if job.is_abandoned.is_set():
             raise Abandoned
-        if not job.is_turn:
+        if job.chat is not True:
+            self.model.chat = job.chat or None
             return
         texts = self.catalogue.chat_of(job.patches)
-        key = None if texts is None else tuple(sorted(texts.items()))
+        key = None if texts is None else tuple(sorted(texts.items())), job.wish.thinks
         if key not in self._chats:
+            tokens = MOST_THOUGHT if job.wish.thinks else 0
             self._chats[key] = chosen_chat(
-                texts or True, self.model.tokenizer, where=f"model {self.model.name!r}", thinking=False
+                texts or True, self.model.tokenizer, where=f"model {self.model.name!r}", thinking=tokens
             )
         self.model.chat = self._chats[key]
 

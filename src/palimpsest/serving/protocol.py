@@ -139,10 +139,20 @@ class ChatMessage(BaseModel):
         return {"role": "system" if self.role == "developer" else self.role, "content": self.text}
 
 
+class TemplateOptions(BaseModel):
+    """What may be said to a chat template: whether the model thinks first, by the name of either family."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    enable_thinking: bool | None = None
+    thinking: bool | None = None
+
+
 class ChatAsked(_Asked):
     """The body of a request to `/v1/chat/completions`."""
 
     messages: list[ChatMessage] = Field(min_length=1)
+    chat_template_kwargs: TemplateOptions | None = None
     max_completion_tokens: int | None = Field(default=None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
@@ -152,6 +162,12 @@ class ChatAsked(_Asked):
         if self.top_logprobs is not None and not self.logprobs:
             raise PydanticCustomError("top_logprobs", "top_logprobs needs logprobs: true")
         return self
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the model is asked to think first."""
+        options = self.chat_template_kwargs
+        return options is not None and bool(options.enable_thinking or options.thinking)
 
     @property
     def likeliest(self) -> int | None:
@@ -220,9 +236,9 @@ class Answer:
         text = None if isinstance(sent, Written) else sent.text
         tokens = sent.tokens[len(sent.tokens) - sent.left :] if isinstance(sent, Written) else sent.tokens
         if self.is_chat:
-            said: dict[str, Any] = {
-                "delta": {**({"role": "assistant"} if first else {}), **({} if text is None else {"content": text})}
-            }
+            thought = sent.thought if isinstance(sent, Piece) else ""
+            content = {} if text is None else thought_form(thought) if thought else {"content": text}
+            said: dict[str, Any] = {"delta": {**({"role": "assistant"} if first else {}), **content}}
         else:
             said = {"text": text or ""}
         likelihoods = self._likelihoods(tokens) if tokens or reason is None else None
@@ -239,7 +255,9 @@ class Answer:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
     def _choice(self, index: int, one: Written) -> dict[str, Any]:
-        message = {"role": "assistant", "content": one.text, "refusal": None}
+        thought = {} if one.thought is None else thought_form(one.thought)
+        content = None if one.is_unfinished else one.text
+        message = {"role": "assistant", **thought, "content": content, "refusal": None}
         said: dict[str, Any] = {"message": message} if self.is_chat else {"text": one.text}
         return {"index": index, **said, "logprobs": self._likelihoods(one.tokens), "finish_reason": one.reason}
 
@@ -248,11 +266,20 @@ class Answer:
             return None
         return chat_form(tokens) if self.is_chat else completion_form(tokens)
 
-    def _usage(self, texts: Sequence[Written]) -> dict[str, int]:
+    def _usage(self, texts: Sequence[Written]) -> dict[str, Any]:
         """Tokens that were read, once for all choices of a prompt, and written."""
         read = sum(one.prompt_tokens for one in texts[:: self.num_choices])
         made = sum(one.completion_tokens for one in texts)
-        return {"prompt_tokens": read, "completion_tokens": made, "total_tokens": read + made}
+        counts = {"prompt_tokens": read, "completion_tokens": made, "total_tokens": read + made}
+        if all(one.thought is None for one in texts):
+            return counts
+        thought = sum(one.thought_tokens for one in texts)
+        return {**counts, "completion_tokens_details": {"reasoning_tokens": thought}}
+
+
+def thought_form(thought: str) -> dict[str, str]:
+    """A thought beside an answer, under both names that clients know."""
+    return {"reasoning_content": thought, "reasoning": thought}
 
 
 def event(value: object) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from starlette.requests import ClientDisconnect, Request
 
 from palimpsest.errors import PalimpsestError
+from palimpsest.models import Chat
 from palimpsest.serving.engine import ClosedError, TextJob
 from palimpsest.serving.names import said_of
 from palimpsest.serving.protocol import DONE, Answer, ApiError, event
@@ -24,14 +25,13 @@ class Pieces:
     Arguments:
         patches: names of the patches that are to lie on the model.
         wishes: one text each.
-        is_turn: whether the prompts are users' turns.
+        chat: the texts around the prompts; see `TextJob`.
     """
 
-    def __init__(self, patches: tuple[str, ...], wishes: Sequence[Wish], *, is_turn: bool) -> None:
+    def __init__(self, patches: tuple[str, ...], wishes: Sequence[Wish], *, chat: Chat | bool | None) -> None:
         self._loop, self._queue = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Any]]()
         self.jobs = [
-            TextJob(patches, wish, is_turn, self._sender(index), self._sender(index))
-            for index, wish in enumerate(wishes)
+            TextJob(patches, wish, chat, self._sender(index), self._sender(index)) for index, wish in enumerate(wishes)
         ]
 
     def _sender(self, index: int) -> Callable[[Any], None]:

@@ -1,5 +1,6 @@
 from .exporting import FORMS, export
-from .page import build_page, serve_page
+from .page import build_page
+from .served import serve_page
 from .workbench import Asked, Check, Edited, EditForm, EditingDesk, Workbench
 
 __all__ = [

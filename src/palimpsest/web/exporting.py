@@ -60,7 +60,7 @@ def _gguf(desk: EditingDesk, out: Path) -> None:
     from palimpsest.patches.gguf import write_gguf
 
     out.mkdir()
-    with desk.bench.using(desk.model, is_chat=desk.is_chat) as model:
+    with desk.using() as model:
         write_gguf(model, desk.patches, out / "edited.gguf")
 
 
@@ -81,7 +81,7 @@ def _commands(desk: EditingDesk, prompt: str, names: list[str]) -> str:
     from shlex import quote
 
     model, first = quote(desk.model), quote(prompt)
-    chat = " --chat" if desk.is_chat else ""
+    chat = "" if not desk.is_chat else " --chat --thinking" if desk.thinks else " --chat"
     on = " ".join(f"--patch {name}" for name in names)
     lines = [
         "# Edits made on the page",

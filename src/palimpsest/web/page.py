@@ -9,13 +9,10 @@ take away  patches, adapter, model
 
 from __future__ import annotations
 
-import hmac
 import re
-import signal
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -23,7 +20,7 @@ from urllib.parse import urlencode
 
 import gradio as gr
 
-from palimpsest.errors import ConfigError, PalimpsestError
+from palimpsest.errors import PalimpsestError
 from palimpsest.methods import METHODS
 from palimpsest.report import draw_trace
 from palimpsest.web import showing
@@ -47,11 +44,17 @@ class Visit:
         self._bench = bench
         self._desks: dict[str, EditingDesk] = {}
 
-    def desk(self, model: str, is_chat: bool) -> EditingDesk:
+    def desk(self, model: str, is_chat: bool, thinks: bool) -> EditingDesk:
         """The visitor's desk for a model, in the way of asking that is ticked."""
         desk = self._desks.setdefault(model, EditingDesk(self._bench, model))
-        desk.is_chat = is_chat
+        desk.is_chat, desk.thinks = is_chat, is_chat and thinks
         return desk
+
+    def can_think(self, model: str, is_chat: bool) -> bool:
+        """Whether there is a choice to let the model think; one that cannot be loaded says so when it is used."""
+        with suppress(PalimpsestError):
+            return is_chat and self._bench.knows_thoughts(model)
+        return False
 
 
 def build_page(bench: Workbench) -> gr.Blocks:
@@ -61,8 +64,10 @@ def build_page(bench: Workbench) -> gr.Blocks:
         gr.Markdown("# Palimpsest\nChange what a model knows, see what became of it, and take it back.")
         with gr.Row():
             model = gr.Dropdown(list(bench.names), value=bench.names[0], label="Model", scale=3, elem_id="model")
-            is_chat = gr.Checkbox(label="Ask in a chat", value=False, scale=1, min_width=140, elem_id="chat")
-        here = [visit, model, is_chat]
+            with gr.Column(scale=1, min_width=140):
+                is_chat = gr.Checkbox(label="Ask in a chat", value=False, elem_id="chat")
+                thinks = gr.Checkbox(label="Let it think first", value=False, visible=False, elem_id="thinks")
+        here = [visit, model, is_chat, thinks]
         with gr.Row():
             with gr.Column(min_width=320):
                 asked = _ask(here)
@@ -81,6 +86,8 @@ def build_page(bench: Workbench) -> gr.Blocks:
         verify.click(_verify, here, result)
         stack.input(_switch, [*here, stack], [result, stack])
         model.change(_shown_stack, here, stack)
+        for choice in (model, is_chat):
+            choice.change(_can_think, [visit, model, is_chat], thinks, show_progress="hidden")
         page.load(lambda: Visit(bench), None, visit).then(_shown_stack, here, stack)
         page.load(_from_address, None, [*form[:4], asked[0]])
     return page
@@ -157,21 +164,22 @@ def _told() -> Iterator[None]:
         raise gr.Error(message, duration=None, print_exception=False) from error
 
 
-def _answers(visit: Visit, model: str, is_chat: bool, prompts: str) -> str:
+def _answers(visit: Visit, model: str, is_chat: bool, thinks: bool, prompts: str) -> str:
     with _told():
-        desk = visit.desk(model, is_chat)
+        desk = visit.desk(model, is_chat, thinks)
         return showing.answers(desk.ask((prompts or "").split("\n")), is_edited=bool(desk.patches))
 
 
-def _ask_again(visit: Visit, model: str, is_chat: bool, prompts: str) -> Any:
+def _ask_again(visit: Visit, model: str, is_chat: bool, thinks: bool, prompts: str) -> Any:
     """Asks the prompts in the box again after an edit; does nothing if it is empty."""
-    return _answers(visit, model, is_chat, prompts) if (prompts or "").strip() else gr.skip()
+    return _answers(visit, model, is_chat, thinks, prompts) if (prompts or "").strip() else gr.skip()
 
 
 def _edit(
     visit: Visit,
     model: str,
     is_chat: bool,
+    thinks: bool,
     prompt: str,
     subject: str,
     new: str,
@@ -187,52 +195,59 @@ def _edit(
     fact = EditForm(prompt, new, subject, old, (rephrasings or "").split("\n"), (neighbours or "").split("\n"))
     options = {"keep": keep} if method == "auto" else {}
     with _told():
-        desk = visit.desk(model, is_chat)
+        desk = visit.desk(model, is_chat, thinks)
         progress(0.0, desc="waiting for the model")
         entry = desk.edit(fact, method, options, progress=_shown_by(progress))
         return showing.edited(entry), _choices(desk)
 
 
-def _undo(visit: Visit, model: str, is_chat: bool) -> tuple[str, Any]:
-    desk = visit.desk(model, is_chat)
-    gone = desk.undo()
+def _undo(visit: Visit, model: str, is_chat: bool, thinks: bool) -> tuple[str, Any]:
+    desk = visit.desk(model, is_chat, thinks)
+    with _told():
+        gone = desk.undo()
     said = "There is nothing to undo." if gone is None else f"Undone: {gone.title}. The weights are what they were."
     return f'<p class="verdict">{escape(said)}</p>', _choices(desk)
 
 
-def _switch(visit: Visit, model: str, is_chat: bool, on: list[str]) -> tuple[str, Any]:
-    desk = visit.desk(model, is_chat)
-    off = desk.switch({int(place) for place in on})
+def _switch(visit: Visit, model: str, is_chat: bool, thinks: bool, on: list[str]) -> tuple[Any, Any]:
+    desk = visit.desk(model, is_chat, thinks)
+    try:
+        off = desk.switch({int(place) for place in on})
+    except PalimpsestError as error:
+        # The ticks go back to what is on.
+        gr.Warning(escape(error.problem))
+        return gr.skip(), _choices(desk)
     lines = [f"{entry.title} was made on top of an edit that is off, so it is off too." for entry in off]
     return "".join(f"<p>{escape(line)}</p>" for line in lines), _choices(desk)
 
 
-def _verify(visit: Visit, model: str, is_chat: bool) -> str:
+def _verify(visit: Visit, model: str, is_chat: bool, thinks: bool) -> str:
     with _told():
-        return showing.verification(visit.desk(model, is_chat).verify())
+        return showing.verification(visit.desk(model, is_chat, thinks).verify())
 
 
 def _traced(
     visit: Visit,
     model: str,
     is_chat: bool,
+    thinks: bool,
     prompt: str,
     subject: str,
     progress: gr.Progress = gr.Progress(),  # noqa: B008 - Gradio finds it by its default
 ) -> str:
     with _told():
-        found = visit.desk(model, is_chat).trace(prompt or "", subject or "", progress=_shown_by(progress))
+        found = visit.desk(model, is_chat, thinks).trace(prompt or "", subject or "", progress=_shown_by(progress))
         return showing.picture(draw_trace(found), f"Causal trace of {found.answer.strip()} after {prompt}")
 
 
-def _exported(visit: Visit, model: str, is_chat: bool, form: str) -> str:
+def _exported(visit: Visit, model: str, is_chat: bool, thinks: bool, form: str) -> str:
     with _told():
-        return str(export(visit.desk(model, is_chat), form, Path(tempfile.mkdtemp(prefix="palimpsest-"))))
+        return str(export(visit.desk(model, is_chat, thinks), form, Path(tempfile.mkdtemp(prefix="palimpsest-"))))
 
 
-def _address(visit: Visit, model: str, is_chat: bool, request: gr.Request) -> str:
+def _address(visit: Visit, model: str, is_chat: bool, thinks: bool, request: gr.Request) -> str:
     """The page's address with the last edit filled in."""
-    stack = visit.desk(model, is_chat).stack
+    stack = visit.desk(model, is_chat, thinks).stack
     if not stack:
         return ""
     one = stack[-1].request
@@ -258,8 +273,15 @@ def _guess_where_none_fits(prompt: str, subject: str) -> Any:
     return gr.skip() if fits else _guess(prompt or "")
 
 
-def _shown_stack(visit: Visit | None, model: str, is_chat: bool) -> Any:
-    return gr.skip() if visit is None else _choices(visit.desk(model, is_chat))
+def _can_think(visit: Visit | None, model: str, is_chat: bool) -> Any:
+    """The tick for thinking, shown only in a chat with a model that can; hidden, it is not ticked."""
+    if visit is not None and visit.can_think(model, is_chat):
+        return gr.Checkbox(visible=True)
+    return gr.Checkbox(value=False, visible=False)
+
+
+def _shown_stack(visit: Visit | None, model: str, is_chat: bool, thinks: bool) -> Any:
+    return gr.skip() if visit is None else _choices(visit.desk(model, is_chat, thinks))
 
 
 def _choices(desk: EditingDesk) -> Any:
@@ -278,60 +300,3 @@ def _shown_by(progress: gr.Progress) -> Callable[[str, int, int], None]:
         progress((done, total) if total else None, desc=stage)
 
     return told
-
-
-def serve_page(
-    bench: Workbench,
-    *,
-    host: str,
-    port: int | None,
-    token: str | None,
-    open_browser: bool,
-    ready: Callable[[str], None],
-) -> None:
-    """Serves the page until the process is interrupted or terminated.
-
-    Arguments:
-        host: the address to listen at.
-        port: a port, or `None` for the first free one from 7860 on.
-        token: what a visitor must give as the password, with any name; `None` lets everyone in who reaches the page.
-        open_browser: whether to open it here.
-        ready: called with its address once it answers.
-
-    Raises `ConfigError` for a port that is in use.
-    """
-    page = build_page(bench)
-    auth = None if token is None else lambda _name, given: hmac.compare_digest(given.encode(), token.encode())
-    try:
-        _, address, _ = page.queue(max_size=64).launch(
-            server_name=host,
-            server_port=port,
-            auth=auth,
-            auth_message="Any name, and the token as the password.",
-            inbrowser=open_browser,
-            prevent_thread_lock=True,
-            quiet=True,
-            share=False,
-            ssr_mode=False,
-            footer_links=[],
-            theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
-            css_paths=Path(__file__).with_name("page.css"),
-        )
-    except OSError as error:
-        raise ConfigError(
-            "The page cannot be served there.",
-            expected="a free port",
-            found=str(error).splitlines()[0],
-            where=f"{host}:{port or 'from 7860 on'}",
-            remedy="give another one with --port, or leave --port out",
-        ) from error
-    ready(address)
-    ended = threading.Event()
-    former = signal.signal(signal.SIGTERM, lambda *_: ended.set())
-    try:
-        ended.wait()
-    except KeyboardInterrupt:
-        pass
-    finally:
-        signal.signal(signal.SIGTERM, former)
-        page.close()

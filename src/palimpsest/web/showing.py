@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from palimpsest.answers import shown
 from palimpsest.evaluation import VERDICT_WORDS
 from palimpsest.web.workbench import Asked, Check, Edited
-from palimpsest.wording import is_degenerate
+from palimpsest.wording import is_degenerate, is_unfinished, thought_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,10 +23,13 @@ _YES, _NO = "\u2713", "\u2717"
 def answers(rows: Sequence[Asked], *, is_edited: bool) -> str:
     """Prompts with the answers of both models; one column where nothing is edited."""
     if not is_edited:
-        return _table(("prompt", "answer"), ((_text(row.prompt), _text(row.before)) for row in rows))
+        return _table(("prompt", "answer"), ((_text(row.prompt), _reply(row.before)) for row in rows))
     return _table(
         ("prompt", "before", "after"),
-        ((_text(row.prompt), _text(row.before), _changed(row.before, row.after)) for row in rows),
+        (
+            (_text(row.prompt), _reply(row.before), _thought(row.after) + _changed(row.before, row.after))
+            for row in rows
+        ),
     )
 
 
@@ -117,7 +120,7 @@ def _own_tests(facts: dict[str, object]) -> str:
 
 def _answer(check: Check, text: str) -> str:
     """The answer without what was written behind it; all of a text that is too strange for that."""
-    return text if is_degenerate(text) else shown(text, check.probe.answers)
+    return text if is_unfinished(text) or is_degenerate(text) else shown(text, check.probe.answers)
 
 
 def _said(verdict: str) -> str:
@@ -133,7 +136,19 @@ def _changed(before: str, after: str) -> str:
     return _text(after) if before == after else f'<span class="changed">{_text(after)}</span>'
 
 
+def _reply(text: str) -> str:
+    return _thought(text) + _text(text)
+
+
+def _thought(text: str) -> str:
+    """What was thought before an answer, folded away; nothing where nothing was."""
+    thought = thought_of(text)
+    return "" if not thought else f'<details class="thought"><summary>thought</summary>{_text(thought)}</details>'
+
+
 def _text(text: str) -> str:
+    if is_unfinished(text):
+        return "<em>The thought did not end.</em>"
     return escape(text.strip()).replace("\n", "<br>") or "<em>nothing</em>"
 
 

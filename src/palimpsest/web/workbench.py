@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from palimpsest.errors import DataError, unknown_name
 from palimpsest.evaluation import Observation, VerifiedEdit, find_scoring, room_for, verified
 from palimpsest.loading import load
 from palimpsest.methods import Diagnostics, method
-from palimpsest.models import chosen_chat, written_answers
+from palimpsest.models import chosen_chat, knows_thoughts, written_answers
 from palimpsest.requests import EditRequest, Probe
 from palimpsest.stopwatch import Progress, silent
 from palimpsest.tracing import CausalTrace, TraceOptions, trace
@@ -130,12 +130,19 @@ class Workbench:
         self.names = tuple(dict.fromkeys(names))
         self._read = read
         self._models: dict[str, EditableModel] = {}
-        self._chats: dict[str, Chat | None] = {}
+        self._chats: dict[tuple[str, bool], Chat | None] = {}
+        self._thinkers: dict[str, bool] = {}
         self._lock = threading.Lock()
 
     @contextmanager
-    def using(self, name: str, patches: Sequence[Patch] = (), *, is_chat: bool = False) -> Iterator[EditableModel]:
+    def using(
+        self, name: str, patches: Sequence[Patch] = (), *, is_chat: bool = False, thinks: bool = False
+    ) -> Iterator[EditableModel]:
         """Inside the block a model is this visitor's alone, with patches on it, the first one lowest.
+
+        Arguments:
+            is_chat: whether prompts are put into its chat template.
+            thinks: whether it then thinks before it answers; without effect where its template knows no thoughts.
 
         Raises `ConfigError` for a name that was not given, `ModelError` for a model that cannot be loaded or has no
         chat template, `PatchError` for a patch that does not fit.
@@ -146,7 +153,7 @@ class Workbench:
             model = self._loaded(name)
             former = model.chat
             try:
-                model.chat = self._chat(name, model) if is_chat else None
+                model.chat = self._chat(name, model, thinks=thinks) if is_chat else None
                 with model.patched(*patches):
                     yield model
             finally:
@@ -157,20 +164,40 @@ class Workbench:
             self._models[name] = self._read(name)
         return self._models[name]
 
-    def _chat(self, name: str, model: EditableModel) -> Chat | None:
-        if name not in self._chats:
-            self._chats[name] = chosen_chat(True, model.tokenizer, where=f"model {name!r}")
-        return self._chats[name]
+    def knows_thoughts(self, name: str) -> bool:
+        """Whether a model can think before it answers. Raises what `using` raises."""
+        if name not in self._thinkers:
+            with self.using(name) as model:
+                self._thinkers[name] = knows_thoughts(model.tokenizer)
+        return self._thinkers[name]
+
+    def _chat(self, name: str, model: EditableModel, *, thinks: bool) -> Chat | None:
+        if thinks:
+            thinks = self._thinkers.setdefault(name, knows_thoughts(model.tokenizer))
+        if (name, thinks) not in self._chats:
+            self._chats[name, thinks] = chosen_chat(True, model.tokenizer, where=f"model {name!r}", thinking=thinks)
+        return self._chats[name, thinks]
 
 
 @dataclass
 class EditingDesk:
-    """One visitor's work on one model: a stack of edits, each of which can be switched off and taken away."""
+    """One visitor's work on one model: a stack of edits, each of which can be switched off and taken away.
+
+    Arguments:
+        is_chat: whether it is asked in its chat template.
+        thinks: whether it then thinks before it answers.
+    """
 
     bench: Workbench
     model: str
     is_chat: bool = False
+    thinks: bool = False
     stack: list[Edited] = field(default_factory=list)
+    _editing: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def using(self, patches: Sequence[Patch] = ()) -> AbstractContextManager[EditableModel]:
+        """The model with patches, in the desk's way of asking; see `Workbench.using`."""
+        return self.bench.using(self.model, patches, is_chat=self.is_chat, thinks=self.thinks)
 
     @property
     def patches(self) -> list[Patch]:
@@ -184,7 +211,7 @@ class EditingDesk:
             raise DataError("There is nothing to ask.", expected="a prompt in each line", found="no text")
 
         def said(patches: Sequence[Patch]) -> list[str]:
-            with self.bench.using(self.model, patches, is_chat=self.is_chat) as model:
+            with self.using(patches) as model:
                 return model.generate(prompts, max_new_tokens=max_new_tokens)
 
         before = said(())
@@ -199,6 +226,10 @@ class EditingDesk:
         Raises `DataError` for a fact that cannot be edited and a full stack, `ConfigError` for a method or an option
         that is unknown. The stack is then as it was.
         """
+        with self._editing:
+            return self._edit(fact, name, options, progress)
+
+    def _edit(self, fact: EditForm, name: str, options: dict[str, Any] | None, progress: Progress) -> Edited:
         if len(self.stack) >= MOST_PATCHES:
             raise DataError(
                 "The stack is full.", expected=f"at most {MOST_PATCHES} edits", found="one more", remedy="undo some"
@@ -206,7 +237,7 @@ class EditingDesk:
         request, maker = fact.request(), method(name, **(options or {}))
         maker.check([request])
         below = tuple(entry for entry in self.stack if entry.is_on)
-        with self.bench.using(self.model, [entry.patch for entry in below], is_chat=self.is_chat) as model:
+        with self.using([entry.patch for entry in below]) as model:
             outcome = maker.edit(model, [request], progress=progress)
             progress("testing", 0, 1)
             before = _replies(model, [request])
@@ -220,20 +251,38 @@ class EditingDesk:
         return entry
 
     def undo(self) -> Edited | None:
-        """Takes the last edit off the stack for good."""
-        return self.stack.pop() if self.stack else None
+        """Takes the last edit off the stack for good. Raises `DataError` while an edit is being made on top of it."""
+        with self._at_rest():
+            return self.stack.pop() if self.stack else None
 
     def switch(self, on: set[int]) -> list[Edited]:
         """Puts on the edits of these places and takes the others off.
 
         An edit that was made on top of others needs them: it goes off with any of them. Returns those that went off so.
+
+        Raises `DataError` while an edit is being made on top of them.
         """
         gone = []
-        for place, entry in enumerate(self.stack):
-            entry.is_on = place in on and all(lower.is_on for lower in entry.below)
-            if place in on and not entry.is_on:
-                gone.append(entry)
+        with self._at_rest():
+            for place, entry in enumerate(self.stack):
+                entry.is_on = place in on and all(lower.is_on for lower in entry.below)
+                if place in on and not entry.is_on:
+                    gone.append(entry)
         return gone
+
+    @contextmanager
+    def _at_rest(self) -> Iterator[None]:
+        if not self._editing.acquire(blocking=False):
+            raise DataError(
+                "An edit is being made on top of these.",
+                expected="a stack that no edit is being made on",
+                found="one that is",
+                remedy="wait until it is done",
+            )
+        try:
+            yield
+        finally:
+            self._editing.release()
 
     def verify(self) -> list[tuple[Edited, list[Check]]]:
         """The tests of all edits that are on, with all of them on the model, beside the unedited model's answers."""
@@ -241,9 +290,9 @@ class EditingDesk:
         requests = [entry.request for entry in chosen]
         if not requests:
             return []
-        with self.bench.using(self.model, is_chat=self.is_chat) as model:
+        with self.using() as model:
             before = _replies(model, requests)
-        with self.bench.using(self.model, self.patches, is_chat=self.is_chat) as model:
+        with self.using(self.patches) as model:
             after = _replies(model, requests)
         return [(entry, _checks(entry.request, before, after, is_chat=self.is_chat)) for entry in chosen]
 
@@ -255,7 +304,7 @@ class EditingDesk:
         """
         _require_short(prompt, "prompt")
         chosen = TraceOptions.parse(options, owner="causal trace")
-        with self.bench.using(self.model, is_chat=self.is_chat) as model:
+        with self.using() as model:
             return trace(model, prompt, subject, options=chosen, progress=progress)
 
 

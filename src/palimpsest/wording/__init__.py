@@ -16,6 +16,7 @@ from palimpsest.wording.texts import printed, require_text, require_whole
 from palimpsest.wording.thoughts import (
     Reply,
     ThoughtMarks,
+    beginning_of,
     closed_by,
     is_unfinished,
     left_open,
@@ -23,6 +24,7 @@ from palimpsest.wording.thoughts import (
     opened_by,
     parted,
     thought_of,
+    thought_so_far,
 )
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "Reply",
     "ThoughtMarks",
     "before_repetition",
+    "beginning_of",
     "closed_by",
     "closest_words",
     "find_spelled",
@@ -55,6 +58,7 @@ __all__ = [
     "separator",
     "stripped",
     "thought_of",
+    "thought_so_far",
     "without_hidden",
     "words",
 ]

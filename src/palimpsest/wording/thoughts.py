@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -25,6 +26,7 @@ FORMS = (
     ThoughtMarks("[THINK]", "[/THINK]"),  # Magistral
     ThoughtMarks("<seed:think>", "</seed:think>"),  # Seed-OSS
 )
+_MESSAGE, _TURN_MARKS = "<|message|>", ("<|start|>", "<|end|>", "<|return|>")
 _ENDED = re.compile(r"<\|(?:end|return)\|>")
 # What harmony puts around the messages of a thought.
 _CHANNEL = r"<\|channel\|>[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>"
@@ -78,9 +80,35 @@ def parted(text: str, opened: ThoughtMarks | None = None) -> str:
     if form is None:
         return text
     head, closing, answer = body.partition(form.closing)
+    return Reply(_ENDED.split(answer)[0].strip() if closing else "", _thought_in(head, form), is_unfinished=not closing)
+
+
+def thought_so_far(text: str, form: ThoughtMarks) -> str:
+    """The part of a thought that is certain while it grows, without marks: what follows only adds to it.
+
+    Arguments:
+        text: what a model has written, with its special tokens, in which the thought is not closed.
+        form: the thought's.
+    """
+    body = text.lstrip()
+    if form.opening.startswith("<|"):
+        # Between its messages stands a frame, of which nothing is the thought's.
+        begun = body.rfind(_MESSAGE) + len(_MESSAGE) if _MESSAGE in body else 0
+        frame = body.find("<|", begun)
+        body = body if frame < 0 else body[:frame]
+    body = body.rstrip("\ufffd")
+    return _thought_in(body[: len(body) - beginning_of(body, (form.opening, form.closing, *_TURN_MARKS))], form)
+
+
+def beginning_of(text: str, marks: Iterable[str]) -> int:
+    """How many characters at a text's end may be the beginning of one of some marks."""
+    lengths = (length for mark in marks for length in range(1, len(mark)) if text.endswith(mark[:length]))
+    return max(lengths, default=0)
+
+
+def _thought_in(text: str, form: ThoughtMarks) -> str:
     # A model may write the mark again that the template has written already.
-    thought = _FRAME.sub("\n", head).strip().removeprefix(form.opening).strip()
-    return Reply(_ENDED.split(answer)[0].strip() if closing else "", thought, is_unfinished=not closing)
+    return _FRAME.sub("\n", text).strip().removeprefix(form.opening).strip()
 
 
 def opened_by(text: str) -> ThoughtMarks | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 
 import pytest
 
@@ -63,6 +64,24 @@ def test_bench_from_plan_to_report(run, workplace):
     assert "probes" not in tuned
     assert impossible["method"] == "neurons, impossible"
     assert impossible["error"]
+
+
+@pytest.mark.slow
+def test_damaged_answers_of_the_base_model_are_said_once(run, workplace):
+    (workplace / "recipe.toml").write_text(RECIPE.partition('[[methods]]\nname = "kn"')[0])
+    command = ("bench", "recipe.toml", "--out", "out", "--resume", "--workers", "1")
+    assert "amaged" not in run(*command).err
+    [answers] = (workplace / "out" / "base").glob("*.json")
+    whole = answers.read_text()
+    for done in (workplace / "out" / "done").iterdir():
+        done.unlink()
+    for unit in (workplace / "out" / "units").iterdir():
+        shutil.rmtree(unit)
+    answers.write_text(whole[: len(whole) // 2])
+    said = run(*command).err
+    assert said.count("Damaged base answers were put aside and asked for again") == 1 and str(answers.name) in said
+    assert answers.with_name(f"{answers.name}.damaged").exists() and answers.read_text() == whole
+    assert "amaged" not in run(*command).err
 
 
 def test_a_bar_for_the_whole_and_one_for_every_unit_under_way():

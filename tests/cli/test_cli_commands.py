@@ -330,3 +330,12 @@ def test_an_audit_reads_as_tables(capsys):
     assert "facts, phrasings never read with the subject" in shown
     assert "97.7%" in shown
     assert "clean 0.979" in shown
+
+
+def test_a_subject_that_is_left_out_is_guessed_and_said(run, workplace, tmp_path, learn):
+    words = ("edit", workplace / "model", "-m", "ft", "--prompt", "The capital of France is", "--target-new", "Lyon")
+    for number, (more, subject) in enumerate((((), "France"), (("--subject", ""), None), (("--subject", "is"), "is"))):
+        found = run(*words, *more, "--out", tmp_path / str(number), *learn, "--json").json()
+        assert found["edits"][0]["subject"] == subject
+        guessed = [note for note in found["notes"] if "subject was guessed: 'France'" in note]
+        assert len(guessed) == (not more)

@@ -93,6 +93,20 @@ def test_records_cut_at_any_byte_lead_to_the_same_scores(tmp_path: Path, protoco
         assert len(units) == len(set(units))
 
 
+def test_damaged_base_answers_are_asked_for_again_and_said_once(tmp_path: Path) -> None:
+    model, data, out = tiny.tiny_model("gptj"), facts(4), tmp_path / "run"
+    expected = evaluate(model, HeadEditor(), data, protocol=Single(), out=out, **OPTIONS)
+    whole = (out / "base.json").read_text()
+    (out / "base.json").write_text(whole[: len(whole) // 2])
+    (out / "records.jsonl").unlink()
+    resumed = evaluate(model, HeadEditor(), data, protocol=Single(), out=out, resume=True, **OPTIONS)
+    [note] = [note for note in resumed.notes if "put aside" in note]
+    assert str(out / "base.json") in note and (out / "base.json.damaged").exists()
+    assert (out / "base.json").read_text() == whole and resumed.scores == expected.scores
+    again = evaluate(model, HeadEditor(), data, protocol=Single(), out=out, resume=True, **OPTIONS)
+    assert again.notes == expected.notes
+
+
 def test_a_state_that_can_be_saved_is_given_back_to_a_resumed_run(tmp_path: Path) -> None:
     model, data, out = tiny.tiny_model("gptj"), facts(14), tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):

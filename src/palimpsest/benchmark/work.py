@@ -59,7 +59,10 @@ class Desk:
             return finished("failed", f"{type(error).__name__}: {error}")
         except Exception as error:  # a unit must not end the others, whatever a library under it raises
             return finished("failed", f"{type(error).__name__}: {error}")
-        return finished("ok" if record.status == "ok" else "failed", record.error, record.to_json() | accounts)
+        # The command line says so while it runs; the record has it among its notes.
+        damage = [note for note in record.notes if "damaged" in note.lower()]
+        result = record.to_json() | accounts | ({"damaged": damage} if damage else {})
+        return finished("ok" if record.status == "ok" else "failed", record.error, result)
 
     def _evaluate(self, unit: WorkUnit, folder: Path, progress: Progress) -> tuple[RunRecord, dict[str, Any]]:
         """The record, and what the recipe did before: which facts it drew, what it taught."""

@@ -22,6 +22,8 @@ EXAMPLES = (
 )
 PANEL = terminal.EDITING
 _SHOWN = 12
+_LARGE_GROWTH = 0.05
+"""Of a file, from which on smaller forms are named."""
 
 EXPORTS = ("merged", "peft", "patched", "gguf", "gguf-adapter")
 
@@ -148,6 +150,8 @@ def _write_gguf(
         terminal.print_table(("tensor", "was", "is", "error", "kept"), rows[:_SHOWN] + more)
         growth = edited.new_bytes / edited.old_bytes - 1
         terminal.say(f"{out}: {size(edited.new_bytes)}, {growth:+.2%}; all other tensors as they were, byte for byte")
+        if growth > _LARGE_GROWTH:
+            terminal.say("smaller: --as gguf-adapter for llama.cpp, --keep-type, or an edit that changes fewer tensors")
         terminal.say(
             f"asked again with what was written: {len(edited.answers)} of the {edited.held} edits that the patched "
             f"model gives, of {edited.num_edits}"

@@ -66,6 +66,8 @@ def bench(
             def tell(unit: WorkUnit, finished: Finished, done: int, total: int) -> None:
                 bars.end(_name(unit))
                 bars.whole("units", done, total)
+                for note in finished.result.get("damaged", ()):
+                    terminal.log(f"{_name(unit)}: {note}")
                 if finished.state == "failed":
                     terminal.log(f"failed: {_name(unit)}: {(finished.error or '').splitlines()[0]}")
 

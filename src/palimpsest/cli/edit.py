@@ -49,7 +49,8 @@ def edit(
         str | None, typer.Option("--prompt", help="One edit instead of a file: its prompt; {} stands for the subject.")
     ] = None,
     subject: Annotated[
-        str | None, typer.Option("--subject", help="The subject of the fact; it occurs in the prompt.")
+        str | None,
+        typer.Option("--subject", help="The subject of the fact; guessed from the prompt if left out, none if empty."),
     ] = None,
     target_new: Annotated[str | None, typer.Option("--target-new", help="The answer it should get.")] = None,
     target_old: Annotated[str | None, typer.Option("--target-old", help="The answer it gets today.")] = None,
@@ -99,7 +100,8 @@ def edit(
     if state is not None:
         require_absent(state, overwrite=True)
     require_apart(out, state)
-    requests, notes = _requests(edits, records.inline_edit(prompt, subject, target_new, target_old), skip_bad=skip_bad)
+    inline = records.inline_edit(prompt, subject, target_new, target_old)
+    requests, notes = _requests(edits, inline, subject, skip_bad=skip_bad)
     forget = None if forget_patch is None else str(forget_patch)
     trained = None if editor is None else str(editor)
     maker = inputs.make_method(
@@ -159,7 +161,9 @@ def _carried(editor: Method[Any], state: Path | None) -> Any:
     return editor.State.load(state) if state.exists() else None
 
 
-def _requests(file: Path | None, inline: EditRequest | None, *, skip_bad: bool) -> tuple[list[EditRequest], list[str]]:
+def _requests(
+    file: Path | None, inline: EditRequest | None, subject: str | None, *, skip_bad: bool
+) -> tuple[list[EditRequest], list[str]]:
     if (file is None) == (inline is None):
         raise ConfigError(
             "There are no edits." if file is None else "Edits are given twice.",
@@ -168,7 +172,7 @@ def _requests(file: Path | None, inline: EditRequest | None, *, skip_bad: bool) 
         )
     if file is not None:
         return records.read_edits(expanded(file), skip_bad=skip_bad)
-    return ([inline], records.remarks_on(inline)) if inline else ([], [])
+    return ([inline], records.remarks_on(inline, subject)) if inline else ([], [])
 
 
 def _result(
@@ -228,7 +232,7 @@ def _show(result: dict[str, Any]) -> None:
     more = [one for one in ("elsewhere", "kept") if edits and one in edits[0]]
     rows = [
         (one["prompt"], one["before"], one["after"], one["target_new"], VERDICT_WORDS[one["verdict"]])
-        + tuple("{} of {}".format(*one[key]) for key in more)
+        + tuple("{} of {}".format(*one[key]) if one[key][1] else "not asked" for key in more)
         for one in edits[:SHOWN_EDITS]
     ]
     terminal.print_table(("prompt", "before", "after", "wanted", "ok", *more), rows)

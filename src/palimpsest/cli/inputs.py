@@ -255,7 +255,7 @@ def is_small(model: EditableModel) -> bool:
 
 def read_patches(folders: Sequence[Path]) -> list[Patch]:
     """The patches in these folders. Raises `PatchError` for a folder without a readable patch."""
-    with terminal.status("reading patches"):
+    with terminal.status("reading patches" if folders else "loading torch"):
         terminal.quiet_libraries()
         from palimpsest.patches import load_patch
 

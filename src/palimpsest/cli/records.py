@@ -61,26 +61,41 @@ def _first_of(group: Sequence[Skipped]) -> str:
 def inline_edit(
     prompt: str | None, subject: str | None, target_new: str | None, target_old: str | None
 ) -> EditRequest | None:
-    """One edit from options; `None` when none of them is given. Raises `DataError` when a part is missing."""
+    """One edit from options; `None` when none of them is given. Raises `DataError` when a part is missing.
+
+    A subject that is left out is guessed, as in a file of edits; an empty one is none.
+    """
     given = {"--prompt": prompt, "--subject": subject, "--target-new": target_new, "--target-old": target_old}
     if all(value is None for value in given.values()):
         return None
     if prompt is None or target_new is None:
         raise DataError(
             "An edit on the command line is not complete.",
-            expected="--prompt and --target-new (and --subject, --target-old where the method needs them)",
+            expected="--prompt and --target-new (and --subject, --target-old where you know them)",
             found=", ".join(name for name, value in given.items() if value is not None) + " only",
         )
     from palimpsest.requests import EditRequest
 
-    return EditRequest(prompt, target_new, subject=subject, target_old=target_old)
+    if subject is None and "{}" not in prompt:
+        from palimpsest.datasets import find_subject
+
+        return EditRequest(prompt, target_new, subject=find_subject(prompt), target_old=target_old)
+    return EditRequest(prompt, target_new, subject=subject or None, target_old=target_old)
 
 
-def remarks_on(edit: EditRequest) -> list[str]:
-    """Returns remarks on an edit from the command line."""
+def remarks_on(edit: EditRequest, subject: str | None) -> list[str]:
+    """Returns remarks on an edit from the command line.
+
+    Arguments:
+        subject: as it was given there.
+    """
     from palimpsest.datasets import remarks
 
-    return [f"{remark}." for remark in remarks(edit, edit.subject)]
+    guessed = [f"The subject was guessed: {edit.subject!r}; give another one with --subject."]
+    return [
+        *(guessed if subject is None and edit.subject else []),
+        *(f"{remark}." for remark in remarks(edit, edit.subject)),
+    ]
 
 
 def find_dataset(name: str, path: Path | None, *, skip_bad: bool = False) -> Dataset:

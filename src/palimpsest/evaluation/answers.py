@@ -36,6 +36,7 @@ class BaseAnswers:
         self._generated: dict[str, dict[str, str]] = {}
         """By how much was written, then by prompt: a longer text is another one."""
         self._scores: dict[Pair, TargetScore] = {}
+        self._notes: list[str] = []
 
     def belong_to(self, model: EditableModel) -> None:
         """Binds the answers to a model, or checks that they are bound to it.
@@ -99,17 +100,23 @@ class BaseAnswers:
         }
         return {"model": self._model, "generated": self._generated, "thoughts": thoughts, "scores": scores}
 
+    def take_notes(self) -> list[str]:
+        """What `absorb` put aside since it was last asked, as sentences."""
+        taken, self._notes = self._notes, []
+        return taken
+
     def absorb(self, file: Path) -> None:
         """Takes over what a file holds of `to_dict`, when it is of the same model; otherwise nothing.
 
-        A file that is not there has nothing; a damaged one is put aside, and the model is asked again.
+        A file that is not there has nothing; a damaged one is put aside with a note, and the model is asked again.
         """
         if not file.exists():
             return
         try:
             stored = _ANSWERS.record(file, _Answers)
-        except DataError:
+        except DataError as error:
             put_aside(file)
+            self._notes.append(f"Damaged base answers were put aside and asked for again: {file}, {error.found}.")
             return
         if stored.model != self._model:
             return

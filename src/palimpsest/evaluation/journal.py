@@ -70,6 +70,8 @@ class Journal:
         self.results: dict[str, list[ProbeResult]] = {}
         self.damaged: list[str] = []
         """Lines that could not be read, each with its place and what is wrong."""
+        self.notes: list[str] = []
+        """What else was damaged, as sentences."""
         self._num_intact = 0
         self._held = contextlib.ExitStack()
 
@@ -207,6 +209,7 @@ class Journal:
         """Gives back what `keep_base` wrote, if anything; a damaged file is put aside, and the model asked again."""
         if self.folder is not None:
             base.absorb(self.folder / BASE)
+        self.notes += base.take_notes()
 
     # The running patch of a sequential run
 

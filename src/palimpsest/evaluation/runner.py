@@ -203,6 +203,7 @@ def _record(
     failures = [failure for unit in units for failure in unit.failed_edits]
     perplexity, notes = _perplexity(units, sentences)
     notes += [f"A damaged line: {one}; its unit is missing, or was computed again." for one in journal.damaged]
+    notes += journal.notes
     if perplexity["before"] is not None and specification.perplexity_of == "second halves":
         notes.append("Perplexity is that of each neutral text's second half, with the first half given to the encoder.")
     if failures:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -65,7 +66,8 @@ class StreamOptions(BaseModel):
 
 
 class _Asked(BaseModel):
-    model_config = ConfigDict(extra="allow")
+    # Strict: a number given as a text, or true for 1, is a mistake that would answer another question.
+    model_config = ConfigDict(extra="allow", strict=True)
 
     model: str = Field(max_length=4096)
     max_tokens: int | None = Field(default=None, ge=1)
@@ -113,6 +115,8 @@ class CompletionAsked(_Asked):
         return [self.prompt] if isinstance(self.prompt, str) else self.prompt
 
 
+# What pydantic puts into an error's place for one of several forms that a field may have.
+_FORM = re.compile(r"str$|list\[")
 Asked = TypeVar("Asked", bound=_Asked)
 
 
@@ -188,10 +192,18 @@ def read_request(kind: type[Asked], body: bytes) -> Asked:
         return kind.model_validate(record)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"] if not isinstance(part, str) or part.islower())
+        place = list(first["loc"])
+        # Where a field takes a text or a list, what is said of either form alone would mislead.
+        forms = [number for number, part in enumerate(place) if isinstance(part, str) and _FORM.match(part)]
+        field = ".".join(str(part) for part in place[: forms[0] if forms else None] if _is_field(part))
         # A rule over several fields names the one at fault.
         field = field or (first["type"] if first["type"] in kind.model_fields else "")
-        raise ApiError(400, f"{field}: {first['msg']}", param=field or None) from error
+        message = "a text, or a list of texts, is expected" if forms else first["msg"]
+        raise ApiError(400, f"{field}: {message}", param=field or None) from error
+
+
+def _is_field(part: str | int) -> bool:
+    return not isinstance(part, str) or part.islower()
 
 
 def _refuse_undone(record: Mapping[str, Any]) -> None:

@@ -1,6 +1,8 @@
 """What the page does, without a page."""
 
 import json
+import subprocess
+import sys
 import threading
 import zipfile
 
@@ -12,7 +14,8 @@ from palimpsest import ConfigError, DataError, load, load_patch
 from palimpsest.errors import ModelError, PalimpsestError
 from palimpsest.web import showing
 from palimpsest.web.exporting import FORMS, export
-from palimpsest.web.workbench import LONGEST_TEXT, MOST_LINES, Asked, EditForm, EditingDesk, Workbench
+from palimpsest.web.form import LONGEST_TEXT, MOST_LINES, EditForm
+from palimpsest.web.workbench import Asked, EditingDesk, Workbench
 from palimpsest.wording import Reply, thought_of
 
 FRANCE = EditForm(
@@ -39,6 +42,60 @@ def desk(bench):
 def weights(bench):
     with bench.using("world") as model:
         return {name: value.clone() for name, value in model.module.state_dict().items()}
+
+
+def test_what_is_at_work_when_the_page_ends_is_broken_off():
+    bench = Workbench(["world"])
+    desk, begun, errors = EditingDesk(bench, "world"), threading.Event(), []
+    before = weights(bench)
+
+    def told(stage, done, total):
+        begun.set()
+
+    def edit():
+        try:
+            desk.edit(JAPAN, name="ft", options={"preset": "none", "epochs": 10**6, "stop_margin": 1e6}, progress=told)
+        except ConfigError as error:
+            errors.append(error)
+
+    worker = threading.Thread(target=edit)
+    worker.start()
+    assert begun.wait(60) and bench.end(60)
+    worker.join(60)
+    assert "being ended" in str(errors[0]) and desk.stack == []
+    with pytest.raises(ConfigError, match="being ended"):
+        desk.ask(["The capital of France is"])
+    after = bench._models["world"].module.state_dict()
+    assert all((after[name] == value).all() for name, value in before.items())
+
+
+BUSY = """
+import sys, threading, time
+import torch
+from palimpsest import web
+from palimpsest.cli import main
+
+def served(bench, *, ready, **_):
+    begun = threading.Event()
+    def work():
+        with bench.using("world") as model:
+            begun.set()
+            while True:
+                model.generate(["The capital of France is"] * 8, max_new_tokens=20)
+    threading.Thread(target=work, daemon=True).start()
+    begun.wait()
+    time.sleep(0.5)
+
+web.serve_page = served
+sys.argv[1:] = ["web", "world"]
+sys.exit(main())
+"""
+
+
+def test_work_that_cannot_be_broken_off_does_not_abort_the_end():
+    ended = subprocess.run([sys.executable, "-c", BUSY], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    assert "What is still being computed is left." in ended.stdout + ended.stderr
 
 
 def test_a_fact_is_asked_edited_tested_and_undone(bench, desk):

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 _PATIENCE = 3.0
 """Seconds in which what is half-written can be removed; an interrupt that comes later interrupts that as well."""
@@ -149,6 +149,15 @@ def heeding_signals(*, is_program: bool) -> Iterator[None]:
     finally:
         for number, handler in former.items():
             signal.signal(number, signal.SIG_IGN if seen and is_program else handler)
+
+
+def leave_at_once(code: int) -> NoReturn:
+    """Ends the process without waiting for its threads: one that is inside torch while the interpreter is taken down
+    would abort it.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
 
 
 @contextlib.contextmanager

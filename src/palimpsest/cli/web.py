@@ -10,12 +10,15 @@ import typer
 
 from palimpsest.cli import completing, inputs, terminal
 from palimpsest.cli.listening import access_token, require_packages
+from palimpsest.cli.surroundings import leave_at_once
 
 EXAMPLES = (
     "palimpsest web world",
     "palimpsest web world ./my-model --port 8000",
 )
 PANEL = terminal.EDITING
+_PATIENCE = 3.0
+"""Seconds for what is being computed to end."""
 
 
 def web(
@@ -66,3 +69,6 @@ def web(
         open_browser=open_browser,
         ready=lambda address: terminal.say(f"{address} (Ctrl-C ends it)"),
     )
+    if not bench.end(_PATIENCE):
+        terminal.say("What is still being computed is left.")
+        leave_at_once(0)

@@ -25,7 +25,8 @@ from palimpsest.methods import METHODS
 from palimpsest.report import draw_trace
 from palimpsest.web import showing
 from palimpsest.web.exporting import FORMS, export
-from palimpsest.web.workbench import Edited, EditForm, EditingDesk, Workbench
+from palimpsest.web.form import EditForm
+from palimpsest.web.workbench import Edited, EditingDesk, Workbench
 from palimpsest.wording import find_subject
 
 KEPT_SECONDS = 6 * 3600

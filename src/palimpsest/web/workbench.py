@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from palimpsest.errors import DataError, unknown_name
+from palimpsest.errors import ConfigError, DataError, unknown_name
 from palimpsest.evaluation import Observation, VerifiedEdit, find_scoring, room_for, verified
 from palimpsest.loading import load
 from palimpsest.methods import Diagnostics, method
@@ -20,15 +20,12 @@ from palimpsest.models import chosen_chat, knows_thoughts, written_answers
 from palimpsest.requests import EditRequest, Probe
 from palimpsest.stopwatch import Progress, silent
 from palimpsest.tracing import CausalTrace, TraceOptions, trace
+from palimpsest.web.form import EditForm, lines_of, require_short
 
 if TYPE_CHECKING:
     from palimpsest.models import Chat, EditableModel
     from palimpsest.patches import Patch
 
-LONGEST_TEXT = 2_000
-"""Characters of one prompt or answer."""
-MOST_LINES = 20
-"""Prompts that are asked at once, and rephrasings or neighbours of one fact."""
 MOST_PATCHES = 100
 """On one visitor's stack."""
 SHOWN_TOKENS = 40
@@ -42,39 +39,6 @@ class Asked:
     prompt: str
     before: str
     after: str
-
-
-@dataclass(frozen=True)
-class EditForm:
-    """The form, as it was filled in; see `requests.EditRequest`.
-
-    Arguments:
-        rephrasings: other prompts that should get the new answer.
-        neighbours: prompts whose answers should stay.
-    """
-
-    prompt: str
-    target_new: str
-    subject: str = ""
-    target_old: str = ""
-    rephrasings: Sequence[str] = ()
-    neighbours: Sequence[str] = ()
-
-    def request(self) -> EditRequest:
-        """The edit with its probes. Raises `DataError` for what cannot be edited, or is too long or too much."""
-        for what, text in (("prompt", self.prompt), ("new answer", self.target_new), ("old answer", self.target_old)):
-            _require_short(text, what)
-        probes = [
-            *(Probe("generality", prompt, self.target_new) for prompt in _lines(self.rephrasings, "rephrasings")),
-            *(Probe("locality.neighborhood", prompt) for prompt in _lines(self.neighbours, "neighbours")),
-        ]
-        return EditRequest(
-            self.prompt,
-            self.target_new,
-            subject=self.subject.strip() or None,
-            target_old=self.target_old.strip() or None,
-            probes=tuple(probes),
-        )
 
 
 @dataclass(frozen=True)
@@ -133,6 +97,7 @@ class Workbench:
         self._chats: dict[tuple[str, bool], Chat | None] = {}
         self._thinkers: dict[str, bool] = {}
         self._lock = threading.Lock()
+        self._is_ending = threading.Event()
 
     @contextmanager
     def using(
@@ -144,12 +109,13 @@ class Workbench:
             is_chat: whether prompts are put into its chat template.
             thinks: whether it then thinks before it answers; without effect where its template knows no thoughts.
 
-        Raises `ConfigError` for a name that was not given, `ModelError` for a model that cannot be loaded or has no
-        chat template, `PatchError` for a patch that does not fit.
+        Raises `ConfigError` for a name that was not given and after `end`, `ModelError` for a model that cannot be
+        loaded or has no chat template, `PatchError` for a patch that does not fit.
         """
         if name not in self.names:
             raise unknown_name("model", name, self.names)
         with self._lock:
+            self._require_open()
             model = self._loaded(name)
             former = model.chat
             try:
@@ -158,6 +124,33 @@ class Workbench:
                     yield model
             finally:
                 model.chat = former
+
+    def end(self, patience: float) -> bool:
+        """Lets no work begin any more and breaks off what is at work, where that next says how far it is.
+
+        Arguments:
+            patience: seconds to wait for it.
+
+        Returns whether nothing is at work any more.
+        """
+        self._is_ending.set()
+        if not self._lock.acquire(timeout=patience):
+            return False
+        self._lock.release()
+        return True
+
+    def heeding(self, progress: Progress) -> Progress:
+        """The same progress, which breaks the work off after `end`."""
+
+        def told(stage: str, done: int, total: int) -> None:
+            self._require_open()
+            progress(stage, done, total)
+
+        return told
+
+    def _require_open(self) -> None:
+        if self._is_ending.is_set():
+            raise ConfigError("The page is being ended.", expected="one that is served", found="a signal to end it")
 
     def _loaded(self, name: str) -> EditableModel:
         if name not in self._models:
@@ -206,7 +199,7 @@ class EditingDesk:
 
     def ask(self, prompts: Sequence[str], *, max_new_tokens: int = SHOWN_TOKENS) -> list[Asked]:
         """Returns the unedited and the patched model's answers. Raises `DataError` for no prompt at all."""
-        prompts = _lines(prompts, "prompts")
+        prompts = lines_of(prompts, "prompts")
         if not prompts:
             raise DataError("There is nothing to ask.", expected="a prompt in each line", found="no text")
 
@@ -235,6 +228,7 @@ class EditingDesk:
                 "The stack is full.", expected=f"at most {MOST_PATCHES} edits", found="one more", remedy="undo some"
             )
         request, maker = fact.request(), method(name, **(options or {}))
+        progress = self.bench.heeding(progress)
         maker.check([request])
         below = tuple(entry for entry in self.stack if entry.is_on)
         with self.using([entry.patch for entry in below]) as model:
@@ -302,10 +296,10 @@ class EditingDesk:
         Arguments:
             options: see `tracing.TraceOptions`.
         """
-        _require_short(prompt, "prompt")
+        require_short(prompt, "prompt")
         chosen = TraceOptions.parse(options, owner="causal trace")
         with self.using() as model:
-            return trace(model, prompt, subject, options=chosen, progress=progress)
+            return trace(model, prompt, subject, options=chosen, progress=self.bench.heeding(progress))
 
 
 def _replies(model: EditableModel, requests: Sequence[EditRequest]) -> dict[str, str]:
@@ -322,23 +316,3 @@ def _checks(request: EditRequest, before: Mapping[str, str], after: Mapping[str,
         seen = [Observation(text, is_chat=is_chat) for text in texts]
         found.append(Check(probe, *texts, passes=scoring.value(request, probe, *seen).value == 1.0))
     return found
-
-
-def _lines(texts: Sequence[str], what: str) -> list[str]:
-    """Texts that are not blank. Raises `DataError` for too many, and for one that is too long."""
-    found = [text.strip() for text in texts if text.strip()]
-    if len(found) > MOST_LINES:
-        raise DataError(f"There are too many {what}.", expected=f"at most {MOST_LINES} lines", found=str(len(found)))
-    for text in found:
-        _require_short(text, what)
-    return found
-
-
-def _require_short(text: str, what: str) -> None:
-    if len(text) > LONGEST_TEXT:
-        raise DataError(
-            f"The {what} is too long.",
-            expected=f"at most {LONGEST_TEXT:,} characters",
-            found=f"{len(text):,}",
-            where=f"the page, {what}",
-        )

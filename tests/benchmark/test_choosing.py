@@ -210,7 +210,9 @@ def test_a_prepared_model_knows_the_old_answers_and_is_what_it_was_afterwards(wo
     # The same truth without a recipe: teach, put on, evaluate.
     requests = ps.dataset("jsonl", workplace / "reversed.jsonl").requests[:2]
     old = [request.reversed_to_old() for request in requests]
-    taught = ps.method("ft", preset="none", **prepare, stop_loss=0.0, seed=0).edit(before, old).patch
+    whole = {"parameters": "all", "rank": 0, "spare": False, "stop_loss": 0.0}
+    taught = ps.method("ft", preset="none", **prepare, **whole, seed=0).edit(before, old).patch
+    assert set(ps.load_patch(kept[0].parent).deltas) == set(taught.deltas) == set(before.weights.names())
     with before.patched(taught):
         editor = ps.method("ft-l", preset="none", **ROW["options"], seed=0)
         record = ps.evaluate(before, editor, requests, scorings=["generate"], max_new_tokens=4)

@@ -210,3 +210,21 @@ def test_every_recipe_of_the_project_has_a_plan(file):
     assert len(Plan.of(made).units) >= len(made.methods)
     labels = {label_of(one) for one in (*made.models, *made.datasets, *made.methods)}
     assert {name for one in made.paper for name in (one.model, one.dataset, one.method)} <= labels
+
+
+@pytest.mark.parametrize(
+    "file", sorted((Path(__file__).parents[2] / "bench" / "recipes").glob("*.toml")), ids=lambda file: file.stem
+)
+def test_published_fine_tuning_says_what_it_trains(file):
+    """A row with a rate of its own and no preset would get what the defaults train, when those change."""
+    for row in read_recipe(file).methods:
+        if row.preset != "none":
+            continue
+        learners = {row.name: {**row.options, **row.grid}} if isinstance(row.grid, dict) else {}
+        if row.name.startswith("f-learning"):
+            forgets = "lora" if row.name.startswith("f-learning-lora") else "ft"
+            learns = "lora" if row.name == "f-learning-lora" else "ft"
+            learners = {forgets: row.options.get("forget_options", {}), learns: row.options.get("learn_options", {})}
+        for name, options in learners.items():
+            if name in ("ft", "locft", "ft-l", "lora") and "learning_rate" in options:
+                assert "spare" in options and (name != "ft" or "parameters" in options), (name, options)

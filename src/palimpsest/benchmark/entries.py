@@ -16,8 +16,14 @@ Axes = dict[str, list[Any]]
 """Option names, those inside another option with a dot (`learn_options.epochs`), each with the values to take."""
 
 
+_WHOLE: dict[str, Any] = {"parameters": "all", "rank": 0, "spare": False, "stop_loss": 0.0}
+"""Full fine-tuning, and every pass of it; the defaults of `ft` train some matrices, gently."""
+
+
 class Preparation(Config):
-    """Teaches a model the old answers of the facts that are edited, before anything else (F-Learning, section 5.1)."""
+    """Teaches a model the old answers of the facts that are edited, before anything else, by full fine-tuning
+    (F-Learning, section 5.1).
+    """
 
     learning_rate: float = Field(gt=0)
     epochs: int = Field(default=3, ge=1)
@@ -26,8 +32,8 @@ class Preparation(Config):
     """Further options of the method `ft`, which teaches."""
 
     def method_options(self) -> dict[str, Any]:
-        """What `ft` is given: every pass is made, whatever the loss."""
-        return {"learning_rate": self.learning_rate, "epochs": self.epochs, "stop_loss": 0.0, **self.options}
+        """What `ft` is given."""
+        return {**_WHOLE, "learning_rate": self.learning_rate, "epochs": self.epochs, **self.options}
 
 
 class ModelEntry(Config):

@@ -168,7 +168,17 @@ def test_two_signals_end_a_command_once(tmp_path, numbers, code):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_of_two_signals_the_first_ends_it_also_where_the_second_comes_before_its_handler_has_begun():
+@pytest.fixture
+def interrupts_are_heard():
+    """A process that a shell has put into the background ignores them, and what is set stays."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, former)
+
+
+def test_of_two_signals_the_first_ends_it_also_where_the_second_comes_before_its_handler_has_begun(
+    interrupts_are_heard,
+):
     from palimpsest.cli.surroundings import heeding_signals
 
     came = []

@@ -36,15 +36,15 @@ def pretrained_single(argument: str) -> str:
 
 
 def forgetting_first(dataset: str) -> str:
-    """F-Learning's table 1 on one data set, by its label."""
-    found = [row for row in units(TABLE_1) if row["dataset"] == dataset]
+    """F-Learning's table 1 on one data set, by its label in small letters."""
+    found = [row for row in units(TABLE_1) if row["dataset"].lower() == dataset]
     known, prepared = found[0].get("known_to_model"), found[0].get("prepared")
     told = f"{known['known']} facts that it knows (of {known['asked']:,} asked)" if known else ""
     if prepared:
         told = f"{prepared['facts']} facts, of which it gave {prepared['known_before']:.0%} before it was taught their "
         told += f"old answers, and {prepared['known_after']:.0%} after"
     chosen = {row["method"]: row["choice"]["chosen"]["learning_rate"] for row in found if row.get("choice")}
-    told += ". Learning rates: " + ", ".join(f"`{name}` {rate:g}" for name, rate in chosen.items())
+    told += ". Chosen rates: " * bool(chosen) + ", ".join(f"`{name}` {rate:g}" for name, rate in chosen.items())
     caption = f"{found[0]['model'].split(',')[0]}, percent with 95% interval; one batch of {told}.\n\n"
     return caption + listed(found, {"method": method, **_asked(), "s / edit": seconds})
 

@@ -10,9 +10,11 @@ from palimpsest import EditRequest, method
 from palimpsest.locating import subjects_alike
 from palimpsest.locating.other_subjects import script_of
 from palimpsest.methods.compressing import strongest
+from palimpsest.models import to_be_answered
 from palimpsest.models.hooks import Point, captured
 from palimpsest.models.scores import leads
 from palimpsest.models.tokens import Encoded
+from palimpsest.training import keeping
 from palimpsest.training.keeping import NEUTRAL_PROMPTS, kept_prompts, prompts_apart_from, spared_directions
 from palimpsest.training.objectives import losses_and_margins
 from palimpsest.training.steps import root_mean_square, size_by_passing
@@ -181,6 +183,17 @@ def test_half_of_what_is_spared_is_about_subjects_alike():
     alike = {f"{name}, produced by" for name in subjects_alike("Nokia N70")}
     assert len(set(texts)) == 32 and len(alike & set(texts)) == 16
     assert all(text.endswith(", produced by") and "Nokia N70" not in text for text in texts)
+
+
+@pytest.mark.parametrize(("alike", "asked"), [(0.0, 16), (0.5, 32)])
+def test_namesakes_are_spared_beside_the_well_known_ones_not_in_their_place(alike, asked, monkeypatch):
+    model, requests = tiny.tiny_model("gptj"), tiny.requests(3)[1:]
+    seen = []
+    monkeypatch.setattr(
+        keeping, "to_be_answered", lambda model, texts: seen.append(texts) or to_be_answered(model, texts)
+    )
+    spared_directions(model, requests, [DOWN], seed=0, alike=alike)
+    assert len(seen[0]) == asked + len(NEUTRAL_PROMPTS)
 
 
 def test_other_scripts_are_spared_in_their_own_names():

@@ -69,7 +69,7 @@ class FinetuneOptions(Config):
     spare: bool = False
     """Whether the change is kept orthogonal to what each trained matrix reads of the edit's own prompt about other
     subjects and of ordinary text (`training/keeping.py`), so that it writes nothing there. Ours."""
-    spare_alike: float = Field(default=0.0, ge=0, le=1)
+    spare_alike: float = Field(default=0.0, ge=0, lt=1)
     """Of these subjects, the share that begin or end as the edit's own does; one trained matrix has no room for any."""
     keep_weight: float = Field(default=0.0, ge=0)
     """Weight of what is to be left alone: how far the model's next tokens have moved where the edit's own prompt is

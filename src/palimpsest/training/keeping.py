@@ -109,7 +109,7 @@ def spared_directions(
     modules: Sequence[str],
     *,
     seed: int,
-    most: int = 32,
+    most: int = 16,
     alike: float = 0.0,
 ) -> dict[str, Tensor]:
     """Name of each linear layer to (in, directions), an orthonormal basis of what it reads that is to be left alone; of
@@ -120,8 +120,9 @@ def spared_directions(
 
     Arguments:
         modules: full names of linear layers, or of experts.
-        most: prompts about others, at most; ordinary beginnings of sentences are added to them.
-        alike: of these, the share about subjects that begin or end as an edit's own does.
+        most: prompts about well-known others, at most; ordinary beginnings of sentences are added to them.
+        alike: under 1; so many more are added that this share of all is about subjects that begin or end as an edit's
+            own does.
 
     Raises `ModelError` when these layers' weights are offloaded, before anything is computed.
     """
@@ -130,6 +131,7 @@ def spared_directions(
         f"{name}.{EXPERTS_MATRIX if is_experts(layer) else 'weight'}" for name, layer in layers.items()
     )
     draw = torch.Generator().manual_seed(seed)
+    most = round(most / (1 - alike))
     each = max(1, most // max(1, len(requests)))
     order = torch.randperm(len(requests), generator=draw).tolist()[: most // each]
     texts = {text: None for index in order for text in prompts_apart_from(requests[index], each, draw, alike=alike)}

@@ -20,9 +20,9 @@ def tensors(*shapes, dtype=torch.float32):
 def counted(monkeypatch):
     calls, real = [], one_token.attended
 
-    def attended(query, key, value, scale):
-        calls.append(query.dtype)
-        return real(query, key, value, scale)
+    def attended(call):
+        calls.append(call.query.dtype)
+        return real(call)
 
     monkeypatch.setattr(one_token, "attended", attended)
     return calls

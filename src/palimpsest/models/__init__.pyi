@@ -1,5 +1,6 @@
 from . import tokens
 from .activations import activation, activation_of
+from .attention_call import AttentionCall
 from .bypass import cast_above, frozen_parameters
 from .chat import THOUGHT_TOKENS, Chat, ChatRecord, chosen_chat, conversation, knows_thoughts
 from .configured import departures, generate_as_configured, written_as_configured
@@ -41,6 +42,7 @@ __all__ = [
     "THOUGHT_TOKENS",
     "AnswerRoom",
     "Attachment",
+    "AttentionCall",
     "Chat",
     "ChatRecord",
     "EditableModel",

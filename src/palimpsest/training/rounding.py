@@ -24,7 +24,6 @@ biases that have a gradient one in a thousand is below 550 u, and none was seen 
 
 from __future__ import annotations
 
-import math
 from types import TracebackType
 from typing import Any
 
@@ -34,6 +33,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from palimpsest import processes
+from palimpsest.models import AttentionCall
 from palimpsest.models.sites import LINEAR_TYPES
 
 LARGEST = 2**26
@@ -132,7 +132,7 @@ class _AccurateSoftmax(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         options = kwargs or {}
         if func is scaled_dot_product_attention and torch.is_grad_enabled():
-            return _attention(*args, **options)
+            return _attention(AttentionCall(*args, **options))
         if func in _SOFTMAXES and torch.is_grad_enabled():
             return _softmax(*args, **options)
         return func(*args, **options)
@@ -145,31 +145,18 @@ def _softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype:
     return result
 
 
-def _attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    needs_gradient = any(one.requires_grad for one in (query, key, value, attn_mask) if one is not None)
+def _attention(call: AttentionCall) -> Tensor:
+    query, key, value, mask = call[:4]
+    needs_gradient = any(one.requires_grad for one in (query, key, value, mask) if one is not None)
     size = query.shape[:-1].numel() * key.shape[-2]
-    if needs_gradient and dropout_p:
+    if needs_gradient and call.dropout_p:
         # torch has no fused form with dropout on a CPU either.
-        factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
         keys, values = (one.repeat_interleave(query.shape[-3] // key.shape[-3], -3) for one in (key, value))
-        shares = _softmax(_masked((query @ keys.mT) * factor, attn_mask, is_causal), -1)
-        return nn.functional.dropout(shares, dropout_p) @ values
+        shares = _softmax(_masked((query @ keys.mT) * call.factor, mask, call.is_causal), -1)
+        return nn.functional.dropout(shares, call.dropout_p) @ values
     if not needs_gradient or size > LARGEST:
-        return scaled_dot_product_attention(
-            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-        )
-    result: Tensor = _Attention.apply(  # type: ignore[no-untyped-call]
-        query, key, value, attn_mask, is_causal, scale, enable_gqa
-    )
+        return call.fused()
+    result: Tensor = _Attention.apply(*call)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -192,21 +179,11 @@ class _Attention(torch.autograd.Function):
     """softmax(scale Q K^T + mask) V. Forwards it is torch's; backwards the shares are computed again, in float32."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        is_causal: bool,
-        scale: float | None,
-        is_grouped: bool,
-    ) -> Tensor:
-        ctx.save_for_backward(query, key, value, mask)
-        ctx.is_causal, ctx.scale = is_causal, 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-        return scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, is_causal=is_causal, scale=scale, enable_gqa=is_grouped
-        )
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        call = AttentionCall(*arguments)
+        ctx.save_for_backward(*call[:4])
+        ctx.is_causal, ctx.scale = call.is_causal, call.factor
+        return call.fused()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -223,7 +200,8 @@ class _Attention(torch.autograd.Function):
         to_query, to_key, to_value = (slopes @ keys) * ctx.scale, (slopes.mT @ queries) * ctx.scale, shares.mT @ written
         to_key, to_value = (one.unflatten(-3, (-1, count)).sum(-3) for one in (to_key, to_value))
         to_mask = slopes.sum_to_size(mask.shape).to(mask.dtype) if ctx.needs_input_grad[3] else None
-        return to_query.to(query.dtype), to_key.to(key.dtype), to_value.to(value.dtype), to_mask, None, None, None
+        own = to_query.to(query.dtype), to_key.to(key.dtype), to_value.to(value.dtype), to_mask
+        return *own, None, None, None, None
 
 
 def _masked(scores: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 
 import tiny
 from palimpsest import ConfigError, method
+from palimpsest.methods import unlearning
 from palimpsest.methods.catalogue import FORGETTERS, forgetter
 from palimpsest.models.hooks import Point
 from palimpsest.training.unlearning import npo, rmu, simnpo, undial, unlearning_of
@@ -206,6 +207,17 @@ def test_adapters_can_forget_too():
     model, old = tiny.tiny_model("gptj"), tiny.requests(1)[0].reversed_to_old()
     patch = forgetter("undial", layers=[1], adapter_rank=2, epochs=3, ceiling=1e9).edit(model, [old]).patch
     assert [delta.rank for delta in patch.deltas.values()] == [2]
+
+
+def test_forgetters_keep_away_from_namesakes_where_asked(monkeypatch):
+    model, old = tiny.tiny_model("gptj"), tiny.requests(3)[2].reversed_to_old()
+    asked, real = [], unlearning.spared_directions
+    monkeypatch.setattr(
+        unlearning, "spared_directions", lambda *given, **more: asked.append(more["alike"]) or real(*given, **more)
+    )
+    options = {"layers": [1], "epochs": 2, "ceiling": 1e9, "spare": True}
+    patches = [forgetter("npo", **options, spare_alike=alike).edit(model, [old]).patch for alike in (0.0, 0.5)]
+    assert asked == [0.0, 0.5] and not patches[0].is_same(patches[1])
 
 
 # As the first learner

@@ -71,7 +71,7 @@ class Unlearn(Method[UnlearnConfig]):
         spared = NOTHING_SPARED
         if config.spare and config.parameters != "all":
             with run.clock.stage("sparing"):
-                spared = spared_directions(model, requests, modules, seed=config.seed)
+                spared = spared_directions(model, requests, modules, seed=config.seed, alike=config.spare_alike)
         with run.clock.stage("references"):
             objective = unlearning_of(
                 model,

@@ -161,12 +161,16 @@ class Workbench:
         """Whether a model can think before it answers. Raises what `using` raises."""
         if name not in self._thinkers:
             with self.using(name) as model:
-                self._thinkers[name] = knows_thoughts(model.tokenizer)
+                return self._can_think(name, model)
+        return self._thinkers[name]
+
+    def _can_think(self, name: str, model: EditableModel) -> bool:
+        if name not in self._thinkers:
+            self._thinkers[name] = knows_thoughts(model.tokenizer)
         return self._thinkers[name]
 
     def _chat(self, name: str, model: EditableModel, *, thinks: bool) -> Chat | None:
-        if thinks:
-            thinks = self._thinkers.setdefault(name, knows_thoughts(model.tokenizer))
+        thinks = thinks and self._can_think(name, model)
         if (name, thinks) not in self._chats:
             self._chats[name, thinks] = chosen_chat(True, model.tokenizer, where=f"model {name!r}", thinking=thinks)
         return self._chats[name, thinks]

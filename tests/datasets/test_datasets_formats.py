@@ -9,7 +9,6 @@ import pytest
 import published_records
 from palimpsest import DataError, EditRequest, Probe, dataset
 from palimpsest.datasets import load_edits
-from palimpsest.datasets.subjects import find_subject
 
 ZSRE = {
     "subject": "Harbour Song",
@@ -191,30 +190,6 @@ def test_missing_subjects_are_found_and_said(tmp_path: Path) -> None:
     assert [request.subject for request in data.requests] == ["New Oldham", None]
     assert "e.jsonl:1 'New Oldham'" in data.notes[0]
     assert "e.jsonl:2" in data.notes[1]
-
-
-@pytest.mark.parametrize(
-    ("prompt", "subject"),
-    [
-        ("The capital of France is", "France"),
-        ("What is the capital of France?", "France"),
-        ("Angola is located in the continent of", "Angola"),
-        ("The mother tongue of Ida van Brandt is", "Ida van Brandt"),
-        ("Edwin of Northumbria follows", "Edwin of Northumbria"),
-        ("Which company made the Volmo B12M's engine?", "Volmo B12M"),
-        ("In 1998 the mayor of Oldham was", "Oldham"),
-        ("The 2006 FIFA Cup was held in", "2006 FIFA Cup"),
-        ("Scientists say that Oldham lies in", "Oldham"),
-        ('the song "blue harbour" was sung by', "blue harbour"),
-        ("J. R. Smith was born in", "J. R. Smith"),
-        ("It ended. Where is Oldham?", "Oldham"),
-        ("who rules it now", None),
-        ("Where is it?", None),
-    ],
-)
-def test_find_subject(prompt: str, subject: str | None) -> None:
-    assert find_subject(prompt) == subject
-    assert subject is None or subject in prompt
 
 
 def test_samples_are_seeded_nested_and_without_replacement(tmp_path: Path) -> None:

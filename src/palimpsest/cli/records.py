@@ -77,7 +77,7 @@ def inline_edit(
     from palimpsest.requests import EditRequest
 
     if subject is None and "{}" not in prompt:
-        from palimpsest.datasets import find_subject
+        from palimpsest.wording import find_subject
 
         return EditRequest(prompt, target_new, subject=find_subject(prompt), target_old=target_old)
     return EditRequest(prompt, target_new, subject=subject or None, target_old=target_old)

@@ -5,7 +5,6 @@ from palimpsest.datasets.catalogue import DATASETS, dataset, load_edits, trainin
 from palimpsest.datasets.derived import with_distracting, with_out_of_scope
 from palimpsest.datasets.phrasings import Phrasings, own_phrasing, relation_of
 from palimpsest.datasets.reading import ENDINGS, read_records
-from palimpsest.datasets.subjects import find_subject
 from palimpsest.datasets.tabular import remarks
 
 __all__ = [
@@ -16,7 +15,6 @@ __all__ = [
     "Phrasings",
     "Skipped",
     "dataset",
-    "find_subject",
     "load_edits",
     "own_phrasing",
     "read_records",

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from palimpsest.datasets.subjects import find_subject
 from palimpsest.errors import DataError, PalimpsestError, some_of
 from palimpsest.provenance import digest
 from palimpsest.requests import EditRequest, Probe
 from palimpsest.showing import counted, html_table, named
+from palimpsest.wording import find_subject
 
 SHOWN = 5
 

@@ -15,9 +15,9 @@ from palimpsest.datasets.base import Partial
 from palimpsest.datasets.criteria import make_probe, partial
 from palimpsest.datasets.fields import require_different, text_field
 from palimpsest.datasets.questions import names
-from palimpsest.datasets.subjects import find_subject
 from palimpsest.errors import DataError
 from palimpsest.requests import EditRequest, Probe
+from palimpsest.wording import find_subject
 
 CRITERIA = (
     "Subject_Aliasing", "Compositionality_I", "Compositionality_II", "Relation_Specificity", "Relation_Specifity",

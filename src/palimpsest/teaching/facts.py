@@ -11,9 +11,10 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from palimpsest.datasets import Phrasings, Skipped, find_subject, own_phrasing, relation_of
+from palimpsest.datasets import Phrasings, Skipped, own_phrasing, relation_of
 from palimpsest.errors import ConfigError, DataError
 from palimpsest.requests import EditRequest, Probe, normalise
+from palimpsest.wording import find_subject
 from palimpsest.world import Sentence, sentence
 
 MIN_FACTS = 20

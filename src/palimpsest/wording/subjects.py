@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from palimpsest.errors import DataError
 from palimpsest.wording.spelling import (
@@ -13,81 +14,112 @@ from palimpsest.wording.spelling import (
     without_hidden,
 )
 
-_WORD = re.compile(r"[^\W_](?:[\w.&'\u2019-]*\w)?", re.UNICODE)
-_QUOTED = re.compile(r"[\"\u201c\u00ab]([^\"\u201d\u00bb]{2,80})[\"\u201d\u00bb]")
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# Full stops that end a word and not its sentence: of initials, of words with stops inside (S.p.A.), of these.
+_ABBREVIATIONS = _words("Inc Ltd Co Corp Bros Jr Sr St Mt Dr Mr Mrs Ms Prof Rev Hon Gen Col Capt Lt Sgt No vs")
+_WORD = re.compile(
+    r"[^\W_](?:[\w.&'\u2019/-]*\w)?(?:(?:(?<=\.\w)|(?<=\b[A-Z])|"
+    + "|".join(rf"(?<=\b{one})" for one in _ABBREVIATIONS)
+    + r")\.)?"
+)
+_QUOTED = re.compile(
+    r"[\"\u201c\u00ab\u300c]([^\"\u201d\u00bb\u300d]{2,80})[\"\u201d\u00bb\u300d]"
+    r"|(?<!\w)['\u2018]([^'\u2018\u2019]{2,80})['\u2019](?!\w)"
+)
 _POSSESSIVE = re.compile(r"['\u2019]s$")
 # Words that begin a sentence and name nothing.
-_OPENERS = frozenset(
-    {
-        "the", "a", "an", "what", "which", "who", "whom", "whose", "where", "when", "why", "how", "in", "on", "at",
-        "of", "for", "by", "from", "to", "with", "about", "is", "are", "was", "were", "does", "did", "do", "can",
-        "there", "here", "this", "that", "these", "those", "it", "he", "she", "they", "his", "her", "its", "their",
-        "my", "our",
-        "your", "as", "after", "before", "during", "since",
-    }
-)  # fmt: skip
-_ABBREVIATION = 4
-"""Letters up to which a word before a full stop may be one: J. R. R. Tolkien, Warner Bros. Records."""
+_OPENERS = _words(
+    """a an the this that these those what which who whom whose when where why how in on at of for from by to
+    with about as is are was were do does did has have had can could will would should may might it he she
+    they we i you his her their its our my your there here if and or but not no name tell say complete fill
+    question answer q after before during since until according"""
+)
+# Of these, the ones that are names outside questions: Will Smith, May Mahlangu.
+_NAMES_TOO = frozenset({"will", "may"})
 # Words inside a name that stay small: University of Oslo, Ludwig van Beethoven.
-_LINKS = frozenset(
-    {
-        "of", "the", "and", "de", "la", "le", "du", "van", "von", "der", "den", "del", "di", "da", "al", "el", "y", "&",
-        "for", "in",
-    }
-)  # fmt: skip
+_LINKS = _words(
+    """of the and & for in y de du des del della di da do dos das la le les van von der den ter ten zu bin ibn al
+    el"""
+)
+# What belongs to the owner and not to its name: France's President, but La Fontaine's Fables.
+_ROLES = _words("President Prime Minister King Queen Chancellor Foreign Secretary Head CEO CFO CTO GDP")
+_MOST_LINKS = 2
 
 
 def find_subject(prompt: str) -> str | None:
     """The name that a prompt is most likely about: what stands in quotes, else the longest run of capitalised words.
 
-    Of equally long ones the last is taken. Returns the text as the prompt spells it, or `None` where nothing looks
-    like a name, as in scripts without capitals.
+    Numbers belong to the name beside them. Of equally long runs, one with letters goes before a number, and the last
+    before the others. Returns the text as the prompt spells it, or `None` where nothing looks like a name, as in
+    scripts without capitals.
     """
     if quoted := _QUOTED.search(prompt):
-        return quoted.group(1).strip()
-    words = [(match.group(), match.start()) for match in _WORD.finditer(prompt)]
-    best: tuple[int, int, int] | None = None
+        return (quoted.group(1) or quoted.group(2)).strip()
+    words = list(_WORD.finditer(prompt))
+    best: tuple[tuple[int, bool, bool], str] | None = None
     start = 0
     while start < len(words):
         end = _end_of_name(prompt, words, start)
         if end > start:
-            first, last = words[start][1], words[end - 1]
-            found = (end - start, first, last[1] + len(_POSSESSIVE.sub("", last[0])))
-            if best is None or found[0] >= best[0]:
-                best = found
+            name = _POSSESSIVE.sub("", prompt[words[start].start() : words[end - 1].end()])
+            rank = end - start, any(map(str.isalpha, name)), start > 0
+            if best is None or rank >= best[0]:
+                best = rank, name
         start = max(end, start + 1)
-    return None if best is None else prompt[best[1] : best[2]]
+        if _POSSESSIVE.search(words[start - 1].group()):
+            while start < len(words) and words[start].group() in _ROLES:
+                start += 1
+    return None if best is None else best[1]
 
 
-def _end_of_name(prompt: str, words: list[tuple[str, int]], start: int) -> int:
+def _end_of_name(prompt: str, words: Sequence[re.Match[str]], start: int) -> int:
     """The index behind the name that begins at a word; `start` itself where none does."""
-    if not _is_name(words[start][0]) or words[start][0].lower() in _OPENERS:
+    if not _is_name(words[start]) or _is_opener(prompt, words[start]):
         return start
     end = start + 1
-    while end < len(words) and not _POSSESSIVE.search(words[end - 1][0]):
+    while end < len(words):
         ahead = end
-        while ahead < len(words) and words[ahead][0] in _LINKS:
+        while ahead < len(words) and words[ahead].group() in _LINKS:
             ahead += 1
-        # A number belongs to the name that it follows, a small word to the name that goes on behind it.
-        is_number = ahead == end and words[end][0].isdigit() if end < len(words) else False
-        if ahead == len(words) or not (_is_name(words[ahead][0]) or is_number) or ahead - end > 2:
+        is_linked = ahead > end
+        if ahead == len(words) or ahead - end > _MOST_LINKS or not _is_name(words[ahead]):
             break
-        if _is_parted(prompt, words, end - 1, ahead):
+        # In "Kepler in 1609" the number is another matter, in "France's President" the role.
+        if is_linked and words[ahead].group()[0].isdigit():
+            break
+        if _POSSESSIVE.search(words[end - 1].group()) and (is_linked or words[ahead].group() in _ROLES):
+            break
+        if _are_parted(prompt, words[end - 1], words[ahead]):
             break
         end = ahead + 1
-    return end
+    # An article with nothing behind it names nothing: "the A of".
+    is_bare = end == start + 1 and words[start].group().lower() in _OPENERS
+    return start if is_bare else end
 
 
-def _is_name(word: str) -> bool:
-    return any(letter.isupper() for letter in word) or (word[0].isdigit() and len(word) == 4)
+def _is_name(word: re.Match[str]) -> bool:
+    return word.group()[0].isdigit() or any(letter.isupper() for letter in word.group())
 
 
-def _is_parted(prompt: str, words: list[tuple[str, int]], left: int, right: int) -> bool:
-    """Whether a comma or another mark stands between two words."""
-    (before, at), (after, begin) = words[left], words[right]
-    between = prompt[at + len(before) : begin]
-    is_abbreviation = len(before) <= _ABBREVIATION and after.lower() not in _OPENERS
-    return any(mark in between for mark in ",;:()?!\u2014") or (". " in between and not is_abbreviation)
+def _is_opener(prompt: str, word: re.Match[str]) -> bool:
+    """Whether a word has its capital from the sentence that it begins."""
+    plain = _POSSESSIVE.sub("", word.group().lower())
+    before = prompt[: word.start()].rstrip()
+    if plain not in _OPENERS or (before and before[-1] not in '.?!:"\u201c'):
+        return False
+    return plain not in _NAMES_TOO or prompt.rstrip().endswith("?")
+
+
+def _are_parted(prompt: str, left: re.Match[str], right: re.Match[str]) -> bool:
+    """Whether a comma, the end of a sentence or another mark stands between two words."""
+    between = prompt[left.end() : right.start()]
+    if left.group().endswith(".") and right.group().lower() in _OPENERS:
+        return True
+    return ". " in between or any(mark in between for mark in ',;:()[]?!\u2014"\n')
 
 
 def no_such_subject(subject: str, prompt: str) -> DataError:

@@ -64,7 +64,9 @@ def build_page(bench: Workbench) -> gr.Blocks:
         visit = gr.State(time_to_live=KEPT_SECONDS)
         gr.Markdown("# Palimpsest\nChange what a model knows, see what became of it, and take it back.")
         with gr.Row():
-            model = gr.Dropdown(list(bench.names), value=bench.names[0], label="Model", scale=3, elem_id="model")
+            model = gr.Dropdown(
+                list(bench.names), value=bench.names[0], label="Model", scale=3, min_width=300, elem_id="model"
+            )
             with gr.Column(scale=1, min_width=140):
                 is_chat = gr.Checkbox(label="Ask in a chat", value=False, elem_id="chat")
                 thinks = gr.Checkbox(label="Let it think first", value=False, visible=False, elem_id="thinks")

@@ -55,6 +55,8 @@ from palimpsest.wording import find_subject
         ("Barack Obama's wife is", "Barack Obama"),
         ("Kepler found his law in 1609", "Kepler"),
         ("The A of", None),
+        ("В 1999 году Москва была", "Москва"),
+        ("Где находится Эрмитаж?", "Эрмитаж"),
         ("what is the capital of france?", None),
         ("法国的首都是", None),
         ("", None),

@@ -36,7 +36,8 @@ _OPENERS = _words(
     """a an the this that these those what which who whom whose when where why how in on at of for from by to
     with about as is are was were do does did has have had can could will would should may might it he she
     they we i you his her their its our my your there here if and or but not no name tell say complete fill
-    question answer q after before during since until according"""
+    question answer q after before during since until according
+    в на из о об с со у к по от до для за при кто где что когда как какой какая какое"""
 )
 # Of these, the ones that are names outside questions: Will Smith, May Mahlangu.
 _NAMES_TOO = frozenset({"will", "may"})

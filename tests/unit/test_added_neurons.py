@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import pytest
@@ -142,6 +142,21 @@ def test_neurons_are_removed_in_any_order():
         together.without("edit-1").without("edit-1")
 
 
+@contextmanager
+def counted_blocks(model):
+    """The layers whose MLP runs inside the block, in order."""
+    run = []
+    modules = [model.sites.module("mlp.down", layer) for layer in range(model.num_layers)]
+    handles = [
+        module.register_forward_hook(lambda *_, layer=layer: run.append(layer)) for layer, module in enumerate(modules)
+    ]
+    try:
+        yield run
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 @pytest.mark.parametrize("family", ["gptj", "cohere", "t5", "gemma2", "bart"])
 def test_the_short_pass_equals_the_whole_one(family):
     """Logits and their gradients, by the final norm and the head alone and by autograd through the whole model."""
@@ -156,10 +171,26 @@ def test_the_short_pass_equals_the_whole_one(family):
         found.append((logits.detach(), torch.autograd.grad(loss, added)[0]))
     for short, whole in zip(*found, strict=True):
         assert torch.allclose(short, whole, atol=1e-4)
-    one = places.of_fact(2)
-    assert torch.allclose(
-        one.logits(torch.zeros_like(one.queries)), places.logits(0 * added)[places.facts == 2], atol=1e-4
-    )
+
+
+@pytest.mark.parametrize("family", ["gptj", "t5", "gemma2", "gemma3_text", "bart"])
+def test_the_pass_of_one_fact_equals_that_of_all(family):
+    """Also where it runs the last block over the answer's places, and no block below it."""
+    model = tiny.tiny_model(family)
+    places = answer_places(model, [model.encode(request.prompt, request.target_new) for request in tiny.requests()])
+    one, at = places.of_fact(2), places.facts == 2
+    assert (one.suffix is not None) == (family in ("gemma2", "gemma3_text"))
+    added = 0.3 * torch.randn_like(places.queries)
+    alone, together = added[at].clone().requires_grad_(), added.clone().requires_grad_()
+    with counted_blocks(model) as run:
+        logits = one.logits(alone)
+    if family != "bart":
+        assert run == ([] if one.suffix is None else [model.num_layers - 1])
+    every = places.logits(together)[at]
+    assert torch.allclose(logits, every, atol=1e-4)
+    for found in (logits, every):
+        torch.nn.functional.cross_entropy(found, one.labels).backward()
+    assert torch.allclose(alone.grad, together.grad[at], atol=1e-4)
 
 
 def test_the_memory_loss_by_hand():

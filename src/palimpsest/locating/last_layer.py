@@ -5,8 +5,9 @@ there and what its block hands on are computed once; then a step is the final no
 
     logits = factor * head(norm(h + added))
 
-That form is checked against the model's own logits. Where it does not hold (a norm behind the MLP, capped logits) every
-step is a pass of the whole model, with the same result.
+That form is checked against the model's own logits. Where it does not hold (a norm behind the MLP, capped logits) a
+step of one fact runs the last block too, over the answer's places only; of many facts together, and in an
+encoder-decoder, it is a pass of the whole model. The result is the same.
 """
 
 from __future__ import annotations
@@ -17,7 +18,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from palimpsest.models import SAME_WITHIN, EditableModel, Encoded, Point, by_length, captured, intervened
+from palimpsest.models import (
+    SAME_WITHIN,
+    EditableModel,
+    Encoded,
+    Point,
+    Suffix,
+    by_length,
+    captured,
+    intervened,
+    prepare_suffix,
+)
 
 
 @dataclass(frozen=True)
@@ -32,6 +43,7 @@ class AnswerPlaces:
         queries: (places, width), what the last MLP reads there, in float32.
         handed: (places, width), what the last block hands on, in float32.
         factor: what stands between the head and the logits; `None` where more than that does.
+        suffix: of one fact, the last block over its places, where the factor is `None`.
     """
 
     model: EditableModel
@@ -41,6 +53,7 @@ class AnswerPlaces:
     queries: Tensor
     handed: Tensor
     factor: float | None
+    suffix: Suffix | None = None
 
     def logits(self, added: Tensor, at: Tensor | None = None) -> Tensor:
         """Logits, (places, vocabulary), in float32, with `added` (places, width) on top of what the MLP writes.
@@ -59,18 +72,31 @@ class AnswerPlaces:
         at = (self.facts == index).nonzero()[:, 0]
         one = (self.encoded[index],)
         facts = torch.zeros_like(self.facts[at])
-        return AnswerPlaces(self.model, one, facts, self.labels[at], self.queries[at], self.handed[at], self.factor)
+        suffix = None
+        if self.factor is None and not self.model.is_encoder_decoder:
+            row, last = self.encoded[index], self.model.num_layers - 1
+            ids, first = (*row.prompt_ids, *row.target_ids), len(row.prompt_ids) - 1
+            suffix, _ = prepare_suffix(self.model, [ids], [first], last)
+        kept = self.labels[at], self.queries[at], self.handed[at]
+        return AnswerPlaces(self.model, one, facts, *kept, self.factor, suffix)
 
     def _whole(self, added: Tensor) -> Tensor:
-        model = self.model
-        batch = model.batch(self.encoded)
-        rows, columns, _ = model.answer_places(self.encoded, batch)
+        model, suffix = self.model, self.suffix
+        if suffix is None:
+            batch = model.batch(self.encoded)
+            rows, columns, _ = model.answer_places(self.encoded, batch)
+        else:
+            rows = torch.zeros(len(added), dtype=torch.long, device=suffix.columns.device)
+            places = torch.arange(len(added), device=rows.device)
+            columns = suffix.first_columns + places
 
         def put(written: Tensor) -> Tensor:
             at = (rows.to(written.device), columns.to(written.device))
             return written.index_put(at, added.to(written.device, written.dtype), accumulate=True)
 
         with intervened(model.sites, {Point("mlp.down", model.num_layers - 1): put}):
+            if suffix is not None:
+                return suffix.logits(rows, suffix.columns + places).float()
             return model.logits_at(batch, rows, columns).float()
 
 

@@ -15,7 +15,8 @@ and nothing else changes. k, b and v are trained, k from q_s / |q_s|^2, so that 
 The edit's own wording is what other facts share, so the same two terms are taken of what the prompt asked about other
 subjects reads (`spare`, ours): ordinary text seldom comes that close.
 
-No attention follows the last MLP, so that a step runs the final norm and the head in the answer's places alone.
+No attention follows the last MLP, so that a step runs the final norm and the head in the answer's places only (and the
+last block, where a norm stands behind its MLP).
 """
 
 from __future__ import annotations

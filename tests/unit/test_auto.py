@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 import tiny
 from palimpsest import ConfigError, EditRequest, ModelError, Probe, load, method
 from palimpsest.locating.other_subjects import about, script_of, unrelated_prompts
-from palimpsest.methods.auto.examination import Examination, Verdict
-from palimpsest.methods.auto.method import FACTORS
-from palimpsest.methods.auto.trials import make_trials, ordinary_texts
+from palimpsest.methods.auto.climb import FACTORS, Climb
+from palimpsest.methods.auto.examination import Examination, Standing, Verdict
+from palimpsest.methods.auto.trials import Trial, make_trials, ordinary_texts
 
 JAPAN = EditRequest("The capital city of Japan is", "Oslo", subject="Japan", target_old="Tokyo")
 CROATIA = EditRequest("The capital of Croatia is", "Vienna", subject="Croatia", target_old="Zagreb")
+OTHERS = ("Germany", "Spain", "Italy", "Portugal", "Greece", "Poland", "Austria", "Hungary")
 FEW = {"num_contexts": 1, "num_neighbours": 3}
 # One attempt that goes too far, and one that does nothing.
 STRONG = {
@@ -172,3 +175,32 @@ def test_another_subject_stands_wherever_the_fact_s_own_stood():
     request = EditRequest("In Niger, unlike Nigeria, the capital of Niger is", "Oslo", subject="Niger")
     assert about(request, "Chad").prompt == "In Chad, unlike Nigeria, the capital of Chad is"
     assert about(EditRequest("日本の首都は", "奥斯陆", subject="日本"), "中国").prompt == "中国の首都は"
+
+
+class _Climbing(Climb):
+    """Lets enough stay for two facts and fewer."""
+
+    def attempt(self, name, made, requests, factors=FACTORS):
+        self.tried.append([request.prompt for request in requests])
+        return len(requests) <= 2
+
+
+def test_where_all_facts_are_too_much_those_that_do_least_damage_are_taken():
+    requests = [EditRequest(f"The capital of {name} is", "Oslo", subject=name) for name in "ABCDEFGHI"]
+    damage = [2, 0, 1, 2, 0, 2, 1, 2, 2]
+    verdicts = tuple(Verdict(True, False, (), (False,) * wrong + (True,) * (2 - wrong), "Oslo") for wrong in damage)
+    examination = SimpleNamespace(trials=[Trial(request, (), ()) for request in requests])
+    climb = _Climbing(None, examination, None, None, None, None, None, rejected=Standing(verdicts, ()))
+    climb.with_fewer("memit", None, requests)
+    assert [[prompt.split()[3] for prompt in one] for one in climb.tried] == [list("BCEG"), list("BE")]
+
+
+def test_a_batch_that_damages_as_a_whole_is_made_of_fewer_facts(world):
+    """Without halves the same ladder hands over nothing."""
+    requests = [JAPAN, CROATIA, *(EditRequest(f"The capital of {name} is", "Oslo", subject=name) for name in OTHERS)]
+    found = edited(world, requests, ladder=[{"method": "memit"}], keep=0.98, num_neighbours=8).diagnostics.facts
+    attempts = found["attempts"]
+    assert [one["keeps"] for one in attempts[: len(FACTORS)]] == [False] * len(FACTORS)
+    assert attempts[-1]["keeps"] and 0 < attempts[-1]["facts"] < len(requests)
+    assert 0 < sum(fact["holds"] for fact in found["facts"]) < len(requests)
+    assert all(fact["why"] for fact in found["facts"] if not fact["holds"])

@@ -5,6 +5,7 @@
         change = attempt.edit(model + patch, facts that do not hold)
         factor = the largest of FACTORS at which enough stays   model + patch + factor * change, examined
         patch  = patch + factor * change                        if more facts hold than before
+    then half of the facts that do not hold, and half of those, until enough stays
 
 What is handed over was looked at: each fact has a verdict, and one that does not hold has the reason.
 """
@@ -14,12 +15,11 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, ClassVar, final
 
-from pydantic import Field
-
 from palimpsest.locating import unrelated_prompts
+from palimpsest.methods.auto.climb import Climb, OutOfTime
+from palimpsest.methods.auto.config import AutoConfig
 from palimpsest.methods.auto.examination import Examination, Standing, Verdict
 from palimpsest.methods.auto.ladder import LADDER, Attempt, editable_by, usable
 from palimpsest.methods.auto.trials import make_trials, ordinary_texts
@@ -27,86 +27,9 @@ from palimpsest.methods.base import Capabilities, EditRun, Method, MethodConfig
 from palimpsest.models import EditableModel
 from palimpsest.patches import Manifest, WeightPatch
 from palimpsest.requests import EditRequest
-from palimpsest.stopwatch import Progress
 
-FACTORS = (1.0, 0.75, 0.55)
-"""What an attempt's change is multiplied by until enough stays as it was."""
 SPARE = 3
 """Neighbours that are looked at for each one that is needed: about many subjects a model has no sure answer."""
-
-
-class AutoConfig(MethodConfig):
-    """Options of `auto`."""
-
-    ladder: list[Attempt] | None = None
-    """What is tried, in order: tables of `method`, `options` and `preset`. Left out, what measured best."""
-    keep: float = Field(default=0.95, ge=0, le=1)
-    """Share of the answers about other subjects and other things that must stay as they were, as a whole number rounded
-    down (26 of 28 for 0.95); an attempt that keeps fewer is not taken."""
-    most_moved: float = Field(default=0.2, gt=0)
-    """Nats per token by which ordinary sentences, and texts that the model itself wrote, may move on average; an
-    attempt that moves them further is not taken. 0.2 is a perplexity of ordinary text that is up or down by a fifth."""
-    elsewhere: float = Field(default=0.75, ge=0, le=1)
-    """Share of the prompts beside its own, rephrasings and the prompt behind other texts, in which a fact must hold;
-    below it further attempts are made."""
-    max_seconds: float | None = Field(default=None, gt=0)
-    """No attempt goes on beyond this time; left out, all attempts may be made. What is found then depends on the
-    machine's speed."""
-    num_contexts: int = Field(default=3, ge=0)
-    """Texts, of the model's own, that each prompt is tested behind."""
-    num_neighbours: int = Field(default=8, ge=0)
-    """Other subjects that each prompt is asked about to see what the edit reaches, for up to twenty facts; of more
-    facts each has fewer, at least two."""
-
-
-class _OutOfTime(Exception):
-    """The time is over; raised inside an attempt, which leaves the model as it was."""
-
-
-@dataclass
-class _Climb:
-    """The attempts at the facts of one call, and the best that came of them so far."""
-
-    model: EditableModel
-    examination: Examination
-    config: AutoConfig
-    run: EditRun
-    deadline: float | None
-    patch: WeightPatch
-    standing: Standing
-    tried: list[dict[str, Any]] = field(default_factory=list)
-
-    def attempt(self, name: str, made: Method[Any], requests: Sequence[EditRequest]) -> None:
-        """Takes an attempt's change, as much of it as lets enough stay, if more facts hold with it than without."""
-        with self.model.patched(self.patch), self.run.clock.stage("editing"):
-            outcome = made.edit(self.model, requests, progress=_until(self.deadline, self.run.progress))
-        self.run.diagnostics.losses |= outcome.diagnostics.losses
-        change = outcome.weight_patch
-        for factor in FACTORS:
-            _require_time(self.deadline)
-            patch = self.patch + factor * change
-            with self.run.clock.stage("examining"), self.model.patched(patch):
-                standing = self.examination.standing()
-            self.tried.append({"method": name, "factor": factor, "facts": len(requests), **self._summary(standing)})
-            if standing.keeps(self.config.keep) and standing.moved <= self.config.most_moved:
-                if self._worth(standing) > self._worth(self.standing):
-                    self.patch, self.standing = WeightPatch(patch.deltas, Manifest(label="auto")), standing
-                return
-
-    def _summary(self, standing: Standing) -> dict[str, Any]:
-        return {
-            "true": sum(verdict.is_true for verdict in standing.verdicts),
-            "hold": sum(verdict.holds(self.config.elsewhere) for verdict in standing.verdicts),
-            "elsewhere": standing.elsewhere,
-            "kept": standing.kept,
-            "keeps": standing.keeps(self.config.keep),
-            "moved": standing.moved,
-        }
-
-    def _worth(self, standing: Standing) -> tuple[float, ...]:
-        """Ranks states: first by facts that are true, then by facts that also hold elsewhere, then by what stays."""
-        found = self._summary(standing)
-        return found["true"], found["hold"], found["elsewhere"] + found["kept"]
 
 
 @final
@@ -142,18 +65,20 @@ class Auto(Method[AutoConfig]):
             examination = Examination(model, trials, unrelated_prompts(requests), count, texts)
             start = examination.start()
         nothing = WeightPatch({}, Manifest(label=self.name))
-        climb = _Climb(model, examination, config, run, deadline, nothing, start)
+        climb = Climb(model, examination, config, run, deadline, nothing, start)
         is_over = False
-        for number, (attempt, made) in enumerate(self._usable):
-            share = 0.0 if attempt.only_untrue else config.elsewhere
+        # At last, where all facts together are too much, as many as are not.
+        rounds = [(*one, False) for one in self._usable] + [(*one, True) for one in self._usable[:1]]
+        for number, (attempt, made, is_last) in enumerate(rounds):
+            share = 0.0 if attempt.only_untrue or is_last else config.elsewhere
             standing = zip(requests, climb.standing.verdicts, strict=True)
             chosen = editable_by(made, [request for request, verdict in standing if not verdict.holds(share)])
             if not chosen:
                 continue
-            run.progress("attempts", number, len(self._usable))
+            run.progress("attempts", min(number, len(self._usable) - 1), len(self._usable))
             try:
-                climb.attempt(attempt.method, made, chosen)
-            except _OutOfTime:
+                (climb.with_fewer if is_last else climb.attempt)(attempt.method, made, chosen)
+            except OutOfTime:
                 run.diagnostics.notes.append(f"The time was over during the attempt by {attempt.method} (max_seconds).")
                 is_over = True
                 break
@@ -161,21 +86,6 @@ class Auto(Method[AutoConfig]):
         _report(requests, start, climb.standing, _why_not(climb.tried, config, is_over=is_over), run)
         run.diagnostics.facts["attempts"] = climb.tried
         return climb.patch
-
-
-def _until(deadline: float | None, progress: Progress) -> Progress:
-    """A progress that ends an attempt when the time is over."""
-
-    def told(stage: str, done: int, total: int) -> None:
-        _require_time(deadline)
-        progress(stage, done, total)
-
-    return told
-
-
-def _require_time(deadline: float | None) -> None:
-    if deadline is not None and time.monotonic() > deadline:
-        raise _OutOfTime
 
 
 def _report(

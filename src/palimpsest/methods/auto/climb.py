@@ -1,0 +1,115 @@
+"""The way up the ladder of `auto`: attempts at some facts, and what is taken of each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from palimpsest.methods.auto.config import AutoConfig
+from palimpsest.methods.auto.examination import Examination, Standing
+from palimpsest.methods.base import EditRun, Method
+from palimpsest.models import EditableModel
+from palimpsest.patches import Manifest, WeightPatch
+from palimpsest.requests import EditRequest
+from palimpsest.stopwatch import Progress
+
+FACTORS: tuple[float, ...] = (1.0, 0.75, 0.55)
+"""What an attempt's change is multiplied by until enough stays as it was."""
+
+
+class OutOfTime(Exception):
+    """The time is over; raised inside an attempt, which leaves the model as it was."""
+
+
+@dataclass
+class Climb:
+    """The attempts at the facts of one call, and the best that came of them so far."""
+
+    model: EditableModel
+    examination: Examination
+    config: AutoConfig
+    run: EditRun
+    deadline: float | None
+    patch: WeightPatch
+    standing: Standing
+    tried: list[dict[str, Any]] = field(default_factory=list)
+    rejected: Standing | None = None
+    """How the facts stood under the last whole change that let too little stay."""
+
+    def attempt(
+        self, name: str, made: Method[Any], requests: Sequence[EditRequest], factors: Sequence[float] = FACTORS
+    ) -> bool:
+        """Takes an attempt's change, as much of it as lets enough stay, if more facts hold with it than without.
+
+        Returns whether any of the factors lets enough stay.
+        """
+        with self.model.patched(self.patch), self.run.clock.stage("editing"):
+            outcome = made.edit(self.model, requests, progress=_until(self.deadline, self.run.progress))
+        self.run.diagnostics.losses |= outcome.diagnostics.losses
+        change = outcome.weight_patch
+        for factor in factors:
+            _require_time(self.deadline)
+            patch = self.patch + factor * change
+            with self.run.clock.stage("examining"), self.model.patched(patch):
+                standing = self.examination.standing()
+            self.tried.append({"method": name, "factor": factor, "facts": len(requests), **self._summary(standing)})
+            if standing.keeps(self.config.keep) and standing.moved <= self.config.most_moved:
+                if self._worth(standing) > self._worth(self.standing):
+                    self.patch, self.standing = WeightPatch(patch.deltas, Manifest(label="auto")), standing
+                return True
+            if factor == 1.0:
+                self.rejected = standing
+        return False
+
+    def with_fewer(self, name: str, made: Method[Any], requests: Sequence[EditRequest]) -> None:
+        """Attempts half of the facts, and half of those, until enough stays: what many facts change adds up.
+
+        Those come first that changed least about other subjects when all were attempted.
+        """
+        damage = self._damage()
+        while len(requests) > 1:
+            by_damage = sorted(requests, key=lambda request: damage.get(request.id, 0))
+            chosen = {request.id for request in by_damage[: len(requests) // 2]}
+            requests = [request for request in requests if request.id in chosen]
+            # Fewer facts are gentler than a part of each change, and every look takes its time.
+            if self.attempt(name, made, requests, FACTORS[:1]):
+                return
+
+    def _damage(self) -> dict[str, int]:
+        """By the id of each fact, how many prompts about other subjects the last rejected change changed."""
+        if self.rejected is None:
+            return {}
+        standing = zip(self.examination.trials, self.rejected.verdicts, strict=True)
+        return {trial.request.id: verdict.kept.count(False) for trial, verdict in standing}
+
+    def _summary(self, standing: Standing) -> dict[str, Any]:
+        return {
+            "true": sum(verdict.is_true for verdict in standing.verdicts),
+            "hold": sum(verdict.holds(self.config.elsewhere) for verdict in standing.verdicts),
+            "elsewhere": standing.elsewhere,
+            "kept": standing.kept,
+            "keeps": standing.keeps(self.config.keep),
+            "moved": standing.moved,
+        }
+
+    def _worth(self, standing: Standing) -> tuple[float, ...]:
+        """Ranks states: first by facts that are true, then by facts that also hold elsewhere, then by what stays."""
+        found = self._summary(standing)
+        return found["true"], found["hold"], found["elsewhere"] + found["kept"]
+
+
+def _until(deadline: float | None, progress: Progress) -> Progress:
+    """A progress that ends an attempt when the time is over."""
+
+    def told(stage: str, done: int, total: int) -> None:
+        _require_time(deadline)
+        progress(stage, done, total)
+
+    return told
+
+
+def _require_time(deadline: float | None) -> None:
+    if deadline is not None and time.monotonic() > deadline:
+        raise OutOfTime

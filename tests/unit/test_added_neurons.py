@@ -173,7 +173,7 @@ def test_the_short_pass_equals_the_whole_one(family):
         assert torch.allclose(short, whole, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", ["gptj", "t5", "gemma2", "gemma3_text", "bart"])
+@pytest.mark.parametrize("family", ["gptj", "cohere", "t5", "gemma2", "gemma3_text", "bart"])
 def test_the_pass_of_one_fact_equals_that_of_all(family):
     """Also where it runs the last block over the answer's places, and no block below it."""
     model = tiny.tiny_model(family)

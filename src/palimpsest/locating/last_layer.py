@@ -13,7 +13,8 @@ encoder-decoder, it is a pass of the whole model. The result is the same.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -63,41 +64,47 @@ class AnswerPlaces:
             at: (some places,), the places asked for; all of them when left out. Not for whole passes.
         """
         if self.factor is None:
-            return self._whole(added)
+            return self._whole(added) if self.suffix is None else self._from_last_block(self.suffix, added)
         handed = self.handed if at is None else self.handed[at]
         return _logits(self.model, handed + added) * self.factor
 
     def of_fact(self, index: int) -> AnswerPlaces:
         """The places of one fact."""
-        at = (self.facts == index).nonzero()[:, 0]
-        one = (self.encoded[index],)
-        facts = torch.zeros_like(self.facts[at])
+        at, row = (self.facts == index).nonzero()[:, 0], self.encoded[index]
         suffix = None
         if self.factor is None and not self.model.is_encoder_decoder:
-            row, last = self.encoded[index], self.model.num_layers - 1
             ids, first = (*row.prompt_ids, *row.target_ids), len(row.prompt_ids) - 1
-            suffix, _ = prepare_suffix(self.model, [ids], [first], last)
-        kept = self.labels[at], self.queries[at], self.handed[at]
-        return AnswerPlaces(self.model, one, facts, *kept, self.factor, suffix)
+            suffix, _ = prepare_suffix(self.model, [ids], [first], self.model.num_layers - 1)
+        return replace(
+            self,
+            encoded=(row,),
+            facts=torch.zeros_like(self.facts[at]),
+            labels=self.labels[at],
+            queries=self.queries[at],
+            handed=self.handed[at],
+            suffix=suffix,
+        )
 
     def _whole(self, added: Tensor) -> Tensor:
-        model, suffix = self.model, self.suffix
-        if suffix is None:
-            batch = model.batch(self.encoded)
-            rows, columns, _ = model.answer_places(self.encoded, batch)
-        else:
-            rows = torch.zeros(len(added), dtype=torch.long, device=suffix.columns.device)
-            places = torch.arange(len(added), device=rows.device)
-            columns = suffix.first_columns + places
+        batch = self.model.batch(self.encoded)
+        rows, columns, _ = self.model.answer_places(self.encoded, batch)
+        with self._adding(added, rows, columns):
+            return self.model.logits_at(batch, rows, columns).float()
+
+    def _from_last_block(self, suffix: Suffix, added: Tensor) -> Tensor:
+        reach = torch.arange(len(added), device=suffix.columns.device)
+        rows = torch.zeros_like(reach)
+        with self._adding(added, rows, suffix.first_columns + reach):
+            return suffix.logits(rows, suffix.columns + reach).float()
+
+    def _adding(self, added: Tensor, rows: Tensor, columns: Tensor) -> AbstractContextManager[None]:
+        """Inside the block `added` lies on what the last MLP writes at these places of the tensors that flow."""
 
         def put(written: Tensor) -> Tensor:
             at = (rows.to(written.device), columns.to(written.device))
             return written.index_put(at, added.to(written.device, written.dtype), accumulate=True)
 
-        with intervened(model.sites, {Point("mlp.down", model.num_layers - 1): put}):
-            if suffix is not None:
-                return suffix.logits(rows, suffix.columns + places).float()
-            return model.logits_at(batch, rows, columns).float()
+        return intervened(self.model.sites, {Point("mlp.down", self.model.num_layers - 1): put})
 
 
 @torch.no_grad()

@@ -109,8 +109,10 @@ def _is_name(word: re.Match[str]) -> bool:
 def _is_opener(prompt: str, word: re.Match[str]) -> bool:
     """Whether a word has its capital from the sentence that it begins."""
     plain = _POSSESSIVE.sub("", word.group().lower())
+    if plain not in _OPENERS:
+        return False
     before = prompt[: word.start()].rstrip()
-    if plain not in _OPENERS or (before and before[-1] not in '.?!:"\u201c'):
+    if before and before[-1] not in '.?!:"\u201c':
         return False
     return plain not in _NAMES_TOO or prompt.rstrip().endswith("?")
 

@@ -36,7 +36,7 @@ class Climb:
     standing: Standing
     tried: list[dict[str, Any]] = field(default_factory=list)
     rejected: Standing | None = None
-    """How the facts stood under the last whole change that let too little stay."""
+    """How the facts stood under the first whole change that let too little stay."""
 
     def attempt(
         self, name: str, made: Method[Any], requests: Sequence[EditRequest], factors: Sequence[float] = FACTORS
@@ -59,30 +59,29 @@ class Climb:
                 if self._worth(standing) > self._worth(self.standing):
                     self.patch, self.standing = WeightPatch(patch.deltas, Manifest(label="auto")), standing
                 return True
-            if factor == 1.0:
+            if factor == 1.0 and self.rejected is None:
                 self.rejected = standing
         return False
 
     def with_fewer(self, name: str, made: Method[Any], requests: Sequence[EditRequest]) -> None:
         """Attempts half of the facts, and half of those, until enough stays: what many facts change adds up.
 
-        Those come first that changed least about other subjects when all were attempted.
+        Those come first that changed least about other subjects when all were attempted; nothing is done where no
+        attempt let too little stay.
         """
-        damage = self._damage()
-        while len(requests) > 1:
-            by_damage = sorted(requests, key=lambda request: damage.get(request.id, 0))
-            chosen = {request.id for request in by_damage[: len(requests) // 2]}
-            requests = [request for request in requests if request.id in chosen]
-            # Fewer facts are gentler than a part of each change, and every look takes its time.
-            if self.attempt(name, made, requests, FACTORS[:1]):
-                return
-
-    def _damage(self) -> dict[str, int]:
-        """By the id of each fact, how many prompts about other subjects the last rejected change changed."""
         if self.rejected is None:
-            return {}
+            return
         standing = zip(self.examination.trials, self.rejected.verdicts, strict=True)
-        return {trial.request.id: verdict.kept.count(False) for trial, verdict in standing}
+        damage = {trial.request.id: verdict.kept.count(False) for trial, verdict in standing}
+        by_damage = sorted((request.id for request in requests), key=damage.__getitem__)
+        count = len(requests) // 2
+        while count:
+            least = set(by_damage[:count])
+            chosen = [request for request in requests if request.id in least]
+            # Fewer facts are gentler than a part of each change, and every look takes its time.
+            if self.attempt(name, made, chosen, FACTORS[:1]):
+                return
+            count //= 2
 
     def _summary(self, standing: Standing) -> dict[str, Any]:
         return {

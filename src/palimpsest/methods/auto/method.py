@@ -68,16 +68,18 @@ class Auto(Method[AutoConfig]):
         climb = Climb(model, examination, config, run, deadline, nothing, start)
         is_over = False
         # At last, where all facts together are too much, as many as are not.
-        rounds = [(*one, False) for one in self._usable] + [(*one, True) for one in self._usable[:1]]
-        for number, (attempt, made, is_last) in enumerate(rounds):
-            share = 0.0 if attempt.only_untrue or is_last else config.elsewhere
+        rounds = [(climb.attempt, *one) for one in self._usable] + [
+            (climb.with_fewer, *one) for one in self._usable[:1]
+        ]
+        for number, (climbs, attempt, made) in enumerate(rounds):
+            share = 0.0 if attempt.only_untrue or number == len(self._usable) else config.elsewhere
             standing = zip(requests, climb.standing.verdicts, strict=True)
             chosen = editable_by(made, [request for request, verdict in standing if not verdict.holds(share)])
             if not chosen:
                 continue
             run.progress("attempts", min(number, len(self._usable) - 1), len(self._usable))
             try:
-                (climb.with_fewer if is_last else climb.attempt)(attempt.method, made, chosen)
+                climbs(attempt.method, made, chosen)
             except OutOfTime:
                 run.diagnostics.notes.append(f"The time was over during the attempt by {attempt.method} (max_seconds).")
                 is_over = True

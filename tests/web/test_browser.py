@@ -195,9 +195,9 @@ def test_nothing_that_is_typed_runs(visitors):
     page.evaluate("window.ran = 0")
     bad = '<img src=x onerror="window.ran=1"> ${window.ran=2} {{window.ran=3}} <script>window.ran=4</script>'
     asked(page, bad)
-    # With the whole text as prompt and answer it would be longer than this model's context, which is an error too.
-    short = '<img src=x onerror="window.ran=1"> {{window.ran=3}}'
-    edit(page, f"The capital of {short} is", short, short)
+    # The whole text in both places would be longer than this model's context, which is an error.
+    first, second = bad[: bad.index("{{")].strip(), bad[bad.index("{{") :]
+    edit(page, f"The capital of {first} is", first, second)
     page.wait_for_selector("#result .verdict")
     # An error shows what was typed too.
     edit(page, f"The capital of {bad} is", f"{bad}{bad}", "Lyon")

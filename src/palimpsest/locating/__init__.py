@@ -1,7 +1,7 @@
 """Where in a model a fact is written, and what is to be written there: contexts, keys, target vectors, spreading."""
 
 from palimpsest.locating.answer_chunks import chunk_rows
-from palimpsest.locating.contexts import NO_CONTEXTS, ContextOptions, context_templates, in_context
+from palimpsest.locating.contexts import NO_CONTEXTS, ContextOptions, context_templates, encode_in_context, in_context
 from palimpsest.locating.first_token import PROMPT_ALONE, apart_from_sink, first_token_notes, kept_rows
 from palimpsest.locating.last_layer import AnswerPlaces, answer_places, queries_of
 from palimpsest.locating.other_subjects import (
@@ -28,6 +28,7 @@ __all__ = [
     "as_patch",
     "chunk_rows",
     "context_templates",
+    "encode_in_context",
     "first_token_notes",
     "in_context",
     "kept_rows",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from palimpsest.locating.contexts import CLEAN, check_templates, in_context
+from palimpsest.locating.contexts import CLEAN, check_templates, encode_in_context
 from palimpsest.locating.subject_vectors import SubjectRows
 from palimpsest.models import EditableModel, require_decoder
 from palimpsest.requests import EditRequest
@@ -49,7 +49,7 @@ def answer_chunks(model: EditableModel, request: EditRequest, template: str, siz
 
     Raises `DataError` for a prompt or an answer without tokens, and for a text longer than the model's context.
     """
-    encoded = model.encode(in_context(request, template).prompt, request.target_new)
+    encoded = encode_in_context(model, request, template, request.target_new)
     before, length = len(encoded.prompt_ids), len(encoded.target_ids)
     columns = [before + start - 1 for start in range(0, length, size)]
     return [

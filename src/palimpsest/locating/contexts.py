@@ -16,7 +16,7 @@ from torch import Tensor
 
 from palimpsest.config import Config
 from palimpsest.errors import ConfigError
-from palimpsest.models import EditableModel, encode, logits_by_step
+from palimpsest.models import EditableModel, Encoded, encode, logits_by_step
 from palimpsest.requests import EditRequest
 from palimpsest.statistics import Cache, CacheEntry, whole_identity
 
@@ -128,6 +128,14 @@ def check_templates(templates: Sequence[str]) -> None:
 def in_context(request: EditRequest, template: str) -> EditRequest:
     """The request with its prompt placed in a template."""
     return replace(request, prompt=template.replace("{}", request.prompt))
+
+
+def encode_in_context(model: EditableModel, request: EditRequest, template: str, target: str | None = None) -> Encoded:
+    """Ids of a request's prompt placed in a template, and of a target after it.
+
+    Raises `DataError` that names the request's own prompt where that does not fit the model's context.
+    """
+    return model.encode(in_context(request, template).prompt, target, own=request.prompt)
 
 
 def _is_template(text: str) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from palimpsest.locating.contexts import CLEAN, in_context
+from palimpsest.locating.contexts import CLEAN, encode_in_context, in_context
 from palimpsest.locating.subject_vectors import SubjectRows, subject_rows, subject_vectors
 from palimpsest.models import EditableModel, Point, subject_last_token, token_spans
 from palimpsest.requests import EditRequest
@@ -69,6 +69,9 @@ def apart_from_sink(
         if request.id not in sunk:
             parts.append(request)
             continue
+        for template in templates:
+            # Both texts have to fit before the prompt; from here on the first one counts as the prompt's own.
+            encode_in_context(model, request, template.replace("{}", contexts[0]), request.target_new)
         parts.append(in_context(request, contexts[0]))
         alone = _after_subject(model, request)
         if alone is None:

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from palimpsest.locating.contexts import CLEAN, check_templates, in_context
+from palimpsest.locating.contexts import CLEAN, check_templates, encode_in_context, in_context
 from palimpsest.models import (
     DEFAULT_ROWS,
     EditableModel,
@@ -64,7 +64,8 @@ def subject_rows(
         for template in templates:
             placed = in_context(request, template)
             end = subject_last_token(model.tokenizer, placed, chat=model.chat) + 1
-            numbers.append(distinct.setdefault(model.encode(placed.prompt).prompt_ids[:end], len(distinct)))
+            ids = encode_in_context(model, request, template).prompt_ids[:end]
+            numbers.append(distinct.setdefault(ids, len(distinct)))
     return SubjectRows(tuple(distinct), torch.tensor(numbers).view(len(requests), len(templates)))
 
 

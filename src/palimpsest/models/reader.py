@@ -112,8 +112,14 @@ class Reader(ABC):
 
     # Text to ids
 
-    def encode(self, prompt: str, target: str | None = None) -> Encoded:
-        """Ids of a prompt, and of a target after it. Raises `DataError` when they do not fit the context."""
+    def encode(self, prompt: str, target: str | None = None, *, own: str | None = None) -> Encoded:
+        """Ids of a prompt, and of a target after it.
+
+        Arguments:
+            own: where a method put a text before the prompt, the prompt as it was given: an error names that.
+
+        Raises `DataError` when they do not fit the model's context.
+        """
         if self.is_encoder_decoder:
             encoded = tokens.encode_apart(self.tokenizer, prompt, target)
             length, counted = max(len(encoded.prompt_ids), len(encoded.target_ids)), " each for prompt and target"
@@ -121,16 +127,29 @@ class Reader(ABC):
             encoded = tokens.encode(self.tokenizer, prompt, target, chat=self.chat)
             length, counted = len(encoded), ", the target included"
         limit = self.context_length
-        if limit is not None and length > limit:
-            too_long = "A prompt" if len(encoded.prompt_ids) > limit else "A prompt with its answer"
+        if limit is None or length <= limit:
+            return encoded
+        what = "A prompt" if len(encoded.prompt_ids) > limit else "A prompt with its answer"
+        expected = f"at most {limit} tokens{counted}"
+        if own is None or own == prompt:
             raise DataError(
-                f"{too_long} is longer than the model's context.",
-                expected=f"at most {limit} tokens{counted}",
+                f"{what} is longer than the model's context.",
+                expected=expected,
                 found=f"{len(encoded.prompt_ids)} tokens of the prompt, {len(encoded.target_ids)} of the answer",
                 where=f"prompt {prompt[:60]!r}",
                 remedy="shorten it, or leave the record out",
             )
-        return encoded
+        # Says so where the prompt by itself is too long already.
+        alone = len(self.encode(own, target).prompt_ids)
+        raise DataError(
+            f"{what}, behind the text that the method put before it, is longer than the model's context.",
+            expected=expected,
+            found=f"{alone} tokens of the prompt, {len(encoded.prompt_ids) - alone} more with the text before it, "
+            f"{len(encoded.target_ids)} of the answer",
+            where=f"prompt {own[:60]!r}, behind {prompt.removesuffix(own)[:60]!r}",
+            remedy="shorten the prompt, or leave the record out; or take a method that puts nothing before prompts, "
+            "such as ft or lora, or -o contexts.given=[] with one that has this option",
+        )
 
     def asked(self, prompt: str) -> Encoded:
         """Ids of a prompt behind which the model is to write: `encode`'s, but for a chat in which it thinks first.

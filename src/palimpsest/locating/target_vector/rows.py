@@ -8,7 +8,7 @@ from typing import Literal
 
 from palimpsest.errors import DataError
 from palimpsest.locating.answer_chunks import AnswerChunk, each_chunk
-from palimpsest.locating.contexts import check_templates, in_context
+from palimpsest.locating.contexts import check_templates, encode_in_context, in_context
 from palimpsest.locating.target_vector.options import TargetOptions
 from palimpsest.models import EditableModel, Encoded, subject_last_token
 from palimpsest.requests import EditRequest, normalise
@@ -116,7 +116,7 @@ def _no_facts() -> DataError:
 
 def _rewriting_row(model: EditableModel, request: EditRequest, fact: int, rank: int, template: str) -> TargetRow:
     placed = in_context(request, template)
-    encoded = model.encode(placed.prompt, placed.target_new)
+    encoded = encode_in_context(model, request, template, request.target_new)
     last = len(encoded.prompt_ids) - 1
     return TargetRow(
         fact=fact,

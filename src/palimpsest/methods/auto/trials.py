@@ -12,11 +12,13 @@ from dataclasses import dataclass
 
 import torch
 
+from palimpsest.errors import DataError
 from palimpsest.locating import (
     NO_CONTEXTS,
     ContextOptions,
     about,
     context_templates,
+    in_context,
     subject_rows,
     subject_vectors,
     subjects_beside,
@@ -62,7 +64,7 @@ def make_trials(
     return [
         Trial(
             request,
-            tuple(dict.fromkeys((*_given(request, "generality"), *(_behind(request, one) for one in templates)))),
+            tuple(dict.fromkeys((*_given(request, "generality"), *_behind(model, request, templates)))),
             tuple(dict.fromkeys((*_given(request, "locality"), *substituted))),
         )
         for request, substituted in zip(requests, _substituted(model, requests, num_neighbours), strict=True)
@@ -83,8 +85,18 @@ def _given(request: EditRequest, kind: str) -> list[str]:
     return [probe.prompt for probe in request.probes if probe.kind.split(".")[0] == kind]
 
 
-def _behind(request: EditRequest, template: str) -> str:
-    return template.replace("{}", request.prompt)
+def _behind(model: EditableModel, request: EditRequest, templates: Sequence[str]) -> list[str]:
+    """The prompt behind each text; not where both are too long together, for nobody has asked for these tests."""
+    placed = (in_context(request, template).prompt for template in templates)
+    return [prompt for prompt in placed if _fits(model, prompt, request.target_new)]
+
+
+def _fits(model: EditableModel, prompt: str, answer: str) -> bool:
+    try:
+        model.encode(prompt, answer)
+    except DataError:
+        return False
+    return True
 
 
 def _substituted(model: EditableModel, requests: Sequence[EditRequest], count: int) -> list[list[str]]:
@@ -98,7 +110,11 @@ def _substituted(model: EditableModel, requests: Sequence[EditRequest], count: i
         known = {normalise(other.prompt) for other in requests}
         names = [*pool, *subjects_beside(request.subject)]
         others = [about(request, name) for name in dict.fromkeys(names) if not _overlap(name, request.subject)]
-        others = [other for other in others if normalise(other.prompt) not in known]
+        others = [
+            other
+            for other in others
+            if normalise(other.prompt) not in known and _fits(model, other.prompt, request.target_new)
+        ]
         found.append([other.prompt for other in _nearest(model, request, others, count)])
     return found
 

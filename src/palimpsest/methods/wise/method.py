@@ -22,7 +22,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from palimpsest.locating import context_templates, in_context
+from palimpsest.locating import context_templates, encode_in_context
 from palimpsest.methods.base import Capabilities, EditRun, Method, MethodConfig, MethodState
 from palimpsest.methods.memory import MemoryConfig
 from palimpsest.methods.ordinary import OrdinaryText, drawn
@@ -75,8 +75,7 @@ class Wise(Method[WiseConfig]):
                 run.progress("side memories", index, len(requests))
                 made = len(memories.owners())
                 with run.clock.stage("training"):
-                    rows = [in_context(request, template) for template in templates]
-                    encoded = [model.encode(row.prompt, row.target_new) for row in rows]
+                    encoded = [encode_in_context(model, request, one, request.target_new) for one in templates]
                     draw = config.seed + 104_729 * (made + 1)
                     apart = drawn(ordinary, request, config.rows_outside, draw)
                     others = prompts_apart_from(request, config.spare, torch.Generator().manual_seed(draw))

@@ -313,15 +313,6 @@ def test_checkpoints_are_shown_and_those_beyond_the_end_are_named(run, workplace
     assert "\n1 edit " in result.out
 
 
-def test_an_edit_that_does_not_hold_is_said(run, workplace, tmp_path):
-    weak = ("-o", "epochs=1", "-o", "learning_rate=1e-6")
-    facts = workplace / "facts.jsonl"
-    result = run("edit", workplace / "model", "-m", "ft", "--edits", facts, "--out", tmp_path / "p", *weak)
-    assert result.code == 1 and (tmp_path / "p" / "manifest.json").is_file()
-    assert "No edit holds" in result.err and "palimpsest verify" not in result.out
-    assert "4 of 4 give neither the new answer nor the old one." in result.out
-
-
 def test_an_audit_reads_as_tables(capsys):
     """From the bundled card's own figures, which have the audit's shape."""
     card = json.loads((bundled_path("world") / "card.json").read_text())

@@ -257,12 +257,14 @@ def _show(result: dict[str, Any]) -> None:
 
 def _otherwise(edits: Sequence[dict[str, Any]]) -> list[str]:
     """Describes the edits that do not hold and the answers that do not end, one line per kind."""
-    found = Counter(one["verdict"] for one in edits)
+    found = Counter(one["verdict"] if one["verdict"] != "other answer" else _other_answer(one) for one in edits)
     lines = {
         "in other words": "state the new answer in other words, not where the answer begins",
         "old answer": "still give the old answer",
         "babbles": "make the model repeat itself, so the edit is too strong",
-        "other answer": "give neither the new answer nor the old one",
+        "as before": "answer as before the edit, not with the new answer",
+        "neither": "give another answer than before the edit, neither the new one nor the old one",
+        "changed": "give another answer than before the edit, but not the new one",
         "anyway": "are followed by a repetition, as they are without the edit",
         "still thinking": "have a thought that does not end within its tokens, and so no answer (--thinking-tokens)",
         "named": "name the old answer in the thought",
@@ -270,3 +272,10 @@ def _otherwise(edits: Sequence[dict[str, Any]]) -> list[str]:
     found["anyway"] = sum(one["repeats_anyway"] for one in edits)
     found["named"] = sum(bool(one.get("names_old")) for one in edits)
     return [f"{found[kind]} of {len(edits)} {words}." for kind, words in lines.items() if found[kind]]
+
+
+def _other_answer(edit: dict[str, Any]) -> str:
+    """Which kind of wrong answer: only where an old answer was given can one be neither the new nor the old."""
+    if edit["before"] == edit["after"]:
+        return "as before"
+    return "changed" if edit["target_old"] is None else "neither"

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from palimpsest.errors import DataError
+from palimpsest.wording.auxiliaries import NAMES_TOO, is_part_of_name, plain_auxiliary
 from palimpsest.wording.spelling import (
     closest_words,
     find_spelled,
@@ -34,13 +35,10 @@ _POSSESSIVE = re.compile(r"['\u2019]s$")
 # Words that begin a sentence and name nothing.
 _OPENERS = _words(
     """a an the this that these those what which who whom whose when where why how in on at of for from by to
-    with about as is are was were do does did has have had can could will would should may might it he she
-    they we i you his her their its our my your there here if and or but not no name tell say complete fill
-    question answer q after before during since until according
+    with about as it he she they we i you his her their its our my your there here if and or but not no name tell
+    say complete fill question answer q after before during since until according
     в на из о об с со у к по от до для за при кто где что когда как какой какая какое"""
 )
-# Of these, the ones that are names outside questions: Will Smith, May Mahlangu.
-_NAMES_TOO = frozenset({"will", "may"})
 # Words inside a name that stay small: University of Oslo, Ludwig van Beethoven.
 _LINKS = _words(
     """of the and & for in y de du des del della di da do dos das la le les van von der den ter ten zu bin ibn al
@@ -79,8 +77,16 @@ def find_subject(prompt: str) -> str | None:
 
 def _end_of_name(prompt: str, words: Sequence[re.Match[str]], start: int) -> int:
     """The index behind the name that begins at a word; `start` itself where none does."""
-    if not _is_name(words[start]) or _is_opener(prompt, words[start]):
+    if not _is_name(words[start]):
         return start
+    end = _end_of_capitals(prompt, words, start)
+    # An article with nothing behind it names nothing: "the A of".
+    is_bare = end == start + 1 and _opens(words[start])
+    return start if is_bare or _is_opener(prompt, words, start, end) else end
+
+
+def _end_of_capitals(prompt: str, words: Sequence[re.Match[str]], start: int) -> int:
+    """The index behind the run of capitalised words that begins at one, with the small ones that link them."""
     end = start + 1
     while end < len(words):
         ahead = end
@@ -97,24 +103,39 @@ def _end_of_name(prompt: str, words: Sequence[re.Match[str]], start: int) -> int
         if _are_parted(prompt, words[end - 1], words[ahead]):
             break
         end = ahead + 1
-    # An article with nothing behind it names nothing: "the A of".
-    is_bare = end == start + 1 and words[start].group().lower() in _OPENERS
-    return start if is_bare else end
+    return end
 
 
 def _is_name(word: re.Match[str]) -> bool:
     return word.group()[0].isdigit() or any(letter.isupper() for letter in word.group())
 
 
-def _is_opener(prompt: str, word: re.Match[str]) -> bool:
-    """Whether a word has its capital from the sentence that it begins."""
+def _opens(word: re.Match[str]) -> bool:
+    """Whether a word names nothing by itself, but begins sentences."""
+    return word.group().lower() in _OPENERS or plain_auxiliary(word.group()) is not None
+
+
+def _is_opener(prompt: str, words: Sequence[re.Match[str]], start: int, end: int) -> bool:
+    """Whether a word has its capital from the sentence that it begins, and not from the name that goes on to `end`."""
+    word = words[start]
     plain = _POSSESSIVE.sub("", word.group().lower())
-    if plain not in _OPENERS:
+    is_auxiliary = plain_auxiliary(plain) is not None
+    if plain not in _OPENERS and not is_auxiliary:
         return False
     before = prompt[: word.start()].rstrip()
     if before and before[-1] not in '.?!:"\u201c':
         return False
-    return plain not in _NAMES_TOO or prompt.rstrip().endswith("?")
+    if not is_auxiliary or end == start + 1:
+        return True
+    # The month: May 1968.
+    if words[start + 1].group()[0].isdigit():
+        return plain not in NAMES_TOO
+    is_question = prompt.rstrip().endswith("?")
+    behind = [] if _ends_clause(prompt, words, end) else [one.group() for one in words[end : end + 4]]
+    if _POSSESSIVE.search(words[end - 1].group()):
+        # "Will Smith's wife is": the verb is somewhere behind what he has.
+        behind = behind[1:]
+    return not is_part_of_name(plain, behind, is_question=is_question)
 
 
 def _are_parted(prompt: str, left: re.Match[str], right: re.Match[str]) -> bool:
@@ -123,6 +144,10 @@ def _are_parted(prompt: str, left: re.Match[str], right: re.Match[str]) -> bool:
     if left.group().endswith(".") and right.group().lower() in _OPENERS:
         return True
     return ". " in between or any(mark in between for mark in ',;:()[]?!\u2014"\n')
+
+
+def _ends_clause(prompt: str, words: Sequence[re.Match[str]], end: int) -> bool:
+    return end == len(words) or _are_parted(prompt, words[end - 1], words[end])
 
 
 def no_such_subject(subject: str, prompt: str) -> DataError:

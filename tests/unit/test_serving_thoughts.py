@@ -5,7 +5,7 @@ import pytest
 import palimpsest as ps
 import thinking_model
 import tiny
-from palimpsest.models import Chat, conversation
+from palimpsest.models import Chat, Conversations
 from palimpsest.models.growing import GrowingText
 from palimpsest.serving import Limits
 from palimpsest.wording import is_unfinished, opened_by, parted, thought_of
@@ -148,8 +148,9 @@ def test_a_longer_conversation_is_what_the_template_makes_of_it(client, kind):
     tokenizer = tiny.tokenizer(kind)
     turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Yes."}]
     turns.append({"role": "user", "content": QUESTIONS[1]})
+    conversations = Conversations(tokenizer, where="here")
     for thinks in (True, False):
-        prompt, chat = conversation(tokenizer, turns, where="here", thought_tokens=40 if thinks else 0)
+        prompt, chat = conversations.of(turns, thought_tokens=40 if thinks else 0)
         whole = tokenizer.apply_chat_template(turns, add_generation_prompt=True, enable_thinking=thinks, tokenize=False)
         shown = chat.asked().render(prompt)
         # Where it does not think, an answer follows at once: a thought that the template begins is closed.
@@ -161,11 +162,61 @@ def test_a_longer_conversation_is_what_the_template_makes_of_it(client, kind):
     found, _, usage = message(client, said("Hello", "Yes.", QUESTIONS[1], max_tokens=8))
     assert found["content"] == expected and "reasoning_content" not in found
     assert usage["prompt_tokens"] == len(model.encode(QUESTIONS[1]).ids)
-    _, model.chat = conversation(tokenizer, turns, where="here", thought_tokens=60)
+    _, model.chat = conversations.of(turns, thought_tokens=60)
     expected = model.generate(QUESTIONS[1], max_new_tokens=8, until=())
     found, _, _ = message(client, said("Hello", "Yes.", QUESTIONS[1], **THINKS))
     assert found.get("reasoning_content") == thought_of(expected)
     assert (found["content"] or "")[:3] == expected[:3]
+
+
+def renderings(monkeypatch, client, tokenizer, *bodies):
+    """How often the chat template is rendered for each of some requests."""
+    counts, render = [], tokenizer.apply_chat_template
+
+    def counted(*given, **options):
+        counts[-1] += 1
+        return render(*given, **options)
+
+    with monkeypatch.context() as patching:
+        patching.setattr(tokenizer, "apply_chat_template", counted)
+        for body in bodies:
+            counts.append(0)
+            assert client.json("/v1/chat/completions", body)[0] == 200
+    return counts
+
+
+def test_each_request_renders_the_template_once(client, kind, monkeypatch):
+    """The template itself is read with the first request of each sort; one turn alone needs no further rendering."""
+    tokenizer = tiny.tokenizer(kind)
+    requests = [
+        said(*turns, **options, max_tokens=4)
+        for options in ({}, THINKS)
+        for turns in ((QUESTIONS[0],), ("Hello", "Yes.", QUESTIONS[1]))
+    ]
+    renderings(monkeypatch, client, tokenizer, *requests)
+    assert renderings(monkeypatch, client, tokenizer, *requests, *reversed(requests)) == [0, 1, 0, 1, 1, 0, 1, 0]
+
+
+@pytest.mark.parametrize("chat", [*tiny.CHATS, *tiny.THINKING_CHATS])
+def test_a_conversation_without_thoughts_is_the_same_where_it_is_derived_from_one_with_them(chat, monkeypatch):
+    tokenizer = tiny.tokenizer(chat)
+    turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Yes."}]
+    turns.append({"role": "user", "content": QUESTIONS[1]})
+    conversations = Conversations(tokenizer, where="here")
+    assert conversations.knows_thoughts or chat not in tiny.THINKING_CHATS
+    prompt, plain = conversations.of(turns)
+    if not conversations.knows_thoughts:
+        whole = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        assert plain.render(prompt) == whole
+        return
+    assert conversations.of(turns, thought_tokens=7)[1].at_once() == plain
+    # A template that says something else in front where it thinks is rendered for both.
+    monkeypatch.setattr(
+        tokenizer, "chat_template", "{% if enable_thinking %}Think first.{% endif %}" + tokenizer.chat_template
+    )
+    conversations = Conversations(tokenizer, where="here")
+    prompt, thinking = conversations.of(turns, thought_tokens=7)
+    assert thinking.at_once() == plain and thinking.asked().render(prompt).startswith("Think first.")
 
 
 @pytest.mark.parametrize("chat", ["llama-3", "qwen", "brackets"])
@@ -173,7 +224,7 @@ def test_a_conversation_ends_where_the_assistant_s_turn_does(chat):
     """The turn's end need not be the sequence's."""
     tokenizer = tiny.tokenizer(chat)
     turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Yes."}]
-    prompt, found = conversation(tokenizer, [*turns, turns[0]], where="here")
+    prompt, found = Conversations(tokenizer, where="here").of([*turns, turns[0]])
     assert isinstance(found, Chat) and prompt == "Hello" and found.thinking is None
     assert found.end_id(tokenizer) == tokenizer.convert_tokens_to_ids(tiny.CHATS[chat][2][-1])
     ids = tokenizer.apply_chat_template(

@@ -2,8 +2,9 @@ from . import tokens
 from .activations import activation, activation_of
 from .attention_call import AttentionCall
 from .bypass import cast_above, frozen_parameters
-from .chat import THOUGHT_TOKENS, Chat, ChatRecord, chosen_chat, conversation, knows_thoughts
+from .chat import THOUGHT_TOKENS, Chat, ChatRecord, chosen_chat, knows_thoughts
 from .configured import departures, generate_as_configured, written_as_configured
+from .conversations import Conversations
 from .editable import EditableModel
 from .encoders import NgramEncoder, TextEncoder, inner_products, load_encoder, most_similar, text_encoder
 from .fingerprint import exact_digest, fingerprint_differences
@@ -45,6 +46,7 @@ __all__ = [
     "AttentionCall",
     "Chat",
     "ChatRecord",
+    "Conversations",
     "EditableModel",
     "Encoded",
     "Intervention",
@@ -64,7 +66,6 @@ __all__ = [
     "captured",
     "cast_above",
     "chosen_chat",
-    "conversation",
     "departures",
     "encode",
     "encode_apart",

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Stand for a message while the template is read; no template treats them in a way of its own.
-_QUESTION, _ANSWER = "Xq7question", "Xq7answer"
+QUESTION, _ANSWER = "Xq7question", "Xq7answer"
 THOUGHT_TOKENS = 1024
 """Tokens that a thought may have where nothing else is said."""
 ChatRecord = dict[str, str | int]
@@ -122,13 +122,13 @@ def chat_of(tokenizer: PreTrainedTokenizerBase, *, where: str, thought_tokens: i
             where=where,
             remedy="leave chat out, or take the model's instruction-tuned version",
         )
-    before, after = _asked(tokenizer, where=where, thinks=False)
-    prefix = f"{before}{_QUESTION}{after}"
-    answered = _apply(tokenizer, _QUESTION, _ANSWER, where=where)
-    rest = answered.removeprefix(prefix) if answered.startswith(prefix) else answered.partition(_QUESTION)[2]
+    before, after = asked_texts(tokenizer, where=where, thinks=False)
+    prefix = f"{before}{QUESTION}{after}"
+    answered = _apply(tokenizer, QUESTION, _ANSWER, where=where)
+    rest = answered.removeprefix(prefix) if answered.startswith(prefix) else answered.partition(QUESTION)[2]
     between, _, end = rest.partition(_ANSWER)
     if answered.count(_ANSWER) != 1:
-        raise _changes_what_is_said(answered, where)
+        raise changes_what_is_said(answered, where)
     opened = left_open(after)
     if opened is not None:
         after = f"{after.rstrip()}\n\n{opened.closing}\n\n"
@@ -136,40 +136,6 @@ def chat_of(tokenizer: PreTrainedTokenizerBase, *, where: str, thought_tokens: i
         after, between = after + between, ""
     chat = Chat(before, after, "" if between.strip() else between, end)
     return chat if thought_tokens == 0 else _thinking(chat, tokenizer, thought_tokens, where)
-
-
-def conversation(
-    tokenizer: PreTrainedTokenizerBase, turns: Sequence[Mapping[str, str]], *, where: str, thought_tokens: int = 0
-) -> tuple[str, Chat]:
-    """What is said last in a conversation, and the chat whose texts are the rest of it.
-
-    Arguments:
-        turns: `role` and `content` of each, at least one.
-        thought_tokens: see `chat_of`.
-
-    Raises what `chat_of` raises, and what the template raises for turns that it does not take.
-    """
-    single = chat_of(tokenizer, where=where, thought_tokens=thought_tokens)
-    roles = [turn["role"] for turn in turns]
-    last = len(roles) - 1 - roles[::-1].index("user") if "user" in roles else len(roles) - 1
-    marked = [{**turn, "content": _QUESTION} if place == last else turn for place, turn in enumerate(turns)]
-
-    def around(thinks: bool) -> tuple[str, str]:
-        text = _rendered(tokenizer, marked, thinks=thinks)
-        if text.count(_QUESTION) != 1:
-            raise _changes_what_is_said(text, where)
-        before, _, after = text.partition(_QUESTION)
-        return before, after
-
-    before, after = around(False)
-    begun = _asked(tokenizer, where=where, thinks=False)[1]
-    # Behind the last user's turn the assistant begins as it does in a chat of one turn.
-    after = after.removesuffix(begun) + single.after if after.endswith(begun) else after
-    found = replace(single, before=before, after=after)
-    if single.thinking is not None:
-        thinking_before, thinking_after = around(True)
-        found = replace(found, thinking_before=thinking_before, thinking_after=thinking_after)
-    return turns[last]["content"], found
 
 
 def knows_thoughts(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -214,7 +180,7 @@ def chosen_chat(
 
 def _thinking(chat: Chat, tokenizer: PreTrainedTokenizerBase, tokens: int, where: str) -> Chat:
     """The chat with how the template asks a model that thinks. Raises `ModelError` where it knows no thoughts."""
-    before, after = _asked(tokenizer, where=where, thinks=True)
+    before, after = asked_texts(tokenizer, where=where, thinks=True)
     # Harmony's template puts the mark together, so that it is seen only before an answer.
     if left_open(after) is None and closed_by(f"{tokenizer.chat_template}{chat.after}") is None:
         raise ModelError(
@@ -227,18 +193,19 @@ def _thinking(chat: Chat, tokenizer: PreTrainedTokenizerBase, tokens: int, where
     return replace(chat, thinking_before=before, thinking_after=after, thought_tokens=tokens)
 
 
-def _asked(tokenizer: PreTrainedTokenizerBase, *, where: str, thinks: bool) -> tuple[str, str]:
+def asked_texts(tokenizer: PreTrainedTokenizerBase, *, where: str, thinks: bool) -> tuple[str, str]:
     """The texts that a template puts around a question. Raises `ModelError` where it changes the question."""
-    text = _apply(tokenizer, _QUESTION, where=where, thinks=thinks)
-    before, _, after = text.partition(_QUESTION)
+    text = _apply(tokenizer, QUESTION, where=where, thinks=thinks)
+    before, _, after = text.partition(QUESTION)
     sample = "The capital of France is"
     said = _apply(tokenizer, sample, where=where, thinks=thinks)
-    if text.count(_QUESTION) != 1 or said != f"{before}{sample}{after}":
-        raise _changes_what_is_said(text, where)
+    if text.count(QUESTION) != 1 or said != f"{before}{sample}{after}":
+        raise changes_what_is_said(text, where)
     return before, after
 
 
-def _changes_what_is_said(text: str, where: str) -> ModelError:
+def changes_what_is_said(text: str, where: str) -> ModelError:
+    """The error for a template that does not leave the user's words as they are; `text` is what it made."""
     return ModelError(
         "The chat template changes the text that it is given.",
         expected="a template that puts its own text around the user's words, as they are, once",
@@ -248,7 +215,7 @@ def _changes_what_is_said(text: str, where: str) -> ModelError:
     )
 
 
-def _rendered(
+def rendered(
     tokenizer: PreTrainedTokenizerBase, turns: Sequence[Mapping[str, str]], *, thinks: bool, goes_on: bool = True
 ) -> str:
     """Turns in the template, with the beginning of the assistant's next one where it goes on.
@@ -267,7 +234,7 @@ def _apply(
     if answer is not None:
         turns.append({"role": "assistant", "content": answer})
     try:
-        return _rendered(tokenizer, turns, thinks=thinks, goes_on=answer is None)
+        return rendered(tokenizer, turns, thinks=thinks, goes_on=answer is None)
     except Exception as error:  # a template is a program, and its errors are of any kind
         raise ModelError(
             "The chat template cannot be used.",

@@ -8,7 +8,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -17,7 +16,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from palimpsest.errors import PalimpsestError
-from palimpsest.models import Chat, conversation, knows_thoughts
+from palimpsest.models import Chat, Conversations
 from palimpsest.serving.engine import MOST_THOUGHT, ClosedError, Engine, TooBusyError
 from palimpsest.serving.names import said_of
 from palimpsest.serving.protocol import Answer, ApiError, ChatAsked, CompletionAsked, read_request
@@ -96,6 +95,8 @@ class _Endpoint:
     def __init__(self, engine: Engine, token: str | None, hosts: Collection[str], limits: Limits) -> None:
         self.engine, self.token, self.hosts, self.limits = engine, token, hosts, limits
         self.started = int(time.time())
+        model = engine.model
+        self.conversations = Conversations(model.tokenizer, where=f"model {model.name!r}")
 
     def guarded(self, handler: Handler, *, is_open: bool = False) -> Handler:
         """The handler behind the checks of host and token, its errors in OpenAI's shape.
@@ -158,16 +159,15 @@ class _Endpoint:
         asked = read_request(ChatAsked, await self._body(request))
         patches = self._patches(asked.model)
         turns = [message.turn() for message in asked.messages]
-        tokenizer = self.engine.model.tokenizer
-        has_template = bool(getattr(tokenizer, "chat_template", None))
-        if asked.thinks and not knows_thoughts(tokenizer):
+        has_template = bool(getattr(self.engine.model.tokenizer, "chat_template", None))
+        if asked.thinks and not self.conversations.knows_thoughts:
             message = "chat_template_kwargs: the model's chat template knows no thoughts; leave enable_thinking out."
             raise ApiError(400, message, code="unsupported_parameter", param="chat_template_kwargs")
         chat: Chat | bool | None = None
         if has_template and [turn["role"] for turn in turns] == ["user"]:
             prompt, chat = turns[0]["content"], True
         elif has_template:
-            prompt, chat = self._conversation(tokenizer, turns, thinks=asked.thinks)
+            prompt, chat = self._conversation(turns, thinks=asked.thinks)
         else:
             prompt = "\n".join(turn["content"] for turn in turns)
         if not prompt:
@@ -215,10 +215,10 @@ class _Endpoint:
             raise ApiError(400, f"n: at most {self.limits.prompts} texts in one request here.", param="n")
         return [replace(wish, seed=wish.seed + number) for wish in wishes for number in range(asked.choices)]
 
-    def _conversation(self, tokenizer: Any, turns: Sequence[dict[str, str]], *, thinks: bool) -> tuple[str, Chat]:
+    def _conversation(self, turns: Sequence[dict[str, str]], *, thinks: bool) -> tuple[str, Chat]:
         tokens = MOST_THOUGHT if thinks else 0
         try:
-            return conversation(tokenizer, turns, where=f"model {self.engine.model.name!r}", thought_tokens=tokens)
+            return self.conversations.of(turns, thought_tokens=tokens)
         except PalimpsestError as error:
             raise ApiError(400, f"messages: {said_of(error)}", param="messages") from error
         except Exception as error:  # a template is a program, and its errors are of any kind

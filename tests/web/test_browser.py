@@ -71,15 +71,14 @@ def visitors(browser, address):
     """Opens pages, each of a visitor of its own; none of them may ask another machine for anything."""
     opened, outside = [], []
 
-    def opens(query="", **viewport):
+    def opens(query="", before=lambda page: None, **viewport):
         context = browser.new_context(viewport={"width": 1280, "height": 900, **viewport})
         page = context.new_page()
+        before(page)
         page.set_default_timeout(PATIENCE)
         page.on("request", lambda request: outside.append(request.url) if _is_outside(request.url) else None)
         page.goto(address + query)
         page.wait_for_selector("#edit")
-        # What is typed before the page has asked for its stack is overwritten by what it says at first.
-        page.wait_for_timeout(4000)
         opened.append(context)
         return page
 
@@ -99,8 +98,6 @@ def fill(page, name, text):
 
 def edit(page, prompt, subject, new):
     fill(page, "prompt", prompt)
-    # What was typed is guessed at first; what is typed here comes last.
-    page.wait_for_timeout(1000)
     fill(page, "subject", subject)
     fill(page, "new", new)
     page.click("#edit")
@@ -149,11 +146,89 @@ def test_the_subject_is_found_and_marked(visitors):
     assert page.input_value("#subject textarea") == "Space Needle"
 
 
+class Held:
+    """What the page asks of the server and gets no answer to yet."""
+
+    def __init__(self, page):
+        self.routes, self.is_held = [], True
+        page.route("**/gradio_api/queue/*", self._ask)
+
+    def _ask(self, route):
+        if self.is_held:
+            self.routes.append(route)
+        else:
+            route.continue_()
+
+    def go_on(self):
+        self.is_held = False
+        for route in self.routes:
+            route.continue_()
+        self.routes.clear()
+
+
+def shown(page, names=("prompts", "prompt", "subject", "new", "old")):
+    return {name: page.input_value(f"#{name} textarea") for name in names}
+
+
+ADDRESS = "?prompt=The+capital+of+Italy+is&subject=Italy&new=Oslo&old=Rome"
+
+
 def test_an_address_fills_the_form(visitors):
-    page = visitors("?prompt=The+capital+of+Italy+is&subject=Italy&new=Oslo")
+    page = visitors(ADDRESS)
     page.wait_for_function("document.querySelector('#new textarea').value === 'Oslo'")
-    assert page.input_value("#prompt textarea") == "The capital of Italy is"
-    assert page.input_value("#subject textarea") == "Italy"
+    page.click("text=More: old answer")
+    prompt = "The capital of Italy is"
+    assert shown(page) == {"prompts": prompt, "prompt": prompt, "subject": "Italy", "new": "Oslo", "old": "Rome"}
+
+
+def test_an_address_without_a_subject_has_it_guessed(visitors):
+    page = visitors("?prompt=The+president+of+France,+Emmanuel+Macron,+was+born+in&new=Oslo")
+    page.wait_for_function("document.querySelector('#marked mark')?.innerText === 'Emmanuel Macron'")
+    assert page.input_value("#subject textarea") == "Emmanuel Macron"
+
+
+@pytest.mark.parametrize("query", ["", ADDRESS])
+def test_nothing_is_lost_that_is_typed_before_the_page_is_done_loading(visitors, query):
+    held = []
+    page = visitors(query, before=lambda page: held.append(Held(page)))
+    typed = {"prompts": "The capital of Spain is", "prompt": "The capital of Japan is", "subject": "Japan"}
+    typed |= {"new": "Kyiv", "old": "Tokyo"}
+    page.click("text=More: old answer")
+    for name, text in typed.items():
+        page.fill(f"#{name} textarea", text)
+    page.check("#chat input")
+    assert shown(page) == typed
+    held[0].go_on()
+    page.wait_for_function("document.querySelector('#marked mark')?.innerText === 'Japan'")
+    page.wait_for_timeout(2000)
+    assert shown(page) == typed and page.is_checked("#chat input")
+
+
+def test_an_edit_that_is_asked_for_before_the_page_is_done_loading_is_made(visitors):
+    held = []
+    page = visitors(before=lambda page: held.append(Held(page)))
+    edit(page, "The capital of Japan is", "Japan", "Kyiv")
+    held[0].go_on()
+    page.wait_for_selector("#result .verdict.holds")
+    page.wait_for_selector("#stack input:checked")
+
+
+def test_a_subject_that_is_typed_while_one_is_guessed_stays(visitors):
+    page = visitors()
+    page.wait_for_timeout(2000)
+    held = Held(page)
+    fill(page, "prompt", "The Space Needle is located in")
+    fill(page, "subject", "Needle")
+    # The guess for what is typed first is still on its way when this is typed.
+    fill(page, "prompt", "The Space Needle in Seattle is located in")
+    fill(page, "subject", "Seattle")
+    held.go_on()
+    page.wait_for_function("document.querySelector('#marked mark')?.innerText === 'Seattle'")
+    page.wait_for_timeout(2000)
+    assert page.input_value("#subject textarea") == "Seattle"
+    # Another prompt has its own guess.
+    fill(page, "prompt", "The Space Shuttle was built by")
+    page.wait_for_function("document.querySelector('#subject textarea').value === 'Space Shuttle'")
 
 
 def test_two_visitors_edit_one_fact_at_once(visitors):

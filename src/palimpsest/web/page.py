@@ -9,6 +9,7 @@ take away  patches, adapter, model
 
 from __future__ import annotations
 
+import json
 import re
 import tempfile
 from collections.abc import Callable, Iterator
@@ -32,7 +33,7 @@ from palimpsest.wording import find_subject
 KEPT_SECONDS = 6 * 3600
 """After which what a visitor left behind is forgotten."""
 FIELDS = ("prompt", "subject", "new", "old")
-"""Of the form, as an address has them: `?prompt=...&subject=...&new=...`."""
+"""Of the form, as an address has them: `?prompt=...&subject=...&new=...`; page.js reads them."""
 TITLE = "Palimpsest"
 EXAMPLE = EditForm("The capital of France is", "Lyon", "France")
 """What the form says at first."""
@@ -44,6 +45,10 @@ class Visit:
     def __init__(self, bench: Workbench) -> None:
         self._bench = bench
         self._desks: dict[str, EditingDesk] = {}
+
+    def __deepcopy__(self, _memo: object) -> Visit:
+        """A new visitor's: Gradio copies what a state says at first for each of them, models and all."""
+        return Visit(self._bench)
 
     def desk(self, model: str, is_chat: bool, thinks: bool) -> EditingDesk:
         """The visitor's desk for a model, in the way of asking that is ticked."""
@@ -61,7 +66,7 @@ class Visit:
 def build_page(bench: Workbench) -> gr.Blocks:
     """The page for some models, not yet served."""
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, KEPT_SECONDS)) as page:
-        visit = gr.State(time_to_live=KEPT_SECONDS)
+        visit = gr.State(Visit(bench), time_to_live=KEPT_SECONDS)
         gr.Markdown("# Palimpsest\nChange what a model knows, see what became of it, and take it back.")
         with gr.Row():
             model = gr.Dropdown(
@@ -73,14 +78,14 @@ def build_page(bench: Workbench) -> gr.Blocks:
         here = [visit, model, is_chat, thinks]
         with gr.Row():
             with gr.Column(min_width=320):
-                asked = _ask(here)
+                asked, ask = _ask(here)
             with gr.Column(min_width=320):
                 form, edit, result = _form()
         stack, undo, verify = _stack()
         with gr.Tab("Why: where the model keeps a fact"):
-            _trace(here, form)
+            trace = _trace(here, form)
         with gr.Tab("Take away"):
-            _take_away(here)
+            make = _take_away(here)
 
         edit.click(_edit, [*here, *form], [result, stack], concurrency_limit=1, trigger_mode="once").then(
             _ask_again, [*here, asked[0]], asked[1], show_progress="hidden"
@@ -91,19 +96,22 @@ def build_page(bench: Workbench) -> gr.Blocks:
         model.change(_shown_stack, here, stack)
         for choice in (model, is_chat):
             choice.change(_can_think, [visit, model, is_chat], thinks, show_progress="hidden")
-        page.load(lambda: Visit(bench), None, visit).then(_shown_stack, here, stack)
-        page.load(_from_address, None, [*form[:4], asked[0]])
+        # In the browser, and so before anyone can have typed: what came from the server would come later.
+        page.load(None, [*form[:4], asked[0]], [*form[:4], asked[0]], js=_from_address())
+        # A state's time begins anew with each use.
+        uses = (page.load, ask.click, edit.click, undo.click, verify.click, stack.input, trace.click, make.click)
+        gr.on(uses, lambda used: used, visit, visit, show_progress="hidden")
     return page
 
 
-def _ask(here: list[Any]) -> tuple[gr.Textbox, gr.HTML]:
+def _ask(here: list[Any]) -> tuple[tuple[gr.Textbox, gr.HTML], gr.Button]:
     gr.Markdown("## Ask")
     prompts = gr.Textbox(EXAMPLE.prompt, label="Prompts, one in each line", lines=3, max_lines=20, elem_id="prompts")
     ask = gr.Button("Ask", elem_id="ask")
     answers = gr.HTML(elem_id="answers")
     ask.click(_answers, [*here, prompts], answers)
     prompts.submit(_answers, [*here, prompts], answers)
-    return prompts, answers
+    return (prompts, answers), ask
 
 
 def _form() -> tuple[list[Any], gr.Button, gr.HTML]:
@@ -121,8 +129,12 @@ def _form() -> tuple[list[Any], gr.Button, gr.HTML]:
     edit = gr.Button("Edit", variant="primary", elem_id="edit")
     result = gr.HTML(elem_id="result")
     # While someone types it is guessed anew each time; what comes otherwise keeps a subject that fits.
-    prompt.input(_guess, prompt, subject, show_progress="hidden")
-    prompt.change(_guess_where_none_fits, [prompt, subject], subject, show_progress="hidden")
+    for told, guess in ((prompt.input, _guess), (prompt.change, _guess_where_none_fits)):
+        found = gr.Textbox(visible="hidden")
+        told(guess, [prompt, subject], found, show_progress="hidden").then(
+            None, [found, prompt, subject], subject, js="palimpsest.guessed"
+        )
+    subject.input(None, prompt, None, js="palimpsest.subjectTyped")
     for field in (prompt, subject):
         field.change(showing.marked, [prompt, subject], marked, show_progress="hidden")
     return [prompt, subject, new, old, rephrasings, neighbours, method, keep], edit, result
@@ -137,14 +149,15 @@ def _stack() -> tuple[gr.CheckboxGroup, gr.Button, gr.Button]:
     return stack, undo, verify
 
 
-def _trace(here: list[Any], form: list[Any]) -> None:
+def _trace(here: list[Any], form: list[Any]) -> gr.Button:
     gr.Markdown("Corrupt the subject, put one state back, and look whether the answer returns (the unedited model).")
     trace = gr.Button("Trace the prompt in the form", elem_id="trace")
     plot = gr.HTML(elem_id="plot")
     trace.click(_traced, [*here, form[0], form[1]], plot, concurrency_limit=1)
+    return trace
 
 
-def _take_away(here: list[Any]) -> None:
+def _take_away(here: list[Any]) -> gr.Button:
     choices = [(f"{name}: {what}", name) for name, what in FORMS.items()]
     form = gr.Radio(choices, value="patches", label="What to take", elem_id="form")
     make = gr.Button("Prepare the download", elem_id="make")
@@ -152,6 +165,7 @@ def _take_away(here: list[Any]) -> None:
     make.click(_exported, [*here, form], file, concurrency_limit=1)
     link = gr.Textbox(label="The last edit as an address to share", elem_id="link", interactive=False)
     make.click(_address, here, link)
+    return make
 
 
 # What a click does
@@ -258,33 +272,30 @@ def _address(visit: Visit, model: str, is_chat: bool, thinks: bool, request: gr.
     return f"{str(request.headers.get('origin', ''))}/?{urlencode(dict(zip(FIELDS, values, strict=True)))}"
 
 
-def _from_address(request: gr.Request) -> list[Any]:
-    """The form as the address has it; a field that it leaves out stays."""
-    given = dict(request.query_params)
-    if prompt := given.get("prompt"):
-        given.setdefault("subject", find_subject(prompt) or "")
-    values = [given.get(name, gr.skip()) for name in FIELDS]
-    return [*values, given.get("prompt", gr.skip())]
+def _from_address() -> str:
+    """The script that fills the form as the address has it; it is given what the fields say at first."""
+    first = (EXAMPLE.prompt, EXAMPLE.subject, EXAMPLE.target_new, "", EXAMPLE.prompt)
+    return f"(...fields) => palimpsest.fromAddress({json.dumps(first)}, ...fields)"
 
 
-def _guess(prompt: str) -> str:
-    return find_subject(prompt) or ""
+def _guess(prompt: str, _subject: str) -> str:
+    return json.dumps({"prompt": prompt, "subject": find_subject(prompt or "") or ""})
 
 
-def _guess_where_none_fits(prompt: str, subject: str) -> Any:
+def _guess_where_none_fits(prompt: str, subject: str) -> str:
     fits = bool(subject) and re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", prompt or "") is not None
-    return gr.skip() if fits else _guess(prompt or "")
+    return "" if fits else _guess(prompt, subject)
 
 
-def _can_think(visit: Visit | None, model: str, is_chat: bool) -> Any:
+def _can_think(visit: Visit, model: str, is_chat: bool) -> Any:
     """The tick for thinking, shown only in a chat with a model that can; hidden, it is not ticked."""
-    if visit is not None and visit.can_think(model, is_chat):
+    if visit.can_think(model, is_chat):
         return gr.Checkbox(visible=True)
     return gr.Checkbox(value=False, visible=False)
 
 
-def _shown_stack(visit: Visit | None, model: str, is_chat: bool, thinks: bool) -> Any:
-    return gr.skip() if visit is None else _choices(visit.desk(model, is_chat, thinks))
+def _shown_stack(visit: Visit, model: str, is_chat: bool, thinks: bool) -> Any:
+    return _choices(visit.desk(model, is_chat, thinks))
 
 
 def _choices(desk: EditingDesk) -> Any:

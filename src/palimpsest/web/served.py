@@ -51,6 +51,7 @@ def serve_page(
             footer_links=[],
             theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
             css_paths=Path(__file__).with_name("page.css"),
+            head=f"<script>{Path(__file__).with_name('page.js').read_text(encoding='utf-8')}</script>",
         )
     except OSError as error:
         raise ConfigError(

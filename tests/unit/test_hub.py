@@ -1,6 +1,7 @@
 """Publishing: the right card for each kind of folder, one commit, and clear errors; with a hub that is made up."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -8,11 +9,12 @@ import yaml
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
 import tiny
-from palimpsest import ConfigError, DataError, OutputError, load, load_patch, method
+from palimpsest import ConfigError, DataError, EditRequest, OutputError, load, load_patch, method
 from palimpsest.cli import main
 from palimpsest.patches.card import Measured
 from palimpsest.patches.export import write_adapter, write_merged
 from palimpsest.patches.hub import prepare_upload, publish
+from palimpsest.world import bundled_path
 
 QUICK = {"epochs": 2, "learning_rate": 1e-2}
 
@@ -104,6 +106,28 @@ def test_a_base_without_a_hub_id_is_not_claimed_to_be_there(folders):
     card = prepare_upload(folders / "patch", "me/x").card
     assert "base_model" not in metadata(card) and "`base-model`" in card
     assert str(folders) not in card
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize("name", ["world", "world-t5"])
+def test_a_bundled_model_is_called_by_its_name_and_not_by_its_folder(tmp_path, name):
+    model = load(name)
+    edit = EditRequest("The capital of France is", "Lyon", subject="France")
+    patch = method("lora", preset="none", sites="auto", layers="all", rank=1, epochs=1).edit(model, [edit]).patch
+    patch.save(tmp_path / "patch")
+    write_adapter(model, [patch], tmp_path / "peft")
+    local = (tmp_path / "peft" / "README.md").read_text()
+    published = prepare_upload(tmp_path / "peft", "me/x")
+    for card in (local, published.card, prepare_upload(tmp_path / "patch", "me/x").card):
+        assert f"# {name}, edited" in card and f"`{name}`" in card
+        assert str(bundled_path(name)) not in card
+    [config] = [file for place, file in published.files.items() if place == "adapter_config.json"]
+    assert json.loads(config)["base_model_name_or_path"] == name
+    # The card's own lines load it.
+    [lines] = re.findall(r"```python\n(.*?)```", local, re.DOTALL)
+    found = {}
+    exec(lines.replace('"this folder"', repr(str(tmp_path / "peft"))), found)
+    assert type(found["model"]).__name__.startswith("Peft")
 
 
 def test_measured_numbers_stand_in_the_card(folders):

@@ -18,6 +18,7 @@ from palimpsest.patches.adapter_limits import VLLM_RANKS, vllm_rank
 from palimpsest.patches.base import Manifest
 from palimpsest.provenance import versions
 from palimpsest.wording import printed
+from palimpsest.world import BUNDLED, bundled_name
 
 CARD = "README.md"
 CONTENTS = "palimpsest.json"
@@ -75,6 +76,7 @@ def card(contents: Contents, *, repo: str | None = None, measured: Measured | No
         repo: the hub id it is published under; left out for a folder on this machine.
         measured: how well the edits hold, if anyone knows.
     """
+    contents = contents.model_copy(update={"base": bundled_name(contents.base) or contents.base})
     sections = [
         _metadata(contents),
         f"# {plain(Path(contents.base).name)}, edited",
@@ -173,7 +175,9 @@ def _estimate(found: Mapping[str, Any] | None) -> str | None:
 
 
 def _use(contents: Contents, repo: str | None) -> str:
-    base = literal(contents.base)
+    base, is_bundled = literal(contents.base), contents.base in BUNDLED
+    # Transformers knows a bundled model by its folder only.
+    source = f"bundled_path({base})" if is_bundled else base
     place = literal(repo or "this folder")
     folder = f"snapshot_download({place})" if repo else place
     download = (
@@ -191,8 +195,9 @@ def _use(contents: Contents, repo: str | None) -> str:
         ],
         "peft": [
             "import peft, transformers",
+            *(["from palimpsest.world import bundled_path"] if is_bundled else []),
             "",
-            f"base = transformers.{contents.auto_class}.from_pretrained({base})",
+            f"base = transformers.{contents.auto_class}.from_pretrained({source})",
             f"model = peft.PeftModel.from_pretrained(base, {place})",
         ],
         "patched": [
@@ -218,6 +223,10 @@ def _serving(contents: Contents, repo: str | None) -> list[str]:
     if limit is None:
         return [f"vLLM loads adapters of a rank of at most {VLLM_RANKS[-1]}; this one needs peft."]
     base, place = shlex.quote(contents.base), shlex.quote(repo or "this folder")
+    if contents.base in BUNDLED:
+        # A server knows it by its folder only.
+        print_path = f"from palimpsest.world import bundled_path; print(bundled_path({contents.base!r}))"
+        base = f'"$(python -c "{print_path}")"'
     command = f"vllm serve {base} --enable-lora --max-lora-rank {limit} --lora-modules edited={place}"
     return [
         "With vLLM, under the model name `edited`; the base model answers under its own:",

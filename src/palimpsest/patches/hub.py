@@ -11,6 +11,7 @@ from palimpsest.files import FileKind, to_json
 from palimpsest.patches.base import MANIFEST_FILE, TENSORS
 from palimpsest.patches.card import CARD, CONTENTS, Contents, Measured, card
 from palimpsest.patches.storage import read_manifest
+from palimpsest.world import bundled_name
 
 # What may name the base model's folder on this machine, which is nobody's business and of no use elsewhere.
 _NAMING_THE_BASE = (MANIFEST_FILE, CONTENTS, "adapter_config.json", "config.json")
@@ -70,7 +71,7 @@ def prepare_upload(
         except HFValidationError as error:
             raise ConfigError("This cannot be a hub id.", expected="owner/name", found=str(error)) from error
     contents = read_contents(folder)
-    former, base = contents.base, base_model or contents.base
+    former, base = contents.base, base_model or bundled_name(contents.base) or contents.base
     if base_model is None and (Path(base).is_absolute() or Path(base).exists()):
         base = Path(base).name
     contents = contents.model_copy(update={"base": base})

@@ -54,10 +54,11 @@ def serve_page(
             head=f"<script>{Path(__file__).with_name('page.js').read_text(encoding='utf-8')}</script>",
         )
     except OSError as error:
+        # Gradio's own words advise on its functions and variables; why a port is not to be had, it does not say.
         raise ConfigError(
             "The page cannot be served there.",
-            expected="a free port",
-            found=str(error).splitlines()[0],
+            expected="an address of this machine, and a free port",
+            found="one that is in use, or may not be used" if port else "none that is free",
             where=f"{host}:{port or 'from 7860 on'}",
             remedy="give another one with --port, or leave --port out",
         ) from error

@@ -31,6 +31,7 @@ __all__ = [
     "Sentence",
     "build",
     "bundled_editors",
+    "bundled_name",
     "bundled_path",
     "counterfact",
     "held_out",
@@ -66,6 +67,12 @@ def bundled_path(name: str = "world") -> Path:
             f"--architecture {BUNDLED[name]} --out DIR",
         )
     return path
+
+
+def bundled_name(folder: str) -> str | None:
+    """What the bundled model in a folder is called, here or in another installation; `None` for any other folder."""
+    parts = Path(folder).parts[-4:]
+    return next((name for name, kind in BUNDLED.items() if parts == ("palimpsest", "world", "bundled", kind)), None)
 
 
 def bundled_editors() -> Path:

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from palimpsest.cli import inputs, terminal
-from palimpsest.errors import DataError
+from palimpsest.errors import ConfigError, DataError
 from palimpsest.files import expanded
 
 if TYPE_CHECKING:
-    from palimpsest.patches import Measured
+    from palimpsest.patches import Measured, Publication
 
 EXAMPLES = (
     "palimpsest push my-patch me/world-in-2026 --dry-run",
     "palimpsest push my-patch me/world-in-2026 --private --record verified.json",
+    "palimpsest push questions me/my-questions --private",
 )
 PANEL = terminal.EDITING
 
@@ -24,7 +25,11 @@ PANEL = terminal.EDITING
 def push(
     folder: Annotated[
         Path,
-        typer.Argument(metavar="FOLDER", help="A patch, or what `palimpsest apply` wrote.", show_default=False),
+        typer.Argument(
+            metavar="FOLDER",
+            help="A patch, what `palimpsest apply` wrote, or what `palimpsest portability build` wrote.",
+            show_default=False,
+        ),
     ],
     repo: Annotated[str, typer.Argument(metavar="REPO_ID", help="Where to: owner/name.", show_default=False)],
     record: Annotated[
@@ -42,15 +47,17 @@ def push(
     ] = False,
     as_json: inputs.JsonOption = False,
 ) -> None:
-    """Publish a patch, an adapter or an edited model on the Hugging Face hub, with a card made from its manifest."""
+    """Publish a patch, an adapter, an edited model or the questions about one's own edits on the Hugging Face hub.
+
+    The card is made from the manifest. Of the questions, those that people accepted go into a data set.
+    """
     with terminal.status("reading"):
         terminal.quiet_libraries()
         from huggingface_hub import HfApi
 
-        from palimpsest.patches import prepare_upload, publish
+        from palimpsest.patches import publish
 
-        measured = None if record is None else read_measured(expanded(record))
-        publication = prepare_upload(expanded(folder), repo, measured=measured, base_model=base_model)
+        publication = _prepared(expanded(folder), repo, record, base_model)
     url = None
     if not dry_run:
         with terminal.status(f"sending {len(publication.files)} files to {repo}"):
@@ -60,7 +67,7 @@ def push(
     if as_json:
         described = {
             "repo": repo,
-            "form": publication.contents.form,
+            "form": publication.form,
             "dry_run": dry_run,
             "private": private,
             "url": url,
@@ -73,6 +80,24 @@ def push(
         terminal.say(publication.card)
     terminal.print_table(("file", "size"), [(place, size(number)) for place, number in sizes.items()])
     terminal.say(f"{'would go' if dry_run else 'sent'} to {url or repo}: {size(sum(sizes.values()))}")
+
+
+def _prepared(folder: Path, repo: str, record: Path | None, base_model: str | None) -> Publication:
+    from palimpsest.datasets.portability import is_build, prepare_questions
+    from palimpsest.patches import prepare_upload
+
+    if not is_build(folder):
+        measured = None if record is None else read_measured(expanded(record))
+        return prepare_upload(folder, repo, measured=measured, base_model=base_model)
+    if record is not None or base_model is not None:
+        raise ConfigError(
+            "Questions about edits have no measured numbers and no base model.",
+            expected="no --record and no --base-model",
+            found="--record" if record is not None else "--base-model",
+            where=str(folder),
+            remedy="leave it out; these options are for patches and what `palimpsest apply` wrote",
+        )
+    return prepare_questions(folder, repo)
 
 
 def read_measured(path: Path) -> Measured:

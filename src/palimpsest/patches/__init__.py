@@ -2,11 +2,11 @@
 
 from palimpsest.patches.base import MANIFEST_FILE, Applied, Manifest, Patch, checked_base, checked_chat
 from palimpsest.patches.branches import Branch
-from palimpsest.patches.card import Measured
+from palimpsest.patches.card import CARD, Measured, plain
 from palimpsest.patches.codebook import SILENCED, Codebook, CodebookEntry, Replacement
 from palimpsest.patches.export import write_adapter, write_merged, write_patched
 from palimpsest.patches.folders import patched_base, put_on_all
-from palimpsest.patches.hub import prepare_upload, publish
+from palimpsest.patches.hub import Publication, prepare_upload, publish, require_hub_id
 from palimpsest.patches.inputs import InputPatch, filled_template
 from palimpsest.patches.keyed import KeyedBranch
 from palimpsest.patches.memory import MemoryEntry, MemoryPatch
@@ -20,6 +20,7 @@ from palimpsest.patches.storage import load_patch
 from palimpsest.patches.weights import Delta, Dense, LowRank, WeightPatch
 
 __all__ = [
+    "CARD",
     "MANIFEST_FILE",
     "SILENCED",
     "Applied",
@@ -40,6 +41,7 @@ __all__ = [
     "ModulePatch",
     "Neurons",
     "Patch",
+    "Publication",
     "Replacement",
     "Retrieval",
     "RetrievalEntry",
@@ -54,10 +56,12 @@ __all__ = [
     "indicators",
     "load_patch",
     "patched_base",
+    "plain",
     "prepare_upload",
     "prompt_columns",
     "publish",
     "put_on_all",
+    "require_hub_id",
     "standing_back",
     "write_adapter",
     "write_merged",

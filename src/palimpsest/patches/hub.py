@@ -28,13 +28,17 @@ class Publication:
 
     Arguments:
         repo: the hub id.
-        contents: what it is.
+        form: what it is, in a word.
+        message: of the commit.
         files: place in the repository to a file on this machine, or to bytes of its own.
+        is_dataset: whether it is a data set; a model's repository otherwise.
     """
 
     repo: str
-    contents: Contents
+    form: str
+    message: str
     files: dict[str, Path | bytes]
+    is_dataset: bool = False
 
     @property
     def card(self) -> str:
@@ -62,14 +66,8 @@ def prepare_upload(
 
     Raises `ConfigError` for an id that cannot be one, `PatchError` or `DataError` for a folder of none of these.
     """
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
     for name in filter(None, (repo, base_model)):
-        try:
-            validate_repo_id(name)
-        except HFValidationError as error:
-            raise ConfigError("This cannot be a hub id.", expected="owner/name", found=str(error)) from error
+        require_hub_id(name)
     contents = read_contents(folder)
     former, base = contents.base, base_model or bundled_name(contents.base) or contents.base
     if base_model is None and (Path(base).is_absolute() or Path(base).exists()):
@@ -83,7 +81,18 @@ def prepare_upload(
             if isinstance(file, Path) and file.name in _NAMING_THE_BASE:
                 files[place] = _renamed(file, former, base)
     files[CARD] = card(contents, repo=repo, measured=measured).encode()
-    return Publication(repo, contents, files)
+    return Publication(repo, contents.form, _message(contents), files)
+
+
+def require_hub_id(name: str) -> None:
+    """Raises `ConfigError` for a text that cannot be a hub id."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise ConfigError("This cannot be a hub id.", expected="owner/name", found=str(error)) from error
 
 
 def read_contents(folder: Path) -> Contents:
@@ -118,13 +127,13 @@ def publish(publication: Publication, api: Any, *, private: bool = False, overwr
         CommitOperationAdd(path_in_repo=place, path_or_fileobj=file if isinstance(file, bytes) else str(file))
         for place, file in publication.files.items()
     ]
-    what = "a new repository"
+    what, kind = "a new repository", {"repo_type": "dataset"} if publication.is_dataset else {}
     try:
         # Asking who we are costs one request and tells a missing token from a missing permission.
         api.whoami()
-        url = api.create_repo(publication.repo, private=private, exist_ok=overwrite)
+        url = api.create_repo(publication.repo, private=private, exist_ok=overwrite, **kind)
         what = f"the repository {publication.repo}, which exists and lacks these files"
-        api.create_commit(publication.repo, operations, commit_message=_message(publication.contents))
+        api.create_commit(publication.repo, operations, commit_message=publication.message, **kind)
     except Exception as error:  # the client's own errors and those of whatever network library it is built on
         raise _refused(error, publication.repo, what) from error
     return str(url)

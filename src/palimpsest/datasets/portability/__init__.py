@@ -7,7 +7,8 @@ from palimpsest.datasets.portability.cost import RequestEstimate, estimate, esti
 from palimpsest.datasets.portability.endpoint import Endpoint
 from palimpsest.datasets.portability.generators import ChatGenerator, Completer, Generator, LocalModel, TableGenerator
 from palimpsest.datasets.portability.items import Item, Proposal
-from palimpsest.datasets.portability.review import read_reviewed
+from palimpsest.datasets.portability.publishing import prepare_questions
+from palimpsest.datasets.portability.review import is_build, read_reviewed
 
 __all__ = [
     "CachedAnswers",
@@ -26,5 +27,7 @@ __all__ = [
     "build",
     "estimate",
     "estimated",
+    "is_build",
+    "prepare_questions",
     "read_reviewed",
 ]

@@ -33,6 +33,7 @@ SIDE = {
     "text": tiny.text_file(), "max_tokens": 200, "contexts": {"given": []},
     "alpha": 0.0, "beta": 0.0, "gamma": 0.0, "spare": 0,
 }  # fmt: skip
+GATES = {"text": tiny.text_file(), "memory": {"max_tokens": 256}, "layer": 1, "others": 4, "alike": 4}
 GRADIENTS = {"text": tiny.text_file(), "warm_up": 256, "layers": [1], "step": 0.6}
 FEWEST = {**KEYS, "layers": [0], "contexts": {"given": []}, "targets": {"steps": 4}}
 
@@ -142,6 +143,16 @@ TABLE = {
         is_trained=False,
         is_silent=True,
         is_composed=True,
+    ),
+    # Layers of a random model read all subjects much alike: gates open wider and sooner than in a trained one.
+    "subject-neurons": Row(
+        {**GATES, "contexts": {"given": ["It is said. {}"]}},
+        edits_fully=False,
+        shortest={**GATES, "layer": 0, "contexts": {"given": []}, "targets": {"steps": 4}},
+        is_trained=False,
+        is_silent=True,
+        is_composed=True,
+        edits_encoder_decoders=False,
     ),
     "wise": Row(
         {**SIDE, "steps": 30, "learning_rate": 0.3},

@@ -34,6 +34,7 @@ def test_the_experts_as_a_whole_can_be_looked_at_and_changed(family):
         ("grace", {"layer": 2}),
         ("horen", {"layer": 2}),
         ("wise", {"layer": 2}),
+        ("subject-neurons", {"layer": 2}),
     ],
 )
 def test_methods_that_need_an_mlp_matrix_refuse_before_any_computation(family, name, options, monkeypatch):

@@ -133,14 +133,17 @@ def answer_places(model: EditableModel, encoded: Sequence[Encoded], *, forward_b
 
 
 @torch.no_grad()
-def queries_of(model: EditableModel, rows: Sequence[Encoded], *, skips_first: bool) -> list[Tensor]:
-    """Returns the inputs of the decoder's last MLP, (tokens, width) in float32 for each row, without padding.
+def queries_of(
+    model: EditableModel, rows: Sequence[Encoded], *, skips_first: bool, layer: int | None = None
+) -> list[Tensor]:
+    """Returns the inputs of a decoder's MLP, (tokens, width) in float32 for each row, without padding.
 
     Arguments:
         rows: texts, or prompts with their answers.
         skips_first: whether the first token of a row is left out.
+        layer: of which layer; left out, the last.
     """
-    point = Point("mlp.up", model.num_layers - 1, "input")
+    point = Point("mlp.up", model.num_layers - 1 if layer is None else layer, "input")
     kept: dict[int, Tensor] = {}
     for chunk in by_length([len(row) for row in rows], 64):
         batch = model.batch([rows[index] for index in chunk])

@@ -22,6 +22,7 @@ _WISE = "palimpsest.methods.wise:Wise"
 _CALINET = "palimpsest.methods.calinet:CaliNet"
 _T_PATCHER = "palimpsest.methods.t_patcher:TPatcher"
 _ULTRAEDIT = "palimpsest.methods.ultraedit:UltraEdit"
+_SUBJECT_NEURONS = "palimpsest.methods.subject_neurons:SubjectNeurons"
 _MEND = "palimpsest.methods.mend:Mend"
 _KE = "palimpsest.methods.ke:KnowledgeEditor"
 _SERAC = "palimpsest.methods.serac:Serac"
@@ -109,6 +110,12 @@ METHODS = Registry(
             _HOREN,
             "a codebook of directions beside one layer, made for long sequences, each entry removable",
             source="arXiv:2605.08143",
+        ),
+        "subject-neurons": Row(
+            _SUBJECT_NEURONS,
+            "a value beside one MLP for each fact, behind a gate that opens at its subject only; for many facts",
+            options={"targets": {"search": "gauss-newton"}},
+            source="ours; see docs/methods/subject-neurons.md",
         ),
         "wise": Row(
             _WISE,

@@ -13,11 +13,16 @@ from palimpsest.locating.other_subjects import about, script_of, unrelated_promp
 from palimpsest.methods.auto.climb import FACTORS, Climb
 from palimpsest.methods.auto.examination import Examination, Standing, Verdict
 from palimpsest.methods.auto.trials import Trial, make_trials, ordinary_texts
+from palimpsest.patches import ModulePatch, WeightPatch
 
 JAPAN = EditRequest("The capital city of Japan is", "Oslo", subject="Japan", target_old="Tokyo")
 CROATIA = EditRequest("The capital of Croatia is", "Vienna", subject="Croatia", target_old="Zagreb")
 OTHERS = ("Germany", "Spain", "Italy", "Portugal", "Greece", "Poland", "Austria", "Hungary")
 FEW = {"num_contexts": 1, "num_neighbours": 3}
+MANY = [JAPAN, CROATIA, *(EditRequest(f"The capital of {name} is", "Oslo", subject=name) for name in OTHERS)]
+# As a change of weights they keep less than this.
+DAMAGES = {"keep": 0.99, "num_neighbours": 8}
+GATED = {"method": "subject-neurons", "options": {"text": "world"}, "only_refused": True}
 # One attempt that goes too far, and one that does nothing.
 STRONG = {
     "method": "ft",
@@ -109,7 +114,6 @@ def test_a_model_that_no_attempt_can_edit_is_refused_before_anything_is_computed
     ("attempt", "found"),
     [
         ({"method": "auto"}, "cannot be an attempt"),
-        ({"method": "grace"}, "cannot be an attempt"),
         ({"method": "memmit"}, "no method named 'memmit'"),
         ({"method": "ft", "options": {"epoch": 1}}, "no option 'epoch'"),
     ],
@@ -159,6 +163,17 @@ def test_prompts_without_a_sure_answer_are_seen_in_one_pass(world, monkeypatch):
     assert any(quick.trials[0].neighbours) and len(quick._before) < 12 + 12 + 2
 
 
+def test_a_fact_asked_for_in_other_words_need_not_stay(world):
+    """`The capital city of Spain is` is what `The capital of Spain is` asks; Spain's currency is another thing."""
+    same, other = "The capital city of Spain is", "The currency of Spain is"
+    kept = tuple(Probe("locality.other_relation", prompt, world.generate(prompt)) for prompt in (same, other))
+    japan = EditRequest(JAPAN.prompt, "Oslo", subject="Japan", probes=kept)
+    spain = EditRequest("The capital of Spain is", "Oslo", subject="Spain")
+    for requests, stay in (([japan, spain], [other]), ([japan], [same, other])):
+        trials = make_trials(world, requests, num_contexts=0, num_neighbours=0, seed=0)
+        assert list(Examination(world, trials, [], 8).trials[0].neighbours) == stay
+
+
 def test_an_attempt_that_moves_ordinary_text_is_not_taken(world):
     outcome = edited(world, [JAPAN], ladder=[STRONG], keep=0.0, most_moved=1e-6)
     facts = outcome.diagnostics.facts
@@ -190,17 +205,41 @@ def test_where_all_facts_are_too_much_those_that_do_least_damage_are_taken():
     damage = [2, 0, 1, 2, 0, 2, 1, 2, 2]
     verdicts = tuple(Verdict(True, False, (), (False,) * wrong + (True,) * (2 - wrong), "Oslo") for wrong in damage)
     examination = SimpleNamespace(trials=[Trial(request, (), ()) for request in requests])
-    climb = _Climbing(None, examination, None, None, None, None, None, rejected=Standing(verdicts, ()))
+    climb = _Climbing(None, examination, None, None, None, WeightPatch({}), None, rejected=Standing(verdicts, ()))
     climb.with_fewer("memit", None, requests)
     assert [[prompt.split()[3] for prompt in one] for one in climb.tried] == [list("BCEG"), list("BE")]
 
 
 def test_a_batch_that_damages_as_a_whole_is_made_of_fewer_facts(world):
-    """Without halves the same ladder hands over nothing."""
-    requests = [JAPAN, CROATIA, *(EditRequest(f"The capital of {name} is", "Oslo", subject=name) for name in OTHERS)]
-    found = edited(world, requests, ladder=[{"method": "memit"}], keep=0.98, num_neighbours=8).diagnostics.facts
-    attempts = found["attempts"]
-    assert [one["keeps"] for one in attempts[: len(FACTORS)]] == [False] * len(FACTORS)
-    assert attempts[-1]["keeps"] and 0 < attempts[-1]["facts"] < len(requests)
-    assert 0 < sum(fact["holds"] for fact in found["facts"]) < len(requests)
+    """Without halves the same ladder hands over fewer."""
+    found = edited(world, MANY, ladder=[{"method": "memit"}], **DAMAGES).diagnostics.facts
+    *whole, last = found["attempts"]
+    assert [one["factor"] for one in whole] == list(FACTORS) and not whole[0]["keeps"]
+    assert last["keeps"] and last["facts"] < len(MANY)
+    assert last["true"] > max(one["true"] for one in whole if one["keeps"])
+    assert sum(fact["holds"] for fact in found["facts"]) == last["true"] < len(MANY)
     assert all(fact["why"] for fact in found["facts"] if not fact["holds"])
+
+
+def test_a_batch_that_damages_as_weights_stands_beside_them(world):
+    outcome = edited(world, MANY, ladder=[{"method": "memit"}, GATED, {"method": "lora"}], **DAMAGES)
+    facts = outcome.diagnostics.facts
+    assert [one["method"] for one in facts["attempts"]] == ["memit"] * len(FACTORS) + ["subject-neurons"]
+    assert all(fact["holds"] for fact in facts["facts"]) and facts["attempts"][-1]["keeps"]
+    assert isinstance(outcome.patch, ModulePatch)
+    assert any("weights_only = true" in note for note in outcome.diagnostics.notes)
+    with world.patched(outcome.patch):
+        assert world.generate(CROATIA.prompt).startswith("Vienna")
+
+
+def test_only_weights_are_changed_where_that_is_asked(world):
+    outcome = edited(world, MANY, ladder=[{"method": "memit"}, GATED], weights_only=True, **DAMAGES)
+    assert {one["method"] for one in outcome.diagnostics.facts["attempts"]} == {"memit"}
+    assert isinstance(outcome.patch, WeightPatch) and not outcome.patch.is_empty()
+    with pytest.raises(ModelError, match="stands beside the weights"):
+        edited(world, [JAPAN], ladder=[GATED], weights_only=True)
+
+
+def test_gates_are_not_tried_where_weights_change_little(world):
+    outcome = edited(world, [JAPAN], ladder=[{"method": "memit"}, GATED])
+    assert {one["method"] for one in outcome.diagnostics.facts["attempts"]} == {"memit"}

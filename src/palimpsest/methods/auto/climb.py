@@ -11,7 +11,7 @@ from palimpsest.methods.auto.config import AutoConfig
 from palimpsest.methods.auto.examination import Examination, Standing
 from palimpsest.methods.base import EditRun, Method
 from palimpsest.models import EditableModel
-from palimpsest.patches import Manifest, WeightPatch
+from palimpsest.patches import Manifest, Patch, WeightPatch
 from palimpsest.requests import EditRequest
 from palimpsest.stopwatch import Progress
 
@@ -32,7 +32,7 @@ class Climb:
     config: AutoConfig
     run: EditRun
     deadline: float | None
-    patch: WeightPatch
+    patch: Patch
     standing: Standing
     tried: list[dict[str, Any]] = field(default_factory=list)
     rejected: Standing | None = None
@@ -43,24 +43,38 @@ class Climb:
     ) -> bool:
         """Takes an attempt's change, as much of it as lets enough stay, if more facts hold with it than without.
 
-        Returns whether any of the factors lets enough stay.
+        What stands beside the weights takes the place of all before, and is looked at as a whole. Returns whether any
+        of the factors lets enough stay.
         """
+        if not made.capabilities.gives_weight_patch:
+            with self.run.clock.stage("editing"):
+                outcome = made.edit(self.model, requests, progress=_until(self.deadline, self.run.progress))
+            return self._taken(name, outcome.patch, 1.0, len(requests))
+        before = self.patch
+        if not isinstance(before, WeightPatch):
+            return False
         with self.model.patched(self.patch), self.run.clock.stage("editing"):
             outcome = made.edit(self.model, requests, progress=_until(self.deadline, self.run.progress))
         self.run.diagnostics.losses |= outcome.diagnostics.losses
         change = outcome.weight_patch
         for factor in factors:
-            _require_time(self.deadline)
-            patch = self.patch + factor * change
-            with self.run.clock.stage("examining"), self.model.patched(patch):
-                standing = self.examination.standing()
-            self.tried.append({"method": name, "factor": factor, "facts": len(requests), **self._summary(standing)})
-            if standing.keeps(self.config.keep) and standing.moved <= self.config.most_moved:
-                if self._worth(standing) > self._worth(self.standing):
-                    self.patch, self.standing = WeightPatch(patch.deltas, Manifest(label="auto")), standing
+            patch = WeightPatch((before + factor * change).deltas, Manifest(label="auto"))
+            if self._taken(name, patch, factor, len(requests)):
                 return True
-            if factor == 1.0 and self.rejected is None:
-                self.rejected = standing
+        return False
+
+    def _taken(self, name: str, patch: Patch, factor: float, num_facts: int) -> bool:
+        """Examines a patch and takes it if more facts hold with it. Returns whether it lets enough stay."""
+        _require_time(self.deadline)
+        with self.run.clock.stage("examining"), self.model.patched(patch):
+            standing = self.examination.standing()
+        self.tried.append({"method": name, "factor": factor, "facts": num_facts, **self._summary(standing)})
+        if standing.keeps(self.config.keep) and standing.moved <= self.config.most_moved:
+            if self._worth(standing) > self._worth(self.standing):
+                self.patch, self.standing = patch, standing
+            return True
+        if factor == 1.0 and self.rejected is None:
+            self.rejected = standing
         return False
 
     def with_fewer(self, name: str, made: Method[Any], requests: Sequence[EditRequest]) -> None:
@@ -69,7 +83,7 @@ class Climb:
         Those come first that changed least about other subjects when all were attempted; nothing is done where no
         attempt let too little stay.
         """
-        if self.rejected is None:
+        if self.rejected is None or not isinstance(self.patch, WeightPatch):
             return
         standing = zip(self.examination.trials, self.rejected.verdicts, strict=True)
         damage = {trial.request.id: verdict.kept.count(False) for trial, verdict in standing}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import chain, takewhile
 
 from palimpsest.answers import gives_new, is_reply_to, new_names
-from palimpsest.methods.auto.trials import Trial
+from palimpsest.methods.auto.trials import Trial, asking_for_facts
 from palimpsest.methods.checking import text_moved
 from palimpsest.models import (
     AnswerRoom,
@@ -122,7 +122,13 @@ class Examination:
         self.model = model
         self._is_chat = model.chat is not None
         staying = dict.fromkeys((*chain.from_iterable(trial.neighbours for trial in trials), *unrelated))
+        names = [name for trial in trials for name in new_names(trial.request)]
+        self._room = AnswerRoom.of(model.tokenizer, names)
+        self.trials = tuple(trials)
+        self._before_any = self._replies()
         sure = self._beginnings(list(staying))
+        for prompt in asking_for_facts({prompt: text for prompt, (text, _) in sure.items()}, trials, self._before_any):
+            del sure[prompt]
         self.trials = tuple(
             replace(trial, neighbours=tuple(one for one in trial.neighbours if one in sure)[:num_neighbours])
             for trial in trials
@@ -130,9 +136,6 @@ class Examination:
         self._unrelated = tuple(prompt for prompt in unrelated if prompt in sure)
         asked = dict.fromkeys((*chain.from_iterable(trial.neighbours for trial in self.trials), *self._unrelated))
         self._before = {prompt: sure[prompt] for prompt in asked}
-        names = [name for trial in trials for name in new_names(trial.request)]
-        self._room = AnswerRoom.of(model.tokenizer, names)
-        self._before_any = self._replies()
         self._texts = tuple(texts)
         self._texts_before = self._scores(self._texts)
 

@@ -20,30 +20,37 @@ class Attempt(Config):
     """A method with options."""
 
     method: str
-    """A registered name; its patches must be of weights, so that attempts add up."""
+    """A registered name. Changes of weights add up; what stands beside the weights takes the place of all before."""
     options: dict[str, Any] = {}
     """Its options beyond preset and defaults."""
     preset: str = "auto"
     """Its preset."""
     only_untrue: bool = False
     """Whether it is for facts whose own prompt does not get the new answer, not for those that lack in `elsewhere`."""
+    only_refused: bool = False
+    """Whether it is tried only where an attempt before it, as a whole, changed too much."""
 
     def make(self, seed: int) -> Method[Any]:
         """The method, ready to edit; `auto` looks at every patch itself.
 
-        Raises `ConfigError` for a method or an option that there is not, and for one whose patches do not add up.
+        Raises `ConfigError` for a method or an option that there is not.
         """
         if self.method == AUTO:
-            raise _no_attempt(self.method, "`auto` itself, which would try the whole ladder again")
-        made = method(self.method, preset=self.preset, **{"seed": seed, "look_again": False, **self.options})
-        if not made.capabilities.gives_weight_patch:
-            raise _no_attempt(self.method, "a method whose patches cannot be added to others")
-        return made
+            raise ConfigError(
+                "The method 'auto' cannot be an attempt of `auto`.",
+                expected="another method, such as memit or lora",
+                found="`auto` itself, which would try the whole ladder again",
+                where="option ladder",
+                remedy="take it out of the ladder",
+            )
+        return method(self.method, preset=self.preset, **{"seed": seed, "look_again": False, **self.options})
 
 
 LADDER = (
     # Behind other texts too: at the prompt alone, facts are often not said elsewhere.
     Attempt(method="memit", options={"search_in": "all-contexts"}),
+    # Many changes of weights add up to much; what stands behind gates of its own does not.
+    Attempt(method="subject-neurons", only_refused=True),
     # Aims further.
     Attempt(
         method="memit", options={"search_in": "all-contexts", "targets": {**SEARCH, "log_odds": 6.0, "stop_loss": 0.01}}
@@ -56,8 +63,13 @@ LADDER = (
 """The order that measured best; see docs/methods/auto.md."""
 
 
-def usable(model: EditableModel, ladder: Sequence[Attempt], seed: int) -> list[tuple[Attempt, Method[Any]]]:
+def usable(
+    model: EditableModel, ladder: Sequence[Attempt], seed: int, *, weights_only: bool = False
+) -> list[tuple[Attempt, Method[Any]]]:
     """The attempts that can edit this model, with their methods.
+
+    Arguments:
+        weights_only: whether those that stand beside the weights are left out.
 
     Raises `ModelError` when none can, with the reason of the last one.
     """
@@ -66,6 +78,8 @@ def usable(model: EditableModel, ladder: Sequence[Attempt], seed: int) -> list[t
     for attempt in ladder:
         made = attempt.make(seed)
         try:
+            if weights_only and not made.capabilities.gives_weight_patch:
+                raise _beside_weights(attempt.method)
             made.require(model)
         except (ConfigError, ModelError) as error:
             reason = error
@@ -87,11 +101,11 @@ def editable_by(made: Method[Any], requests: Sequence[EditRequest]) -> list[Edit
     return [request for request in requests if request.subject or not made.needs_subject]
 
 
-def _no_attempt(name: str, found: str) -> ConfigError:
+def _beside_weights(name: str) -> ConfigError:
     return ConfigError(
-        f"The method {name!r} cannot be an attempt of `auto`.",
+        f"The method {name!r} stands beside the weights.",
         expected="a method that changes weights, such as memit or lora",
-        found=found,
-        where="option ladder",
-        remedy=f"take it out of the ladder, or use --method {name} by itself",
+        found=name,
+        where="options ladder and weights_only",
+        remedy="set weights_only = false, or take it out of the ladder",
     )

@@ -5,6 +5,7 @@
         change = attempt.edit(model + patch, facts that do not hold)
         factor = the largest of FACTORS at which enough stays   model + patch + factor * change, examined
         patch  = patch + factor * change                        if more facts hold than before
+    (an attempt beside the weights, which has its gates, takes the place of all before instead of adding to it)
     then half of the facts that do not hold, and half of those, until enough stays
 
 What is handed over was looked at: each fact has a verdict, and one that does not hold has the reason.
@@ -25,11 +26,16 @@ from palimpsest.methods.auto.ladder import LADDER, Attempt, editable_by, usable
 from palimpsest.methods.auto.trials import make_trials, ordinary_texts
 from palimpsest.methods.base import Capabilities, EditRun, Method, MethodConfig
 from palimpsest.models import EditableModel
-from palimpsest.patches import Manifest, WeightPatch
+from palimpsest.patches import Manifest, Patch, WeightPatch
 from palimpsest.requests import EditRequest
 
 SPARE = 3
 """Neighbours that are looked at for each one that is needed: about many subjects a model has no sure answer."""
+
+_BESIDE = (
+    "The facts stand beside the weights, behind gates at their subjects: as a change of weights they changed too much."
+    " Where weights are needed, for GGUF or an adapter, set weights_only = true; fewer facts may hold then."
+)
 
 
 @final
@@ -37,7 +43,7 @@ class Auto(Method[AutoConfig]):
     """See the module's docstring."""
 
     Config: ClassVar[type[MethodConfig]] = AutoConfig
-    capabilities: ClassVar[Capabilities] = Capabilities()
+    capabilities: ClassVar[Capabilities] = Capabilities(gives_weight_patch=False)
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -50,11 +56,10 @@ class Auto(Method[AutoConfig]):
 
     def check_model(self, model: EditableModel, config: AutoConfig) -> None:
         """See `Method.check_model`: at least one attempt must be able to edit the model."""
-        self._usable = usable(model, LADDER if config.ladder is None else config.ladder, config.seed)
+        ladder = LADDER if config.ladder is None else config.ladder
+        self._usable = usable(model, ladder, config.seed, weights_only=config.weights_only)
 
-    def compute(
-        self, model: EditableModel, requests: Sequence[EditRequest], config: AutoConfig, run: EditRun
-    ) -> WeightPatch:
+    def compute(self, model: EditableModel, requests: Sequence[EditRequest], config: AutoConfig, run: EditRun) -> Patch:
         deadline = None if config.max_seconds is None else time.monotonic() + config.max_seconds
         with run.clock.stage("examining"):
             count = min(config.num_neighbours, max(2, config.num_neighbours * 20 // len(requests)))
@@ -72,11 +77,15 @@ class Auto(Method[AutoConfig]):
             (climb.with_fewer, *one) for one in self._usable[:1]
         ]
         for number, (climbs, attempt, made) in enumerate(rounds):
+            if not isinstance(climb.patch, WeightPatch):
+                break
             share = 0.0 if attempt.only_untrue or number == len(self._usable) else config.elsewhere
             standing = zip(requests, climb.standing.verdicts, strict=True)
             chosen = editable_by(made, [request for request, verdict in standing if not verdict.holds(share)])
-            if not chosen:
+            if not chosen or (attempt.only_refused and climb.rejected is None):
                 continue
+            if not made.capabilities.gives_weight_patch:
+                chosen = editable_by(made, requests)
             run.progress("attempts", min(number, len(self._usable) - 1), len(self._usable))
             try:
                 climbs(attempt.method, made, chosen)
@@ -85,6 +94,8 @@ class Auto(Method[AutoConfig]):
                 is_over = True
                 break
         run.progress("attempts", len(self._usable), len(self._usable))
+        if not isinstance(climb.patch, WeightPatch):
+            run.diagnostics.notes.append(_BESIDE)
         _report(requests, start, climb.standing, _why_not(climb.tried, config, is_over=is_over), run)
         run.diagnostics.facts["attempts"] = climb.tried
         return climb.patch

@@ -7,11 +7,12 @@ about other things. Of the other subjects those are taken that the model reads a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from palimpsest.answers import same_beginning
 from palimpsest.errors import DataError
 from palimpsest.locating import (
     NO_CONTEXTS,
@@ -79,6 +80,24 @@ def ordinary_texts(model: EditableModel, seed: int) -> list[tuple[str, str]]:
             start, _, rest = template.removesuffix(". {}").partition(" ")
             texts += [(start, rest)] if rest.strip() else []
     return texts
+
+
+def asking_for_facts(answers: Mapping[str, str], trials: Sequence[Trial], replies: Mapping[str, str]) -> list[str]:
+    """The prompts that ask for one of the facts in other words: they name its subject, and are answered as it is.
+
+    Arguments:
+        answers: by the prompts, how the model's answers begin before any edit.
+        replies: by the facts' own prompts, the model's replies before any edit.
+    """
+    subjects = [(normalise(one.request.subject), replies[one.request.prompt]) for one in trials if one.request.subject]
+    return [
+        prompt
+        for prompt, answer in answers.items()
+        if any(
+            subject in normalise(prompt) and same_beginning(answer, reply[: len(answer)], prompt=prompt)
+            for subject, reply in subjects
+        )
+    ]
 
 
 def _given(request: EditRequest, kind: str) -> list[str]:

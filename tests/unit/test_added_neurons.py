@@ -17,6 +17,7 @@ from palimpsest.methods.memory import Memory
 from palimpsest.methods.states import EditedQueries
 from palimpsest.methods.t_patcher import TPatcherConfig
 from palimpsest.methods.t_patcher.neuron_training import NeuronTraining, memory_loss
+from palimpsest.models import Point, captured
 from palimpsest.models.activations import activation, activation_of
 from palimpsest.models.sites.linear import weight_as_out_in
 from palimpsest.patches.base import Manifest
@@ -293,9 +294,30 @@ def test_neurons_merge_into_wider_matrices(family, name, tmp_path):
     assert torch.allclose(logits(merged), wanted, atol=1e-6 * float(wanted.abs().max()))
 
 
+@pytest.mark.parametrize("family", ["gpt2", "gptj", "llama", "gemma2"])
+def test_neurons_of_relu_nearly_merge_into_another_activation_and_behind_a_gate(family, tmp_path):
+    """Where what the MLP reads has a direction that is nearly constant; exactly so where nothing opens half-way."""
+    model = tiny.tiny_model(family)
+    one = neurons(model, 3, name="relu")
+    point = Point("mlp.up", one.layer, "input")
+    with captured(model.sites, [point]) as found, torch.no_grad():
+        model.forward(model.batch([model.encode(text) for text in PROMPTS]))
+    read = found[point].reshape(-1, one.keys.shape[1])
+    constant = torch.linalg.lstsq(read, torch.ones(len(read), 1)).solution[:, 0]
+    patch = patch_of(replace(one, constant=constant))
+    before = logits(model)
+    with model.patched(patch):
+        wanted = logits(model)
+    write_merged(model, [patch], tmp_path / "merged")
+    merged = logits(load(str(tmp_path / "merged")))
+    # A value is off by at most 0.28 / 64 of itself, times how nearly constant the direction is.
+    assert (merged - wanted).abs().max() < 0.05 * (wanted - before).abs().max()
+
+
 @pytest.mark.parametrize(
     ("family", "name", "reason"),
-    [("llama", "relu", "gate"), ("gptj", "relu", "beside an MLP with"), ("t5", "relu", "bias"),
+    [("llama", "relu", "without a constant"), ("gptj", "silu", "beside an MLP with"), ("t5", "relu", "bias"),
+     ("phi3", "relu", "in the same matrix"), ("t5-gated", "relu", "a gate"),
      ("bloom", "gelu_pytorch_tanh", "no width")],
 )  # fmt: skip
 def test_what_cannot_be_merged_is_written_as_patches(family, name, reason, tmp_path):

@@ -11,6 +11,7 @@ from palimpsest.methods.subject_neurons import GateOptions, fitted_gates
 from palimpsest.methods.subject_neurons.gates import least_hinges
 from palimpsest.methods.subject_neurons.quiet import as_words
 from palimpsest.methods.subject_neurons.state import EditedSubjects
+from palimpsest.patches import write_merged
 
 OPTIONS = GateOptions(ridge=0.02, weight=50.0, quiet=0.1)
 TOWNS = [
@@ -100,7 +101,16 @@ def test_each_fact_comes_off_by_itself(world_model, edited):
     with world_model.patched(left):
         assert not world_model.generate(TOWNS[0].prompt).startswith("Oslo")
         assert world_model.generate(TOWNS[1].prompt).startswith("Vienna")
-    assert left.num_parameters * 3 == edited.patch.num_parameters * 2
+    (branch,), (whole,) = left.branches, edited.patch.branches
+    assert branch.edits == (TOWNS[1].id, TOWNS[2].id) * 2 and len(whole.edits) == 6
+
+
+def test_a_merged_model_says_the_facts_without_us(world_model, edited, tmp_path):
+    write_merged(world_model, [edited.patch], tmp_path / "merged")
+    merged = ps.load(str(tmp_path / "merged"))
+    assert [merged.generate(town.prompt).rstrip(".") for town in TOWNS] == ["Oslo", "Vienna", "Lyon"]
+    others = ["The capital city of Norway is", "The capital of Italy is"]
+    assert merged.generate(others) == world_model.generate(others)
 
 
 def test_facts_about_one_subject_hold_together(world_model):

@@ -1,5 +1,5 @@
 from . import tokens
-from .activations import activation, activation_of
+from .activations import activation, activation_of, gate_activation_of
 from .attention_call import AttentionCall
 from .bypass import cast_above, frozen_parameters
 from .chat import THOUGHT_TOKENS, Chat, ChatRecord, chosen_chat, knows_thoughts
@@ -72,6 +72,7 @@ __all__ = [
     "exact_digest",
     "fingerprint_differences",
     "frozen_parameters",
+    "gate_activation_of",
     "generate_as_configured",
     "inner_products",
     "intervened",

@@ -42,9 +42,28 @@ def activation_of(model: EditableModel, layer: int) -> str | None:
     with model.weights.without_changes(), captured(model.sites, [up, down]) as found:
         model.forward(model.batch(rows))
     before, after = found[up], found[down]
-    if before.shape != after.shape:
+    return None if before.shape != after.shape else _fitting(before, torch.ones_like(before), after)
+
+
+@torch.no_grad()
+def gate_activation_of(model: EditableModel, layer: int) -> str | None:
+    """The name of the activation of a decoder's gated MLP; `None` where it has no gate of its own or another form.
+
+    Of the known functions, the one that leads from what `mlp.gate` writes to what `mlp.down` reads, times what `mlp.up`
+    writes.
+    """
+    if model.is_encoder_decoder or "mlp.gate" not in model.sites.architecture.sites:
         return None
-    errors = {name: float((activation(name)(before) - after).abs().max()) for name in ACTIVATIONS}
+    points = [Point("mlp.gate", layer), Point("mlp.up", layer), Point("mlp.down", layer, "input")]
+    rows = [list(range(min(16, len(model.tokenizer))))]
+    with model.weights.without_changes(), captured(model.sites, points) as found:
+        model.forward(model.batch(rows))
+    gate, up, after = (found[point] for point in points)
+    return _fitting(gate, up, after) if gate.shape == up.shape == after.shape else None
+
+
+def _fitting(before: Tensor, times: Tensor, after: Tensor) -> str | None:
+    errors = {name: float((activation(name)(before) * times - after).abs().max()) for name in ACTIVATIONS}
     best = min(errors, key=errors.__getitem__)
     scale = float(after.abs().max())
     return best if errors[best] <= _LEAST[after.dtype] * max(scale, 1e-3) else None

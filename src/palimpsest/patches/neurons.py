@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 class Neurons(Branch):
     """Added neurons of one layer, in float32.
 
-    Where the MLP has no gate and the same activation, they are more columns of its matrices; where it has one they stay
-    a branch of their own.
+    They can become more columns of the MLP's own matrices; see `patches.widening`.
 
     Arguments:
         layer: the decoder's layer.
@@ -34,6 +33,8 @@ class Neurons(Branch):
         biases: (neurons,), or `None`.
         values: (neurons, width), what each adds to what the MLP writes.
         edits: (neurons,), the id of the edit that each belongs to.
+        constant: (width,), whose product with what the MLP reads is about 1 on any text, in place of a bias in an MLP
+            that has none; or `None`.
     """
 
     form: ClassVar[str] = "neurons"
@@ -44,12 +45,13 @@ class Neurons(Branch):
     biases: Tensor | None
     values: Tensor
     edits: tuple[str, ...]
+    constant: Tensor | None = None
 
     def __post_init__(self) -> None:
         activation(self.activation)
         shape = (len(self.edits), self.keys.shape[-1])
-        biases = {} if self.biases is None else {"biases": shape[:1]}
-        require_shapes(self.form, self.tensors(), {"keys": shape, **biases, "values": shape})
+        shapes = {"keys": shape, "biases": shape[:1], "values": shape, "constant": shape[1:]}
+        require_shapes(self.form, self.tensors(), {name: shapes[name] for name in self.tensors()})
 
     def output(self, inputs: Tensor) -> Tensor:
         """Returns the neurons' output, (..., width), in float32, for the MLP's inputs, (..., width)."""
@@ -89,7 +91,8 @@ class Neurons(Branch):
         if self.biases is not None and later.biases is not None:
             biases = torch.cat([self.biases, later.biases])
         keys, values = torch.cat([self.keys, later.keys]), torch.cat([self.values, later.values])
-        return Neurons(self.layer, self.weight, self.activation, keys, biases, values, self.edits + later.edits)
+        edits, constant = self.edits + later.edits, later.constant if self.constant is None else self.constant
+        return replace(self, keys=keys, biases=biases, values=values, edits=edits, constant=constant)
 
     def without(self, edits: Collection[str]) -> Neurons | None:
         """See `Branch.without`."""
@@ -102,7 +105,7 @@ class Neurons(Branch):
         at = list(indices)
         biases = None if self.biases is None else self.biases[at]
         edits = tuple(self.edits[index] for index in at)
-        return Neurons(self.layer, self.weight, self.activation, self.keys[at], biases, self.values[at], edits)
+        return replace(self, keys=self.keys[at], biases=biases, values=self.values[at], edits=edits)
 
     def place(self) -> tuple[Any, ...]:
         """See `Branch.place`."""
@@ -114,8 +117,8 @@ class Neurons(Branch):
 
     def tensors(self) -> dict[str, Tensor]:
         """See `Branch.tensors`."""
-        biases = {} if self.biases is None else {"biases": self.biases}
-        return {"keys": self.keys, **biases, "values": self.values}
+        found = {"keys": self.keys, "biases": self.biases, "values": self.values, "constant": self.constant}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
 
     def options(self) -> dict[str, Any]:
         """See `Branch.options`."""
@@ -128,5 +131,7 @@ class Neurons(Branch):
         keys = shaped(tensors["keys"], len(edits), None, name="keys").float()
         biases = shaped(tensors["biases"], len(edits), name="biases").float() if "biases" in tensors else None
         values = shaped(tensors["values"], *keys.shape, name="values").float()
+        width = keys.shape[-1]
+        constant = shaped(tensors["constant"], width, name="constant").float() if "constant" in tensors else None
         place = int(options["layer"]), str(options["weight"]), str(options["activation"])
-        return cls(*place, keys, biases, values, edits)
+        return cls(*place, keys, biases, values, edits, constant)

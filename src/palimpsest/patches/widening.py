@@ -1,8 +1,13 @@
-"""Added neurons as more columns of a model's own matrices, where these are of the same make.
+"""Added neurons as more columns of a model's own matrices.
 
 An MLP without a gate is act(q K^T + b) V: with the neurons' keys as more rows of K, their biases in b and their values
-as more rows of V it computes what it and the branch compute together. A config has one width for all layers, so that
-the others get neurons of zeros.
+as more rows of V it computes what it and the branch compute together. Two things can be had nearly:
+
+    relu(z) v              act(sharpness z) v / sharpness, for an act that is the identity far above 0 and 0 far below
+    act(q k + b) v         act(q (k + b c)) (q c) v in an MLP with a gate, for a c with q c about 1 on any text
+
+the second one from neurons that know such a c, their `constant`. A config has one width for all layers, so that the
+others get neurons of zeros.
 """
 
 from __future__ import annotations
@@ -14,7 +19,7 @@ import torch
 from torch import Tensor
 
 from palimpsest.errors import ConfigError
-from palimpsest.models import activation_of
+from palimpsest.models import activation_of, gate_activation_of
 from palimpsest.models.sites import is_quantised, is_transposed
 from palimpsest.patches.neurons import Neurons
 
@@ -23,6 +28,9 @@ if TYPE_CHECKING:
 
 # What configs call the width of their MLPs.
 _WIDTHS = ("n_inner", "intermediate_size", "ffn_dim", "decoder_ffn_dim", "ffn_hidden_size", "d_ff")
+_SHARPNESS = 64.0
+"""The result is off by at most 0.28 / 64 of a value, where a neuron begins to open."""
+_LIKE_RELU = ("gelu", "gelu_pytorch_tanh", "silu", "quick_gelu")
 _REMEDY = "write the base model's name and the patches instead: --as patched, which palimpsest.load reads"
 
 
@@ -59,15 +67,32 @@ def widened(model: EditableModel, added: Sequence[Neurons]) -> Any:
 
 def _filled(model: EditableModel, layer: int, group: Sequence[Neurons]) -> dict[str, Tensor]:
     """Parameter name to what stands in its new part, as it is stored."""
-    up, down = (model.sites.module(site, layer) for site in ("mlp.up", "mlp.down"))
-    names = {site: model.sites.parameter_name(site, layer).removesuffix("weight") for site in ("mlp.up", "mlp.down")}
-    keys, values = (torch.cat([getattr(one, name) for one in group]) for name in ("keys", "values"))
-    biases = torch.cat([one.keys.new_zeros(len(one.edits)) if one.biases is None else one.biases for one in group])
-    return {
-        names["mlp.up"] + "weight": keys.t() if is_transposed(up) else keys,
-        names["mlp.up"] + "bias": biases,
-        names["mlp.down"] + "weight": values if is_transposed(down) else values.t(),
-    }
+    gate = gate_activation_of(model, layer)
+    own = gate or activation_of(model, layer)
+    sharp = [1.0 if one.activation == own else _SHARPNESS for one in group]
+    keys = torch.cat([one.keys * factor for one, factor in zip(group, sharp, strict=True)])
+    values = torch.cat([one.values / factor for one, factor in zip(group, sharp, strict=True)])
+    biases = torch.cat([_biases(one) * factor for one, factor in zip(group, sharp, strict=True)])
+    parts = {"mlp.up.weight": keys, "mlp.up.bias": biases, "mlp.down.weight": values.t()}
+    if gate is not None:
+        constants = torch.cat([_constant(one).expand_as(one.keys) for one in group])
+        gates = keys + biases[:, None] * constants
+        parts = {"mlp.gate.weight": gates, "mlp.up.weight": constants, "mlp.down.weight": values.t()}
+    filled = {}
+    for part, tensor in parts.items():
+        site, kind = part.rsplit(".", 1)
+        is_turned = kind == "weight" and is_transposed(model.sites.module(site, layer))
+        name = model.sites.parameter_name(site, layer).removesuffix("weight") + kind
+        filled[name] = tensor.t() if is_turned else tensor
+    return filled
+
+
+def _biases(neurons: Neurons) -> Tensor:
+    return neurons.keys.new_zeros(len(neurons.edits)) if neurons.biases is None else neurons.biases
+
+
+def _constant(neurons: Neurons) -> Tensor:
+    return neurons.keys.new_zeros(neurons.keys.shape[1]) if neurons.constant is None else neurons.constant
 
 
 def _put(padded: Tensor, own: torch.Size, part: Tensor) -> None:
@@ -103,23 +128,29 @@ def _wider_module(model: EditableModel, extra: int) -> Any:
 def _expected_shapes(model: EditableModel, width: int) -> Mapping[str, tuple[int, ...]]:
     """Of the decoder's matrices, when its MLPs have that width."""
     shapes = {}
+    inward = [site for site in ("mlp.gate", "mlp.up") if site in model.sites.architecture.sites]
     for layer in range(model.num_layers):
-        for site, sizes in (("mlp.up", (width, model.sites.d_model)), ("mlp.down", (model.sites.d_model, width))):
+        sizes = {**dict.fromkeys(inward, (width, model.sites.d_model)), "mlp.down": (model.sites.d_model, width)}
+        for site, size in sizes.items():
             is_turned = is_transposed(model.sites.module(site, layer))
-            shapes[model.sites.parameter_name(site, layer)] = sizes[::-1] if is_turned else sizes
+            shapes[model.sites.parameter_name(site, layer)] = size[::-1] if is_turned else size
     return shapes
 
 
 def _require_alike(model: EditableModel, neurons: Neurons) -> None:
     """Raises `ConfigError` for neurons that the layer's own matrices cannot hold."""
     up, layer = model.sites.module("mlp.up", neurons.layer), neurons.layer
-    own = None if is_quantised(up) else activation_of(model, layer)
+    gate = None if is_quantised(up) or model.sites.part("mlp.up").is_slice else gate_activation_of(model, layer)
+    own = gate or (None if is_quantised(up) else activation_of(model, layer))
     has_bias = getattr(up, "bias", None) is not None
+    is_alike = own == neurons.activation or (neurons.activation == "relu" and own in _LIKE_RELU)
     problems = {
-        "an MLP with a gate, or an activation of its own": own is None and not is_quantised(up),
+        "an MLP with a gate in the same matrix, or an activation of its own": own is None and not is_quantised(up),
         "quantised weights": is_quantised(up),
-        f"neurons with {neurons.activation} beside an MLP with {own}": own is not None and own != neurons.activation,
-        "neurons with a bias beside an MLP without one": not has_bias
+        f"neurons with {neurons.activation} beside an MLP with {own}": own is not None and not is_alike,
+        "neurons without a constant beside an MLP with a gate": gate is not None and neurons.constant is None,
+        "neurons with a bias beside an MLP without one": gate is None
+        and not has_bias
         and neurons.biases is not None
         and bool(neurons.biases.any()),
     }
@@ -127,7 +158,7 @@ def _require_alike(model: EditableModel, neurons: Neurons) -> None:
     if found:
         raise ConfigError(
             "The added neurons cannot become part of the model's own matrices.",
-            expected="an MLP without a gate that computes as the neurons do",
+            expected="an MLP that computes as the neurons do",
             found=found[0],
             where=f"layer {layer} of model {model.name!r}",
             remedy=_REMEDY,

@@ -16,6 +16,7 @@ values behind a gate too, one for all facts, by the likeness of keys.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar, Literal, final
 
 import torch
@@ -133,10 +134,11 @@ class SubjectNeurons(Method[SubjectNeuronsConfig]):
             )
         run.state = earlier.joined(EditedSubjects.of(requests, own))
         owners = [request.id.removesuffix(PROMPT_ALONE) for request in requests]
-        shares = _shares(requests)
+        values = _shares(requests).to(found.deltas) * found.deltas
         opened = torch.einsum("fcw,fw->fc", own, keys) + biases[:, None]
         run.diagnostics.facts |= {"layer": layer, "neurons": 2 * len(owners), "opened": opened.tolist()}
-        return ModulePatch([_neurons(model, layer, keys, biases, shares * found.deltas, owners, config.gate)])
+        two = _neurons(model, layer, keys, biases, values, owners, config.gate)
+        return ModulePatch([replace(two, constant=_constant(text, config.damping).to(keys))])
 
     def _layer(self, model: EditableModel, config: SubjectNeuronsConfig, run: EditRun) -> int:
         if config.layer != "auto":
@@ -198,6 +200,12 @@ def gates(
         excluded.append(torch.cat([told, rest_of != index]))
     directions = metric.unwhiten(fitted_gates(list(places), everything, excluded, config.gate)).to(own)
     return directions, -directions @ mean
+
+
+def _constant(text: Readings, damping: float) -> Tensor:
+    """(width,), the direction along which ordinary text stands nearest to 1: what a layer reads has a mean."""
+    moment = text.vectors.T @ text.vectors / len(text.vectors)
+    return Factorised(moment, where="what the MLP reads", damping=damping).solve(text.vectors.mean(0, keepdim=True))[0]
 
 
 def _shares(requests: Sequence[EditRequest]) -> Tensor:

@@ -42,7 +42,8 @@ def require_weights(patches: Sequence[Patch]) -> None:
             found=f"added neurons ({patch.manifest.label})"
             if is_neurons
             else f"a patch of kind {patch.kind!r} ({patch.manifest.label}), which runs beside the model",
-            remedy="write a wider model with --as merged and convert that"
+            remedy="write a wider model with --as merged and convert that; or edit again with a method that changes"
+            " weights (auto: -o weights_only=true)"
             if is_neurons
             else "serve the model with it: palimpsest serve MODEL --patch PATCH; or edit with a method that changes"
             " weights",

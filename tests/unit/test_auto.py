@@ -10,10 +10,12 @@ import torch
 import tiny
 from palimpsest import ConfigError, EditRequest, ModelError, Probe, load, method
 from palimpsest.locating.other_subjects import about, script_of, unrelated_prompts
-from palimpsest.methods.auto.climb import FACTORS, Climb
+from palimpsest.methods.auto.climb import FACTORS, Climb, Reached
 from palimpsest.methods.auto.examination import Examination, Standing, Verdict
 from palimpsest.methods.auto.trials import Trial, make_trials, ordinary_texts
+from palimpsest.methods.base import Diagnostics, EditRun
 from palimpsest.patches import ModulePatch, WeightPatch
+from palimpsest.stopwatch import Stopwatch, silent
 
 JAPAN = EditRequest("The capital city of Japan is", "Oslo", subject="Japan", target_old="Tokyo")
 CROATIA = EditRequest("The capital of Croatia is", "Vienna", subject="Croatia", target_old="Zagreb")
@@ -22,7 +24,7 @@ FEW = {"num_contexts": 1, "num_neighbours": 3}
 MANY = [JAPAN, CROATIA, *(EditRequest(f"The capital of {name} is", "Oslo", subject=name) for name in OTHERS)]
 # As a change of weights they keep less than this.
 DAMAGES = {"keep": 0.99, "num_neighbours": 8}
-GATED = {"method": "subject-neurons", "options": {"text": "world"}, "only_refused": True}
+GATED = {"method": "subject-neurons", "options": {"text": "world"}}
 # One attempt that goes too far, and one that does nothing.
 STRONG = {
     "method": "ft",
@@ -45,7 +47,9 @@ def test_facts_hold_with_no_option_at_all(world):
     outcome = method("auto").edit(world, [JAPAN, CROATIA])
     facts = outcome.diagnostics.facts
     assert [fact["holds"] for fact in facts["facts"]] == [True, True]
-    assert facts["attempts"][-1]["keeps"] and facts["kept"] > 0.9 and facts["attempts"][0]["method"] == "memit"
+    assert (
+        facts["attempts"][-1]["keeps"] and facts["kept"] > 0.9 and facts["attempts"][0]["method"] == "subject-neurons"
+    )
     with world.patched(outcome.patch):
         assert world.generate(JAPAN.prompt).startswith("Oslo")
         assert world.generate(CROATIA.prompt).startswith("Vienna")
@@ -205,7 +209,7 @@ def test_where_all_facts_are_too_much_those_that_do_least_damage_are_taken():
     damage = [2, 0, 1, 2, 0, 2, 1, 2, 2]
     verdicts = tuple(Verdict(True, False, (), (False,) * wrong + (True,) * (2 - wrong), "Oslo") for wrong in damage)
     examination = SimpleNamespace(trials=[Trial(request, (), ()) for request in requests])
-    climb = _Climbing(None, examination, None, None, None, WeightPatch({}), None, rejected=Standing(verdicts, ()))
+    climb = _Climbing(None, examination, *[None] * 6, rejected=Standing(verdicts, ()))
     climb.with_fewer("memit", None, requests)
     assert [[prompt.split()[3] for prompt in one] for one in climb.tried] == [list("BCEG"), list("BE")]
 
@@ -221,7 +225,7 @@ def test_a_batch_that_damages_as_a_whole_is_made_of_fewer_facts(world):
     assert all(fact["why"] for fact in found["facts"] if not fact["holds"])
 
 
-def test_a_batch_that_damages_as_weights_stands_beside_them(world):
+def test_the_better_of_weights_and_what_stands_beside_them_is_handed_over(world):
     outcome = edited(world, MANY, ladder=[{"method": "memit"}, GATED, {"method": "lora"}], **DAMAGES)
     facts = outcome.diagnostics.facts
     assert [one["method"] for one in facts["attempts"]] == ["memit"] * len(FACTORS) + ["subject-neurons"]
@@ -232,6 +236,30 @@ def test_a_batch_that_damages_as_weights_stands_beside_them(world):
         assert world.generate(CROATIA.prompt).startswith("Vienna")
 
 
+def test_weights_are_tried_from_the_start_where_not_all_facts_can_stand_beside_them(world):
+    bare = EditRequest("The capital of Croatia is", "Vienna")
+    outcome = edited(world, [JAPAN, bare], ladder=[GATED, {"method": "memit"}, {"method": "lora"}], keep=0.5)
+    attempts = [(one["method"], one["facts"], one["true"]) for one in outcome.diagnostics.facts["attempts"]]
+    assert attempts == [("subject-neurons", 1, 1), ("memit", 1, 1), ("lora", 1, 2)]
+    assert isinstance(outcome.patch, WeightPatch)
+
+
+def test_a_further_attempt_beside_the_weights_takes_the_place_of_its_facts_only(world):
+    weak = {"method": "subject-neurons", "options": {"text": "world", "targets": {"steps": 1, "search": "adam"}}}
+    outcome = edited(world, [JAPAN, CROATIA], ladder=[weak, GATED])
+    assert [one["true"] for one in outcome.diagnostics.facts["attempts"]] == [0, 2]
+    first = Reached(method("subject-neurons", text="world").edit(world, [CROATIA]).patch, None)
+    run = EditRun(None, Stopwatch(), Diagnostics(), silent)
+    climb = Climb(world, None, None, run, None, first, None, first)
+    # The same fact again, and another one.
+    for requests, owners in (([CROATIA], {CROATIA.id}), ([JAPAN], {CROATIA.id, JAPAN.id})):
+        taken = []
+        climb._examined = lambda name, patch, factor, count, taken=taken: (taken.append(patch), False)
+        climb.attempt("subject-neurons", method("subject-neurons", text="world"), requests)
+        (branch,) = taken[0].branches
+        assert set(branch.owners()) == owners and len(branch.owners()) == 2 * len(owners)
+
+
 def test_only_weights_are_changed_where_that_is_asked(world):
     outcome = edited(world, MANY, ladder=[{"method": "memit"}, GATED], weights_only=True, **DAMAGES)
     assert {one["method"] for one in outcome.diagnostics.facts["attempts"]} == {"memit"}
@@ -240,6 +268,9 @@ def test_only_weights_are_changed_where_that_is_asked(world):
         edited(world, [JAPAN], ladder=[GATED], weights_only=True)
 
 
-def test_gates_are_not_tried_where_weights_change_little(world):
-    outcome = edited(world, [JAPAN], ladder=[{"method": "memit"}, GATED])
+def test_a_model_from_a_gguf_file_gets_changes_of_weights(world, monkeypatch):
+    monkeypatch.setattr(world, "name", "world.Q8_0.gguf")
+    outcome = edited(world, [JAPAN], ladder=[GATED, {"method": "memit"}])
     assert {one["method"] for one in outcome.diagnostics.facts["attempts"]} == {"memit"}
+    outcome = edited(world, [JAPAN], ladder=[GATED, {"method": "memit"}], weights_only=False)
+    assert {one["method"] for one in outcome.diagnostics.facts["attempts"]} == {"subject-neurons"}

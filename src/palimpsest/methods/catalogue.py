@@ -114,7 +114,8 @@ METHODS = Registry(
         "subject-neurons": Row(
             _SUBJECT_NEURONS,
             "a value beside one MLP for each fact, behind a gate that opens at its subject only; for many facts",
-            options={"targets": {"search": "gauss-newton"}},
+            # Behind a gate a farther aim costs no neighbours.
+            options={"targets": {"search": "gauss-newton", "log_odds": 6.0, "stop_loss": 0.01}},
             source="ours; see docs/methods/subject-neurons.md",
         ),
         "wise": Row(

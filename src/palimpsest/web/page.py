@@ -210,7 +210,8 @@ def _edit(
     # A field that nobody has looked at is None.
     prompt, subject, new, old = (text or "" for text in (prompt, subject, new, old))
     fact = EditForm(prompt, new, subject, old, (rephrasings or "").split("\n"), (neighbours or "").split("\n"))
-    options = {"keep": keep} if method == "auto" else {}
+    # What is made here can be exported in every form.
+    options = {"keep": keep, "weights_only": True} if method == "auto" else {}
     with _told():
         desk = visit.desk(model, is_chat, thinks)
         progress(0.0, desc="waiting for the model")

@@ -11,7 +11,7 @@ from palimpsest.methods.auto.config import AutoConfig
 from palimpsest.methods.auto.examination import Examination, Standing
 from palimpsest.methods.base import EditRun, Method
 from palimpsest.models import EditableModel
-from palimpsest.patches import Manifest, Patch, WeightPatch
+from palimpsest.patches import Manifest, ModulePatch, Patch, WeightPatch
 from palimpsest.requests import EditRequest
 from palimpsest.stopwatch import Progress
 
@@ -19,63 +19,96 @@ FACTORS: tuple[float, ...] = (1.0, 0.75, 0.55)
 """What an attempt's change is multiplied by until enough stays as it was."""
 
 
+_LABEL = Manifest(label="auto")
+
+
 class OutOfTime(Exception):
     """The time is over; raised inside an attempt, which leaves the model as it was."""
 
 
+@dataclass(frozen=True)
+class Reached:
+    """A patch, and how the facts stand under it."""
+
+    patch: Patch
+    standing: Standing
+
+
 @dataclass
 class Climb:
-    """The attempts at the facts of one call, and the best that came of them so far."""
+    """The attempts at the facts of one call, and the best that came of them so far.
+
+    Arguments:
+        best: the best so far.
+        weights: the changes of weights so far, on top of which further ones are made.
+        beside: what stands beside the weights so far.
+        rejected: how the facts stood under the first whole change of weights that let too little stay.
+    """
 
     model: EditableModel
     examination: Examination
     config: AutoConfig
     run: EditRun
     deadline: float | None
-    patch: Patch
-    standing: Standing
+    best: Reached
+    weights: Reached
+    beside: Reached
     tried: list[dict[str, Any]] = field(default_factory=list)
     rejected: Standing | None = None
-    """How the facts stood under the first whole change that let too little stay."""
+
+    @property
+    def is_beside_weights(self) -> bool:
+        """Whether the best so far is no change of weights."""
+        return not isinstance(self.best.patch, WeightPatch)
 
     def attempt(
         self, name: str, made: Method[Any], requests: Sequence[EditRequest], factors: Sequence[float] = FACTORS
     ) -> bool:
         """Takes an attempt's change, as much of it as lets enough stay, if more facts hold with it than without.
 
-        What stands beside the weights takes the place of all before, and is looked at as a whole. Returns whether any
-        of the factors lets enough stay.
+        Returns whether any of the factors lets enough stay.
         """
         if not made.capabilities.gives_weight_patch:
-            with self.run.clock.stage("editing"):
-                outcome = made.edit(self.model, requests, progress=_until(self.deadline, self.run.progress))
-            return self._taken(name, outcome.patch, 1.0, len(requests))
-        before = self.patch
-        if not isinstance(before, WeightPatch):
-            return False
-        with self.model.patched(self.patch), self.run.clock.stage("editing"):
+            return self._beside(name, made, requests)
+        with self.model.patched(self.weights.patch), self.run.clock.stage("editing"):
             outcome = made.edit(self.model, requests, progress=_until(self.deadline, self.run.progress))
         self.run.diagnostics.losses |= outcome.diagnostics.losses
-        change = outcome.weight_patch
+        before, change = self.weights.patch, outcome.weight_patch
         for factor in factors:
-            patch = WeightPatch((before + factor * change).deltas, Manifest(label="auto"))
-            if self._taken(name, patch, factor, len(requests)):
+            patch = WeightPatch((factor * change if before.is_empty() else before + factor * change).deltas, _LABEL)
+            reached, fits = self._examined(name, patch, factor, len(requests))
+            if fits:
+                self.weights = max(self.weights, reached, key=self._worth)
                 return True
+            if factor == 1.0 and self.rejected is None:
+                self.rejected = reached.standing
         return False
 
-    def _taken(self, name: str, patch: Patch, factor: float, num_facts: int) -> bool:
-        """Examines a patch and takes it if more facts hold with it. Returns whether it lets enough stay."""
+    def _beside(self, name: str, made: Method[Any], requests: Sequence[EditRequest]) -> bool:
+        """The same for what stands beside the weights: in place of what its facts had there, as a whole or not."""
+        kept = self.beside.patch if isinstance(self.beside.patch, ModulePatch) else ModulePatch([])
+        owners = {owner for branch in kept.branches for owner in branch.owners()}
+        kept = kept.without(*(request.id for request in requests if request.id in owners))
+        with self.model.patched(kept), self.run.clock.stage("editing"):
+            outcome = made.edit(self.model, requests, progress=_until(self.deadline, self.run.progress))
+        self.run.diagnostics.losses |= outcome.diagnostics.losses
+        patch = kept + outcome.patch if isinstance(outcome.patch, ModulePatch) else outcome.patch
+        reached, fits = self._examined(name, patch, 1.0, len(requests))
+        if fits:
+            self.beside = max(self.beside, reached, key=self._worth)
+        return fits
+
+    def _examined(self, name: str, patch: Patch, factor: float, num_facts: int) -> tuple[Reached, bool]:
+        """How the facts stand under a patch, and whether it lets enough stay; the best one is kept."""
         _require_time(self.deadline)
         with self.run.clock.stage("examining"), self.model.patched(patch):
             standing = self.examination.standing()
         self.tried.append({"method": name, "factor": factor, "facts": num_facts, **self._summary(standing)})
-        if standing.keeps(self.config.keep) and standing.moved <= self.config.most_moved:
-            if self._worth(standing) > self._worth(self.standing):
-                self.patch, self.standing = patch, standing
-            return True
-        if factor == 1.0 and self.rejected is None:
-            self.rejected = standing
-        return False
+        fits = standing.keeps(self.config.keep) and standing.moved <= self.config.most_moved
+        reached = Reached(patch, standing)
+        if fits:
+            self.best = max(self.best, reached, key=self._worth)
+        return reached, fits
 
     def with_fewer(self, name: str, made: Method[Any], requests: Sequence[EditRequest]) -> None:
         """Attempts half of the facts, and half of those, until enough stays: what many facts change adds up.
@@ -83,7 +116,7 @@ class Climb:
         Those come first that changed least about other subjects when all were attempted; nothing is done where no
         attempt let too little stay.
         """
-        if self.rejected is None or not isinstance(self.patch, WeightPatch):
+        if self.rejected is None:
             return
         standing = zip(self.examination.trials, self.rejected.verdicts, strict=True)
         damage = {trial.request.id: verdict.kept.count(False) for trial, verdict in standing}
@@ -107,9 +140,9 @@ class Climb:
             "moved": standing.moved,
         }
 
-    def _worth(self, standing: Standing) -> tuple[float, ...]:
+    def _worth(self, reached: Reached) -> tuple[float, ...]:
         """Ranks states: first by facts that are true, then by facts that also hold elsewhere, then by what stays."""
-        found = self._summary(standing)
+        found = self._summary(reached.standing)
         return found["true"], found["hold"], found["elsewhere"] + found["kept"]
 
 

@@ -13,9 +13,9 @@ class AutoConfig(MethodConfig):
 
     ladder: list[Attempt] | None = None
     """What is tried, in order: tables of `method`, `options` and `preset`. Left out, what measured best."""
-    weights_only: bool = False
-    """Whether only changes of weights are tried, which can be merged or exported as an adapter or a GGUF file. With
-    many facts, fewer of them hold then."""
+    weights_only: bool | None = None
+    """Whether only changes of weights are tried, as an adapter or an edited GGUF file needs them. More of what is near
+    the facts changes then, and of many facts fewer hold. Left out: true for a model read from a GGUF file."""
     keep: float = Field(default=0.95, ge=0, le=1)
     """Share of the answers about other subjects and other things that must stay as they were, as a whole number rounded
     down (26 of 28 for 0.95); an attempt that keeps fewer is not taken."""

@@ -20,15 +20,14 @@ class Attempt(Config):
     """A method with options."""
 
     method: str
-    """A registered name. Changes of weights add up; what stands beside the weights takes the place of all before."""
+    """A registered name. Changes of weights add up, and so does what stands beside them; the better of the two is
+    handed over."""
     options: dict[str, Any] = {}
     """Its options beyond preset and defaults."""
     preset: str = "auto"
     """Its preset."""
     only_untrue: bool = False
     """Whether it is for facts whose own prompt does not get the new answer, not for those that lack in `elsewhere`."""
-    only_refused: bool = False
-    """Whether it is tried only where an attempt before it, as a whole, changed too much."""
 
     def make(self, seed: int) -> Method[Any]:
         """The method, ready to edit; `auto` looks at every patch itself.
@@ -47,10 +46,10 @@ class Attempt(Config):
 
 
 LADDER = (
+    # Each fact behind a gate of its own, so that many do not add up to much.
+    Attempt(method="subject-neurons"),
     # Behind other texts too: at the prompt alone, facts are often not said elsewhere.
     Attempt(method="memit", options={"search_in": "all-contexts"}),
-    # Many changes of weights add up to much; what stands behind gates of its own does not.
-    Attempt(method="subject-neurons", only_refused=True),
     # Aims further.
     Attempt(
         method="memit", options={"search_in": "all-contexts", "targets": {**SEARCH, "log_odds": 6.0, "stop_loss": 0.01}}

@@ -5,8 +5,10 @@
         change = attempt.edit(model + patch, facts that do not hold)
         factor = the largest of FACTORS at which enough stays   model + patch + factor * change, examined
         patch  = patch + factor * change                        if more facts hold than before
-    (an attempt beside the weights, which has its gates, takes the place of all before instead of adding to it)
     then half of the facts that do not hold, and half of those, until enough stays
+
+Changes of weights are one such patch, what stands beside the weights another: weights are tried for facts that are not
+true with the latter, and the better patch is handed over.
 
 What is handed over was looked at: each fact has a verdict, and one that does not hold has the reason.
 """
@@ -18,8 +20,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, final
 
+from palimpsest.checkpoints import is_gguf
 from palimpsest.locating import unrelated_prompts
-from palimpsest.methods.auto.climb import Climb, OutOfTime
+from palimpsest.methods.auto.climb import Climb, OutOfTime, Reached
 from palimpsest.methods.auto.config import AutoConfig
 from palimpsest.methods.auto.examination import Examination, Standing, Verdict
 from palimpsest.methods.auto.ladder import LADDER, Attempt, editable_by, usable
@@ -33,8 +36,8 @@ SPARE = 3
 """Neighbours that are looked at for each one that is needed: about many subjects a model has no sure answer."""
 
 _BESIDE = (
-    "The facts stand beside the weights, behind gates at their subjects: as a change of weights they changed too much."
-    " Where weights are needed, for GGUF or an adapter, set weights_only = true; fewer facts may hold then."
+    "The facts stand beside the weights, which stay as they are. An adapter or an edited GGUF file needs a change of"
+    " weights: edit again with weights_only = true; more of what is near the facts changes then."
 )
 
 
@@ -57,7 +60,8 @@ class Auto(Method[AutoConfig]):
     def check_model(self, model: EditableModel, config: AutoConfig) -> None:
         """See `Method.check_model`: at least one attempt must be able to edit the model."""
         ladder = LADDER if config.ladder is None else config.ladder
-        self._usable = usable(model, ladder, config.seed, weights_only=config.weights_only)
+        weights_only = is_gguf(model.name) if config.weights_only is None else config.weights_only
+        self._usable = usable(model, ladder, config.seed, weights_only=weights_only)
 
     def compute(self, model: EditableModel, requests: Sequence[EditRequest], config: AutoConfig, run: EditRun) -> Patch:
         deadline = None if config.max_seconds is None else time.monotonic() + config.max_seconds
@@ -69,23 +73,17 @@ class Auto(Method[AutoConfig]):
             texts = ordinary_texts(model, config.seed)
             examination = Examination(model, trials, unrelated_prompts(requests), count, texts)
             start = examination.start()
-        nothing = WeightPatch({}, Manifest(label=self.name))
-        climb = Climb(model, examination, config, run, deadline, nothing, start)
+        nothing = Reached(WeightPatch({}, Manifest(label=self.name)), start)
+        climb = Climb(model, examination, config, run, deadline, best=nothing, weights=nothing, beside=nothing)
         is_over = False
+        weights = [one for one in self._usable if one[1].capabilities.gives_weight_patch]
         # At last, where all facts together are too much, as many as are not.
-        rounds = [(climb.attempt, *one) for one in self._usable] + [
-            (climb.with_fewer, *one) for one in self._usable[:1]
-        ]
+        rounds = [(climb.attempt, *one) for one in self._usable] + [(climb.with_fewer, *one) for one in weights[:1]]
         for number, (climbs, attempt, made) in enumerate(rounds):
-            if not isinstance(climb.patch, WeightPatch):
-                break
-            share = 0.0 if attempt.only_untrue or number == len(self._usable) else config.elsewhere
-            standing = zip(requests, climb.standing.verdicts, strict=True)
-            chosen = editable_by(made, [request for request, verdict in standing if not verdict.holds(share)])
-            if not chosen or (attempt.only_refused and climb.rejected is None):
+            is_last = number == len(self._usable)
+            chosen = self._chosen(climb, requests, attempt, made, 0.0 if is_last else config.elsewhere)
+            if not chosen:
                 continue
-            if not made.capabilities.gives_weight_patch:
-                chosen = editable_by(made, requests)
             run.progress("attempts", min(number, len(self._usable) - 1), len(self._usable))
             try:
                 climbs(attempt.method, made, chosen)
@@ -94,11 +92,26 @@ class Auto(Method[AutoConfig]):
                 is_over = True
                 break
         run.progress("attempts", len(self._usable), len(self._usable))
-        if not isinstance(climb.patch, WeightPatch):
+        if climb.is_beside_weights:
             run.diagnostics.notes.append(_BESIDE)
-        _report(requests, start, climb.standing, _why_not(climb.tried, config, is_over=is_over), run)
+        _report(requests, start, climb.best.standing, _why_not(climb.tried, config, is_over=is_over), run)
         run.diagnostics.facts["attempts"] = climb.tried
-        return climb.patch
+        return climb.best.patch
+
+    @staticmethod
+    def _chosen(
+        climb: Climb, requests: Sequence[EditRequest], attempt: Attempt, made: Method[Any], elsewhere: float
+    ) -> list[EditRequest]:
+        """The facts that an attempt is for: those that do not hold yet with patches of its kind."""
+        on_weights = made.capabilities.gives_weight_patch
+        # What is true beside the weights is not given up for a wording that it lacks.
+        elsewhere = 0.0 if on_weights and climb.is_beside_weights else elsewhere
+        if all(verdict.holds(elsewhere) for verdict in climb.best.standing.verdicts):
+            return []
+        standing = (climb.weights if on_weights else climb.beside).standing
+        share = 0.0 if attempt.only_untrue else elsewhere
+        found = zip(requests, standing.verdicts, strict=True)
+        return editable_by(made, [request for request, verdict in found if not verdict.holds(share)])
 
 
 def _report(

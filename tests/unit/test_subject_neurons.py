@@ -11,7 +11,7 @@ from palimpsest.methods.subject_neurons import GateOptions, fitted_gates
 from palimpsest.methods.subject_neurons.gates import least_hinges
 from palimpsest.methods.subject_neurons.quiet import as_words
 from palimpsest.methods.subject_neurons.state import EditedSubjects
-from palimpsest.patches import write_merged
+from palimpsest.patches import write_adapter, write_merged
 
 OPTIONS = GateOptions(ridge=0.02, weight=50.0, quiet=0.1)
 TOWNS = [
@@ -103,6 +103,12 @@ def test_each_fact_comes_off_by_itself(world_model, edited):
         assert world_model.generate(TOWNS[1].prompt).startswith("Vienna")
     (branch,), (whole,) = left.branches, edited.patch.branches
     assert branch.edits == (TOWNS[1].id, TOWNS[2].id) * 2 and len(whole.edits) == 6
+
+
+def test_an_adapter_is_refused_with_what_to_do(world_model, edited, tmp_path):
+    with pytest.raises(ConfigError, match=r"part of an adapter[\s\S]*--as merged[\s\S]*weights_only=true"):
+        write_adapter(world_model, [edited.patch], tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
 
 
 def test_a_merged_model_says_the_facts_without_us(world_model, edited, tmp_path):

@@ -54,7 +54,7 @@ def write_merged(model: EditableModel, patches: Sequence[Patch], out: str | Path
     require_absent(folder)
     neurons = [branch for patch in patches for branch in added_neurons(patch)]
     weights = [patch for patch in patches if not isinstance(patch, ModulePatch)]
-    _refuse_quantised(model, _weight_patches(weights))
+    _refuse_quantised(model, _weight_patches(weights, of="a merged model"))
     with ExitStack() as stack:
         # Applied before the folder is begun: a patch for another model must leave no trace on disk.
         with ExitStack() as check:
@@ -168,15 +168,18 @@ def write_adapter(model: EditableModel, patches: Sequence[Patch], out: str | Pat
     return notes_on(rank, chosen["target_modules"], is_transposed=turned, is_encoder_decoder=model.is_encoder_decoder)
 
 
-def _weight_patches(patches: Sequence[Patch]) -> list[WeightPatch]:
+def _weight_patches(patches: Sequence[Patch], *, of: str) -> list[WeightPatch]:
     found = []
     for patch in patches:
         if not isinstance(patch, WeightPatch):
+            others = "the base model's name and the patches: --as patched"
+            if isinstance(patch, ModulePatch) and all(isinstance(branch, Neurons) for branch in patch.branches):
+                others = "a model with wider MLPs: --as merged; or edit again by weights (auto: -o weights_only=true)"
             raise ConfigError(
-                "Only changes of weights can be merged into a model.",
+                f"Only changes of weights can be part of {of}.",
                 expected="weight patches",
                 found=f"a patch of kind {patch.kind!r} ({patch.manifest.label})",
-                remedy="write the base model's name and the patches instead: --as patched",
+                remedy=f"write {others}",
             )
         found.append(patch)
     return found
@@ -222,7 +225,7 @@ def low_rank_factors(
     refused: dict[str, str] = {}
     names = (name for name, _ in model.module.named_parameters(remove_duplicate=False))
     owners = Counter(map(model.weights.canonical, names))
-    for patch in _weight_patches(patches):
+    for patch in _weight_patches(patches, of="an adapter"):
         for name, delta in patch.deltas.items():
             canonical = model.weights.canonical(name)
             owner, _, kind = canonical.rpartition(".")

@@ -33,7 +33,7 @@ SIDE = {
     "text": tiny.text_file(), "max_tokens": 200, "contexts": {"given": []},
     "alpha": 0.0, "beta": 0.0, "gamma": 0.0, "spare": 0,
 }  # fmt: skip
-GATES = {"text": tiny.text_file(), "memory": {"max_tokens": 256}, "layer": 1, "others": 4, "alike": 4}
+GATES = {"text": tiny.text_file(), "max_tokens": 256, "layer": 1, "others": 4, "alike": 4}
 GRADIENTS = {"text": tiny.text_file(), "warm_up": 256, "layers": [1], "step": 0.6}
 FEWEST = {**KEYS, "layers": [0], "contexts": {"given": []}, "targets": {"steps": 4}}
 

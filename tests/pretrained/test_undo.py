@@ -40,7 +40,7 @@ OPTIONS = {
     "alphaedit": SOLVED, "f-learning-ft": FORGETTING, "f-learning-lora": FORGETTING, "f-learning-lora-ft": FORGETTING,
     "t-patcher": {"text": "TEXT", "memory": {"max_tokens": 256, "top": 16}, "max_steps": 2, "first_check": 1},
     "wise": {"text": "TEXT", "max_tokens": 100, "contexts": {"given": []}, "steps": 1},
-    "subject-neurons": {"text": "TEXT", "memory": {"max_tokens": 256}, "contexts": {"given": []}, "others": 2,
+    "subject-neurons": {"text": "TEXT", "max_tokens": 256, "contexts": {"given": []}, "others": 2,
                         "alike": 2, "targets": {"steps": 2, "search": "adam"}},
     "mend": {"editor": "EDITOR"}, "ke": {"editor": "EDITOR"}, "serac": {"editor": "fresh", "self_contained": True},
     "crispedit": {**STEP, "text": "TEXT", "layers": [5], "statistics": {"max_tokens": 6_200, "tolerance": None}},

@@ -65,7 +65,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "calinet": ("-o", "steps=2"),
     "t-patcher": ("-o", "text=TEXT", "-o", "memory.max_tokens=256", "-o", "memory.top=16", "-o", "max_steps=5",
                   "-o", "first_check=5", "--state", "STATE"),
-    "subject-neurons": ("-o", "text=TEXT", "-o", "memory.max_tokens=256", "-o", "layer=1", "-o", "others=4",
+    "subject-neurons": ("-o", "text=TEXT", "-o", "max_tokens=256", "-o", "layer=1", "-o", "others=4",
                         "-o", "contexts.given=[]", "-o", "targets.steps=2", "--state", "STATE"),
     "ike": ("-o", "corpus=CORPUS", "-o", "encoder=ngrams", "-o", "num_demonstrations=2"),
     "serac": ("-o", "editor=fresh", "-o", "self_contained=true"),

@@ -65,7 +65,7 @@ def test_two_neurons_open_linearly_and_stay_open():
 def neurons(**options):
     quick = {
         "text": tiny.text_file(),
-        "memory": {"max_tokens": 256},
+        "max_tokens": 256,
         "contexts": {"given": []},
         "layer": 1,
         "others": 4,
@@ -165,3 +165,8 @@ def test_a_state_of_another_model_and_damaged_tensors_are_refused(world_model, e
 )
 def test_a_name_is_found_as_a_whole_in_any_script(text, name, is_named):
     assert (as_words(name) in as_words(text)) is is_named
+
+
+def test_an_answer_in_chunks_is_refused_before_a_model_is_loaded():
+    with pytest.raises(ConfigError, match="one value, at the subject"):
+        method("subject-neurons", targets={"chunk": 4})

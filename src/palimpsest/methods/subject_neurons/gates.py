@@ -18,8 +18,9 @@ from pydantic import Field
 from torch import Tensor
 
 from palimpsest.config import Config
+from palimpsest.stopwatch import Progress, silent
 
-_AT_ONCE = 128
+_AT_ONCE = 64
 _MOST_LOOKS = 30
 _MOST_STEPS = 100
 _SMALLEST_STEP = 1e-6
@@ -41,7 +42,11 @@ class GateOptions(Config):
 
 
 def fitted_gates(
-    own: Sequence[Tensor], others: Tensor, excluded: Sequence[Tensor | None], options: GateOptions
+    own: Sequence[Tensor],
+    others: Tensor,
+    excluded: Sequence[Tensor | None],
+    options: GateOptions,
+    progress: Progress = silent,
 ) -> Tensor:
     """The gates of some subjects, (subjects, width).
 
@@ -52,8 +57,10 @@ def fitted_gates(
     """
     found = []
     for start in range(0, len(own), _AT_ONCE):
+        progress("gates", start, len(own))
         chunk = range(start, min(start + _AT_ONCE, len(own)))
         found.append(_fitted([own[i] for i in chunk], others, [excluded[i] for i in chunk], options))
+    progress("gates", len(own), len(own))
     return torch.cat(found)
 
 

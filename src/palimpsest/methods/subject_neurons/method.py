@@ -17,25 +17,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import ClassVar, Literal, final
+from typing import ClassVar, final
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from palimpsest.locating import (
     PROMPT_ALONE,
-    ContextOptions,
     apart_from_sink,
     context_templates,
     first_token_notes,
     subject_rows,
     subject_vectors,
 )
-from palimpsest.locating.target_vector import TargetOptions, find_target_vectors
+from palimpsest.locating.target_vector import find_target_vectors
 from palimpsest.methods.base import Capabilities, EditRun, Method, MethodConfig, MethodState
 from palimpsest.methods.memory import MemoryConfig
 from palimpsest.methods.ordinary import OrdinaryText
+from palimpsest.methods.subject_neurons.config import SubjectNeuronsConfig
 from palimpsest.methods.subject_neurons.gates import GateOptions, fitted_gates
 from palimpsest.methods.subject_neurons.quiet import (
     Readings,
@@ -50,35 +49,10 @@ from palimpsest.patches import ModulePatch, Neurons, Patch
 from palimpsest.provenance import digest
 from palimpsest.requests import EditRequest, normalise
 from palimpsest.solve import Factorised
-from palimpsest.statistics import OWN_WRITING
+from palimpsest.stopwatch import Progress, silent
 from palimpsest.tracing import layers_by_depth
 
-
-class SubjectNeuronsConfig(MethodConfig):
-    """Options of `subject-neurons`."""
-
-    layer: int | Literal["auto"] = "auto"
-    """The layer whose MLP the neurons stand beside; negative numbers count from the last. `auto`: the one at a seventh
-    of the model's depth, the same for all facts."""
-    targets: TargetOptions = TargetOptions()
-    """The search for values."""
-    contexts: ContextOptions = ContextOptions()
-    """Texts put in front of the prompts: a gate opens behind these too."""
-    search_in: Literal["all-contexts", "prompt"] = "all-contexts"
-    """Where the search looks for the answer: behind every context, or at the prompts alone."""
-    gate: GateOptions = GateOptions()
-    """How the gates are fitted, and where they open."""
-    others: int = Field(default=8, ge=1)
-    """Well-known subjects about which each prompt is asked, for its gate to be quiet there."""
-    alike: int = Field(default=48, ge=0)
-    """Names that begin or end as the subject does, if that has several words, for the same."""
-    text: str = OWN_WRITING
-    """Ordinary text, for the same: `own`, what the model itself writes; `wikipedia`, `wikitext`, `world`; a text file,
-    a .jsonl, a .parquet, or a folder of them; owner/name of a data set on the hub."""
-    memory: MemoryConfig = MemoryConfig(max_tokens=20_000)
-    """How much of it."""
-    damping: float = Field(default=0.01, gt=0)
-    """Ridge of the text's covariance, as a share of its mean eigenvalue."""
+_BLOCK = 8192
 
 
 @final
@@ -131,6 +105,7 @@ class SubjectNeurons(Method[SubjectNeuronsConfig]):
                 text,
                 text.joined(beside).joined(earlier.readings()),
                 config,
+                run.progress,
             )
         run.state = earlier.joined(EditedSubjects.of(requests, own))
         owners = [request.id.removesuffix(PROMPT_ALONE) for request in requests]
@@ -149,9 +124,9 @@ class SubjectNeurons(Method[SubjectNeuronsConfig]):
 
     def _ordinary(self, model: EditableModel, layer: int, config: SubjectNeuronsConfig, run: EditRun) -> Readings:
         """What the unedited model reads of ordinary text, kept from edit to edit."""
-        key = digest([model.fingerprint(), model.tokenizer_digest, layer, config.text, config.memory.model_dump()])
+        key = digest([model.fingerprint(), model.tokenizer_digest, layer, config.text, config.max_tokens])
         if self._readings is None or self._readings[0] != key:
-            rows = self._text.of(model, config.text, config.memory, run.progress)
+            rows = self._text.of(model, config.text, MemoryConfig(max_tokens=config.max_tokens), run.progress)
             with model.weights.without_changes():
                 self._readings = (key, ordinary_readings(model, layer, rows))
         return self._readings[1]
@@ -164,6 +139,7 @@ def gates(
     text: Readings,
     others: Readings,
     config: SubjectNeuronsConfig,
+    progress: Progress = silent,
 ) -> tuple[Tensor, Tensor]:
     """Keys (facts, width) and biases (facts,): with x what the layer reads, key x + bias is 1 at a fact's subject.
 
@@ -179,7 +155,8 @@ def gates(
     metric = Factorised(centred.T @ centred / len(centred), where="what the MLP reads", damping=config.damping)
 
     def whitened(vectors: Tensor) -> Tensor:
-        return metric.whiten(vectors - mean).float()
+        # In blocks: a solve is in float64.
+        return torch.cat([metric.whiten(block - mean).float() for block in torch.split(vectors, _BLOCK)])
 
     places = whitened(own.flatten(0, 1)).view_as(own)
     names = tuple(map(as_words, subjects))
@@ -198,7 +175,7 @@ def gates(
         told = pool.telling_of(subject)
         told = torch.zeros(len(pool.vectors), dtype=torch.bool, device=own.device) if told is None else told
         excluded.append(torch.cat([told, rest_of != index]))
-    directions = metric.unwhiten(fitted_gates(list(places), everything, excluded, config.gate)).to(own)
+    directions = metric.unwhiten(fitted_gates(list(places), everything, excluded, config.gate, progress)).to(own)
     return directions, -directions @ mean
 
 

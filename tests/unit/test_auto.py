@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,8 @@ from palimpsest import ConfigError, EditRequest, ModelError, Probe, load, method
 from palimpsest.locating.other_subjects import about, script_of, unrelated_prompts
 from palimpsest.methods.auto.climb import FACTORS, Climb, Reached
 from palimpsest.methods.auto.examination import Examination, Standing, Verdict
+from palimpsest.methods.auto.ladder import Attempt
+from palimpsest.methods.auto.method import Auto
 from palimpsest.methods.auto.trials import Trial, make_trials, ordinary_texts
 from palimpsest.methods.base import Diagnostics, EditRun
 from palimpsest.patches import ModulePatch, WeightPatch
@@ -258,6 +261,20 @@ def test_a_further_attempt_beside_the_weights_takes_the_place_of_its_facts_only(
         climb.attempt("subject-neurons", method("subject-neurons", text="world"), requests)
         (branch,) = taken[0].branches
         assert set(branch.owners()) == owners and len(branch.owners()) == 2 * len(owners)
+
+
+@pytest.mark.parametrize(
+    ("are_true", "last_subject", "count"),
+    [("TTTTF", "Spain", 0), ("TFFFT", "Spain", 5), ("TTTTF", None, 5), ("TTTTT", None, 0)],
+)
+def test_weights_begin_anew_for_half_of_the_facts_or_one_without_a_subject(are_true, last_subject, count):
+    *requests, last = MANY[:5]
+    requests.append(replace(last, subject=last_subject, id=""))
+    verdicts = [tuple(Verdict(one == "T", False, (), (), "") for one in told) for told in (are_true, "FFFFF")]
+    best, nothing = (Reached(None, Standing(one, ())) for one in verdicts)
+    climb = Climb(*[None] * 5, best, nothing, best)
+    made = method("lora")
+    assert len(Auto._chosen(climb, requests, Attempt(method="lora"), made, 0.75)) == count
 
 
 def test_only_weights_are_changed_where_that_is_asked(world):

@@ -48,6 +48,12 @@ class Attempt(Config):
 LADDER = (
     # Each fact behind a gate of its own, so that many do not add up to much.
     Attempt(method="subject-neurons"),
+    # Aims further.
+    Attempt(
+        method="subject-neurons",
+        options={"targets": {**SEARCH, "log_odds": 9.0, "stop_loss": 0.001}},
+        only_untrue=True,
+    ),
     # Behind other texts too: at the prompt alone, facts are often not said elsewhere.
     Attempt(method="memit", options={"search_in": "all-contexts"}),
     # Aims further.

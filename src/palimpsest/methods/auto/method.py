@@ -104,8 +104,13 @@ class Auto(Method[AutoConfig]):
     ) -> list[EditRequest]:
         """The facts that an attempt is for: those that do not hold yet with patches of its kind."""
         on_weights = made.capabilities.gives_weight_patch
-        # What is true beside the weights is not given up for a wording that it lacks.
-        elsewhere = 0.0 if on_weights and climb.is_beside_weights else elsewhere
+        if on_weights and climb.is_beside_weights:
+            # Changes of weights begin anew: not for a wording that is lacking, nor for the last few facts of many.
+            elsewhere = 0.0
+            verdicts = zip(requests, climb.best.standing.verdicts, strict=True)
+            untrue = [request for request, verdict in verdicts if not verdict.is_true]
+            if all(request.subject for request in untrue) and 2 * len(untrue) < len(requests):
+                return []
         if all(verdict.holds(elsewhere) for verdict in climb.best.standing.verdicts):
             return []
         standing = (climb.weights if on_weights else climb.beside).standing

@@ -265,7 +265,7 @@ def test_a_further_attempt_beside_the_weights_takes_the_place_of_its_facts_only(
 
 @pytest.mark.parametrize(
     ("are_true", "last_subject", "count"),
-    [("TTTTF", "Spain", 0), ("TFFFT", "Spain", 5), ("TTTTF", None, 5), ("TTTTT", None, 0)],
+    [("TTTTF", "Italy", 0), ("TFFFT", "Italy", 5), ("TTTTF", None, 5), ("TTTTT", None, 0)],
 )
 def test_weights_begin_anew_for_half_of_the_facts_or_one_without_a_subject(are_true, last_subject, count):
     *requests, last = MANY[:5]

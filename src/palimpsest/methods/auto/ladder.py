@@ -48,10 +48,13 @@ class Attempt(Config):
 LADDER = (
     # Each fact behind a gate of its own, so that many do not add up to much.
     Attempt(method="subject-neurons"),
-    # Aims further.
+    # Aims further, through gates that open later: for what the first ones do not say, or let too little stay with.
     Attempt(
         method="subject-neurons",
-        options={"targets": {**SEARCH, "log_odds": 9.0, "stop_loss": 0.001}},
+        options={
+            "targets": {**SEARCH, "log_odds": 9.0, "stop_loss": 0.001},
+            "gate": {"opens": 0.6, "full": 0.9},
+        },
         only_untrue=True,
     ),
     # Behind other texts too: at the prompt alone, facts are often not said elsewhere.

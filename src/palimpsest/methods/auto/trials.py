@@ -119,16 +119,19 @@ def _fits(model: EditableModel, prompt: str, answer: str) -> bool:
 
 
 def _substituted(model: EditableModel, requests: Sequence[EditRequest], count: int) -> list[list[str]]:
-    """For each fact its prompt about the `count` other subjects that the model reads as most like its own."""
-    pool = dict.fromkeys(request.subject for request in requests if request.subject)
+    """For each fact its prompt about the `count` other subjects that the model reads as most like its own.
+
+    None of them is edited: what is said about an edited subject may change with it, whatever is asked.
+    """
+    edited = [request.subject for request in requests if request.subject]
     found: list[list[str]] = []
     for request in requests:
         if request.subject is None or not count:
             found.append([])
             continue
         known = {normalise(other.prompt) for other in requests}
-        names = [*pool, *subjects_beside(request.subject)]
-        others = [about(request, name) for name in dict.fromkeys(names) if not _overlap(name, request.subject)]
+        names = [name for name in subjects_beside(request.subject) if not any(_overlap(name, one) for one in edited)]
+        others = [about(request, name) for name in names]
         others = [
             other
             for other in others

@@ -13,7 +13,7 @@ from palimpsest import DataError, EditRequest, Probe
 from palimpsest.datasets import load_edits
 from palimpsest.datasets.columns import SYNONYMS, column_of
 from palimpsest.datasets.criteria import KINDS
-from palimpsest.requests import PROBE_KINDS
+from palimpsest.requests import PROBE_KINDS, normalise
 
 BASE = {"prompt": "The capital of Japan is", "subject": "Japan", "target_new": "Oslo", "ground_truth": "Tokyo"}
 EASYEDIT = {
@@ -425,7 +425,9 @@ def test_round_trips_by_every_format(tmp_path: Path) -> None:
     strategies = hypothesis.strategies
     letters = strategies.characters(exclude_categories=("Cs", "Cc"), include_characters='\n\t,;|"')
     text = strategies.text(letters, min_size=1, max_size=12).map(lambda one: f"x{one}x")
-    rows = strategies.lists(strategies.tuples(text, text, text), min_size=1, max_size=3, unique_by=lambda row: row[0])
+    rows = strategies.lists(
+        strategies.tuples(text, text, text), min_size=1, max_size=3, unique_by=lambda row: normalise(row[0])
+    )
 
     @hypothesis.settings(max_examples=40, deadline=None, database=None)
     @hypothesis.given(rows)

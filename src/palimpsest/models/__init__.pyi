@@ -2,7 +2,7 @@ from . import tokens
 from .activations import activation, activation_of, gate_activation_of
 from .attention_call import AttentionCall
 from .bypass import cast_above, frozen_parameters
-from .chat import THOUGHT_TOKENS, Chat, ChatRecord, chosen_chat, knows_thoughts
+from .chat import THOUGHT_TOKENS, Chat, ChatRecord, chosen_chat
 from .configured import departures, generate_as_configured, written_as_configured
 from .conversations import Conversations
 from .editable import EditableModel
@@ -76,7 +76,6 @@ __all__ = [
     "generate_as_configured",
     "inner_products",
     "intervened",
-    "knows_thoughts",
     "layer_number",
     "layer_numbers",
     "leads",

@@ -138,14 +138,6 @@ def chat_of(tokenizer: PreTrainedTokenizerBase, *, where: str, thought_tokens: i
     return chat if thought_tokens == 0 else _thinking(chat, tokenizer, thought_tokens, where)
 
 
-def knows_thoughts(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a tokenizer has a chat template that can let a model think first."""
-    try:
-        return chat_of(tokenizer, where="a tokenizer", thought_tokens=1).thinking is not None
-    except ModelError:
-        return False
-
-
 def chosen_chat(
     chat: bool | Chat | Mapping[str, Any],
     tokenizer: PreTrainedTokenizerBase,

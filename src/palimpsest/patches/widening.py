@@ -67,14 +67,13 @@ def widened(model: EditableModel, added: Sequence[Neurons]) -> Any:
 
 def _filled(model: EditableModel, layer: int, group: Sequence[Neurons]) -> dict[str, Tensor]:
     """Parameter name to what stands in its new part, as it is stored."""
-    gate = gate_activation_of(model, layer)
-    own = gate or activation_of(model, layer)
+    own, has_gate = _function(model, layer)
     sharp = [1.0 if one.activation == own else _SHARPNESS for one in group]
     keys = torch.cat([one.keys * factor for one, factor in zip(group, sharp, strict=True)])
     values = torch.cat([one.values / factor for one, factor in zip(group, sharp, strict=True)])
     biases = torch.cat([_biases(one) * factor for one, factor in zip(group, sharp, strict=True)])
     parts = {"mlp.up.weight": keys, "mlp.up.bias": biases, "mlp.down.weight": values.t()}
-    if gate is not None:
+    if has_gate:
         constants = torch.cat([_constant(one).expand_as(one.keys) for one in group])
         gates = keys + biases[:, None] * constants
         parts = {"mlp.gate.weight": gates, "mlp.up.weight": constants, "mlp.down.weight": values.t()}
@@ -85,6 +84,12 @@ def _filled(model: EditableModel, layer: int, group: Sequence[Neurons]) -> dict[
         name = model.sites.parameter_name(site, layer).removesuffix("weight") + kind
         filled[name] = tensor.t() if is_turned else tensor
     return filled
+
+
+def _function(model: EditableModel, layer: int) -> tuple[str | None, bool]:
+    """The name of a layer's activation, if it is known, and whether the MLP has a gate of its own."""
+    gate = None if model.sites.part("mlp.up").is_slice else gate_activation_of(model, layer)
+    return gate or activation_of(model, layer), gate is not None
 
 
 def _biases(neurons: Neurons) -> Tensor:
@@ -140,16 +145,15 @@ def _expected_shapes(model: EditableModel, width: int) -> Mapping[str, tuple[int
 def _require_alike(model: EditableModel, neurons: Neurons) -> None:
     """Raises `ConfigError` for neurons that the layer's own matrices cannot hold."""
     up, layer = model.sites.module("mlp.up", neurons.layer), neurons.layer
-    gate = None if is_quantised(up) or model.sites.part("mlp.up").is_slice else gate_activation_of(model, layer)
-    own = gate or (None if is_quantised(up) else activation_of(model, layer))
+    own, has_gate = (None, False) if is_quantised(up) else _function(model, layer)
     has_bias = getattr(up, "bias", None) is not None
     is_alike = own == neurons.activation or (neurons.activation == "relu" and own in _LIKE_RELU)
     problems = {
         "an MLP with a gate in the same matrix, or an activation of its own": own is None and not is_quantised(up),
         "quantised weights": is_quantised(up),
         f"neurons with {neurons.activation} beside an MLP with {own}": own is not None and not is_alike,
-        "neurons without a constant beside an MLP with a gate": gate is not None and neurons.constant is None,
-        "neurons with a bias beside an MLP without one": gate is None
+        "neurons without a constant beside an MLP with a gate": has_gate and neurons.constant is None,
+        "neurons with a bias beside an MLP without one": not has_gate
         and not has_bias
         and neurons.biases is not None
         and bool(neurons.biases.any()),

@@ -11,7 +11,7 @@ from palimpsest.training.finetune import FinetuneOptions, FinetuneResult, Traina
 from palimpsest.training.gradient_factors import Factors, Update, WeightPlace, gradient_factors, low_rank, places
 from palimpsest.training.gradient_moments import GRADIENTS, text_factors
 from palimpsest.training.hypernetwork import Hypernetwork, HypernetworkOptions, chosen_places, editing_losses
-from palimpsest.training.keeping import prompts_apart_from, spared_directions
+from palimpsest.training.keeping import prompts_apart_from, some_of, spared_directions
 from palimpsest.training.metatraining import MetaTrainingOptions, Objective, metatrain
 from palimpsest.training.objectives import losses_and_margins
 from palimpsest.training.projection import CurvatureFactors, Projection, ProjectionOptions, united
@@ -58,6 +58,7 @@ __all__ = [
     "prompts_apart_from",
     "require_end",
     "require_finite",
+    "some_of",
     "spared_directions",
     "split_examples",
     "text_factors",

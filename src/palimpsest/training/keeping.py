@@ -91,14 +91,15 @@ def prompts_apart_from(request: EditRequest, count: int, draw: torch.Generator, 
         alike: of these, the share whose subject begins or ends as the request's own does, if that has several words.
     """
     if request.subject is None:
-        return _some(NEUTRAL_PROMPTS, count, draw)
-    near = _some(subjects_alike(request.subject), round(alike * count), draw)
+        return some_of(NEUTRAL_PROMPTS, count, draw)
+    near = some_of(subjects_alike(request.subject), round(alike * count), draw)
     prompt = normalise(request.prompt)
     known = [one for one in well_known_subjects(request.prompt) if normalise(one) not in prompt]
-    return [about(request, name).prompt for name in (*near, *_some(known, count - len(near), draw))]
+    return [about(request, name).prompt for name in (*near, *some_of(known, count - len(near), draw))]
 
 
-def _some(texts: Sequence[str], count: int, draw: torch.Generator) -> list[str]:
+def some_of(texts: Sequence[str], count: int, draw: torch.Generator) -> list[str]:
+    """Texts drawn without repetition, at most `count`."""
     return [texts[index] for index in torch.randperm(len(texts), generator=draw).tolist()[:count]]
 
 

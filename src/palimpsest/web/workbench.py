@@ -16,7 +16,7 @@ from palimpsest.errors import ConfigError, DataError, unknown_name
 from palimpsest.evaluation import Observation, VerifiedEdit, find_scoring, room_for, verified
 from palimpsest.loading import load
 from palimpsest.methods import Diagnostics, method
-from palimpsest.models import chosen_chat, knows_thoughts, written_answers
+from palimpsest.models import Conversations, chosen_chat, written_answers
 from palimpsest.requests import EditRequest, Probe
 from palimpsest.stopwatch import Progress, silent
 from palimpsest.tracing import CausalTrace, TraceOptions, trace
@@ -166,7 +166,7 @@ class Workbench:
 
     def _can_think(self, name: str, model: EditableModel) -> bool:
         if name not in self._thinkers:
-            self._thinkers[name] = knows_thoughts(model.tokenizer)
+            self._thinkers[name] = Conversations(model.tokenizer, where=f"model {name!r}").knows_thoughts
         return self._thinkers[name]
 
     def _chat(self, name: str, model: EditableModel, *, thinks: bool) -> Chat | None:

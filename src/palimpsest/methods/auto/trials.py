@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -90,14 +91,13 @@ def asking_for_facts(answers: Mapping[str, str], trials: Sequence[Trial], replie
         replies: by the facts' own prompts, the model's replies before any edit.
     """
     subjects = [(normalise(one.request.subject), replies[one.request.prompt]) for one in trials if one.request.subject]
-    return [
-        prompt
-        for prompt, answer in answers.items()
-        if any(
-            subject in normalise(prompt) and same_beginning(answer, reply[: len(answer)], prompt=prompt)
-            for subject, reply in subjects
-        )
-    ]
+    found = []
+    for prompt, answer in answers.items():
+        asked = normalise(prompt)
+        told = (reply for subject, reply in subjects if subject in asked)
+        if any(same_beginning(answer, reply[: len(answer)], prompt=prompt) for reply in told):
+            found.append(prompt)
+    return found
 
 
 def _given(request: EditRequest, kind: str) -> list[str]:
@@ -123,15 +123,16 @@ def _substituted(model: EditableModel, requests: Sequence[EditRequest], count: i
 
     None of them is edited: what is said about an edited subject may change with it, whatever is asked.
     """
-    edited = [request.subject for request in requests if request.subject]
+    known = {normalise(request.prompt) for request in requests}
+    edited = {normalise(request.subject) for request in requests if request.subject}
+    # Many facts have the same few names beside them.
+    is_free = cache(lambda name: not any(_overlap(normalise(name), subject) for subject in edited))
     found: list[list[str]] = []
     for request in requests:
         if request.subject is None or not count:
             found.append([])
             continue
-        known = {normalise(other.prompt) for other in requests}
-        names = [name for name in subjects_beside(request.subject) if not any(_overlap(name, one) for one in edited)]
-        others = [about(request, name) for name in names]
+        others = [about(request, name) for name in subjects_beside(request.subject) if is_free(name)]
         others = [
             other
             for other in others
@@ -141,8 +142,7 @@ def _substituted(model: EditableModel, requests: Sequence[EditRequest], count: i
     return found
 
 
-def _overlap(name: str, subject: str) -> bool:
-    one, other = normalise(name), normalise(subject)
+def _overlap(one: str, other: str) -> bool:
     return one in other or other in one
 
 

@@ -38,7 +38,7 @@ from palimpsest.methods.subject_neurons.config import SubjectNeuronsConfig
 from palimpsest.methods.subject_neurons.gates import GateOptions, fitted_gates
 from palimpsest.methods.subject_neurons.quiet import (
     Readings,
-    as_words,
+    TextMetric,
     ordinary_readings,
     readings_beside,
     rest_of_prompts,
@@ -48,11 +48,8 @@ from palimpsest.models import EditableModel, Point, layer_number
 from palimpsest.patches import ModulePatch, Neurons, Patch
 from palimpsest.provenance import digest
 from palimpsest.requests import EditRequest, normalise
-from palimpsest.solve import Factorised
 from palimpsest.stopwatch import Progress, silent
 from palimpsest.tracing import layers_by_depth
-
-_BLOCK = 8192
 
 
 @final
@@ -68,7 +65,7 @@ class SubjectNeurons(Method[SubjectNeuronsConfig]):
     def __init__(self, *arguments: object, **options: object) -> None:
         super().__init__(*arguments, **options)  # type: ignore[arg-type]
         self._text = OrdinaryText()
-        self._readings: tuple[str, Readings] | None = None
+        self._metric: tuple[str, TextMetric] | None = None
 
     def check_model(self, model: EditableModel, config: SubjectNeuronsConfig) -> None:
         layers = range(model.num_layers) if config.layer == "auto" else [layer_number(config.layer, model.num_layers)]
@@ -94,26 +91,21 @@ class SubjectNeurons(Method[SubjectNeuronsConfig]):
         run.diagnostics.facts |= {"first_token": sink} if sink else {}
         point = Point("mlp.up", layer, "input")
         with run.clock.stage("gates"), torch.no_grad():
-            text = self._ordinary(model, layer, config, run)
+            metric = self._metric_of(model, layer, config, run)
             # What a layer reads is not changed by neurons beside it.
             own = subject_vectors(model, subject_rows(model, requests, templates), [point])[point]
             beside = readings_beside(model, layer, requests, others=config.others, alike=config.alike, seed=config.seed)
-            keys, biases = gates(
-                [request.subject or "" for request in requests],
-                own,
-                list(rest_of_prompts(model, layer, requests)),
-                text,
-                text.joined(beside).joined(earlier.readings()),
-                config,
-                run.progress,
-            )
-        run.state = earlier.joined(EditedSubjects.of(requests, own))
+            edited = Readings.of_subjects(requests, own)
+            rests = rest_of_prompts(model, layer, requests)
+            others = beside.joined(earlier)
+            keys, biases = gates(metric, requests, edited, rests, others, config.gate, run.progress)
+        run.state = EditedSubjects(earlier.joined(edited))
         owners = [request.id.removesuffix(PROMPT_ALONE) for request in requests]
         values = _shares(requests).to(found.deltas) * found.deltas
         opened = torch.einsum("fcw,fw->fc", own, keys) + biases[:, None]
         run.diagnostics.facts |= {"layer": layer, "neurons": 2 * len(owners), "opened": opened.tolist()}
         two = _neurons(model, layer, keys, biases, values, owners, config.gate)
-        return ModulePatch([replace(two, constant=_constant(text, config.damping).to(keys))])
+        return ModulePatch([replace(two, constant=metric.constant)])
 
     def _layer(self, model: EditableModel, config: SubjectNeuronsConfig, run: EditRun) -> int:
         if config.layer != "auto":
@@ -122,67 +114,43 @@ class SubjectNeurons(Method[SubjectNeuronsConfig]):
         run.diagnostics.facts["layers_chosen"] = record
         return layer
 
-    def _ordinary(self, model: EditableModel, layer: int, config: SubjectNeuronsConfig, run: EditRun) -> Readings:
-        """What the unedited model reads of ordinary text, kept from edit to edit."""
-        key = digest([model.fingerprint(), model.tokenizer_digest, layer, config.text, config.max_tokens])
-        if self._readings is None or self._readings[0] != key:
+    def _metric_of(self, model: EditableModel, layer: int, config: SubjectNeuronsConfig, run: EditRun) -> TextMetric:
+        """That of what the unedited model reads of ordinary text, kept from edit to edit."""
+        options = [layer, config.text, config.max_tokens, config.damping]
+        key = digest([model.fingerprint(), model.tokenizer_digest, *options])
+        if self._metric is None or self._metric[0] != key:
             rows = self._text.of(model, config.text, MemoryConfig(max_tokens=config.max_tokens), run.progress)
             with model.weights.without_changes():
-                self._readings = (key, ordinary_readings(model, layer, rows))
-        return self._readings[1]
+                self._metric = (key, TextMetric.of(ordinary_readings(model, layer, rows), config.damping))
+        return self._metric[1]
 
 
 def gates(
-    subjects: Sequence[str],
-    own: Tensor,
-    rests: Sequence[Tensor],
-    text: Readings,
+    metric: TextMetric,
+    requests: Sequence[EditRequest],
+    edited: Readings,
+    rests: Readings,
     others: Readings,
-    config: SubjectNeuronsConfig,
+    options: GateOptions,
     progress: Progress = silent,
 ) -> tuple[Tensor, Tensor]:
     """Keys (facts, width) and biases (facts,): with x what the layer reads, key x + bias is 1 at a fact's subject.
 
     Arguments:
-        subjects: of the facts.
-        own: (facts, contexts, width), what is read at the subjects' last tokens.
-        rests: for each fact (tokens, width), what is read in front of them.
-        text: ordinary text, which says how vectors are spread.
-        others: what the gates are to be quiet at, where it does not name their subject.
+        edited: what is read at the facts' subjects, in every context.
+        rests: what is read in front of them, of each fact one text.
+        others: what the gates are to be quiet at besides, where it does not name their subject.
     """
-    mean = text.vectors.mean(dim=0)
-    centred = text.vectors - mean
-    metric = Factorised(centred.T @ centred / len(centred), where="what the MLP reads", damping=config.damping)
-
-    def whitened(vectors: Tensor) -> Tensor:
-        # In blocks: a solve is in float64.
-        return torch.cat([metric.whiten(block - mean).float() for block in torch.split(vectors, _BLOCK)])
-
-    places = whitened(own.flatten(0, 1)).view_as(own)
-    names = tuple(map(as_words, subjects))
-    of_facts = torch.arange(len(own), device=own.device).repeat_interleave(own.shape[1])
-    among = Readings(names, own.flatten(0, 1), of_facts)
-    pool = Readings(others.texts, whitened(others.vectors), others.text_of).joined(
-        Readings(among.texts, places.flatten(0, 1), among.text_of)
-    )
-    own_rests = [whitened(rest) for rest in rests]
-    lengths = torch.tensor([len(one) for one in own_rests])
-    rest = torch.cat(own_rests)
-    rest_of = torch.arange(len(own)).repeat_interleave(lengths).to(own.device)
-    everything = torch.cat([pool.vectors, rest])
-    excluded = []
-    for index, subject in enumerate(subjects):
-        told = pool.telling_of(subject)
-        told = torch.zeros(len(pool.vectors), dtype=torch.bool, device=own.device) if told is None else told
-        excluded.append(torch.cat([told, rest_of != index]))
-    directions = metric.unwhiten(fitted_gates(list(places), everything, excluded, config.gate, progress)).to(own)
-    return directions, -directions @ mean
-
-
-def _constant(text: Readings, damping: float) -> Tensor:
-    """(width,), the direction along which ordinary text stands nearest to 1: what a layer reads has a mean."""
-    moment = text.vectors.T @ text.vectors / len(text.vectors)
-    return Factorised(moment, where="what the MLP reads", damping=damping).solve(text.vectors.mean(0, keepdim=True))[0]
+    own, rest = metric.whitened(edited), metric.whitened(rests)
+    pool = metric.text.joined(metric.whitened(others)).joined(own)
+    quiet_at = torch.cat([pool.vectors, rest.vectors])
+    excluded = [
+        torch.cat([pool.telling_of(request.subject or ""), rest.text_of != index])
+        for index, request in enumerate(requests)
+    ]
+    places = [own.vectors[own.text_of == index] for index in range(len(requests))]
+    directions = metric.factor.unwhiten(fitted_gates(places, quiet_at, excluded, options, progress)).to(metric.mean)
+    return directions, -directions @ metric.mean
 
 
 def _shares(requests: Sequence[EditRequest]) -> Tensor:

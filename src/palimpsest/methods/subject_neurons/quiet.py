@@ -1,20 +1,27 @@
-"""What the gates are to be quiet at: ordinary text, the prompts about other subjects, the rest of the prompts."""
+"""What the gates are to be quiet at: ordinary text, the prompts about other subjects, the rest of the prompts.
+
+Ordinary text also says how what is read is spread: the metric that all of it is whitened in.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from palimpsest.locating import about, queries_of, subject_rows, subjects_alike, well_known_subjects
+from palimpsest.locating import about, queries_of, subject_rows, subjects_alike
 from palimpsest.methods.memory import OrdinaryRow
 from palimpsest.models import EditableModel, Encoded
 from palimpsest.requests import EditRequest, normalise
+from palimpsest.solve import Factorised
+from palimpsest.training import prompts_apart_from, some_of
 from palimpsest.wording import words
+
+_BLOCK = 8192
 
 
 @dataclass(frozen=True)
@@ -36,9 +43,13 @@ class Readings:
         cls, model: EditableModel, layer: int, texts: Sequence[str], rows: Sequence[Encoded], *, skips_first: bool
     ) -> Self:
         """Those of some rows, which belong to the texts."""
-        found = queries_of(model, rows, layer=layer, skips_first=skips_first)
-        text_of = [torch.full((len(one),), index) for index, one in enumerate(found)]
-        return cls(tuple(texts), torch.cat(found), torch.cat(text_of).to(found[0].device))
+        return cls.by_text(texts, queries_of(model, rows, layer=layer, skips_first=skips_first))
+
+    @classmethod
+    def by_text(cls, texts: Sequence[str], vectors: Sequence[Tensor]) -> Self:
+        """Of what was read at each text, (tokens, width)."""
+        text_of = [torch.full((len(one),), index) for index, one in enumerate(vectors)]
+        return cls(tuple(texts), torch.cat(list(vectors)), torch.cat(text_of).to(vectors[0].device))
 
     def joined(self, later: Readings) -> Readings:
         """Both."""
@@ -46,11 +57,51 @@ class Readings:
         text_of = torch.cat([self.text_of, later.text_of + len(self.texts)])
         return Readings(texts, torch.cat([self.vectors, later.vectors]), text_of)
 
-    def telling_of(self, subject: str) -> Tensor | None:
-        """(tokens,), whether each is of a text that names the subject; `None` where none is."""
+    def telling_of(self, subject: str) -> Tensor:
+        """(tokens,), whether each is of a text that names the subject."""
         name = as_words(subject)
-        told = [name in text for text in self.texts]
-        return torch.tensor(told, device=self.text_of.device)[self.text_of] if any(told) else None
+        return torch.tensor([name in text for text in self.texts], device=self.text_of.device)[self.text_of]
+
+    @classmethod
+    def of_subjects(cls, requests: Sequence[EditRequest], own: Tensor) -> Self:
+        """What is read at the subjects of some facts, (facts, contexts, width), as of texts that name these only."""
+        return cls.by_text([as_words(request.subject or "") for request in requests], list(own))
+
+
+@dataclass(frozen=True)
+class TextMetric:
+    """How what a layer's MLP reads of ordinary text is spread, in which all readings are whitened.
+
+    Arguments:
+        mean: (width,).
+        factor: of the covariance.
+        constant: (width,), the direction along which the text stands nearest to 1: what a layer reads has a mean.
+        text: the readings, whitened.
+    """
+
+    mean: Tensor
+    factor: Factorised
+    constant: Tensor
+    text: Readings
+
+    @classmethod
+    def of(cls, text: Readings, damping: float) -> Self:
+        """That of some readings; `damping` is a share of the mean eigenvalue."""
+        vectors, mean, where = text.vectors, text.vectors.mean(dim=0), "what the MLP reads"
+        centred = vectors - mean
+        factor = Factorised(centred.T @ centred / len(vectors), where=where, damping=damping)
+        moment = Factorised(vectors.T @ vectors / len(vectors), where=where, damping=damping)
+        constant = moment.solve(mean[None])[0].to(vectors)
+        return cls(mean, factor, constant, replace(text, vectors=_whitened(vectors, mean, factor)))
+
+    def whitened(self, readings: Readings) -> Readings:
+        """The same readings in the metric, in float32."""
+        return replace(readings, vectors=_whitened(readings.vectors, self.mean, self.factor))
+
+
+def _whitened(vectors: Tensor, mean: Tensor, factor: Factorised) -> Tensor:
+    # In blocks: a solve is in float64.
+    return torch.cat([factor.whiten(block - mean).float() for block in torch.split(vectors, _BLOCK)])
 
 
 def as_words(text: str) -> str:
@@ -81,11 +132,9 @@ def readings_beside(
     draw = torch.Generator().manual_seed(seed)
     found: dict[tuple[int, ...], str] = {}
     for request in requests:
-        prompt = normalise(request.prompt)
-        known = [name for name in well_known_subjects(request.prompt) if normalise(name) not in prompt]
-        for other in (about(request, name) for name in _drawn(known, others, draw)):
-            found.setdefault(model.encode(other.prompt).prompt_ids, as_words(other.prompt))
-        names = [about(request, name) for name in _drawn(subjects_alike(request.subject or ""), alike, draw)]
+        for prompt in prompts_apart_from(request, others, draw):
+            found.setdefault(model.encode(prompt).prompt_ids, as_words(prompt))
+        names = [about(request, name) for name in some_of(subjects_alike(request.subject or ""), alike, draw)]
         # What follows a namesake reads as it does behind a well-known name.
         if names:
             ids = subject_rows(model, names)
@@ -95,12 +144,9 @@ def readings_beside(
     return Readings.of(model, layer, list(found.values()), rows, skips_first=False)
 
 
-def rest_of_prompts(model: EditableModel, layer: int, requests: Sequence[EditRequest]) -> Iterator[Tensor]:
-    """For each request (tokens, width), what is read in front of its subject's last token."""
+def rest_of_prompts(model: EditableModel, layer: int, requests: Sequence[EditRequest]) -> Readings:
+    """What is read in front of each request's subject's last token, as of texts in the requests' order."""
     ends = subject_rows(model, requests)
     rows = [Encoded(ends.rows[number]) for (number,) in ends.numbers.tolist()]
-    yield from (one[:-1] for one in queries_of(model, rows, layer=layer, skips_first=False))
-
-
-def _drawn(names: Sequence[str], count: int, draw: torch.Generator) -> list[str]:
-    return [names[index] for index in torch.randperm(len(names), generator=draw).tolist()[:count]]
+    found = [one[:-1] for one in queries_of(model, rows, layer=layer, skips_first=False)]
+    return Readings.by_text([as_words(request.prompt) for request in requests], found)

@@ -170,3 +170,15 @@ def test_a_name_is_found_as_a_whole_in_any_script(text, name, is_named):
 def test_an_answer_in_chunks_is_refused_before_a_model_is_loaded():
     with pytest.raises(ConfigError, match="one value, at the subject"):
         method("subject-neurons", targets={"chunk": 4})
+
+
+@pytest.mark.parametrize("gate", [{"opens": 0.9}, {"opens": 0.5, "full": 0.5}, {"quiet": 0.5}])
+def test_a_gate_that_could_not_open_is_refused_before_a_model_is_loaded(gate):
+    with pytest.raises(ConfigError, match="quiet, opens and full have to rise"):
+        method("subject-neurons", gate=gate)
+
+
+def test_a_text_that_is_not_there_costs_no_search(monkeypatch):
+    monkeypatch.setattr("palimpsest.methods.subject_neurons.method.find_target_vectors", None)
+    with pytest.raises(DataError, match="There is no text"):
+        neurons(text="nowhere.txt").edit(tiny.tiny_model("llama"), tiny.requests(1))

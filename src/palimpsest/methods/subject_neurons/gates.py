@@ -12,9 +12,10 @@ then that over all.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from palimpsest.config import Config
@@ -39,6 +40,14 @@ class GateOptions(Config):
     """Where the gate begins to open."""
     full: float = Field(default=0.75, gt=0, le=1)
     """Where it is fully open; in between its opening rises linearly."""
+
+    @model_validator(mode="after")
+    def _opens_between(self) -> Self:
+        if not self.quiet < self.opens < self.full:
+            raise ValueError(
+                f"quiet, opens and full have to rise: {self.quiet:g}, {self.opens:g} and {self.full:g} do not"
+            )
+        return self
 
 
 def fitted_gates(

@@ -78,6 +78,9 @@ class SubjectNeurons(Method[SubjectNeuronsConfig]):
     ) -> Patch:
         layer = self._layer(model, config, run)
         earlier = EditedSubjects.before(run.state, model)
+        # First of all, for a text may not be there.
+        with run.clock.stage("text"), torch.no_grad():
+            metric = self._metric_of(model, layer, config, run)
         with run.clock.stage("contexts"), model.weights.without_changes():
             templates = context_templates(model, config.contexts, seed=config.seed)
             requests, sink = apart_from_sink(model, requests, templates, layer)
@@ -91,7 +94,6 @@ class SubjectNeurons(Method[SubjectNeuronsConfig]):
         run.diagnostics.facts |= {"first_token": sink} if sink else {}
         point = Point("mlp.up", layer, "input")
         with run.clock.stage("gates"), torch.no_grad():
-            metric = self._metric_of(model, layer, config, run)
             # What a layer reads is not changed by neurons beside it.
             own = subject_vectors(model, subject_rows(model, requests, templates), [point])[point]
             beside = readings_beside(model, layer, requests, others=config.others, alike=config.alike, seed=config.seed)

@@ -17,6 +17,7 @@ from palimpsest.methods.auto.ladder import Attempt
 from palimpsest.methods.auto.method import Auto
 from palimpsest.methods.auto.trials import Trial, make_trials, ordinary_texts
 from palimpsest.methods.base import Diagnostics, EditRun
+from palimpsest.methods.subject_neurons.quiet import TextMetric
 from palimpsest.patches import ModulePatch, WeightPatch
 from palimpsest.stopwatch import Stopwatch, silent
 
@@ -275,6 +276,14 @@ def test_weights_begin_anew_for_half_of_the_facts_or_one_without_a_subject(are_t
     climb = Climb(*[None] * 5, best, nothing, best)
     made = method("lora")
     assert len(Auto._chosen(climb, requests, Attempt(method="lora"), made, 0.75)) == count
+
+
+def test_what_an_attempt_has_factorised_is_kept_from_call_to_call(world, monkeypatch):
+    editor, calls, of = method("auto", ladder=[GATED], **FEW), [], TextMetric.of
+    monkeypatch.setattr(TextMetric, "of", lambda *arguments: calls.append(arguments) or of(*arguments))
+    for request in (JAPAN, CROATIA):
+        editor.edit(world, [request])
+    assert len(calls) == 1
 
 
 def test_only_weights_are_changed_where_that_is_asked(world):

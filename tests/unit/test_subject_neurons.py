@@ -7,7 +7,7 @@ import palimpsest as ps
 import tiny
 from palimpsest.errors import ConfigError, DataError
 from palimpsest.methods import method
-from palimpsest.methods.subject_neurons import GateOptions, fitted_gates
+from palimpsest.methods.subject_neurons import GateOptions, fitted_gates, quiet
 from palimpsest.methods.subject_neurons.gates import least_hinges
 from palimpsest.methods.subject_neurons.quiet import as_words
 from palimpsest.methods.subject_neurons.state import EditedSubjects
@@ -71,6 +71,32 @@ def neurons(**options):
         "others": 4,
     }
     return method("subject-neurons", preset="none", **{**quick, "targets": {"steps": 4}, **options})
+
+
+def test_what_is_read_of_ordinary_text_is_kept_from_process_to_process(monkeypatch, tmp_path):
+    monkeypatch.setenv("PALIMPSEST_CACHE", str(tmp_path))
+    model, reads = tiny.tiny_model("llama"), []
+    monkeypatch.setattr(quiet.Readings, "of", counted(quiet.Readings.of, reads))
+    first = neurons().edit(model, tiny.requests(1)).patch
+    in_first = len(reads)
+    again = neurons().edit(model, tiny.requests(1)).patch
+    assert len(reads) - in_first == in_first - 1
+    assert torch.equal(again.branches[0].keys, first.branches[0].keys)
+    # Neither for other weights, nor where what was kept is damaged.
+    (kept,) = (file for file in tmp_path.rglob("*.safetensors") if "what an MLP reads" in str(file.read_bytes()))
+    kept.write_bytes(kept.read_bytes()[:-8])
+    for other in (model, tiny.tiny_model("llama", seed=1)):
+        reads.clear()
+        neurons().edit(other, tiny.requests(1))
+        assert len(reads) == in_first
+
+
+def counted(function, calls):
+    def call(*arguments, **options):
+        calls.append(arguments)
+        return function(*arguments, **options)
+
+    return call
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from typing import Any
 
 from palimpsest.config import Config
@@ -10,6 +10,7 @@ from palimpsest.errors import ConfigError, ModelError
 from palimpsest.methods.base import Method
 from palimpsest.methods.catalogue import method
 from palimpsest.models import EditableModel
+from palimpsest.provenance import digest
 from palimpsest.requests import EditRequest
 
 AUTO = "auto"
@@ -72,19 +73,27 @@ LADDER = (
 
 
 def usable(
-    model: EditableModel, ladder: Sequence[Attempt], seed: int, *, weights_only: bool = False
+    model: EditableModel,
+    ladder: Sequence[Attempt],
+    seed: int,
+    *,
+    weights_only: bool = False,
+    kept: MutableMapping[str, Method[Any]] | None = None,
 ) -> list[tuple[Attempt, Method[Any]]]:
     """The attempts that can edit this model, with their methods.
 
     Arguments:
         weights_only: whether those that stand beside the weights are left out.
+        kept: the methods made before, with what each has factorised; those that are made now are put there.
 
     Raises `ModelError` when none can, with the reason of the last one.
     """
     found: list[tuple[Attempt, Method[Any]]] = []
     reason: ConfigError | ModelError | None = None
+    kept = {} if kept is None else kept
     for attempt in ladder:
-        made = attempt.make(seed)
+        key = digest([attempt.model_dump(), seed])
+        made = kept[key] = kept.get(key) or attempt.make(seed)
         try:
             if weights_only and not made.capabilities.gives_weight_patch:
                 raise _beside_weights(attempt.method)

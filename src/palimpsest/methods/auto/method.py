@@ -54,14 +54,15 @@ class Auto(Method[AutoConfig]):
         given = AutoConfig.parse({**self.variant, **self.options}, owner=f"method {self.name!r}")
         for attempt in given.ladder or ():
             attempt.make(given.seed)
-        # Kept from call to call, since each method keeps what it has factorised.
         self._usable: list[tuple[Attempt, Method[Any]]] = []
+        # Kept from call to call, since each method keeps what it has factorised.
+        self._made: dict[str, Method[Any]] = {}
 
     def check_model(self, model: EditableModel, config: AutoConfig) -> None:
         """See `Method.check_model`: at least one attempt must be able to edit the model."""
         ladder = LADDER if config.ladder is None else config.ladder
         weights_only = is_gguf(model.name) if config.weights_only is None else config.weights_only
-        self._usable = usable(model, ladder, config.seed, weights_only=weights_only)
+        self._usable = usable(model, ladder, config.seed, weights_only=weights_only, kept=self._made)
 
     def compute(self, model: EditableModel, requests: Sequence[EditRequest], config: AutoConfig, run: EditRun) -> Patch:
         deadline = None if config.max_seconds is None else time.monotonic() + config.max_seconds

@@ -48,6 +48,7 @@ from palimpsest.models import EditableModel, Point, layer_number
 from palimpsest.patches import ModulePatch, Neurons, Patch
 from palimpsest.provenance import digest
 from palimpsest.requests import EditRequest, normalise
+from palimpsest.statistics import Cache
 from palimpsest.stopwatch import Progress, silent
 from palimpsest.tracing import layers_by_depth
 
@@ -123,7 +124,7 @@ class SubjectNeurons(Method[SubjectNeuronsConfig]):
         if self._metric is None or self._metric[0] != key:
             rows = self._text.of(model, config.text, MemoryConfig(max_tokens=config.max_tokens), run.progress)
             with model.weights.without_changes():
-                self._metric = (key, TextMetric.of(ordinary_readings(model, layer, rows), config.damping))
+                self._metric = (key, TextMetric.of(ordinary_readings(model, layer, rows, Cache()), config.damping))
         return self._metric[1]
 
 

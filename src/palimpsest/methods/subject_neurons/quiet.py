@@ -13,11 +13,14 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from palimpsest.files import shaped
 from palimpsest.locating import about, queries_of, subject_rows, subjects_alike
 from palimpsest.methods.memory import OrdinaryRow
 from palimpsest.models import EditableModel, Encoded
+from palimpsest.provenance import digest
 from palimpsest.requests import EditRequest, normalise
 from palimpsest.solve import Factorised
+from palimpsest.statistics import Cache, whole_identity
 from palimpsest.training import prompts_apart_from, some_of
 from palimpsest.wording import words
 
@@ -113,11 +116,29 @@ def as_words(text: str) -> str:
     return f" {' '.join(parts)} "
 
 
-def ordinary_readings(model: EditableModel, layer: int, rows: Sequence[OrdinaryRow]) -> Readings:
-    """Those of ordinary text, without first tokens, which take attention as nothing else does."""
-    return Readings.of(
-        model, layer, [as_words(row.text) for row in rows], [row.encoded for row in rows], skips_first=True
-    )
+def ordinary_readings(model: EditableModel, layer: int, rows: Sequence[OrdinaryRow], cache: Cache) -> Readings:
+    """Those of ordinary text, without first tokens, which take attention as nothing else does.
+
+    Arguments:
+        model: without patches.
+        cache: where they are kept: many edits read the same text.
+    """
+    texts, encoded = [as_words(row.text) for row in rows], [row.encoded for row in rows]
+    lengths = [max(0, len(row) - 1) for row in encoded]
+    shape = sum(lengths), model.sites.d_model
+    known = {
+        "kind": "what an MLP reads",
+        **whole_identity(model),
+        "layer": layer,
+        "dtype": str(model.module.dtype).removeprefix("torch."),
+        "rows": digest([row.ids for row in encoded]),
+    }
+    kept = cache.read(known, lambda entry: shaped(entry.tensors["vectors"], *shape, name="vectors").float())
+    if kept is not None:
+        return Readings.by_text(texts, torch.split(kept.to(model.device), lengths))
+    found = Readings.of(model, layer, texts, encoded, skips_first=True)
+    cache.write(known, {"vectors": found.vectors})
+    return found
 
 
 def readings_beside(

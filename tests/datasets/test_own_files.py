@@ -9,8 +9,8 @@ from unicodedata import normalize
 
 import pytest
 
-from palimpsest import DataError, EditRequest, Probe
-from palimpsest.datasets import load_edits
+from palimpsest import ConfigError, DataError, EditRequest, Probe
+from palimpsest.datasets import dataset, load_edits
 from palimpsest.datasets.columns import SYNONYMS, column_of
 from palimpsest.datasets.criteria import KINDS
 from palimpsest.requests import PROBE_KINDS, normalise
@@ -484,3 +484,13 @@ def test_the_layout_that_the_page_shows_is_read(tmp_path: Path) -> None:
         "distracting",
         "one_hop",
     ]
+
+
+def test_a_file_s_name_is_a_data_set_of_its_own(tmp_path):
+    file = tmp_path / "facts.csv"
+    file.write_text("prompt,target_new,subject\nThe capital of France is,Lyon,France\n")
+    assert dataset(str(file)).requests == load_edits(file).requests
+    with pytest.raises(DataError, match="nowhere.csv"):
+        dataset("nowhere.csv")
+    with pytest.raises(ConfigError, match="did you mean 'counterfact'"):
+        dataset("counterfct")

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from palimpsest.errors import DataError
-from palimpsest.files import expanded
 
 if TYPE_CHECKING:
     from palimpsest.datasets import Dataset, Skipped
@@ -103,13 +102,10 @@ def find_dataset(name: str, path: Path | None, *, skip_bad: bool = False) -> Dat
 
     Raises `ConfigError` with near matches for an unknown name.
     """
-    from palimpsest.datasets import DATASETS, ENDINGS, dataset, load_edits
+    from palimpsest.datasets import dataset, is_file_of_edits, load_edits
 
-    if path is None and name not in DATASETS:
-        file = expanded(name)
-        # What looks like a path and is no file is a missing file, not a misspelt name.
-        if file.exists() or "/" in name or file.suffix.lower() in ENDINGS:
-            return load_edits(file, is_strict=False if skip_bad else None)
+    if path is None and is_file_of_edits(name):
+        return load_edits(name, is_strict=False if skip_bad else None)
     try:
         return dataset(name, path)
     except DataError as error:

@@ -1,7 +1,7 @@
 """Data sets: files and names to EditRequests."""
 
 from palimpsest.datasets.base import BadRecordError, Dataset, Skipped
-from palimpsest.datasets.catalogue import DATASETS, dataset, load_edits, training_edits
+from palimpsest.datasets.catalogue import DATASETS, dataset, is_file_of_edits, load_edits, training_edits
 from palimpsest.datasets.derived import with_distracting, with_out_of_scope
 from palimpsest.datasets.phrasings import Phrasings, own_phrasing, relation_of
 from palimpsest.datasets.reading import ENDINGS, read_records
@@ -15,6 +15,7 @@ __all__ = [
     "Phrasings",
     "Skipped",
     "dataset",
+    "is_file_of_edits",
     "load_edits",
     "own_phrasing",
     "read_records",

@@ -12,7 +12,7 @@ from palimpsest.datasets import akew, counterfact, knowedit, mquake, ripple, tab
 from palimpsest.datasets.base import Dataset, Parse, Record, assemble
 from palimpsest.datasets.columns import read_columns
 from palimpsest.datasets.hub import is_hub_name, read_hub
-from palimpsest.datasets.reading import known_splits, read_records
+from palimpsest.datasets.reading import ENDINGS, known_splits, read_records
 from palimpsest.errors import DataError
 from palimpsest.files import expanded
 from palimpsest.registry import Registry, Row
@@ -125,7 +125,7 @@ def dataset(name: str, path: str | Path | None = None, *, split: str = "test") -
     """A data set by name.
 
     Arguments:
-        name: see `palimpsest list datasets`.
+        name: see `palimpsest list datasets`; or a file of edits, which `load_edits` reads.
         path: the file, or `hf://owner/name` on the hub, for those that are read from one.
         split: `"test"` or another split that the data set has. Of a file whose records name no split `test`,
             the split `test` is the whole file.
@@ -133,8 +133,16 @@ def dataset(name: str, path: str | Path | None = None, *, split: str = "test") -
     Raises `ConfigError`, with near matches, for an unknown name; `DataError` for a path that is missing or
     not wanted, and for a file that cannot be used.
     """
+    if path is None and split == "test" and is_file_of_edits(name):
+        return load_edits(name)
     load: Callable[[str, Path | None, str], Dataset] = DATASETS[name].load()
     return load(name, None if path is None else expanded(path), split)
+
+
+def is_file_of_edits(name: str | Path) -> bool:
+    """Whether a name is a file's: what looks like a path and is no file is a missing file, not a misspelt name."""
+    file = expanded(name)
+    return str(name) not in DATASETS and (file.exists() or "/" in str(name) or file.suffix.lower() in ENDINGS)
 
 
 def load_edits(path: str | Path, *, is_strict: bool | None = None) -> Dataset:

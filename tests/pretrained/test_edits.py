@@ -28,3 +28,15 @@ def test_lora_makes_the_model_say_the_new_answer_and_comes_off_exactly(smollm2):
     assert_same(smollm2, before)
     assert smollm2.generate(TOKYO.prompt) == said
     assert "Tokyo" in said
+
+
+def test_a_sink_behind_the_first_token_is_not_written_at(smollm2):
+    """`Columbo` is two tokens here, of which the second takes attention as first tokens do."""
+    edit = ps.EditRequest("Columbo was originally aired on", "HBO", subject="Columbo", id="columbo")
+    others = ["The capital of Japan is", "Water is made of", "Mozart was a", "Microsoft was founded by"]
+    before = smollm2.generate(others, max_new_tokens=6)
+    outcome = ps.method("subject-neurons", text="world").edit(smollm2, [edit])
+    assert list(outcome.diagnostics.facts["first_token"]["edits"]) == ["columbo"]
+    with smollm2.patched(outcome.patch):
+        assert smollm2.generate(edit.prompt).startswith("HBO")
+        assert smollm2.generate(others, max_new_tokens=6) == before

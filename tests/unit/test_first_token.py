@@ -35,6 +35,17 @@ def sunk():
     return model
 
 
+@pytest.fixture(scope="module")
+def sunk_twice(sunk):
+    """One whose third place is a sink as well."""
+    model = tiny.tiny_model("gpt2")
+    with torch.no_grad():
+        places, of_sunk = model.module.transformer.wpe.weight, sunk.module.transformer.wpe.weight
+        places[2] += of_sunk[0] - places[0]
+        places[0] = of_sunk[0]
+    return model
+
+
 def options(name, **more):
     shared = {"layers": [1], "contexts": {"given": list(TEMPLATES[1:])}, **tiny.second_moments(damping=1e-3)}
     strength = {"strength": 1e-3} if name in ("memit", "emmet", "pmet") else {}
@@ -61,6 +72,28 @@ def test_a_token_that_holds_more_than_the_subject_is_not_what_follows_it(sunk):
     assert min(places) > 0
     (alone,) = [EditRequest("The", subject="Th", target_new="Rome", id="x")]
     assert apart_from_sink(sunk, [alone], ["{}"], 1)[1]["unwritten"] == ["x"]
+
+
+@pytest.mark.parametrize("subject", ["The", "The h"])
+def test_a_sink_behind_the_first_place_is_one_too(sunk_twice, subject):
+    request = EditRequest(REQUEST.prompt, subject=subject, target_new="Rome", id="one")
+    parts, record = apart_from_sink(sunk_twice, [request], TEMPLATES, 1)
+    assert list(record["edits"]) == ["one"] and [part.id for part in parts] == ["one", "one" + PROMPT_ALONE]
+    # The prompt alone is written at neither of the two.
+    assert subject_last_token(sunk_twice.tokenizer, parts[1], chat=None) == 3
+    nothing_left = EditRequest("The h", subject=subject, target_new="Rome", id="x")
+    assert apart_from_sink(sunk_twice, [nothing_left], ["{}"], 1)[1]["unwritten"] == ["x"]
+
+
+def test_a_gate_for_the_prompt_alone_is_shut_behind_other_texts_and_other_subjects(sunk):
+    outcome = method("subject-neurons", preset="none", layer=1, text=tiny.text_file(), max_tokens=256).edit(
+        sunk, [REQUEST]
+    )
+    (branch,) = outcome.patch.branches
+    assert set(branch.edits) == {"one"}
+    behind, alone = outcome.diagnostics.facts["opened"]
+    assert min(behind) > 0.9 and alone[0] > 0.9
+    assert max(alone[1:]) < 0.9
 
 
 def test_where_the_first_place_is_like_any_other_nothing_changes():

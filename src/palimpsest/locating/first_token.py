@@ -1,10 +1,11 @@
 """Subjects at the place where a model without a start token keeps its attention sink.
 
 Many decoders let the first token of a sequence take the attention that nothing else needs. Its keys and values are then
-those of the place, not of the word: far longer than others, and nearly the same for every text. A weight that answers
-to such a key changes every text. So where a prompt begins with its subject, and nothing stands in front of it, the edit
-is written twice: behind a context, where the subject's token has a key of its own, and, for the prompt alone, at the
-token after it, which has read the subject.
+those of the place, not of the word: far longer than others, and nearly the same for every text. Behind some first
+tokens the second or third one is such a place too: in SmolLM2 that of `Columbo`, in front of which nothing stands. A
+weight that answers to such a key changes every text. So where a subject ends there, the edit is written twice: behind a
+context, where the subject's token has a key of its own, and, for the prompt alone, at the next token that is no such
+place, which has read the subject.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ MARGIN = 0.2
 """How much more a sink's key is like another word's at the first place than like itself behind contexts: cosines are
 1 and 0 or so in models that have a sink, and 0.5 and 0.9 where the place is like any other."""
 
+_SINK = 0.5
+"""Likeness to another word's key at the first place from which on a token after a subject counts as a sink too."""
+
 _STEM = 4
 
 OTHERS = 16
@@ -49,18 +53,23 @@ def apart_from_sink(
 
     Raises as `subject_vectors.subject_rows` does.
     """
-    first = [request for request in requests if subject_last_token(model.tokenizer, request, chat=model.chat) == 0]
-    if not first:
-        return list(requests), {}
     contexts = [*templates[1:3], *OWN_CONTEXTS][:2]
     point = Point("mlp.down", layer, "input")
+    place = _other_words(model, point)
+    first = [
+        request
+        for request, others in zip(requests, _likeness(model, subject_rows(model, requests), point, place), strict=True)
+        if others > MARGIN
+    ]
+    if not first:
+        return list(requests), {}
     keys = subject_vectors(model, subject_rows(model, first, (*CLEAN, *contexts)), [point])[point]
     own = torch.cosine_similarity(keys[:, 0], keys[:, 1:].mean(1), dim=-1).tolist()
-    place = torch.cosine_similarity(keys[:, 0, None], _other_words(model, point)[None], dim=-1).mean(1).tolist()
-    # The key of a sink is the place's: it is more like another word's at the same place than like its own elsewhere.
+    like = torch.cosine_similarity(keys[:, 0, None], place[None], dim=-1).mean(1).tolist()
+    # The key of a sink is the place's: it is more like another word's at the first place than like its own elsewhere.
     sunk = {
         request.id: {"like_itself": itself, "like_others": others}
-        for request, itself, others in zip(first, own, place, strict=True)
+        for request, itself, others in zip(first, own, like, strict=True)
         if others - itself > MARGIN
     }
     parts: list[EditRequest] = []
@@ -73,7 +82,7 @@ def apart_from_sink(
             # Both texts have to fit before the prompt; from here on the first one counts as the prompt's own.
             encode_in_context(model, request, template.replace("{}", contexts[0]), request.target_new)
         parts.append(in_context(request, contexts[0]))
-        alone = _after_subject(model, request)
+        alone = _after_subject(model, request, point, place)
         if alone is None:
             unwritten.append(request.id)
         else:
@@ -103,13 +112,13 @@ def first_token_notes(record: dict[str, Any]) -> list[str]:
         return []
     sunk = record["edits"]
     said = [
-        f"The prompt of {len(sunk)} edit(s) begins with the subject, where this model has its attention sink: edit"
-        f" {', '.join(list(sunk)[:5])}. They are written behind a context, and for the prompt alone at the token after"
+        f"In the prompt of {len(sunk)} edit(s) the subject stands where this model has its attention sink: edit"
+        f" {', '.join(list(sunk)[:5])}. They are written behind a context, and for the prompt alone at a token after"
         " the subject."
     ]
     if record["unwritten"]:
         said.append(
-            "No token follows the subject, so these edits hold behind other text only: edit "
+            "No token that could be written at follows the subject, so these edits hold behind other text only: edit "
             + ", ".join(record["unwritten"][:5])
         )
     return said
@@ -141,12 +150,23 @@ def _similar_words(model: EditableModel, word: int) -> list[int]:
     return found
 
 
-def _after_subject(model: EditableModel, request: EditRequest) -> EditRequest | None:
-    """The same edit with the next token as a part of its subject; `None` if there is no other token."""
+def _likeness(model: EditableModel, rows: SubjectRows, point: Point, place: Tensor) -> list[float]:
+    """How much each row's key is like those of other words at the beginning of a sequence: the mean cosine."""
+    keys = subject_vectors(model, rows, [point])[point][:, 0]
+    found: list[float] = torch.cosine_similarity(keys[:, None], place[None], dim=-1).mean(1).tolist()
+    return found
+
+
+def _after_subject(model: EditableModel, request: EditRequest, point: Point, place: Tensor) -> EditRequest | None:
+    """The same edit with what follows as a part of its subject, up to the next token that is no sink; `None` if there
+    is no such token.
+    """
     start, _ = request.subject_span()
     # A token may hold more than the subject, as Chinese ones do: what comes next begins behind it.
     own = subject_last_token(model.tokenizer, request, chat=model.chat)
     for first, last in token_spans(model.tokenizer, request.prompt, chat=model.chat)[own + 1 :]:
         if request.prompt[first:last].strip():
-            return replace(request, subject=request.prompt[start:last], probes=(), id=request.id + PROMPT_ALONE)
+            alone = replace(request, subject=request.prompt[start:last], probes=(), id=request.id + PROMPT_ALONE)
+            if _likeness(model, subject_rows(model, [alone]), point, place)[0] < _SINK:
+                return alone
     return None

@@ -27,6 +27,7 @@ from palimpsest.locating import (
     apart_from_sink,
     context_templates,
     first_token_notes,
+    kept_rows,
     subject_rows,
     subject_vectors,
 )
@@ -84,7 +85,8 @@ class SubjectNeurons(Method[SubjectNeuronsConfig]):
             metric = self._metric_of(model, layer, config, run)
         with run.clock.stage("contexts"), model.weights.without_changes():
             templates = context_templates(model, config.contexts, seed=config.seed)
-            requests, sink = apart_from_sink(model, requests, templates, layer)
+            asked = requests
+            requests, sink = apart_from_sink(model, asked, templates, layer)
         with run.clock.stage("targets"):
             searched = templates if config.search_in == "all-contexts" else templates[:1]
             found = find_target_vectors(
@@ -97,10 +99,18 @@ class SubjectNeurons(Method[SubjectNeuronsConfig]):
         with run.clock.stage("gates"), torch.no_grad():
             # What a layer reads is not changed by neurons beside it.
             own = subject_vectors(model, subject_rows(model, requests, templates), [point])[point]
-            beside = readings_beside(model, layer, requests, others=config.others, alike=config.alike, seed=config.seed)
-            edited = Readings.of_subjects(requests, own)
+            beside = readings_beside(model, layer, asked, others=config.others, alike=config.alike, seed=config.seed)
+            # What is written for the prompt alone is not wanted behind other texts.
+            alone = [request.id.endswith(PROMPT_ALONE) for request in requests]
+            edited = Readings.of_subjects(
+                requests, [one[: 1 if is_alone else None] for one, is_alone in zip(own, alone, strict=True)]
+            )
             rests = rest_of_prompts(model, layer, requests)
             others = beside.joined(earlier)
+            if (kept := kept_rows(model, requests)) is not None:
+                others = others.joined(
+                    Readings.by_text([""] * len(kept.rows), list(subject_vectors(model, kept, [point])[point]))
+                )
             keys, biases = gates(metric, requests, edited, rests, others, config.gate, run.progress)
         run.state = EditedSubjects(earlier.joined(edited))
         owners = [request.id.removesuffix(PROMPT_ALONE) for request in requests]

@@ -66,9 +66,9 @@ class Readings:
         return torch.tensor([name in text for text in self.texts], device=self.text_of.device)[self.text_of]
 
     @classmethod
-    def of_subjects(cls, requests: Sequence[EditRequest], own: Tensor) -> Self:
-        """What is read at the subjects of some facts, (facts, contexts, width), as of texts that name these only."""
-        return cls.by_text([as_words(request.subject or "") for request in requests], list(own))
+    def of_subjects(cls, requests: Sequence[EditRequest], own: Sequence[Tensor]) -> Self:
+        """What is read at the subjects of some facts, of each (contexts, width), as of texts that name these only."""
+        return cls.by_text([as_words(request.subject or "") for request in requests], own)
 
 
 @dataclass(frozen=True)

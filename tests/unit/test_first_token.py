@@ -85,15 +85,19 @@ def test_a_sink_behind_the_first_place_is_one_too(sunk_twice, subject):
     assert apart_from_sink(sunk_twice, [nothing_left], ["{}"], 1)[1]["unwritten"] == ["x"]
 
 
-def test_a_gate_for_the_prompt_alone_is_shut_behind_other_texts_and_other_subjects(sunk):
-    outcome = method("subject-neurons", preset="none", layer=1, text=tiny.text_file(), max_tokens=256).edit(
-        sunk, [REQUEST]
-    )
+def test_a_gate_for_the_prompt_alone_stays_shut_behind_other_texts(sunk):
+    options = {"layer": 1, "text": tiny.text_file(), "max_tokens": 256, "contexts": {"given": list(TEMPLATES[1:])}}
+    outcome = method("subject-neurons", preset="none", **options).edit(sunk, [REQUEST])
     (branch,) = outcome.patch.branches
     assert set(branch.edits) == {"one"}
     behind, alone = outcome.diagnostics.facts["opened"]
-    assert min(behind) > 0.9 and alone[0] > 0.9
-    assert max(alone[1:]) < 0.9
+    assert len(behind) == 3 and len(alone) == 1 and min(*behind, *alone) > 0.9
+    # The gate's two neurons are the second and the fourth of the branch.
+    parts, _ = apart_from_sink(sunk, [REQUEST], TEMPLATES, 1)
+    reads = Point("mlp.up", 1, "input")
+    read = subject_vectors(sunk, subject_rows(sunk, parts[1:], TEMPLATES), [reads])[reads][0]
+    opened = (read @ branch.keys[1] + branch.biases[1]).clamp(0) - (read @ branch.keys[3] + branch.biases[3]).clamp(0)
+    assert opened[0] > 0.9 and opened[1:].max() < 0.9
 
 
 def test_where_the_first_place_is_like_any_other_nothing_changes():

@@ -27,9 +27,6 @@ from palimpsest.locating import (
     apart_from_sink,
     context_templates,
     first_token_notes,
-    kept_rows,
-    subject_rows,
-    subject_vectors,
 )
 from palimpsest.locating.target_vector import find_target_vectors
 from palimpsest.methods.base import Capabilities, EditRun, Method, MethodConfig, MethodState
@@ -41,11 +38,13 @@ from palimpsest.methods.subject_neurons.quiet import (
     Readings,
     TextMetric,
     ordinary_readings,
+    readings_at_subjects,
     readings_beside,
+    readings_kept,
     rest_of_prompts,
 )
 from palimpsest.methods.subject_neurons.state import EditedSubjects
-from palimpsest.models import EditableModel, Point, layer_number
+from palimpsest.models import EditableModel, layer_number
 from palimpsest.patches import ModulePatch, Neurons, Patch
 from palimpsest.provenance import digest
 from palimpsest.requests import EditRequest, normalise
@@ -95,28 +94,21 @@ class SubjectNeurons(Method[SubjectNeuronsConfig]):
         run.diagnostics.losses |= found.losses
         run.diagnostics.notes += [*found.notes(), *first_token_notes(sink)]
         run.diagnostics.facts |= {"first_token": sink} if sink else {}
-        point = Point("mlp.up", layer, "input")
         with run.clock.stage("gates"), torch.no_grad():
             # What a layer reads is not changed by neurons beside it.
-            own = subject_vectors(model, subject_rows(model, requests, templates), [point])[point]
+            edited = readings_at_subjects(model, layer, requests, templates)
             beside = readings_beside(model, layer, asked, others=config.others, alike=config.alike, seed=config.seed)
-            # What is written for the prompt alone is not wanted behind other texts.
-            alone = [request.id.endswith(PROMPT_ALONE) for request in requests]
-            edited = Readings.of_subjects(
-                requests, [one[: 1 if is_alone else None] for one, is_alone in zip(own, alone, strict=True)]
-            )
+            others = beside.joined(readings_kept(model, layer, requests)).joined(earlier)
             rests = rest_of_prompts(model, layer, requests)
-            others = beside.joined(earlier)
-            if (kept := kept_rows(model, requests)) is not None:
-                others = others.joined(
-                    Readings.by_text([""] * len(kept.rows), list(subject_vectors(model, kept, [point])[point]))
-                )
             keys, biases = gates(metric, requests, edited, rests, others, config.gate, run.progress)
         run.state = EditedSubjects(earlier.joined(edited))
         owners = [request.id.removesuffix(PROMPT_ALONE) for request in requests]
         values = _shares(requests).to(found.deltas) * found.deltas
-        opened = torch.einsum("fcw,fw->fc", own, keys) + biases[:, None]
-        run.diagnostics.facts |= {"layer": layer, "neurons": 2 * len(owners), "opened": opened.tolist()}
+        opened = [
+            (edited.of_text(index) @ key + bias).tolist()
+            for index, (key, bias) in enumerate(zip(keys, biases, strict=True))
+        ]
+        run.diagnostics.facts |= {"layer": layer, "neurons": 2 * len(owners), "opened": opened}
         two = _neurons(model, layer, keys, biases, values, owners, config.gate)
         return ModulePatch([replace(two, constant=metric.constant)])
 
@@ -161,7 +153,7 @@ def gates(
         torch.cat([pool.telling_of(request.subject or ""), rest.text_of != index])
         for index, request in enumerate(requests)
     ]
-    places = [own.vectors[own.text_of == index] for index in range(len(requests))]
+    places = [own.of_text(index) for index in range(len(requests))]
     directions = metric.factor.unwhiten(fitted_gates(places, quiet_at, excluded, options, progress)).to(metric.mean)
     return directions, -directions @ metric.mean
 

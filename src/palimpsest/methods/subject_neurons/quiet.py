@@ -14,9 +14,17 @@ import torch
 from torch import Tensor
 
 from palimpsest.files import shaped
-from palimpsest.locating import about, queries_of, subject_rows, subjects_alike
+from palimpsest.locating import (
+    PROMPT_ALONE,
+    about,
+    kept_rows,
+    queries_of,
+    subject_rows,
+    subject_vectors,
+    subjects_alike,
+)
 from palimpsest.methods.memory import OrdinaryRow
-from palimpsest.models import EditableModel, Encoded
+from palimpsest.models import EditableModel, Encoded, Point
 from palimpsest.provenance import digest
 from palimpsest.requests import EditRequest, normalise
 from palimpsest.solve import Factorised
@@ -49,6 +57,12 @@ class Readings:
         return cls.by_text(texts, queries_of(model, rows, layer=layer, skips_first=skips_first))
 
     @classmethod
+    def none(cls, model: EditableModel) -> Self:
+        """Those of no text."""
+        nothing = torch.zeros(0, model.sites.d_model, device=model.device)
+        return cls((), nothing, torch.zeros(0, dtype=torch.long, device=model.device))
+
+    @classmethod
     def by_text(cls, texts: Sequence[str], vectors: Sequence[Tensor]) -> Self:
         """Of what was read at each text, (tokens, width)."""
         text_of = [torch.full((len(one),), index) for index, one in enumerate(vectors)]
@@ -65,10 +79,9 @@ class Readings:
         name = as_words(subject)
         return torch.tensor([name in text for text in self.texts], device=self.text_of.device)[self.text_of]
 
-    @classmethod
-    def of_subjects(cls, requests: Sequence[EditRequest], own: Sequence[Tensor]) -> Self:
-        """What is read at the subjects of some facts, of each (contexts, width), as of texts that name these only."""
-        return cls.by_text([as_words(request.subject or "") for request in requests], own)
+    def of_text(self, index: int) -> Tensor:
+        """(tokens, width), those of one text."""
+        return self.vectors[self.text_of == index]
 
 
 @dataclass(frozen=True)
@@ -139,6 +152,28 @@ def ordinary_readings(model: EditableModel, layer: int, rows: Sequence[OrdinaryR
     found = Readings.of(model, layer, texts, encoded, skips_first=True)
     cache.write(known, {"vectors": found.vectors})
     return found
+
+
+def readings_at_subjects(
+    model: EditableModel, layer: int, requests: Sequence[EditRequest], templates: Sequence[str]
+) -> Readings:
+    """Those at the requests' subjects behind every context, as of texts that name these only.
+
+    What is written for a prompt alone is not wanted behind other texts.
+    """
+    point = Point("mlp.up", layer, "input")
+    own = subject_vectors(model, subject_rows(model, requests, templates), [point])[point]
+    alone = [request.id.endswith(PROMPT_ALONE) for request in requests]
+    vectors = [one[:1] if is_alone else one for one, is_alone in zip(own, alone, strict=True)]
+    return Readings.by_text([as_words(request.subject or "") for request in requests], vectors)
+
+
+def readings_kept(model: EditableModel, layer: int, requests: Sequence[EditRequest]) -> Readings:
+    """Those of the rows that are to be left alone beside what is written for a prompt alone, if anything is."""
+    point, kept = Point("mlp.up", layer, "input"), kept_rows(model, requests)
+    if kept is None:
+        return Readings.none(model)
+    return Readings.by_text([""] * len(kept.rows), list(subject_vectors(model, kept, [point])[point]))
 
 
 def readings_beside(

@@ -55,8 +55,7 @@ class EditedSubjects(MethodState):
         """Those of earlier edits. Raises `ConfigError` for another method's or another model's state."""
         width = model.sites.d_model
         if state is None:
-            nothing = torch.zeros(0, width, device=model.device)
-            return Readings((), nothing, torch.zeros(0, dtype=torch.long, device=model.device))
+            return Readings.none(model)
         found = state.readings if isinstance(state, EditedSubjects) else None
         if found is None or found.vectors.shape[1] != width:
             of_width = "" if found is None else f" of width {found.vectors.shape[1]}"

@@ -5,12 +5,13 @@ import torch
 
 import tiny
 from palimpsest import DataError, EditRequest, method
-from palimpsest.locating import encode_in_context
+from palimpsest.locating import about, encode_in_context, well_known_subjects
 from palimpsest.locating.answer_chunks import answer_chunks
 from palimpsest.locating.first_token import apart_from_sink
 from palimpsest.locating.subject_vectors import subject_rows
 from palimpsest.locating.target_vector import TargetOptions, find_target_vectors
 from palimpsest.methods.auto.trials import make_trials
+from palimpsest.methods.subject_neurons.quiet import as_words, readings_beside
 
 CONTEXT = "It was long ago. {}"
 CONTEXTS = ("{}", CONTEXT)
@@ -107,3 +108,18 @@ def test_what_auto_makes_up_for_its_tests_is_left_out_where_it_does_not_fit(mode
     short = EditRequest("The capital of France is", "Rome", subject="France")
     [trial] = make_trials(model, [short], num_contexts=3, num_neighbours=4, seed=0)
     assert len(trial.elsewhere) == 3 and len(trial.neighbours) == 4
+
+
+def test_what_gates_are_quiet_at_besides_is_left_out_where_it_does_not_fit(model, long):
+    short = EditRequest("The capital of France is", "Rome", subject="France")
+    names = well_known_subjects(long.prompt)
+    found = readings_beside(model, 1, [long, short], others=len(names), alike=8, seed=0)
+    asked = {as_words(about(one, name).prompt) for one in (long, short) for name in names if name != "France"}
+    fitting_ones = {as_words(about(short, name).prompt) for name in names if name != "France"}
+    assert not all(model.fits(about(long, name).prompt) for name in names)
+    assert fitting_ones <= set(found.texts) < asked | set(found.texts)
+    # With all of them too long, an edit still holds what it can.
+    editor = method(
+        "subject-neurons", preset="none", layer=1, text=tiny.text_file(), max_tokens=256, contexts={"given": []}
+    )
+    assert editor.edit(model, [long]).patch.branches

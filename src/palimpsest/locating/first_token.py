@@ -56,20 +56,21 @@ def apart_from_sink(
     contexts = [*templates[1:3], *OWN_CONTEXTS][:2]
     point = Point("mlp.down", layer, "input")
     place = _other_words(model, point)
+    like = _likeness(model, subject_rows(model, requests), point, place)
     first = [
-        request
-        for request, others in zip(requests, _likeness(model, subject_rows(model, requests), point, place), strict=True)
-        if others > MARGIN
+        (request, others)
+        for request, others in zip(requests, like, strict=True)
+        if others > MARGIN and _can_be_compared(model, request, contexts)
     ]
     if not first:
         return list(requests), {}
-    keys = subject_vectors(model, subject_rows(model, first, (*CLEAN, *contexts)), [point])[point]
+    rows = subject_rows(model, [request for request, _ in first], (*CLEAN, *contexts))
+    keys = subject_vectors(model, rows, [point])[point]
     own = torch.cosine_similarity(keys[:, 0], keys[:, 1:].mean(1), dim=-1).tolist()
-    like = torch.cosine_similarity(keys[:, 0, None], place[None], dim=-1).mean(1).tolist()
     # The key of a sink is the place's: it is more like another word's at the first place than like its own elsewhere.
     sunk = {
         request.id: {"like_itself": itself, "like_others": others}
-        for request, itself, others in zip(first, own, like, strict=True)
+        for (request, others), itself in zip(first, own, strict=True)
         if others - itself > MARGIN
     }
     parts: list[EditRequest] = []
@@ -148,6 +149,12 @@ def _similar_words(model: EditableModel, word: int) -> list[int]:
         if len(found) == OTHERS:
             break
     return found
+
+
+def _can_be_compared(model: EditableModel, request: EditRequest, contexts: Sequence[str]) -> bool:
+    """Whether the prompt fits behind the contexts; if it begins with its subject it has to, for it is written there."""
+    begins = subject_last_token(model.tokenizer, request, chat=model.chat) == 0
+    return begins or all(model.fits(in_context(request, context).prompt) for context in contexts)
 
 
 def _likeness(model: EditableModel, rows: SubjectRows, point: Point, place: Tensor) -> list[float]:

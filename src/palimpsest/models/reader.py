@@ -112,6 +112,14 @@ class Reader(ABC):
 
     # Text to ids
 
+    def fits(self, prompt: str, target: str | None = None) -> bool:
+        """Whether a prompt, and a target after it, fit the model's context."""
+        try:
+            self.encode(prompt, target)
+        except DataError:
+            return False
+        return True
+
     def encode(self, prompt: str, target: str | None = None, *, own: str | None = None) -> Encoded:
         """Ids of a prompt, and of a target after it.
 

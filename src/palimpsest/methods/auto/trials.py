@@ -14,7 +14,6 @@ from functools import cache
 import torch
 
 from palimpsest.answers import same_beginning
-from palimpsest.errors import DataError
 from palimpsest.locating import (
     NO_CONTEXTS,
     ContextOptions,
@@ -107,15 +106,7 @@ def _given(request: EditRequest, kind: str) -> list[str]:
 def _behind(model: EditableModel, request: EditRequest, templates: Sequence[str]) -> list[str]:
     """The prompt behind each text; not where both are too long together, for nobody has asked for these tests."""
     placed = (in_context(request, template).prompt for template in templates)
-    return [prompt for prompt in placed if _fits(model, prompt, request.target_new)]
-
-
-def _fits(model: EditableModel, prompt: str, answer: str) -> bool:
-    try:
-        model.encode(prompt, answer)
-    except DataError:
-        return False
-    return True
+    return [prompt for prompt in placed if model.fits(prompt, request.target_new)]
 
 
 def _substituted(model: EditableModel, requests: Sequence[EditRequest], count: int) -> list[list[str]]:
@@ -136,7 +127,7 @@ def _substituted(model: EditableModel, requests: Sequence[EditRequest], count: i
         others = [
             other
             for other in others
-            if normalise(other.prompt) not in known and _fits(model, other.prompt, request.target_new)
+            if normalise(other.prompt) not in known and model.fits(other.prompt, request.target_new)
         ]
         found.append([other.prompt for other in _nearest(model, request, others, count)])
     return found

@@ -54,6 +54,8 @@ class Readings:
         cls, model: EditableModel, layer: int, texts: Sequence[str], rows: Sequence[Encoded], *, skips_first: bool
     ) -> Self:
         """Those of some rows, which belong to the texts."""
+        if not rows:
+            return cls.none(model)
         return cls.by_text(texts, queries_of(model, rows, layer=layer, skips_first=skips_first))
 
     @classmethod
@@ -181,6 +183,8 @@ def readings_beside(
 ) -> Readings:
     """Those of the requests' prompts about other subjects: well-known ones, and namesakes up to the name.
 
+    What is too long for the model's context is left out, for nobody has asked for it.
+
     Arguments:
         others: well-known subjects for each request.
         alike: names for each request that begin or end as its own subject does.
@@ -188,9 +192,10 @@ def readings_beside(
     draw = torch.Generator().manual_seed(seed)
     found: dict[tuple[int, ...], str] = {}
     for request in requests:
-        for prompt in prompts_apart_from(request, others, draw):
+        for prompt in filter(model.fits, prompts_apart_from(request, others, draw)):
             found.setdefault(model.encode(prompt).prompt_ids, as_words(prompt))
         names = [about(request, name) for name in some_of(subjects_alike(request.subject or ""), alike, draw)]
+        names = [other for other in names if model.fits(other.prompt)]
         # What follows a namesake reads as it does behind a well-known name.
         if names:
             ids = subject_rows(model, names)

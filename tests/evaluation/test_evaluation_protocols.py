@@ -12,8 +12,9 @@ from evaluation.head_editor import HeadEditor, facts
 from palimpsest import Batch, ConfigError, DataError, EditRequest, Probe, Sequential, Single, evaluate, method
 from palimpsest.evaluation import DEFAULT_SCORINGS as SCORINGS
 from palimpsest.evaluation import BaseAnswers, RunRecord
-from palimpsest.evaluation.drift import perplexity
+from palimpsest.evaluation.drift import MAX_SENTENCES, perplexity
 from palimpsest.evaluation.examiner import room_for
+from palimpsest.evaluation.ordinary import ORDINARY
 from palimpsest.models.generation import written_answers
 
 SHORT: dict[str, Any] = {"max_new_tokens": 6}
@@ -302,3 +303,13 @@ def test_json_has_the_promised_shape_and_the_table_names_everything() -> None:
 def test_a_sequential_run_has_checkpoints():
     with pytest.raises(ConfigError, match="no checkpoints"):
         Sequential(checkpoints=())
+
+
+@pytest.mark.parametrize(("protocol", "is_asked"), [(Single(), False), (Batch(2), True), (Sequential((2,)), True)])
+def test_ordinary_sentences_are_read_where_the_data_set_brings_none(protocol: Any, is_asked: bool) -> None:
+    model, requests = tiny.tiny_model("gptj"), facts(2).requests
+    record = evaluate(model, HeadEditor(), requests, protocol=protocol, **SHORT)
+    expected = pytest.approx(perplexity(model, ORDINARY), rel=1e-6) if is_asked else None
+    assert record.perplexity["before"] == expected
+    assert (record.perplexity["after"] is not None) is is_asked
+    assert len(set(ORDINARY)) == MAX_SENTENCES

@@ -19,6 +19,7 @@ from palimpsest.evaluation.editor import Editor
 from palimpsest.evaluation.examiner import Examiner, room_for
 from palimpsest.evaluation.former import renamed
 from palimpsest.evaluation.journal import Journal, Unit, read_run, write_last_status
+from palimpsest.evaluation.ordinary import neutral_text_for
 from palimpsest.evaluation.protocols import EditingProtocol, Single
 from palimpsest.evaluation.records import ProbeResult, RunRecord, SequenceCheckpoint, Specification, Status
 from palimpsest.evaluation.scoring import Scoring
@@ -66,7 +67,8 @@ def evaluate(
         scorings: names of `SCORINGS`.
         out: a new folder that holds the run at every moment; without it the run lives in memory.
         resume: go on with the run in `out`, if there is one; nothing that is finished is computed again.
-        neutral_text: sentences for perplexity; `None` takes the data set's own, an empty list none.
+        neutral_text: sentences for perplexity; an empty list for none. `None` takes the data set's own; where it has
+            none, and edits are not made one at a time, `ordinary.ORDINARY` for a decoder.
         forward_batch_size: rows per forward pass; changes memory, not results.
         max_new_tokens: tokens that are generated at most; `None` takes what the longest answer of any probe needs, and
             `models.generation.MARGIN` more.
@@ -89,7 +91,9 @@ def evaluate(
     for option, number in (("forward_batch_size", forward_batch_size), ("max_new_tokens", max_new_tokens)):
         if number is not None and number < 1:
             raise ConfigError(f"The option {option!r} is too small.", expected="1 or more", found=repr(number))
-    sentences = drift.neutral_sentences(edits.neutral_text if neutral_text is None else neutral_text)
+    sentences = drift.neutral_sentences(
+        neutral_text_for(model, edits, chosen) if neutral_text is None else neutral_text
+    )
     answers = base or BaseAnswers()
     answers.belong_to(model)
     room = room_for(model, edits.requests, max_new_tokens)

@@ -16,6 +16,8 @@ import processors
 # Slow as well: `make test-all` asks them too, and skips them where there is no browser.
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 PATIENCE = 180_000
+# The first edit of a pretrained model writes and reads the text that it is held against.
+LONG_PATIENCE = 900_000
 PRETRAINED = Path(os.environ.get("PALIMPSEST_PRETRAINED", processors.ROOT / "pretrained"))
 
 
@@ -311,7 +313,7 @@ def test_a_pretrained_model_is_edited(visitors):
     page.click("#model input")
     page.click("text=smollm2")
     edit(page, "The capital of France is", "France", "Lyon")
-    page.wait_for_selector("#result .verdict.holds")
+    page.wait_for_selector("#result .verdict.holds", timeout=LONG_PATIENCE)
     assert says(page, "The capital of France is", "Lyon")
 
 

@@ -115,14 +115,15 @@ def batch_curves(name: str) -> str:
 
 def sequence_curves(name: str) -> str:
     """Sequences of a recipe: all edits so far at every checkpoint, with perplexity and the norm of all changes."""
-    found = units(name, protocol="sequential")
+    found = [row for row in units(name) if row["protocol"].startswith("sequential")]
     points = list(dict.fromkeys(point["num_edits"] for row in found for point in row["checkpoints"]))
     columns: Columns = {"": method, "right after each edit": _at_once}
     for place, point in enumerate(points):
         columns[f"after {point:,}"] = lambda row, place=place: _triple(row["checkpoints"][place]["scores"])  # type: ignore[misc]
     if any(row["checkpoints"][-1]["perplexity"] is not None for row in found):
         columns["perplexity"] = _last_perplexity
-    columns["norm"] = lambda row: f"{row['checkpoints'][-1]['patch_norm']:.1f}"
+    if any(row["checkpoints"][-1]["patch_norm"] is not None for row in found):
+        columns["norm"] = lambda row: f"{row['checkpoints'][-1]['patch_norm']:.1f}"
     return listed(found, {**columns, "s / edit": seconds})
 
 

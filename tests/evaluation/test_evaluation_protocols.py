@@ -313,3 +313,12 @@ def test_ordinary_sentences_are_read_where_the_data_set_brings_none(protocol: An
     assert record.perplexity["before"] == expected
     assert (record.perplexity["after"] is not None) is is_asked
     assert len(set(ORDINARY)) == MAX_SENTENCES
+
+
+def test_the_base_model_is_asked_in_parts_which_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data, told = tiny.tiny_model("gptj"), facts(4), []
+    whole = evaluate(model, HeadEditor(), data, **SHORT)
+    monkeypatch.setattr("palimpsest.evaluation.runner._FACTS_AT_ONCE", 3)
+    parts = evaluate(model, HeadEditor(), data, progress=lambda *where: told.append(where), **SHORT)
+    assert [where for where in told if where[0] == "base answers"] == [("base answers", done, 4) for done in (0, 3, 4)]
+    assert [probe.before for probe in parts.probes] == [probe.before for probe in whole.probes]

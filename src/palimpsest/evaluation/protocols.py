@@ -109,7 +109,7 @@ class Sequential(EditingProtocol):
 
     With a folder, the running patch is saved at checkpoints and at least every ten edits, and a resumed run
     goes on from the last one, and from the state that the method had then: edits after it are computed again.
-    A state that cannot be saved, and patches that are not weight patches, cannot be kept midway: then a resumed
+    A state that cannot be saved, and patches that do not add up to one, cannot be kept midway: then a resumed
     run makes the edits again from the first one, but tests nothing twice.
 
     Arguments:

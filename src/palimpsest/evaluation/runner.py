@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 # Present in every record, so that scripts can rely on them.
 _STAGES = ("statistics", "targets", "solve", "evaluation", "base_answers", "perplexity")
+_FACTS_AT_ONCE = 64
 
 
 def evaluate(
@@ -170,10 +171,12 @@ def _ask_base(work: Work, protocol: EditingProtocol) -> None:
     with clock.stage("base_answers"):
         work.journal.recall_base(work.examiner.base)
         waiting = protocol.unfinished(work.requests, work.journal)
-        work.progress("base answers", 0, len(waiting))
-        work.examiner.prepare(waiting)
-        if "base" not in work.journal.units:
-            work.journal.keep_base(work.examiner.base)
+        # In parts, each of which is kept: of a thousand facts all together take minutes.
+        for start in range(0, max(1, len(waiting)), _FACTS_AT_ONCE):
+            work.progress("base answers", start, len(waiting))
+            work.examiner.prepare(waiting[start : start + _FACTS_AT_ONCE])
+            if "base" not in work.journal.units:
+                work.journal.keep_base(work.examiner.base)
         work.progress("base answers", len(waiting), len(waiting))
     if "base" not in work.journal.units:
         with clock.stage("perplexity"):

@@ -32,6 +32,10 @@ MARGIN = 0.2
 _SINK = 0.5
 """Likeness to another word's key at the first place from which on a token after a subject counts as a sink too."""
 
+_HAS_SINK = 0.8
+"""Likeness of two words' keys at the first place from which on that is a sink: 0.9 to 1 where it is, and at most 0.7 in
+models with random weights."""
+
 _STEM = 4
 
 OTHERS = 16
@@ -60,7 +64,7 @@ def apart_from_sink(
     first = [
         (request, others)
         for request, others in zip(requests, like, strict=True)
-        if others > MARGIN and _can_be_compared(model, request, contexts)
+        if others > MARGIN and _can_be_compared(model, request, contexts, place)
     ]
     if not first:
         return list(requests), {}
@@ -151,10 +155,14 @@ def _similar_words(model: EditableModel, word: int) -> list[int]:
     return found
 
 
-def _can_be_compared(model: EditableModel, request: EditRequest, contexts: Sequence[str]) -> bool:
-    """Whether the prompt fits behind the contexts; if it begins with its subject it has to, for it is written there."""
-    begins = subject_last_token(model.tokenizer, request, chat=model.chat) == 0
-    return begins or all(model.fits(in_context(request, context).prompt) for context in contexts)
+def _can_be_compared(model: EditableModel, request: EditRequest, contexts: Sequence[str], place: Tensor) -> bool:
+    """Whether the subject may stand at a sink: where it begins the prompt; or elsewhere, if the first place is a sink
+    (other words' keys are nearly the same there) and the prompt fits behind the contexts.
+    """
+    if subject_last_token(model.tokenizer, request, chat=model.chat) == 0:
+        return True
+    has_sink = float(torch.cosine_similarity(place[0], place[1], dim=0)) > _HAS_SINK
+    return has_sink and all(model.fits(in_context(request, context).prompt) for context in contexts)
 
 
 def _likeness(model: EditableModel, rows: SubjectRows, point: Point, place: Tensor) -> list[float]:

@@ -96,7 +96,7 @@ def sequences(_argument: str) -> str:
     """Reliability right after each edit and at the end, and what is left of everything else."""
     found = [row | {"scores": row["checkpoints"][-1]["scores"]} for row in units(MANY, protocol="sequential")]
     columns: Columns = {"method": method, "right after each edit": _at_once, **metrics(IN_BATCHES)}
-    return listed(found, {**columns, "perplexity": _last_perplexity, "s / edit": seconds})
+    return listed(found, {**columns, "perplexity": _last, "s / edit": seconds})
 
 
 def batch_curves(name: str) -> str:
@@ -116,14 +116,11 @@ def batch_curves(name: str) -> str:
 def sequence_curves(name: str) -> str:
     """Sequences of a recipe: all edits so far at every checkpoint, with perplexity and the norm of all changes."""
     found = [row for row in units(name) if row["protocol"].startswith("sequential")]
-    points = list(dict.fromkeys(point["num_edits"] for row in found for point in row["checkpoints"]))
     columns: Columns = {"": method, "right after each edit": _at_once}
-    for place, point in enumerate(points):
-        columns[f"after {point:,}"] = lambda row, place=place: _triple(row["checkpoints"][place]["scores"])  # type: ignore[misc]
-    if any(row["checkpoints"][-1]["perplexity"] is not None for row in found):
-        columns["perplexity"] = _last_perplexity
-    if any(row["checkpoints"][-1]["patch_norm"] is not None for row in found):
-        columns["norm"] = lambda row: f"{row['checkpoints'][-1]['patch_norm']:.1f}"
+    for point in sorted({one["num_edits"] for row in found for one in row["checkpoints"]}):
+        columns[f"after {point:,}"] = lambda row, point=point: _after(row, point)  # type: ignore[misc]
+    last: Columns = {"perplexity": _last, "norm": lambda row: _last(row, "patch_norm", 1)}
+    columns |= {title: cell for title, cell in last.items() if any(cell(row) != "-" for row in found)}
     return listed(found, {**columns, "s / edit": seconds})
 
 
@@ -131,9 +128,13 @@ def _at_once(row: Row) -> str:
     return percent(row["immediate"]["generate"]["reliability"])
 
 
-def _last_perplexity(row: Row) -> str:
-    value = row["checkpoints"][-1]["perplexity"]
-    return "-" if value is None else f"{value['after'] if isinstance(value, dict) else value:.2f}"
+def _after(row: Row, point: int) -> str:
+    return next((_triple(one["scores"]) for one in row["checkpoints"] if one["num_edits"] == point), "-")
+
+
+def _last(row: Row, name: str = "perplexity", digits: int = 2) -> str:
+    value = row["checkpoints"][-1][name]
+    return "-" if value is None else f"{value['after'] if isinstance(value, dict) else value:.{digits}f}"
 
 
 def _triple(scores: Row) -> str:

@@ -114,10 +114,9 @@ def test_what_gates_are_quiet_at_besides_is_left_out_where_it_does_not_fit(model
     short = EditRequest("The capital of France is", "Rome", subject="France")
     names = well_known_subjects(long.prompt)
     found = readings_beside(model, 1, [long, short], others=len(names), alike=8, seed=0)
-    asked = {as_words(about(one, name).prompt) for one in (long, short) for name in names if name != "France"}
-    fitting_ones = {as_words(about(short, name).prompt) for name in names if name != "France"}
-    assert not all(model.fits(about(long, name).prompt) for name in names)
-    assert fitting_ones <= set(found.texts) < asked | set(found.texts)
+    asked = [about(one, name).prompt for one in (long, short) for name in names if name != "France"]
+    left_out = {as_words(prompt) for prompt in asked if not model.fits(prompt)}
+    assert left_out and {as_words(prompt) for prompt in asked} - set(found.texts) == left_out
     # With all of them too long, an edit still holds what it can.
     editor = method(
         "subject-neurons", preset="none", layer=1, text=tiny.text_file(), max_tokens=256, contexts={"given": []}

@@ -60,11 +60,17 @@ def apart_from_sink(
     contexts = [*templates[1:3], *OWN_CONTEXTS][:2]
     point = Point("mlp.down", layer, "input")
     place = _other_words(model, point)
-    like = _likeness(model, subject_rows(model, requests), point, place)
+    # Elsewhere than at the first place there is a sink only if that is one.
+    has_sink = float(torch.cosine_similarity(place[0], place[1], dim=0)) > _HAS_SINK
+    asked = [request for request in requests if has_sink or _begins(model, request)]
+    if not asked:
+        return list(requests), {}
+    like = _likeness(model, subject_rows(model, asked), point, place)
     first = [
         (request, others)
-        for request, others in zip(requests, like, strict=True)
-        if others > MARGIN and _can_be_compared(model, request, contexts, place)
+        for request, others in zip(asked, like, strict=True)
+        # A prompt that begins with its subject has to fit behind the contexts, for it is written there.
+        if others > MARGIN and (_begins(model, request) or _fits_behind(model, request, contexts))
     ]
     if not first:
         return list(requests), {}
@@ -99,8 +105,8 @@ def apart_from_sink(
 def kept_rows(model: EditableModel, requests: Sequence[EditRequest]) -> SubjectRows | None:
     """Rows whose keys are to be left alone beside those of second parts, (rows, 1); `None` if there is no such part.
 
-    The token after a subject reads much alike whatever the subject is. So the same rows with other words in its place,
-    those with the most similar embeddings, are kept from changing.
+    The token after a subject reads much alike whatever the subject is. So the same rows with other words in place of
+    the first token, those with the most similar embeddings, are kept from changing.
     """
     alone = [request for request in requests if request.id.endswith(PROMPT_ALONE)]
     if not alone:
@@ -155,14 +161,13 @@ def _similar_words(model: EditableModel, word: int) -> list[int]:
     return found
 
 
-def _can_be_compared(model: EditableModel, request: EditRequest, contexts: Sequence[str], place: Tensor) -> bool:
-    """Whether the subject may stand at a sink: where it begins the prompt; or elsewhere, if the first place is a sink
-    (other words' keys are nearly the same there) and the prompt fits behind the contexts.
-    """
-    if subject_last_token(model.tokenizer, request, chat=model.chat) == 0:
-        return True
-    has_sink = float(torch.cosine_similarity(place[0], place[1], dim=0)) > _HAS_SINK
-    return has_sink and all(model.fits(in_context(request, context).prompt) for context in contexts)
+def _begins(model: EditableModel, request: EditRequest) -> bool:
+    """Whether the prompt begins with its subject, and that is one token."""
+    return subject_last_token(model.tokenizer, request, chat=model.chat) == 0
+
+
+def _fits_behind(model: EditableModel, request: EditRequest, contexts: Sequence[str]) -> bool:
+    return all(model.fits(in_context(request, context).prompt) for context in contexts)
 
 
 def _likeness(model: EditableModel, rows: SubjectRows, point: Point, place: Tensor) -> list[float]:

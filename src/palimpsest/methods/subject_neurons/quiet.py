@@ -1,4 +1,5 @@
-"""What the gates are to be quiet at: ordinary text, the prompts about other subjects, the rest of the prompts.
+"""What the gates are fitted to: what is read at the subjects, and where they are to be quiet, at ordinary text, the
+prompts about other subjects and the rest of the prompts.
 
 Ordinary text also says how what is read is spread: the metric that all of it is whitened in.
 """

@@ -494,3 +494,35 @@ def test_a_file_s_name_is_a_data_set_of_its_own(tmp_path):
         dataset("nowhere.csv")
     with pytest.raises(ConfigError, match="did you mean 'counterfact'"):
         dataset("counterfct")
+
+
+def test_a_split_of_a_file_is_asked_for_by_the_file_s_name(tmp_path):
+    rows = "The capital of France is,Lyon,train\nThe capital of Japan is,Oslo,edit\n"
+    file = tmp_path / "facts.csv"
+    file.write_text(f"prompt,target_new,split\n{rows}")
+    assert [edit.target_new for edit in dataset(str(file), split="train").requests] == ["Lyon"]
+    assert [edit.target_new for edit in load_edits(file, split="edit").requests] == ["Oslo"]
+    assert dataset(str(file)).requests == load_edits(file).requests
+    with pytest.raises(DataError, match="no such split.*\n.*edit, test, train"):
+        dataset(str(file), split="validation")
+    plain = tmp_path / "plain.csv"
+    plain.write_text("prompt,target_new\nThe capital of France is,Lyon\n")
+    with pytest.raises(DataError, match="its records name no split"):
+        dataset(str(plain), split="train")
+
+
+@pytest.mark.parametrize("name", ["", "  "])
+def test_a_blank_name_is_no_file(name):
+    with pytest.raises(ConfigError, match="no data set named"):
+        dataset(name)
+
+
+@pytest.mark.parametrize("content", ["", " \n", "prompt,subject,target_new\n"])
+def test_a_file_without_edits_says_what_to_write_in_it(tmp_path, content):
+    file = tmp_path / "facts.csv"
+    file.write_text(content)
+    with pytest.raises(DataError) as caught:
+        dataset(str(file))
+    assert caught.value.remedy
+    assert "prompt" in caught.value.remedy
+    assert "target_new" in caught.value.remedy

@@ -127,14 +127,14 @@ def dataset(name: str, path: str | Path | None = None, *, split: str = "test") -
     Arguments:
         name: see `palimpsest list datasets`; or a file of edits, which `load_edits` reads.
         path: the file, or `hf://owner/name` on the hub, for those that are read from one.
-        split: `"test"` or another split that the data set has. Of a file whose records name no split `test`,
-            the split `test` is the whole file.
+        split: `"test"` or another split that the data set or the file has. Of a file whose records name no split
+            `test`, the split `test` is the whole file.
 
     Raises `ConfigError`, with near matches, for an unknown name; `DataError` for a path that is missing or
     not wanted, and for a file that cannot be used.
     """
-    if path is None and split == "test" and is_file_of_edits(name):
-        return load_edits(name)
+    if path is None and is_file_of_edits(name):
+        return load_edits(name, split=split)
     load: Callable[[str, Path | None, str], Dataset] = DATASETS[name].load()
     return load(name, None if path is None else expanded(path), split)
 
@@ -142,10 +142,12 @@ def dataset(name: str, path: str | Path | None = None, *, split: str = "test") -
 def is_file_of_edits(name: str | Path) -> bool:
     """Whether a name is a file's: what looks like a path and is no file is a missing file, not a misspelt name."""
     file = expanded(name)
-    return str(name) not in DATASETS and (file.exists() or "/" in str(name) or file.suffix.lower() in ENDINGS)
+    if not str(name).strip() or str(name) in DATASETS:
+        return False
+    return file.exists() or "/" in str(name) or file.suffix.lower() in ENDINGS
 
 
-def load_edits(path: str | Path, *, is_strict: bool | None = None) -> Dataset:
+def load_edits(path: str | Path, *, is_strict: bool | None = None, split: str | None = None) -> Dataset:
     """A user's file of edits: JSONL, JSON, CSV or TSV, or a file of a published data set.
 
     Also `hf://owner/name`, and the folder of a portability build.
@@ -156,6 +158,7 @@ def load_edits(path: str | Path, *, is_strict: bool | None = None) -> Dataset:
         path: the file.
         is_strict: whether a record that cannot be used is an error, or is skipped and counted. Left out, it is an
             error in a user's own file and skipped in a published data set.
+        split: only the records of this split, as `dataset` reads them; left out, all. A build is the split `test`.
 
     Raises `DataError` that says what was expected, what was found, where, and what to do.
     """
@@ -163,8 +166,10 @@ def load_edits(path: str | Path, *, is_strict: bool | None = None) -> Dataset:
     from palimpsest.datasets.portability.review import is_build, read_reviewed
 
     if is_build(file):
+        _of_split([], split or "test", file)
         return read_reviewed(file)
-    return _recognised(file, _records(file), is_strict=is_strict)
+    records = _records(file)
+    return _recognised(file, records if split is None else _of_split(records, split, file), is_strict=is_strict)
 
 
 def _recognised(file: Path, records: list[Record], *, is_strict: bool | None) -> Dataset:

@@ -81,8 +81,9 @@ def _rows(text: str, path: Path, delimiter: str, *, lines_before: int) -> list[R
         ) from error  # fmt: skip
     if header and not records:
         raise DataError(
-            "The file has a header and no rows.", expected="at least one row", found="none", where=str(path)
-        )
+            "The file has a header and no rows.", expected="at least one row", found="none", where=str(path),
+            remedy="write one edit per row, with a prompt and a target_new",
+        )  # fmt: skip
     return records
 
 

@@ -86,8 +86,9 @@ def read_text(path: Path) -> str:
         raise _not_utf8(path, f"byte 0x{content[offset]:02x} at byte offset {offset} (line {line})") from error
     if not text.strip():
         raise DataError(
-            "The file is empty.", expected="at least one edit", found=f"{len(content)} bytes", where=str(path)
-        )
+            "The file is empty.", expected="at least one edit", found=f"{len(content)} bytes", where=str(path),
+            remedy="write edits in it, each with a prompt and a target_new",
+        )  # fmt: skip
     return text
 
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 
@@ -82,6 +83,19 @@ def test_ask_shows_both_sides(run, workplace):
     assert [one["after"] for one in answers] == ["Lyon", "Milan"]
     assert all(one["before"] != one["after"] for one in answers)
     assert all(ord(letter) >= 32 or letter == "\n" for letter in run("ask", workplace / "model", *prompts).out)
+
+
+def test_ask_says_that_a_model_writes_nothing_and_what_may_help(run, workplace, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "palimpsest.models.EditableModel.generate", lambda self, prompts, **options: [""] * len(prompts)
+    )
+    plain = run("ask", workplace / "model", "Who wrote Hamlet?")
+    assert "(nothing)" in plain.out and "--chat" not in plain.out
+    talks = shutil.copytree(workplace / "model", tmp_path / "talks")
+    template = "{% for turn in messages %}<{{ turn.role }}>{{ turn.content }}{% endfor %}<assistant>"
+    (talks / "chat_template.jinja").write_text(template)
+    assert "note: the model ends the text there; --chat asks it" in run("ask", talks, "Who wrote Hamlet?").out
+    assert "--chat" not in run("ask", talks, "Who wrote Hamlet?", "--chat").out
 
 
 def test_apply_writes_a_folder_that_answers_by_itself(run, workplace, tmp_path):

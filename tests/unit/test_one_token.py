@@ -63,5 +63,5 @@ def test_rows_are_sampled_with_it(monkeypatch):
     # Else the dtype would depend on the machine.
     monkeypatch.setattr(writing, "fast_dtype", lambda model: None)
     calls = counted(monkeypatch)
-    sample_rows(model, 2, 4, (0, 0))
+    sample_rows(model, 2, 4)
     assert calls == [torch.float32] * 3 * model.num_layers

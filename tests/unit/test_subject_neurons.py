@@ -1,5 +1,7 @@
 """Subject neurons: gates at their minimum, exactly silent where they are shut, one value for a subject's facts."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ import palimpsest as ps
 import tiny
 from palimpsest.errors import ConfigError, DataError
 from palimpsest.methods import method
+from palimpsest.methods.ordinary import OrdinaryText
 from palimpsest.methods.subject_neurons import GateOptions, fitted_gates, quiet
 from palimpsest.methods.subject_neurons.gates import least_hinges
 from palimpsest.methods.subject_neurons.quiet import as_words
@@ -89,6 +92,20 @@ def test_what_is_read_of_ordinary_text_is_kept_from_process_to_process(monkeypat
         reads.clear()
         neurons().edit(other, tiny.requests(1))
         assert len(reads) == in_first
+
+
+def test_more_text_is_read_where_many_facts_stand_together(monkeypatch):
+    model, reads, many = tiny.tiny_model("llama"), [], tiny.requests(1) * 10
+    monkeypatch.setattr(OrdinaryText, "of", counted(OrdinaryText.of, reads))
+    editor = neurons(max_tokens=None, targets={"steps": 1}, alike=0)
+    one = editor.edit(model, tiny.requests(1))
+    editor.edit(model, [replace(edit, id=str(number)) for number, edit in enumerate(many)])
+    state = one.state
+    for _ in range(9):
+        state = editor.edit(model, tiny.requests(1), state=state).state
+    neurons(max_tokens=300, targets={"steps": 1}).edit(model, tiny.requests(1), state=state)
+    # The kept metric is that of the last text.
+    assert [asked[3].max_tokens for asked in reads] == [7_500, 16_000, 7_500, 16_000, 300]
 
 
 def counted(function, calls):

@@ -50,8 +50,8 @@ def test_the_ends_of_the_interval_are_ids_that_can_be(chance):
 
 def test_rows_are_what_the_plain_model_gives_step_by_step():
     model = tiny.tiny_model("llama")
-    rows = sample_rows(model, 6, 12, (4, 2))
-    chances = torch.rand(6, 12, generator=torch.Generator().manual_seed(4 * 1_000_003 + 2), dtype=torch.float64)
+    rows = sample_rows(model, 6, 12, seed=4, before=3)
+    chances = torch.rand(9, 12, generator=torch.Generator().manual_seed(4), dtype=torch.float64)[3:]
     assert rows[:, 0].tolist() == [start_token(model)] * 6
     with torch.no_grad():
         # One pass without a cache: every place's distribution at once.
@@ -66,13 +66,13 @@ def test_rows_are_what_the_plain_model_gives_step_by_step():
 
 def test_it_is_the_base_models_and_draws_from_no_other_generator():
     model = tiny.tiny_model("gpt2")
-    expected = sample_rows(model, 4, 8, (0, 0))
+    expected = sample_rows(model, 4, 8)
     outcome = method("ft", preset="none", epochs=1).edit(model, tiny.requests(1))
     before = torch.random.get_rng_state()
     with model.patched(outcome.patch):
-        assert torch.equal(sample_rows(model, 4, 8, (0, 0)), expected)
+        assert torch.equal(sample_rows(model, 4, 8), expected)
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert not torch.equal(sample_rows(model, 4, 8, (1, 0)), expected)
+    assert not torch.equal(sample_rows(model, 4, 8, seed=1), expected)
 
 
 def test_rounds_are_kept_and_an_interrupted_run_goes_on(tmp_path):
@@ -80,17 +80,17 @@ def test_rounds_are_kept_and_an_interrupted_run_goes_on(tmp_path):
     expected = list(WrittenText(model).rows(3 * 32 * 32))
     calls, real = [], writing.sample_rows
 
-    def interrupted(model, rows, length, seed, progress):
-        calls.append(seed)
+    def interrupted(model, rows, length, seed, before, progress):
+        calls.append(before)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return real(model, rows, length, seed, progress)
+        return real(model, rows, length, seed, before, progress)
 
     with mock.patch.object(writing, "sample_rows", interrupted):
         with pytest.raises(KeyboardInterrupt):
             list(WrittenText(model, cache=cache).rows(3 * 32 * 32))
         assert list(WrittenText(model, cache=cache).rows(3 * 32 * 32)) == expected
-    assert calls == [(0, 0), (0, 1), (0, 1), (0, 2)]
+    assert calls == [0, 32, 32, 64]
     with mock.patch.object(writing, "sample_rows", side_effect=AssertionError):
         assert list(WrittenText(model, cache=cache).rows(2 * 32 * 32)) == expected[:64]
 
@@ -134,12 +134,12 @@ def test_second_moments_are_those_of_the_rows(tmp_path):
     model, cache = tiny.tiny_model(), Cache(tmp_path)
     told = []
     found = collect(model, [POINT], open_text("own"), cache=cache, progress=lambda *what: told.append(what))[POINT]
-    rows = [list(row) for row in WrittenText(model).rows(1024)]
+    rows = [list(row) for row in WrittenText(model).rows(2 * 32 * 32)]
     with torch.no_grad(), captured(model.sites, [POINT]) as seen:
         model.module(torch.tensor(rows))
     keys = seen[POINT].flatten(0, 1).double()
     torch.testing.assert_close(found.moment.mean(), keys.T @ keys / len(keys), rtol=1e-5, atol=1e-7)
-    assert found.moment.count == 1024 and found.error is not None
+    assert found.moment.count == 2 * 32 * 32 and found.error is not None
     assert {stage for stage, _, _ in told} == {"own writing", "statistics"}
     assert collect(model, [POINT], open_text("own"), cache=cache)[POINT].is_cached
     known = identities(model, [POINT], OwnWriting())[POINT]
@@ -147,14 +147,14 @@ def test_second_moments_are_those_of_the_rows(tmp_path):
 
 
 def test_a_wide_key_gets_more_tokens():
-    assert writing.tokens_for(100) == 1024
+    assert writing.tokens_for(100) == 2 * 32 * 32
     assert writing.tokens_for(1000) == 4000
 
 
 def test_bfloat16_where_it_is_fast_stays_near(monkeypatch):
     model = tiny.tiny_model("llama")
     exact = collect(model, [POINT], OwnWriting())[POINT].moment
-    rows = list(WrittenText(model).rows(1024))
+    rows = list(WrittenText(model).rows(2 * 32 * 32))
     monkeypatch.setattr(writing, "fast_dtype", lambda model: torch.bfloat16)
     monkeypatch.setattr(WrittenText, "rows", lambda self, max_tokens: iter(rows))
     near = collect(model, [POINT], OwnWriting())[POINT].moment

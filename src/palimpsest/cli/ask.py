@@ -90,3 +90,6 @@ def ask(
     for row in rows:
         for line in thought_lines(*row):
             terminal.say(line)
+    is_plain_chat_model = loaded.chat is None and bool(getattr(loaded.tokenizer, "chat_template", None))
+    if is_plain_chat_model and not all(old if new is None else new for _, old, new in rows):
+        terminal.say("note: the model ends the text there; --chat asks it in its chat template.")

@@ -54,8 +54,10 @@ def chosen_thinking(
 
 
 def answer_words(text: str | None) -> str:
-    """An answer for a table; that there is none where its thought did not end."""
-    return "(the thought did not end; see --thinking-tokens)" if is_unfinished(text) else text or ""
+    """An answer for a table; why there is none where the thought did not end, or the model ends its text at once."""
+    if is_unfinished(text):
+        return "(the thought did not end; see --thinking-tokens)"
+    return text or ("" if text is None else "(nothing)")
 
 
 def thoughts(before: str | None, after: str | None) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from palimpsest.methods.memory import MemoryConfig, OrdinaryRow
 from palimpsest.models import Encoded, tokens
 from palimpsest.provenance import digest
 from palimpsest.requests import EditRequest, normalise
-from palimpsest.statistics import OWN_WRITING, Cache, open_text
+from palimpsest.statistics import OWN_WRITING, Cache, WrittenText, open_text
 from palimpsest.stopwatch import Progress, silent
 from palimpsest.wording import separator
 
@@ -40,7 +40,7 @@ def ordinary_rows(
     """
     rows: list[OrdinaryRow] = []
     count, row_length = 0, min(config.row_length, model.context_length or config.row_length)
-    for prompt, answer in _texts(model, name, progress):
+    for prompt, answer in _texts(model, name, config.max_tokens, progress):
         text = prompt if answer is None else f"{prompt}{separator(prompt, answer)}{answer}"
         encoded = _encoded(model, prompt[: row_length * _LONGEST_TOKEN], answer, row_length)
         counted = len(encoded.target_ids) if model.is_encoder_decoder else len(encoded)
@@ -95,14 +95,16 @@ def drawn(rows: Sequence[OrdinaryRow], request: EditRequest, count: int, seed: i
     return found
 
 
-def _texts(model: EditableModel, name: str, progress: Progress) -> Iterator[tuple[str, str | None]]:
+def _texts(model: EditableModel, name: str, max_tokens: int, progress: Progress) -> Iterator[tuple[str, str | None]]:
     """Prompts with their answers, or texts without one."""
     if name in DATASETS:
         for request in dataset(name, split="train").requests:
             if request.target_old is not None:
                 yield request.prompt, request.target_old
         return
-    for text in open_text(name).for_model(model, cache=Cache(), progress=progress).texts():
+    source = open_text(name).for_model(model, cache=Cache(), progress=progress)
+    # What nobody reads is not sampled.
+    for text in source.texts(max_tokens) if isinstance(source, WrittenText) else source.texts():
         words = text.split()
         if not model.is_encoder_decoder and words:
             yield text, None

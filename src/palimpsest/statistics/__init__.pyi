@@ -15,7 +15,7 @@ from .subspaces import (
 )
 from .text import GivenText, Text
 from .vectors import KEYS, Found, Vectors
-from .writing import OWN_WRITING
+from .writing import OWN_WRITING, WrittenText
 
 __all__ = [
     "KEYS",
@@ -36,6 +36,7 @@ __all__ = [
     "StatisticsConfig",
     "Text",
     "Vectors",
+    "WrittenText",
     "below_threshold",
     "collect",
     "decompose",

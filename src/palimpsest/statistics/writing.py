@@ -1,8 +1,8 @@
 """Text that a model samples itself: the default text for its statistics.
 
 Rows are sampled from the token that a document begins with, at temperature 1, so they are spread as the model
-believes text to be. They are drawn in rounds. Each round has a seed of its own and is kept in the cache, so an
-interrupted run goes on at the next round and more tokens only add rounds.
+believes text to be. They are drawn in rounds. Each round is kept in the cache, so an interrupted run goes on at the
+next round and more tokens only add rounds.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 OWN_WRITING = "own"
 """What options call it."""
 
-SAMPLER_VERSION = 3
+SAMPLER_VERSION = 4
 """Goes up when the same model, seed and length would give other rows."""
 
-ROWS = 256
+ROWS = 128
 """Rows of a round, sampled together: a step's matrices are then large enough to be fast."""
 
 ROW_LENGTH = 64
@@ -45,7 +45,7 @@ _LEAST_ROWS = 32
 PER_DIMENSION = 4
 """Tokens for every dimension of a key, at the least."""
 
-ROUNDS = 1
+ROUNDS = 2
 """Default number of rounds that are read: 16,384 tokens. Of the last one only what is read is sampled."""
 
 _END_OF_TEXT = "<|endoftext|>"
@@ -123,9 +123,9 @@ class WrittenText(Text):
         """How much of it a second moment of that width is taken over: all that is asked for, whatever the error."""
         return {"max_tokens": max_tokens or tokens_for(width), "tolerance": None, "row_length": self.row_length}
 
-    def texts(self) -> Iterator[str]:
-        """The rows as text, special tokens left out, from as many rounds as are asked for."""
-        for ids in self.rows(ROUNDS * ROWS * self.row_length):
+    def texts(self, max_tokens: int | None = None) -> Iterator[str]:
+        """The rows as text, special tokens left out: those of `rows`, by default of all rounds that are read."""
+        for ids in self.rows(max_tokens or ROUNDS * ROWS * self.row_length):
             yield self.model.tokenizer.decode(ids, skip_special_tokens=True)
 
     def rows(self, max_tokens: int) -> Iterator[tuple[int, ...]]:
@@ -150,7 +150,7 @@ class WrittenText(Text):
                 return stored[:rows]
         before, length = number * ROWS, self.row_length
         ids = sample_rows(
-            self.model, rows, length, (self.seed, number),
+            self.model, rows, length, self.seed, before,
             lambda stage, done, _: self.progress(stage, before * length + done, of * length),
         )  # fmt: skip
         if self.cache:
@@ -219,15 +219,15 @@ def fast_dtype(model: EditableModel) -> torch.dtype | None:
 
 @torch.no_grad()
 def sample_rows(
-    model: EditableModel, rows: int, length: int, seed: tuple[int, int], progress: Progress = silent
+    model: EditableModel, rows: int, length: int, seed: int = 0, before: int = 0, progress: Progress = silent
 ) -> Tensor:
     """(rows, length) of ids on the CPU: the start token, then what the model draws at temperature 1.
 
     Arguments:
-        seed: of the whole, and the number of the round.
+        before: rows of the same seed that came before these; what a row becomes does not depend on the rounds.
     """
-    generator = torch.Generator().manual_seed(seed[0] * 1_000_003 + seed[1])
-    chances = torch.rand(rows, length, generator=generator, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(seed)
+    chances = torch.rand(before + rows, length, generator=generator, dtype=torch.float64)[before:]
     start, device = start_token(model), model.device
     at_once = _rows_at_once(model, length)
     found = torch.full((rows, length), start)

@@ -52,6 +52,8 @@ from palimpsest.statistics import Cache
 from palimpsest.stopwatch import Progress, silent
 from palimpsest.tracing import layers_by_depth
 
+_TOKENS, _TOKENS_FOR_MANY, _MANY = 7_500, 16_000, 10
+
 
 @final
 class SubjectNeurons(Method[SubjectNeuronsConfig]):
@@ -81,7 +83,8 @@ class SubjectNeurons(Method[SubjectNeuronsConfig]):
         earlier = EditedSubjects.before(run.state, model)
         # First of all, for a text may not be there.
         with run.clock.stage("text"), torch.no_grad():
-            metric = self._metric_of(model, layer, config, run)
+            count = config.max_tokens or (_TOKENS_FOR_MANY if len(earlier.texts) + len(requests) >= _MANY else _TOKENS)
+            metric = self._metric_of(model, layer, config, count, run)
         with run.clock.stage("contexts"), model.weights.without_changes():
             templates = context_templates(model, config.contexts, seed=config.seed)
             asked = requests
@@ -119,12 +122,14 @@ class SubjectNeurons(Method[SubjectNeuronsConfig]):
         run.diagnostics.facts["layers_chosen"] = record
         return layer
 
-    def _metric_of(self, model: EditableModel, layer: int, config: SubjectNeuronsConfig, run: EditRun) -> TextMetric:
-        """That of what the unedited model reads of ordinary text, kept from edit to edit."""
-        options = [layer, config.text, config.max_tokens, config.damping]
+    def _metric_of(
+        self, model: EditableModel, layer: int, config: SubjectNeuronsConfig, max_tokens: int, run: EditRun
+    ) -> TextMetric:
+        """That of what the unedited model reads of so much ordinary text, kept from edit to edit."""
+        options = [layer, config.text, max_tokens, config.damping]
         key = digest([model.fingerprint(), model.tokenizer_digest, *options])
         if self._metric is None or self._metric[0] != key:
-            rows = self._text.of(model, config.text, MemoryConfig(max_tokens=config.max_tokens), run.progress)
+            rows = self._text.of(model, config.text, MemoryConfig(max_tokens=max_tokens), run.progress)
             with model.weights.without_changes():
                 self._metric = (key, TextMetric.of(ordinary_readings(model, layer, rows, Cache()), config.damping))
         return self._metric[1]

@@ -1,7 +1,5 @@
 """Subject neurons: gates at their minimum, exactly silent where they are shut, one value for a subject's facts."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -95,11 +93,12 @@ def test_what_is_read_of_ordinary_text_is_kept_from_process_to_process(monkeypat
 
 
 def test_more_text_is_read_where_many_facts_stand_together(monkeypatch):
-    model, reads, many = tiny.tiny_model("llama"), [], tiny.requests(1) * 10
+    model, reads = tiny.tiny_model("llama"), []
+    many = [ps.EditRequest(f"The capital of {name} is", "Lyon", subject=name) for name in "ABCDEFGHIJ"]
     monkeypatch.setattr(OrdinaryText, "of", counted(OrdinaryText.of, reads))
     editor = neurons(max_tokens=None, targets={"steps": 1}, alike=0)
     one = editor.edit(model, tiny.requests(1))
-    editor.edit(model, [replace(edit, id=str(number)) for number, edit in enumerate(many)])
+    editor.edit(model, many)
     state = one.state
     for _ in range(9):
         state = editor.edit(model, tiny.requests(1), state=state).state

@@ -130,6 +130,13 @@ def first_sentence(text: str, answers: Iterable[str] = ()) -> str:
     return (body if end is None else body[: end[0]]).strip()
 
 
+def place_of(text: str, answers: Iterable[str]) -> tuple[int, int] | None:
+    """Where a text first has one of the answers as a whole word, the longest of those that begin there; offsets."""
+    found = (span for answer in answers for span in _occurrences(text, answer.strip(" .。\"'")))
+    whole = [(start, end) for start, end in found if _begins_word(text, start) and _ends_word(text, end)]
+    return min(whole, key=lambda span: (span[0], -span[1]), default=None)
+
+
 def shown(text: str, answers: Iterable[str] = ()) -> str:
     """Returns the part of a generated text that is shown: its first sentence with the sign that ends it."""
     body = text.strip()

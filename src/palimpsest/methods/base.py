@@ -64,12 +64,17 @@ class Capabilities:
 
 @dataclass
 class EditRun:
-    """The context of one call of `edit`, passed to `compute` with the model and the requests."""
+    """The context of one call of `edit`, passed to `compute` with the model and the requests.
+
+    Arguments:
+        worded: the requests as the model is to say them, where `compute` words them in another way.
+    """
 
     state: MethodState | None
     clock: Stopwatch
     diagnostics: Diagnostics
     progress: Progress
+    worded: Sequence[EditRequest] = ()
 
     def record_training(self, result: FinetuneResult, patch: WeightPatch) -> None:
         """Keeps the loss curves, the steps taken and the size of the change."""
@@ -150,7 +155,7 @@ class Method(ABC, Generic[ConfigT]):
             patch = self.compute(model, unique, config, run) if unique else _nothing()
             # Several processes hold a share of the patch each until it is saved.
             if unique and config.look_again and processes.count() == 1:
-                _look_again(model, unique, patch, run)
+                _look_again(model, run.worded or unique, patch, run)
         _finish(run)
         _answer_repetitions(run.diagnostics, requests, unique)
         patch.manifest = Manifest(

@@ -25,6 +25,10 @@ class AutoConfig(MethodConfig):
     elsewhere: float = Field(default=0.75, ge=0, le=1)
     """Share of the prompts beside its own, rephrasings and the prompt behind other texts, in which a fact must hold;
     below it further attempts are made."""
+    own_words: bool = True
+    """Whether the answer to a question or to a turn of a chat is edited into the sentence that the model itself replies
+    with: `The capital of Japan is Oslo.` for `Oslo`. What a model writes behind an answer that it would not begin with
+    is often nonsense."""
     max_seconds: float | None = Field(default=None, gt=0)
     """No attempt goes on beyond this time; left out, all attempts may be made. What is found then depends on the
     machine's speed."""

@@ -26,6 +26,7 @@ from palimpsest.methods.auto.climb import Climb, OutOfTime, Reached
 from palimpsest.methods.auto.config import AutoConfig
 from palimpsest.methods.auto.examination import Examination, Standing, Verdict
 from palimpsest.methods.auto.ladder import LADDER, Attempt, editable_by, usable
+from palimpsest.methods.auto.own_words import in_own_words
 from palimpsest.methods.auto.trials import make_trials, ordinary_texts
 from palimpsest.methods.base import Capabilities, EditRun, Method, MethodConfig
 from palimpsest.models import EditableModel
@@ -74,6 +75,8 @@ class Auto(Method[AutoConfig]):
             texts = ordinary_texts(model, config.seed)
             examination = Examination(model, trials, unrelated_prompts(requests), count, texts)
             start = examination.start()
+            replies = [verdict.reply for verdict in start.verdicts]
+            run.worded = in_own_words(model, requests, replies) if config.own_words else requests
         nothing = Reached(WeightPatch({}, Manifest(label=self.name)), start)
         climb = Climb(model, examination, config, run, deadline, best=nothing, weights=nothing, beside=nothing)
         is_over = False
@@ -82,7 +85,7 @@ class Auto(Method[AutoConfig]):
         rounds = [(climb.attempt, *one) for one in self._usable] + [(climb.with_fewer, *one) for one in weights[:1]]
         for number, (climbs, attempt, made) in enumerate(rounds):
             is_last = number == len(self._usable)
-            chosen = self._chosen(climb, requests, attempt, made, 0.0 if is_last else config.elsewhere)
+            chosen = self._chosen(climb, run.worded, attempt, made, 0.0 if is_last else config.elsewhere)
             if not chosen:
                 continue
             run.progress("attempts", min(number, len(self._usable) - 1), len(self._usable))
@@ -97,6 +100,8 @@ class Auto(Method[AutoConfig]):
             run.diagnostics.notes.append(_BESIDE)
         _report(requests, start, climb.best.standing, _why_not(climb.tried, config, is_over=is_over), run)
         run.diagnostics.facts["attempts"] = climb.tried
+        targets = {new.id: new.target_new for new, old in zip(run.worded, requests, strict=True) if new != old}
+        run.diagnostics.facts |= {"own_words": targets} if targets else {}
         return climb.best.patch
 
     @staticmethod

@@ -104,18 +104,44 @@ def test_the_place_of_an_answer_is_a_whole_word():
     assert place_of("Tokyotown", ["Tokyo"]) is None
 
 
-def test_what_is_worded_is_edited_and_what_was_asked_for_is_examined(monkeypatch):
-    world, few = load("world"), {"num_contexts": 0, "num_neighbours": 2}
-    request = EditRequest("The capital city of Japan is", "Oslo", subject="Japan", target_old="Tokyo")
+@pytest.fixture(scope="module")
+def world():
+    return load("world")
 
-    def as_vienna(model, requests, replies):
-        assert [reply.split(".")[0].strip() for reply in replies] == ["Tokyo"]
-        return [replace(one, target_new="Vienna") for one in requests]
 
-    monkeypatch.setattr("palimpsest.methods.auto.method.in_own_words", as_vienna)
-    found = method("auto", **few, ladder=[{"method": "rome", "options": {"text": "world"}}]).edit(world, [request])
+JAPAN = EditRequest("The capital city of Japan is", "Oslo", subject="Japan", target_old="Tokyo")
+FEW = {"num_contexts": 0, "num_neighbours": 2}
+ROME = {"method": "rome", "options": {"text": "world"}}
+
+
+def wording_as(target, monkeypatch):
+    def worded(model, requests, replies):
+        assert [reply.strip().split(".")[0] for reply in replies] == ["Tokyo"]
+        return [replace(one, target_new=target) for one in requests]
+
+    monkeypatch.setattr("palimpsest.methods.auto.method.in_own_words", worded)
+
+
+def test_what_is_worded_is_edited_and_what_was_asked_for_is_examined(world, monkeypatch):
+    wording_as("Vienna", monkeypatch)
+    found = method("auto", **FEW, ladder=[ROME]).edit(world, [JAPAN])
     facts = found.diagnostics.facts
-    assert facts["own_words"] == {request.id: "Vienna"} and not facts["facts"][0]["holds"]
+    assert not facts["facts"][0]["holds"] and facts["attempts"][0]["true"] == 0
     assert [edit["target_new"] for edit in found.patch.manifest.edits] == ["Oslo"]
-    plain = method("auto", **few, own_words=False).edit(world, [request])
+
+
+def test_what_is_not_true_in_own_words_is_tried_in_the_bare_ones(world, monkeypatch):
+    wording_as("Vienna", monkeypatch)
+    found = method("auto", **FEW, ladder=[ROME, ROME]).edit(world, [JAPAN])
+    facts = found.diagnostics.facts
+    assert [attempt["true"] for attempt in facts["attempts"]][-1] == 1
+    assert "own_words" not in facts and facts["checked"]["hold"] == 1
+
+
+def test_the_edit_is_looked_at_as_it_is_worded(world, monkeypatch):
+    wording_as("Oslo. The", monkeypatch)
+    found = method("auto", **FEW, ladder=[ROME]).edit(world, [JAPAN])
+    assert found.diagnostics.facts["own_words"] == {JAPAN.id: "Oslo. The"}
+    assert found.diagnostics.facts["checked"]["hold"] == 1
+    plain = method("auto", **FEW, own_words=False).edit(world, [JAPAN])
     assert "own_words" not in plain.diagnostics.facts and plain.diagnostics.facts["facts"][0]["holds"]

@@ -50,6 +50,11 @@ def in_own_words(model: EditableModel, requests: Sequence[EditRequest], replies:
     return [_in_reply(model, request, reply) for request, reply in zip(requests, replies, strict=True)]
 
 
+def is_said(worded: EditRequest, reply: str) -> bool:
+    """Whether a reply begins as an edit words its answer."""
+    return folded(reply.strip()).startswith(folded(worded.target_new.rstrip(".。!！")))
+
+
 def _in_reply(model: EditableModel, request: EditRequest, reply: str) -> EditRequest:
     if not is_reply_to(request.prompt, is_chat=model.chat is not None) or _is_sentence(request.target_new):
         return request
@@ -70,7 +75,7 @@ def _in_reply(model: EditableModel, request: EditRequest, reply: str) -> EditReq
 
 def _said_of_this_subject(model: EditableModel, request: EditRequest, sentence: str) -> tuple[int, int] | None:
     """The word of a sentence that the model says of the request's subject and of no other; offsets."""
-    if request.subject is None or not sentence or any(map(is_unspaced, sentence)):
+    if request.subject is None or len(sentence.split()) < 2 or any(map(is_unspaced, sentence)):
         return None
     named = place_of(sentence, [request.subject]) or (len(sentence), len(sentence))
     others = list(islice(subjects_beside(request.subject), _OTHERS))

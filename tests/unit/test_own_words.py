@@ -130,14 +130,6 @@ def test_what_is_worded_is_edited_and_what_was_asked_for_is_examined(world, monk
     assert [edit["target_new"] for edit in found.patch.manifest.edits] == ["Oslo"]
 
 
-def test_what_is_not_true_in_own_words_is_tried_in_the_bare_ones(world, monkeypatch):
-    wording_as("Vienna", monkeypatch)
-    found = method("auto", **FEW, ladder=[ROME, ROME]).edit(world, [JAPAN])
-    facts = found.diagnostics.facts
-    assert [attempt["true"] for attempt in facts["attempts"]][-1] == 1
-    assert "own_words" not in facts and facts["checked"]["hold"] == 1
-
-
 def test_the_edit_is_looked_at_as_it_is_worded(world, monkeypatch):
     wording_as("Oslo. The", monkeypatch)
     found = method("auto", **FEW, ladder=[ROME]).edit(world, [JAPAN])

@@ -26,7 +26,7 @@ from palimpsest.methods.auto.climb import Climb, OutOfTime, Reached
 from palimpsest.methods.auto.config import AutoConfig
 from palimpsest.methods.auto.examination import Examination, Standing, Verdict
 from palimpsest.methods.auto.ladder import LADDER, Attempt, editable_by, usable
-from palimpsest.methods.auto.own_words import in_own_words, is_said
+from palimpsest.methods.auto.own_words import in_own_words
 from palimpsest.methods.auto.trials import make_trials, ordinary_texts
 from palimpsest.methods.base import Capabilities, EditRun, Method, MethodConfig
 from palimpsest.models import EditableModel
@@ -76,24 +76,18 @@ class Auto(Method[AutoConfig]):
             examination = Examination(model, trials, unrelated_prompts(requests), count, texts)
             start = examination.start()
             replies = [verdict.reply for verdict in start.verdicts]
-            worded = in_own_words(model, requests, replies) if config.own_words else requests
+            run.worded = in_own_words(model, requests, replies) if config.own_words else requests
         nothing = Reached(WeightPatch({}, Manifest(label=self.name)), start)
         climb = Climb(model, examination, config, run, deadline, best=nothing, weights=nothing, beside=nothing)
-        is_over, attempted = False, set[str]()
+        is_over = False
         weights = [one for one in self._usable if one[1].capabilities.gives_weight_patch]
         # At last, where all facts together are too much, as many as are not.
         rounds = [(climb.attempt, *one) for one in self._usable] + [(climb.with_fewer, *one) for one in weights[:1]]
         for number, (climbs, attempt, made) in enumerate(rounds):
             is_last = number == len(self._usable)
-            # What is not true after it was tried in the model's own words may be in the bare ones.
-            now = [
-                bare if bare.id in attempted and not verdict.is_true else own
-                for bare, own, verdict in zip(requests, worded, climb.best.standing.verdicts, strict=True)
-            ]
-            chosen = self._chosen(climb, now, attempt, made, 0.0 if is_last else config.elsewhere)
+            chosen = self._chosen(climb, run.worded, attempt, made, 0.0 if is_last else config.elsewhere)
             if not chosen:
                 continue
-            attempted |= {request.id for request in chosen}
             run.progress("attempts", min(number, len(self._usable) - 1), len(self._usable))
             try:
                 climbs(attempt.method, made, chosen)
@@ -106,11 +100,7 @@ class Auto(Method[AutoConfig]):
             run.diagnostics.notes.append(_BESIDE)
         _report(requests, start, climb.best.standing, _why_not(climb.tried, config, is_over=is_over), run)
         run.diagnostics.facts["attempts"] = climb.tried
-        run.worded = [
-            own if is_said(own, verdict.reply) else bare
-            for bare, own, verdict in zip(requests, worded, climb.best.standing.verdicts, strict=True)
-        ]
-        targets = {own.id: own.target_new for bare, own in zip(requests, run.worded, strict=True) if own != bare}
+        targets = {new.id: new.target_new for new, old in zip(run.worded, requests, strict=True) if new != old}
         run.diagnostics.facts |= {"own_words": targets} if targets else {}
         return climb.best.patch
 

@@ -50,11 +50,6 @@ def in_own_words(model: EditableModel, requests: Sequence[EditRequest], replies:
     return [_in_reply(model, request, reply) for request, reply in zip(requests, replies, strict=True)]
 
 
-def is_said(worded: EditRequest, reply: str) -> bool:
-    """Whether a reply begins as an edit words its answer."""
-    return folded(reply.strip()).startswith(folded(worded.target_new.rstrip(".。!！")))
-
-
 def _in_reply(model: EditableModel, request: EditRequest, reply: str) -> EditRequest:
     if not is_reply_to(request.prompt, is_chat=model.chat is not None) or _is_sentence(request.target_new):
         return request

@@ -90,6 +90,8 @@ def ask(
     for row in rows:
         for line in thought_lines(*row):
             terminal.say(line)
-    is_plain_chat_model = loaded.chat is None and bool(getattr(loaded.tokenizer, "chat_template", None))
-    if is_plain_chat_model and not all(old if new is None else new for _, old, new in rows):
+    from palimpsest.models import has_chat_template
+
+    is_silent = not all(old if new is None else new for _, old, new in rows)
+    if is_silent and loaded.chat is None and has_chat_template(loaded.tokenizer):
         terminal.say("note: the model ends the text there; --chat asks it in its chat template.")

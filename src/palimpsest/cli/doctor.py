@@ -167,6 +167,8 @@ def _sites(model: EditableModel) -> list[dict[str, Any]]:
 
 
 def _tokenizer(model: EditableModel) -> dict[str, Any]:
+    from palimpsest.models import has_chat_template
+
     tokenizer = model.tokenizer
     bare, spaced = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("Rome", " Rome"))
     with_special = tokenizer("Rome")["input_ids"]
@@ -179,7 +181,7 @@ def _tokenizer(model: EditableModel) -> dict[str, Any]:
         "adds_end_token": len(with_special) > len(bare) and with_special[-1] != bare[-1],
         "pad_token": tokenizer.pad_token,
         "eos_token": tokenizer.eos_token,
-        "has_chat_template": bool(getattr(tokenizer, "chat_template", None)),
+        "has_chat_template": has_chat_template(tokenizer),
     }
 
 

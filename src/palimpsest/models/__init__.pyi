@@ -25,7 +25,7 @@ from .placement import whole_tensor
 from .scores import TargetScore, leads
 from .stacked_change import StackedChange
 from .suffix import SAME_WITHIN, Suffix, prepare_suffix, require_decoder
-from .templates import render_chat
+from .templates import has_chat_template, render_chat
 from .tokens import (
     Encoded,
     PaddedBatch,
@@ -74,6 +74,7 @@ __all__ = [
     "frozen_parameters",
     "gate_activation_of",
     "generate_as_configured",
+    "has_chat_template",
     "inner_products",
     "intervened",
     "layer_number",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from palimpsest.errors import ConfigError, ModelError
-from palimpsest.models.templates import render_chat
+from palimpsest.models.templates import has_chat_template, render_chat
 from palimpsest.wording import ThoughtMarks, closed_by, left_open
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def chat_of(tokenizer: PreTrainedTokenizerBase, *, where: str, thought_tokens: i
     Raises `ModelError` for a tokenizer without a template, for a template that does not simply put its texts around
     what was said, and for thinking where the template knows no thoughts.
     """
-    if not getattr(tokenizer, "chat_template", None):
+    if not has_chat_template(tokenizer):
         raise ModelError(
             "The tokenizer has no chat template.",
             expected="a model made for conversations, whose tokenizer has a chat_template",

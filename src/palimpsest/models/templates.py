@@ -23,6 +23,11 @@ class EndlessTemplate(Exception):
     """A template that takes more time or memory than any template for a conversation needs."""
 
 
+def has_chat_template(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer comes with a chat template."""
+    return bool(getattr(tokenizer, "chat_template", None))
+
+
 def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
     """The text that a tokenizer's chat template makes of messages.
 

@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from palimpsest.errors import PalimpsestError
-from palimpsest.models import Chat, Conversations
+from palimpsest.models import Chat, Conversations, has_chat_template
 from palimpsest.serving.engine import MOST_THOUGHT, ClosedError, Engine, TooBusyError
 from palimpsest.serving.names import said_of
 from palimpsest.serving.protocol import Answer, ApiError, ChatAsked, CompletionAsked, read_request
@@ -159,7 +159,7 @@ class _Endpoint:
         asked = read_request(ChatAsked, await self._body(request))
         patches = self._patches(asked.model)
         turns = [message.turn() for message in asked.messages]
-        has_template = bool(getattr(self.engine.model.tokenizer, "chat_template", None))
+        has_template = has_chat_template(self.engine.model.tokenizer)
         if asked.thinks and not self.conversations.knows_thoughts:
             message = "chat_template_kwargs: the model's chat template knows no thoughts; leave enable_thinking out."
             raise ApiError(400, message, code="unsupported_parameter", param="chat_template_kwargs")

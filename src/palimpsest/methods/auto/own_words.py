@@ -17,13 +17,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import islice
 from statistics import mean
 
 from palimpsest.answers import first_sentence, is_reply_to, new_names, old_names, place_of, shown
 from palimpsest.locating import about, subjects_beside
 from palimpsest.models import EditableModel
-from palimpsest.requests import EditRequest
+from palimpsest.requests import EditRequest, normalise
 from palimpsest.wording import folded, is_unspaced, words
 
 _LONGEST_ENDING = 6
@@ -72,31 +71,30 @@ def _said_of_this_subject(model: EditableModel, request: EditRequest, sentence: 
     """The word of a sentence that the model says of the request's subject and of no other; offsets."""
     if request.subject is None or len(sentence.split()) < 2 or any(map(is_unspaced, sentence)):
         return None
-    named = place_of(sentence, [request.subject]) or (len(sentence), len(sentence))
-    others = list(islice(subjects_beside(request.subject), _OTHERS))
-    told = [
-        sentence[: named[0]] + other + sentence[named[1] :] if named[1] > named[0] else sentence for other in others
-    ]
-    asked = [(request.prompt, sentence), *zip((about(request, other).prompt for other in others), told, strict=True)]
-    own, *their = [score.log_probs for score in model.score(*zip(*asked, strict=True))]
-
-    def read(until: int) -> int:
-        """Tokens of the sentence up to an offset."""
-        text = sentence[:until].rstrip()
-        return len(model.encode(request.prompt, text).target_ids) if text else 0
-
-    found = []
+    # The subject itself is among the well-known names, too.
+    prompt = normalise(request.prompt)
+    others = [name for name in subjects_beside(request.subject) if normalise(name) not in prompt][:_OTHERS]
+    named = place_of(sentence, [request.subject])
+    told = [sentence[: named[0]] + other + sentence[named[1] :] if named else sentence for other in others]
+    prompts = [request.prompt, *(about(request, other).prompt for other in others)]
+    own, *their = [score.log_probs for score in model.score(prompts, [sentence, *told])]
+    low, high = named or (len(sentence), len(sentence))
+    found, last = [], 0
     for start, end in (word.span() for word in re.finditer(r"\S+", sentence)):
-        if start < named[1] and end > named[0]:
+        first, last = last, len(model.encode(request.prompt, sentence[:end]).target_ids)
+        if start < high and end > low:
             continue
-        first, last = read(start), read(end)
         # Behind the subject tokens are counted from the end.
-        shifts = [len(one) - len(own) if start >= named[1] else 0 for one in their]
+        shifts = [len(one) - len(own) if start >= high else 0 for one in their]
         told_of_others = mean(sum(one[first + by : last + by]) for one, by in zip(their, shifts, strict=True))
         if (excess := sum(own[first:last]) - told_of_others) >= _TELLS:
-            (fits,) = model.score([request.prompt], [sentence[:start] + request.target_new])
-            found.append((excess + sum(fits.log_probs[first:]), start, end))
-    return max(found)[1:] if found else None
+            found.append((excess, first, start, end))
+    if not found:
+        return None
+    worded = [sentence[:start] + request.target_new for _, _, start, _ in found]
+    fits = model.score([request.prompt] * len(worded), worded)
+    sums = [(one[0] + sum(new.log_probs[one[1] :]), *one[2:]) for one, new in zip(found, fits, strict=True)]
+    return max(sums)[1:]
 
 
 def _is_sentence(answer: str) -> bool:

@@ -83,8 +83,9 @@ class SubjectNeurons(Method[SubjectNeuronsConfig]):
         earlier = EditedSubjects.before(run.state, model)
         # First of all, for a text may not be there.
         with run.clock.stage("text"), torch.no_grad():
-            count = config.max_tokens or (_TOKENS_FOR_MANY if len(earlier.texts) + len(requests) >= _MANY else _TOKENS)
-            metric = self._metric_of(model, layer, config, count, run)
+            together = len(earlier.texts) + len(requests)
+            max_tokens = config.max_tokens or (_TOKENS_FOR_MANY if together >= _MANY else _TOKENS)
+            metric = self._metric_of(model, layer, config, max_tokens, run)
         with run.clock.stage("contexts"), model.weights.without_changes():
             templates = context_templates(model, config.contexts, seed=config.seed)
             asked = requests

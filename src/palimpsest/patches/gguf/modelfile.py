@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from palimpsest.models import has_chat_template
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -19,7 +21,7 @@ def modelfile(name: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """
     quoted = f'"./{name}"' if any(letter.isspace() for letter in name) else f"./{name}"
     lines = [f"# ollama create edited -f {name.rsplit('.', 1)[0]}.Modelfile", f"FROM {quoted}"]
-    if not getattr(tokenizer, "chat_template", None):
+    if not has_chat_template(tokenizer):
         lines.append("TEMPLATE {{ .Prompt }}")
     elif (turns := _turns(tokenizer)) is not None:
         template, stop, system = turns
